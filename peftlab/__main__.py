@@ -1,0 +1,5 @@
+"""`python -m peftlab`, also under `accelerate launch -m peftlab`."""
+
+from peftlab.cli import app
+
+app(prog_name="peftlab")

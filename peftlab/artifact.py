@@ -1,0 +1,101 @@
+"""A tuned model on disk: the method's tensors, and all it takes to use them again: base, task, labels, tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import ValidationError
+
+from peftlab.base import Base, autocast, load_base
+from peftlab.methods import AnyMethod
+from peftlab.model import AnyModel
+from peftlab.part import BadInput, Settings
+from peftlab.quantization import AnyQuantization, Quantization
+from peftlab.tasks import AnyTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FILE = "peftlab.json"
+FOLDER = "adapter"  # of a run
+
+
+class Card(Settings):
+    """What stands beside the tensors."""
+
+    version: Literal[1] = 1
+    model: AnyModel
+    model_fingerprint: str
+    task: AnyTask  # fitted: it knows its labels
+    method: AnyMethod
+    quantization: AnyQuantization
+    precision: Literal["float32", "bfloat16"]
+    limit: int  # tokens of the longest input
+    recipe_digest: str
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned model, loaded."""
+
+    card: Card
+    model: torch.nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    base: Base
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision the model was trained in."""
+        return autocast(self.card.precision, self.base.model.device)
+
+
+def save(card: Card, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> int:
+    """Write everything into `folder`; return the bytes of the tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    card.method.save(model, folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    (folder / FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def read_card(folder: Path) -> Card:
+    """The card of a run or of its adapter folder. Raises BadInput with one line."""
+    path = folder / FILE if (folder / FILE).exists() else folder / FOLDER / FILE
+    try:
+        return Card.model_validate_json(path.read_bytes())
+    except OSError:
+        raise BadInput(f"{folder}: no tuned model here (no {FILE} in it or in its {FOLDER}/)") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def load(folder: Path, *, device: torch.device, quantization: Quantization | None = None) -> Tuned:
+    """Load a run's model for inference, over `quantization` if it shall be another than the one it was trained over."""
+    import transformers
+
+    card = read_card(folder)
+    inner = folder if (folder / FILE).exists() else folder / FOLDER
+    files = card.model.files()
+    if files.fingerprint != card.model_fingerprint:
+        raise BadInput(
+            f"{folder}: trained on another version of {card.model.id}: "
+            f"found {files.fingerprint[:12]}, wanted {card.model_fingerprint[:12]}"
+        )
+    base = load_base(
+        card.model,
+        files,
+        card.task,
+        card.quantization if quantization is None else quantization,
+        device=device,
+        compute=getattr(torch, card.precision),
+        frozen=not card.method.trains_base,
+    )
+    model = card.method.load(base.model, inner)
+    model.to(device)
+    model.eval()
+    return Tuned(card, model, transformers.AutoTokenizer.from_pretrained(inner), base)

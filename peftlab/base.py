@@ -1,0 +1,154 @@
+"""The base: pretrained model and tokenizer, frozen, perhaps quantised, on its device; its head float."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import transformers
+
+from peftlab.model import Files, Model
+from peftlab.part import BadInput
+from peftlab.quantization import Quantization
+from peftlab.tasks.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Precision = Literal["float32", "bfloat16"]  # of the computation
+
+_DROPOUT = re.compile(r"(dropout|pdrop|dropout_prob|dropout_rate|drop)$")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model ready for a method to be applied."""
+
+    model: PreTrainedModel
+    head: tuple[str, ...]  # modules of the task's new head, by full name
+    parameters: int  # logical: a packed 4-bit weight counts as the weights it holds
+    files: Files
+
+
+def load_tokenizer(files: Files, task: Task) -> PreTrainedTokenizerBase:
+    """The base's fast tokenizer, without any truncation or padding that its file may prescribe."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder)
+    if task.pretokenized and getattr(tokenizer, "add_prefix_space", None) is False:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, add_prefix_space=True)
+    if not tokenizer.is_fast:
+        raise BadInput(f"model: {files.source} has no fast tokenizer (tokenizer.json), which aligns words and tokens")
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def longest_input(files: Files, task: Task) -> int:
+    """How many tokens an example may have: the recipe's word, within what the base has positions for."""
+    config = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    if positions is None:
+        return task.max_length or 512
+    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
+        positions -= 2  # their positions start after the padding token's
+    if task.max_length is not None and task.max_length > positions:
+        raise BadInput(f"task.max_length: {task.max_length} tokens, but {files.source} has {positions} positions")
+    return int(task.max_length or positions)
+
+
+def load_base(
+    model: Model,
+    files: Files,
+    task: Task,
+    quantization: Quantization,
+    *,
+    device: torch.device,
+    compute: torch.dtype,
+    frozen: bool = True,
+    dropout: float | None = 0.0,
+    seed: int = 0,
+) -> Base:
+    """Load the base with the task's head.
+
+    `compute` is the dtype of the frozen weights and of quantised matmuls; a base that trains (not `frozen`) stays
+    float32, as does the head. `seed` draws the new head. Raises BadInput if the base has no such head.
+    """
+    auto = getattr(transformers, task.auto_class)
+    config = transformers.AutoConfig.from_pretrained(files.folder, **task.model_settings())
+    if dropout is not None:
+        _set_dropout(config, dropout)
+    try:
+        with torch.device("meta"):
+            skeleton = auto.from_config(config)
+    except ValueError as error:
+        raise BadInput(f"model: {files.source} cannot serve {task.kind}: {str(error).splitlines()[0][:200]}") from None
+    head = head_modules(skeleton, task)
+    dtype = compute if frozen else torch.float32
+    settings: dict[str, Any] = {}
+    quantized = quantization.config(_kept_float(skeleton, head), dtype)
+    if quantized is not None:
+        settings = {"quantization_config": quantized, "device_map": {"": device}}
+    torch.manual_seed(seed)
+    loaded = auto.from_pretrained(files.folder, config=config, dtype=dtype, use_safetensors=True, **settings)
+    if quantized is None:
+        loaded.to(device)
+    loaded.requires_grad_(False)
+    for name in head:
+        loaded.get_submodule(name).float()
+    quantization.prepare(loaded)
+    loaded.config._name_or_path = loaded.name_or_path = (
+        model.id
+    )  # an adapter names its base by id, not by a local folder
+    return Base(loaded, head, count(skeleton), files)
+
+
+def resolve_precision(wanted: Literal["auto", "float32", "bfloat16"], device: torch.device) -> Precision:
+    """`auto` means bfloat16 where the device computes in it natively."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The context a forward pass runs in."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def head_modules(model: PreTrainedModel, task: Task) -> tuple[str, ...]:
+    """The modules that the task adds to the pretrained trunk; none for a task that uses the pretrained output."""
+    if not task.new_head:
+        return ()
+    return tuple(
+        name
+        for name, child in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in child.parameters())
+    )
+
+
+def count(model: torch.nn.Module) -> int:
+    """How many numbers the parameters of an unquantised model are, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _kept_float(skeleton: PreTrainedModel, head: Sequence[str]) -> list[str]:
+    """What must not be quantised. transformers' own guess misses a head with a bias, and a list replaces the guess."""
+    output = skeleton.get_output_embeddings()
+    return [*head, *(name for name, module in skeleton.named_modules() if output is not None and module is output)]
+
+
+def _set_dropout(config: PretrainedConfig, rate: float) -> None:
+    for name, value in config.to_dict().items():
+        if (_DROPOUT.search(name) and isinstance(value, (int, float)) and not isinstance(value, bool)) or (
+            name == "classifier_dropout" and value is None
+        ):
+            setattr(config, name, rate)

@@ -1,0 +1,64 @@
+"""A data set by its hub id: a local folder, then the registry package that carries it, then the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from peftlab import assets
+from peftlab.data.data import SPLITS, Data
+from peftlab.data.registry import REGISTRY
+from peftlab.examples import Row
+from peftlab.part import BadInput
+
+
+class Hub(Data):
+    """A hub id such as `eriktks/conll2003`; class numbers become class names."""
+
+    kind: Literal["hub"] = "hub"
+    id: str
+    revision: str | None = None
+    configuration: str | None = None  # the hub's "subset", e.g. "sst2" of GLUE
+    splits: dict[str, str] = {}  # train, validation or test -> the hub's name for it
+
+    def read(self) -> tuple[dict[str, list[Row]], str]:
+        if not Path(self.id).is_dir() and self.revision is None:
+            asset = assets.find(self.id)
+            if asset is not None and asset.id in REGISTRY:
+                return REGISTRY[asset.id](assets.fetch(asset)), f"{asset.id} ({asset.package} {asset.version})"
+        return self._from_hub(), self.id if self.revision is None else f"{self.id}@{self.revision}"
+
+    def _from_hub(self) -> dict[str, list[Row]]:
+        import datasets
+
+        try:
+            loaded = datasets.load_dataset(self.id, self.configuration, revision=self.revision)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise BadInput(
+                f"data: {self.id!r} is neither a folder, nor known to the registry, nor reachable: {reason}"
+            ) from None
+        return {
+            split: _rows(loaded[name], f"{self.id} {name}")
+            for split in SPLITS
+            if (name := self.splits.get(split, split)) in loaded
+        }
+
+
+def _rows(dataset: object, where: str) -> list[Row]:
+    """Rows of a `datasets.Dataset`, with the names of its class labels in place of their numbers."""
+    from datasets import ClassLabel, Dataset, List
+
+    assert isinstance(dataset, Dataset)
+    names: dict[str, ClassLabel] = {}
+    for column, feature in dataset.features.items():
+        inner = feature.feature if isinstance(feature, List) else feature
+        if isinstance(inner, ClassLabel):
+            names[column] = inner
+    rows = []
+    for number, record in enumerate(dataset, start=1):
+        for column, label in names.items():
+            value = record[column]
+            record[column] = label.int2str(value) if value is not None else None
+        rows.append(Row(f"{where} row {number}", record))
+    return rows

@@ -1,0 +1,102 @@
+"""Bottleneck adapters (Houlsby et al., 2019; Pfeiffer et al., 2021; He et al., 2022): small layers in a frozen base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from peftlab.methods.method import Plan, Setting
+from peftlab.methods.peft_method import PeftMethod
+from peftlab.tuners.placement import PLACEMENTS
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from torch import nn
+
+
+# What a variant's own paper and AdapterHub chose, where it is not the default.
+PUBLISHED: dict[str, dict[str, Any]] = {"houlsby": {"activation": "silu"}, "parallel": {"scaling": 4.0}}
+
+
+class Adapter(PeftMethod):
+    """hidden + scaling * up(activation(down(input))), before the residual sum of a sublayer.
+
+    input is hidden itself (houlsby, after self-attention and after the feed-forward block), the sum as it would leave
+    the layer (pfeiffer, feed-forward block alone) or what came into the sublayer (parallel, likewise).
+    """
+
+    kind: Literal["adapter"] = "adapter"
+    title: ClassVar[str] = "Adapter"
+    paper: ClassVar[str | None] = (
+        "Houlsby et al., 2019, arXiv:1902.00751; Pfeiffer et al., 2021, arXiv:2005.00247; "
+        "He et al., 2022, arXiv:2110.04366"
+    )
+    fidelity: ClassVar[str | None] = (
+        "placed as in AdapterHub, so without one after cross-attention; the up-projection starts at zero (Houlsby, "
+        "Pfeiffer: near zero), so that training starts from the base exactly; layer norms are frozen unless "
+        "train_layer_norms (Houlsby: trained)"
+    )
+    learning_rate: ClassVar[float] = 3e-4
+
+    variant: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
+    bottleneck: Annotated[int, Field(gt=0)] | None = None  # width; or else
+    reduction_factor: Annotated[int, Field(gt=0)] | None = None  # model width / bottleneck; 16 if neither is given
+    activation: Literal["relu", "silu", "gelu"] = "relu"
+    scaling: float = 1.0
+    dropout: float = Field(default=0.0, ge=0, lt=1)  # on the bottleneck
+    train_layer_norms: bool = False  # all the base's: each adapter has its own copies
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, settings: Any) -> Any:
+        if not isinstance(settings, dict):
+            return settings
+        width = {} if settings.get("bottleneck") else {"reduction_factor": 16}
+        return {**width, **PUBLISHED.get(str(settings.get("variant")), {}), **settings}
+
+    @model_validator(mode="after")
+    def _one_width(self) -> Self:
+        if (self.bottleneck is None) == (self.reduction_factor is None):
+            raise ValueError(
+                f"adapter: give either bottleneck (found {self.bottleneck}) "
+                f"or reduction_factor (found {self.reduction_factor})"
+            )
+        return self
+
+    def unsupported(self, setting: Setting) -> str | None:
+        if setting.architecture is None or setting.architecture in PLACEMENTS:
+            return None
+        return f"adapter: unknown architecture {setting.architecture!r}; known are {', '.join(PLACEMENTS)}"
+
+    def config(self, model: nn.Module, plan: Plan) -> PeftConfig:
+        from peftlab.tuners.adapter import AdapterConfig
+
+        model_config: Any = model.config
+        return AdapterConfig(
+            task_type=plan.task_type,
+            variant=self.variant,
+            bottleneck=self.width(model_config.hidden_size),
+            activation=self.activation,
+            scaling=self.scaling,
+            dropout=self.dropout,
+            train_layer_norms=self.train_layer_norms,
+            modules_to_save=list(plan.head) or None,
+        )
+
+    def width(self, hidden_size: int) -> int:
+        """The bottleneck's width in a model of this width.
+
+        >>> Adapter(reduction_factor=16).width(768), Adapter(bottleneck=64).width(768)
+        (48, 64)
+        """
+        if self.reduction_factor is not None:
+            return max(1, hidden_size // self.reduction_factor)
+        assert self.bottleneck is not None
+        return self.bottleneck
+
+    def load(self, base: nn.Module, folder: Path, *, trainable: bool = False) -> PeftModel:
+        import peftlab.tuners.adapter  # noqa: F401 (makes its type known to PEFT)
+
+        return super().load(base, folder, trainable=trainable)

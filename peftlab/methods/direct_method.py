@@ -1,0 +1,57 @@
+"""Methods that add nothing: they train some of the model's own parameters and save just those."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peftlab.methods.method import Method, Plan
+from peftlab.part import BadInput
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FILE = "trained.safetensors"
+
+
+class DirectMethod(Method):
+    """A subclass says which of the base's own parameters train; the head always does."""
+
+    merges = True
+
+    def trains(self, name: str, model: nn.Module) -> bool:
+        """Whether the base's parameter of this full name is trained."""
+        raise NotImplementedError
+
+    def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
+        head = tuple(f"{name}." for name in plan.head)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(
+                parameter.is_floating_point() and (name.startswith(head) or self.trains(name, model))
+            )
+        return model
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+        save_file(trained, folder / FILE, metadata={"format": "pt"})
+
+    def load(self, base: nn.Module, folder: Path, *, trainable: bool = False) -> nn.Module:
+        import torch
+        from safetensors.torch import load_file
+
+        own = dict(base.named_parameters())
+        saved = load_file(folder / FILE)
+        strangers = [name for name, tensor in saved.items() if name not in own or own[name].shape != tensor.shape]
+        if strangers:
+            raise BadInput(f"{folder / FILE}: {strangers[0]!r} does not fit this base")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                if name in saved:
+                    parameter.copy_(saved[name])
+                parameter.requires_grad_(trainable and name in saved)
+        return base
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        return model

@@ -1,0 +1,28 @@
+"""Full fine-tuning: every parameter trains. The reference of every table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from peftlab.methods.direct_method import DirectMethod
+from peftlab.methods.method import Setting
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Full(DirectMethod):
+    """No base is kept apart: what is saved is the whole model."""
+
+    kind: Literal["full"] = "full"
+    title: ClassVar[str] = "full fine-tuning"
+    learning_rate: ClassVar[float] = 5e-5
+    trains_base: ClassVar[bool] = True
+
+    def unsupported(self, setting: Setting) -> str | None:
+        if setting.quantization != "none":
+            return f"full fine-tuning changes the base's weights, which {setting.quantization} freezes; use quantization: none"
+        return None
+
+    def trains(self, name: str, model: nn.Module) -> bool:
+        return True

@@ -1,0 +1,123 @@
+"""LoRA (Hu et al., 2021): a low-rank product B A beside each frozen weight, B zero at the start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from peftlab.methods.method import Plan, Setting
+from peftlab.methods.peft_method import PeftMethod
+from peftlab.methods.targets import attention_layers, linear_layers, named_layers
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from torch import nn
+
+
+class Lora(PeftMethod):
+    """W x + (alpha / rank) B A x, with A (rank, in) and B (out, rank): rank * (in + out) parameters a layer."""
+
+    kind: Literal["lora"] = "lora"
+    title: ClassVar[str] = "LoRA"
+    paper: ClassVar[str | None] = "Hu et al., 2021, arXiv:2106.09685"
+    learning_rate: ClassVar[float] = 5e-4
+    merges: ClassVar[bool] = True
+
+    rank: int = Field(16, ge=1, le=4096)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: Literal["all-linear", "attention"] | list[str] = "all-linear"  # a role, or names of linear layers
+    rank_stabilized: bool = False  # rsLoRA (Kalajdzievski, 2023): scale by alpha / sqrt(rank)
+    weight_decomposed: bool = False  # DoRA (Liu et al., 2024): a trained magnitude a column beside the direction
+    initialization: Literal["zero", "pissa"] = "zero"  # PiSSA (Meng et al., 2024): the weight's principal components
+    b_rate_ratio: float = Field(1.0, gt=0)  # LoRA+ (Hayou et al., 2024): learning rate of B over that of A
+
+    def unsupported(self, setting: Setting) -> str | None:
+        if self.initialization == "pissa" and setting.quantization != "none":
+            return "PiSSA needs the singular values of an unquantised weight; use quantization: none"
+        if self.initialization == "pissa" and self.weight_decomposed:
+            return "PiSSA cannot be saved apart from the base together with weight_decomposed; use one of them"
+        return None
+
+    def config(self, model: nn.Module, plan: Plan) -> LoraConfig:
+        from peft import LoraConfig
+
+        if self.targets == "all-linear":
+            targets = linear_layers(model, plan.head)
+        elif self.targets == "attention":
+            targets = attention_layers(model, plan.head)
+        else:
+            targets = named_layers(model, self.targets, plan.head)
+        return LoraConfig(
+            task_type=plan.task_type,
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT divides it, so a float serves
+            lora_dropout=self.dropout,
+            target_modules=targets,
+            exclude_modules=list(plan.head) or None,
+            modules_to_save=list(plan.head) or None,
+            use_rslora=self.rank_stabilized,
+            use_dora=self.weight_decomposed,
+            init_lora_weights=True if self.initialization == "zero" else "pissa",
+        )
+
+    def apply(self, model: nn.Module, plan: Plan) -> PeftModel:
+        wrapped = super().apply(model, plan)
+        if self.initialization == "pissa":
+            wrapped.pissa_start = {  # type: ignore[assignment]  # what `save` must subtract again
+                name: p.detach().clone()
+                for name, p in wrapped.named_parameters()
+                if ".lora_A." in name or ".lora_B." in name
+            }
+        return wrapped
+
+    def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        groups = super().parameter_groups(model, learning_rate, weight_decay)
+        if self.b_rate_ratio == 1.0:
+            return groups
+        faster = {id(p) for name, p in model.named_parameters() if ".lora_B." in name}
+        split = []
+        for group in groups:
+            split.append({**group, "params": [p for p in group["params"] if id(p) not in faster]})
+            split.append(
+                {
+                    **group,
+                    "params": [p for p in group["params"] if id(p) in faster],
+                    "lr": learning_rate * self.b_rate_ratio,
+                }
+            )
+        return [group for group in split if group["params"]]
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        super().save(model, folder)
+        if self.initialization == "pissa":
+            _as_difference(model, folder)
+
+
+def _as_difference(model: nn.Module, folder: Path) -> None:
+    """Rewrite a saved PiSSA adapter as a LoRA of twice the rank on the untouched base.
+
+    PiSSA moves B0 A0 out of the base, so B A alone does not fit the published base. [B, -B0] [A; A0] does, without
+    computing a singular value decomposition again (PiSSA paper, section 3).
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    start: dict[str, torch.Tensor] = model.pissa_start  # type: ignore[assignment]
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for name, first in start.items():
+        saved = name.replace(".default", "")
+        if ".lora_A." in name:
+            tensors[saved] = torch.cat([tensors[saved], first.cpu()], dim=0)
+        else:
+            tensors[saved] = torch.cat([tensors[saved], -first.cpu()], dim=1)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    # The scale stays: alpha / r, or alpha / sqrt(r) under rsLoRA.
+    growth = 2**0.5 if config["use_rslora"] else 2
+    config |= {"r": config["r"] * 2, "lora_alpha": config["lora_alpha"] * growth, "init_lora_weights": True}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True))

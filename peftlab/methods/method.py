@@ -1,0 +1,103 @@
+"""What a method of fine-tuning is asked, by a loop that does not know which one it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from peftlab.part import Part
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method may know of the run before it starts."""
+
+    optimizer_steps: int
+    task_type: str  # one of PEFT's TaskType names, e.g. "TOKEN_CLS"
+    head: tuple[str, ...] = ()  # modules of the new task head, by full name: trained and saved with the method
+    longest_input: int | None = None  # tokens of the longest example
+    seed: int = 0  # of the initialisation
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a run at validation, before anything loads."""
+
+    architecture: str | None  # transformers' model_type, e.g. "bert"; None if it cannot be known offline
+    quantization: str  # kind
+    task_type: str  # one of PEFT's TaskType names
+    gradient_checkpointing: bool = False
+
+
+class Method(Part):
+    """Turns a base model into one with few trainable parameters. Subclasses are frozen settings that do the work.
+
+    The loop calls `apply` once, then for each optimiser step: forwards and backwards on the task's loss alone,
+    a backward on `penalty` if there is one, the optimiser's step, `after_step`, and only then `zero_grad`.
+    """
+
+    title: ClassVar[str]  # as in a table: "LoRA"
+    paper: ClassVar[str | None] = None  # "Hu et al., 2021, arXiv:2106.09685"
+    fidelity: ClassVar[str | None] = None  # what this implementation does that the paper does not, or the reverse
+    learning_rate: ClassVar[float]  # sensible centre for a BERT-sized encoder
+    trains_base: ClassVar[bool] = (
+        False  # the base's own weights change, so it can be neither quantised nor kept in bf16
+    )
+    merges: ClassVar[bool] = False  # `merge` folds the method into the base's weights
+
+    def unsupported(self, setting: Setting) -> str | None:
+        """Why this method cannot run in `setting`, in one line, or None if it can."""
+        return None
+
+    def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
+        """Return `model` with this method attached: only the method's parameters and the head require a gradient.
+
+        Draws initial values from torch's global generator. Raises ValueError if nothing can be attached.
+        """
+        raise NotImplementedError
+
+    def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """The optimiser's groups. Vectors (biases, norms) are not decayed, as in BERT's reference code."""
+        trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        return [
+            {"params": [p for _, p in trainable if p.ndim >= 2], "lr": learning_rate, "weight_decay": weight_decay},
+            {"params": [p for _, p in trainable if p.ndim < 2], "lr": learning_rate, "weight_decay": 0.0},
+        ]
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """A scalar added to the loss once per optimiser step, or None."""
+        return None
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """Called with the 1-based step after the optimiser's step, while the gradients are still there."""
+
+    def state(self, model: nn.Module) -> dict[str, Any]:
+        """What beside parameters and optimiser an exact resume needs: tensors and JSON values, by name."""
+        return {}
+
+    def load_state(self, model: nn.Module, state: dict[str, Any]) -> None:
+        """Put back what `state` gave."""
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the trained parameters, head included, into `folder` as safetensors."""
+        raise NotImplementedError
+
+    def load(self, base: nn.Module, folder: Path, *, trainable: bool = False) -> nn.Module:
+        """Attach to a fresh base what `save` wrote; the same logits come out to the bit."""
+        raise NotImplementedError
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """The base with the method folded into its weights. Only where `merges`."""
+        raise NotImplementedError(f"{self.kind} cannot be merged into the base")
+
+    def without(self, model: nn.Module) -> Any:
+        """A context in which `model` computes what the base alone would (the head stays as trained)."""
+        raise NotImplementedError
+
+    def figures(self, model: nn.Module) -> dict[str, Any]:
+        """Figures of the method's own for the result, e.g. AdaLoRA's final ranks."""
+        return {}

@@ -1,0 +1,39 @@
+"""The part that all methods of the PEFT library share: wrapping, saving, loading, merging."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peftlab.methods.method import Method, Plan
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from torch import nn
+
+
+class PeftMethod(Method):
+    """A method whose parameters PEFT creates from a config. A subclass gives the config."""
+
+    def config(self, model: nn.Module, plan: Plan) -> PeftConfig:
+        """PEFT's own config for this model, the head in `modules_to_save`."""
+        raise NotImplementedError
+
+    def apply(self, model: nn.Module, plan: Plan) -> PeftModel:
+        from peft import get_peft_model
+
+        return get_peft_model(model, self.config(model, plan))  # type: ignore[arg-type]
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)  # type: ignore[operator]
+
+    def load(self, base: nn.Module, folder: Path, *, trainable: bool = False) -> PeftModel:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(base, folder, is_trainable=trainable)  # type: ignore[arg-type]
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        return model.merge_and_unload(safe_merge=True)  # type: ignore[operator,no-any-return]
+
+    def without(self, model: nn.Module) -> Any:
+        return model.disable_adapter()  # type: ignore[operator]

@@ -1,0 +1,47 @@
+"""Entity-level precision, recall and F1: strict IOB2, by seqeval (Nakayama, 2018)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import evaluate
+from seqeval.metrics import accuracy_score, classification_report
+from seqeval.scheme import IOB2
+
+_CITATION = (
+    "Nakayama, 2018. seqeval: A Python framework for sequence labeling evaluation. github.com/chakki-works/seqeval"
+)
+
+
+class Metric(evaluate.Metric):
+    """An entity counts if type and both boundaries agree. Tag sequences in; scores in [0, 1] out, per type too.
+
+    >>> tags = [["B-PER", "I-PER", "O", "B-LOC"]]
+    >>> scores = Metric(keep_in_memory=True).compute(predictions=[["B-PER", "O", "O", "B-LOC"]], references=tags)
+    >>> scores["entity_f1"], scores["entity_f1/LOC"], scores["token_accuracy"]
+    (0.5, 1.0, 0.75)
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        tags = datasets.List(datasets.Value("string"))
+        return evaluate.MetricInfo(
+            description=str(self.__doc__),
+            citation=_CITATION,
+            inputs_description="predictions, references: a list of IOB2 tags for each sentence",
+            features=datasets.Features({"predictions": tags, "references": tags}),
+        )
+
+    def _compute(self, *, predictions: list[list[str]], references: list[list[str]]) -> dict[str, Any]:
+        report = classification_report(
+            references, predictions, output_dict=True, mode="strict", scheme=IOB2, zero_division=0
+        )
+        overall = report["micro avg"]
+        scores = {
+            "entity_f1": float(overall["f1-score"]),
+            "entity_precision": float(overall["precision"]),
+            "entity_recall": float(overall["recall"]),
+            "token_accuracy": float(accuracy_score(references, predictions)),
+        }
+        types = [name for name in report if not name.endswith(" avg")]
+        return scores | {f"entity_f1/{name}": float(report[name]["f1-score"]) for name in types}

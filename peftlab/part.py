@@ -1,0 +1,72 @@
+"""A part: one choice of a recipe, a frozen pydantic model with a `kind`, which does its own work."""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
+from typing import Annotated, Any, TypeVar, Union
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class BadInput(ValueError):
+    """What a user can mend, said in one line: where, what was found, what was wanted. The command line exits with 2."""
+
+
+class Settings(BaseModel):
+    """Frozen, strictly typed values that cross a file; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Part(Settings):
+    """One choice among several of its sort. A subclass fixes `kind: Literal["lora"] = "lora"`."""
+
+    kind: str
+
+
+P = TypeVar("P", bound=Part)
+
+
+def discover(package: ModuleType, base: type[P]) -> dict[str, type[P]]:
+    """Import every module of `package` and return its concrete subclasses of `base`, by kind, in order of kind."""
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
+    found: dict[str, type[P]] = {}
+    pending: list[type[P]] = [base]
+    while pending:
+        part = pending.pop()
+        pending += part.__subclasses__()
+        kind = part.model_fields["kind"].default
+        if isinstance(kind, str) and part.__module__.startswith(f"{package.__name__}."):
+            found[kind] = part
+    return dict(sorted(found.items()))
+
+
+def one_of(parts: Mapping[str, type[Part]], expand: Callable[[str], dict[str, Any]] | None = None) -> Any:
+    """The type of a recipe field that takes any of `parts`: a mapping with a `kind`, or a bare word.
+
+    A bare word is the kind, unless `expand` makes another mapping of it.
+    """
+
+    def mapping(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return expand(value) if expand else {"kind": value}
+
+    union = Union[tuple(parts.values())]  # noqa: UP007 (built at run time)
+    tagged = Annotated[union, Field(discriminator="kind")] if len(parts) > 1 else union
+    return Annotated[tagged, BeforeValidator(mapping, json_schema_input_type=tagged | str)]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the known word nearest to `word`, or nothing.
+
+    >>> nearest("lorra", ["lora", "adalora"])
+    " (did you mean 'lora'?)"
+    >>> nearest("zzz", ["lora"])
+    ''
+    """
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,53 @@
+"""QLoRA's 4-bit storage (Dettmers et al., 2023): blocks of 64 weights share a scale, the scales quantised once more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from peftlab.quantization.quantization import Quantization, quantized_linears
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import BitsAndBytesConfig
+
+
+class FourBit(Quantization):
+    """Half a byte a weight. A subclass fixes the sixteen values a weight can take."""
+
+    paper: ClassVar[str | None] = "Dettmers et al., 2023, arXiv:2305.14314"
+    double_quantization: bool = True  # quantise the scales too: 0.37 bits a weight less
+    storage: Literal["uint8", "float32", "bfloat16"] = "uint8"  # dtype of the packed tensor; FSDP needs the base's own
+
+    def config(self, keep: Sequence[str], compute: torch.dtype) -> BitsAndBytesConfig:
+        from transformers import BitsAndBytesConfig
+
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=self.kind,
+            bnb_4bit_use_double_quant=self.double_quantization,
+            bnb_4bit_compute_dtype=compute,
+            bnb_4bit_quant_storage=self.storage,
+            llm_int8_skip_modules=list(keep),
+        )
+
+    def prepare(self, model: nn.Module) -> None:
+        # On a CPU with AVX512-BF16 the first evaluation would repack the weights for a kernel without a backward,
+        # and every step after it would train nothing.
+        for linear in quantized_linears(model).values():
+            linear.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+class NF4(FourBit):
+    """4-bit NormalFloat: the sixteen values are quantiles of a normal distribution."""
+
+    kind: Literal["nf4"] = "nf4"
+    title: ClassVar[str] = "NF4"
+
+
+class FP4(FourBit):
+    """4-bit float: sign, two bits of exponent, one of mantissa."""
+
+    kind: Literal["fp4"] = "fp4"
+    title: ClassVar[str] = "FP4"

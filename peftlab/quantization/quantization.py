@@ -1,0 +1,36 @@
+"""What a quantisation of the frozen base is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from peftlab.part import Part
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import BitsAndBytesConfig
+
+
+class Quantization(Part):
+    """How the linear layers of the frozen base are stored. Head and embeddings always stay float."""
+
+    title: ClassVar[str]  # as in a table: "NF4"
+    paper: ClassVar[str | None] = None
+    quantizes: ClassVar[bool] = True
+
+    def config(self, keep: Sequence[str], compute: torch.dtype) -> BitsAndBytesConfig | None:
+        """What transformers' `from_pretrained` needs. `keep` names modules left in float, `compute` is of the matmuls."""
+        raise NotImplementedError
+
+    def prepare(self, model: nn.Module) -> None:
+        """Called once on the loaded base: whatever it takes to train through it."""
+
+
+def quantized_linears(model: nn.Module) -> dict[str, nn.Module]:
+    """Every bitsandbytes linear of `model` by full name."""
+    import bitsandbytes as bnb
+
+    kinds = (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}

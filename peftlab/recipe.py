@@ -1,0 +1,217 @@
+"""The recipe: what to train, on what, how; YAML in, one clear line a mistake out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from peftlab.data import AnyData
+from peftlab.methods import AnyMethod
+from peftlab.methods.method import Setting
+from peftlab.model import AnyModel
+from peftlab.part import BadInput, Part, Settings, nearest
+from peftlab.quantization import AnyQuantization
+from peftlab.quantization.none import NoQuantization
+from peftlab.settings import AnySeeds, Seeds, Training
+from peftlab.tasks import AnyTask
+from peftlab.yaml_reader import Key, read_scalar, read_yaml
+
+NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+
+
+class Recipe(Settings):
+    """One run, every default filled in. Two recipes with the same digest are the same run."""
+
+    name: str = Field(pattern=NAME)  # the file's own if not given
+    description: str = ""
+    model: AnyModel
+    task: AnyTask
+    data: AnyData
+    method: AnyMethod
+    quantization: AnyQuantization = NoQuantization()
+    training: Training = Training()
+    seeds: AnySeeds = Seeds()
+
+    @property
+    def digest(self) -> str:
+        """12 hexadecimal digits of the sha256 of all that shapes the result: everything but name and description."""
+        values = self.model_dump(mode="json", exclude={"name", "description"})
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def learning_rate(self) -> float:
+        """The recipe's, or else the method's own."""
+        given = self.training.learning_rate
+        return self.method.learning_rate if given is None else given
+
+    def unsupported(self, architecture: str | None) -> str | None:
+        """Why this combination cannot run, as far as can be told before anything loads."""
+        return self.method.unsupported(
+            Setting(
+                architecture=architecture,
+                quantization=self.quantization.kind,
+                task_type=self.task.task_type,
+                gradient_checkpointing=self.training.gradient_checkpointing,
+            )
+        )
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe; `overrides` are `key.subkey=value`. Raises BadInput, one line a mistake."""
+    if not path.exists():
+        raise BadInput(_no_such_file(path))
+    document = read_yaml(path)
+    values, lines = document.values, dict(document.lines)
+    values.setdefault("name", path.stem)
+    given = [_override(values, override) for override in overrides]
+    try:
+        recipe = Recipe.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        problems = [_problem(path, values, lines, given, details) for details in error.errors()]
+        raise BadInput("\n".join(dict.fromkeys(problems))) from None
+    reason = recipe.unsupported(recipe.model.architecture())
+    if reason is not None:
+        raise BadInput(f"{path}:{lines.get(('method',), 1)}: method: {reason}")
+    return recipe
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe file, for editors."""
+    schema = Recipe.model_json_schema(mode="validation")
+    schema["required"] = [key for key in schema["required"] if key != "name"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "peftlab recipe"}
+
+
+def _no_such_file(path: Path) -> str:
+    near = nearest(path.stem, (p.stem for p in path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
+    return f"{path}: no such recipe{near}"
+
+
+def _override(values: dict[str, Any], override: str) -> Key:
+    """Put `a.b=value` into `values`; return the key."""
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise BadInput(f"--set {override}: key=value was expected, e.g. method.rank=8")
+    *parents, last = name.split(".")
+    inner = values
+    for parent in parents:
+        below = inner.get(parent)
+        if isinstance(below, str):  # the short form of a part, `method: lora`
+            below = {"id" if parent in ("model", "data") else "kind": below}
+        elif below is None:
+            below = {}
+        elif not isinstance(below, dict):
+            raise BadInput(f"--set {override}: {parent} is {below!r}, which has no keys")
+        inner[parent] = inner = below
+    try:
+        inner[last] = read_scalar(text)
+    except ValueError as error:
+        raise BadInput(f"--set {override}: {error}") from None
+    return (*parents, last)
+
+
+def _problem(
+    path: Path, values: dict[str, Any], lines: Mapping[Key, int], overridden: Sequence[Key], details: ErrorDetails
+) -> str:
+    """One line: where, which key, what was found, what was wanted, the nearest right word."""
+    key, found = _locate(details["loc"], values)
+    where = f"{path}:{_line(key, lines)}"
+    for override in overridden:
+        if key[: len(override)] == override:
+            where = f"--set {'.'.join(map(str, override))}"
+    name = ".".join(map(str, key)) or "recipe"
+    kind, context = details["type"], details.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = _keys_beside(key, values)
+        return f"{where}: unknown key {name!r}{nearest(str(key[-1]), known)}; known are {', '.join(known)}"
+    if kind == "missing":
+        return f"{path}:{_line(key[:-1], lines)}: {name}: missing"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        known = [word.strip(" '") for word in str(context.get("expected_tags", "")).split(",")] or []
+        tag = context.get("tag")
+        if tag is None:
+            known = list(_kinds(_annotation(key)))
+            return f"{where}: {name}: needs a 'kind', one of {', '.join(known)}"
+        return f"{where}: {name}: unknown kind {tag!r}{nearest(str(tag), known)}; known are {', '.join(known)}"
+    message = details["msg"]
+    if kind == "value_error":
+        return f"{where}: {name}: {context['error']}"
+    if kind == "literal_error":
+        message = f"{message}{nearest(str(found), str(context['expected']).replace(chr(39), '').replace(' or ', ', ').split(', '))}"
+    return f"{where}: {name}: {message[0].lower()}{message[1:]}, found {_short(found)}"
+
+
+def _locate(location: Sequence[str | int], values: dict[str, Any]) -> tuple[Key, Any]:
+    """The key in the file that pydantic's location means: without the names of union members, which are no keys."""
+    key: list[str | int] = []
+    inner: Any = values
+    for position, part in enumerate(location):
+        if (isinstance(inner, dict) and part in inner) or (
+            isinstance(inner, list) and isinstance(part, int) and part < len(inner)
+        ):
+            inner = inner[part]
+        elif position + 1 == len(location) and isinstance(inner, dict):
+            pass  # a key that is missing
+        else:
+            continue
+        key.append(part)
+    return tuple(key), inner
+
+
+def _line(key: Key, lines: Mapping[Key, int]) -> int:
+    while key and key not in lines:
+        key = key[:-1]
+    return lines.get(key, 1)
+
+
+def _keys_beside(key: Key, values: dict[str, Any]) -> list[str]:
+    """The keys that would be right where `key` is wrong."""
+    annotation: Any = Recipe
+    inner: Any = values
+    for part in key[:-1]:
+        inner = inner[part]
+        annotation = _field(annotation, part)
+        members = _kinds(annotation)
+        if members:
+            kind = inner.get("kind") if isinstance(inner, dict) else None
+            annotation = members.get(str(kind)) or next(iter(members.values()))
+    model = next((m for m in _models(annotation)), Recipe)
+    return list(model.model_fields)
+
+
+def _annotation(key: Key) -> Any:
+    return _field(Recipe, key[0]) if key else Recipe
+
+
+def _field(annotation: Any, name: str | int) -> Any:
+    for model in _models(annotation):
+        if name in model.model_fields:
+            return model.model_fields[str(name)].annotation
+    return None
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The pydantic models that an annotation may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif typing.get_origin(annotation) in (Annotated, typing.Union, types.UnionType):
+        for argument in typing.get_args(annotation):
+            yield from _models(argument)
+
+
+def _kinds(annotation: Any) -> dict[str, type[Part]]:
+    return {str(model.model_fields["kind"].default): model for model in _models(annotation) if issubclass(model, Part)}
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."

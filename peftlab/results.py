@@ -1,0 +1,162 @@
+"""What a run leaves behind: result.json, a versioned record that anything can read without torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from peftlab.part import BadInput, Settings
+
+VERSION = 1
+FILE = "result.json"
+
+
+class Code(Settings):
+    """The checkout peftlab ran from; nothing is known of an installed copy."""
+
+    commit: str | None
+    modified: bool | None  # uncommitted changes under peftlab/
+
+
+class Hardware(Settings):
+    processor: str
+    cores: int
+    threads: int
+    memory_bytes: int | None
+    accelerators: list[str]
+    driver: str | None
+
+
+class Environment(Settings):
+    code: Code
+    python: str
+    libraries: dict[str, str]
+    hardware: Hardware
+    device: str
+    precision: Literal["float32", "bfloat16"]  # of the computation
+    processes: int
+
+
+class Parameters(Settings):
+    """Counts of numbers, not bytes; a packed 4-bit weight counts as the weights it holds."""
+
+    method: int  # trainable, added or part of the base, head excluded
+    head: int  # trainable, the task's
+    trainable: int
+    base: int  # the base with its head, before the method
+    share: float  # trainable / base
+
+
+class Cost(Settings):
+    """Wall seconds by phase, none inside another; tokens and bytes."""
+
+    load_seconds: float  # data, tokenizer, base and method
+    train_seconds: float
+    evaluate_seconds: float  # validation during training, then both splits
+    optimizer_steps: int
+    tokens: int  # trained on, without padding
+    tokens_per_second: float  # of training
+    padding_share: float  # of all positions computed
+    adapter_bytes: int  # of the saved tensors, head included
+
+
+class SplitCounts(Settings):
+    examples: int
+    tokens: int
+    dropped: dict[str, int]  # e.g. truncated sentences and lost entities
+
+
+class Curve(Settings):
+    """The course of training: one value each evaluation."""
+
+    steps: list[int]
+    scores: list[float]  # the selection metric on validation
+    losses: list[float]  # mean training loss since the last evaluation, nats a target
+
+
+class RunResult(Settings):
+    """One finished run."""
+
+    version: Literal[1] = VERSION
+    name: str
+    digest: str
+    recipe: dict[str, Any]  # resolved
+    started: str  # UTC, ISO 8601
+    command: list[str]
+    metrics: dict[str, dict[str, float]]  # split -> metric -> value
+    selection: str  # the metric by which the best state was chosen, on validation
+    best_step: int | None
+    stopped_early: bool
+    curve: Curve
+    parameters: Parameters
+    method_figures: dict[str, Any]
+    fidelity: str | None
+    cost: Cost
+    splits: dict[str, SplitCounts]
+    model_source: str
+    model_fingerprint: str
+    data_source: str
+    data_fingerprint: str
+    environment: Environment
+
+
+def write_result(result: RunResult, folder: Path) -> Path:
+    """Write result.json: whole or not at all."""
+    path = folder / FILE
+    staged = path.with_suffix(".part")
+    with staged.open("w", encoding="utf-8") as file:
+        file.write(result.model_dump_json(indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)
+    return path
+
+
+def read_result(path: Path) -> RunResult:
+    """Read a result file, or the one in a folder. Raises BadInput with one line."""
+    path = path / FILE if path.is_dir() else path
+    try:
+        return RunResult.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise BadInput(f"{path}: not a result of version {VERSION}: {key}: {first['msg']}") from None
+
+
+def result_folder(output: Path, name: str, digest: str) -> Path:
+    """Where a run's files go: a function of the recipe, so that the same run is found again."""
+    return output / name / digest
+
+
+def summary(result: RunResult) -> list[tuple[str, str]]:
+    """What a person wants to know of a run: labels and texts."""
+    cost, parameters = result.cost, result.parameters
+    lines = [
+        (split, "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if "/" not in name))
+        for split, scores in result.metrics.items()
+    ]
+    lines.append(
+        (
+            "parameters",
+            f"{parameters.trainable:,} trainable ({parameters.share:.2%} of {parameters.base:,}): "
+            f"{parameters.method:,} {result.recipe['method']['kind']}, {parameters.head:,} head; "
+            f"{cost.adapter_bytes / 2**20:.1f} MiB saved",
+        )
+    )
+    lines.append(
+        (
+            "time",
+            f"load {cost.load_seconds:.0f} s, train {cost.train_seconds:.0f} s, evaluate {cost.evaluate_seconds:.0f} s; "
+            f"{cost.tokens_per_second:,.0f} tokens/s without padding, {cost.padding_share:.1%} padding",
+        )
+    )
+    for split, counts in result.splits.items():
+        lost = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.dropped.items() if count)
+        if lost:
+            lines.append(("dropped", f"{split}: {lost}"))
+    return lines

@@ -1,0 +1,307 @@
+"""From a recipe to a result: the one module that knows all the parts."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from peftlab import artifact, training
+from peftlab.base import Base, autocast, load_base, load_tokenizer, longest_input, resolve_precision
+from peftlab.console import Screen
+from peftlab.environment import environment
+from peftlab.examples import Encoded
+from peftlab.methods import Plan
+from peftlab.metrics import load_metric
+from peftlab.part import BadInput
+from peftlab.recipe import Recipe
+from peftlab.results import Cost, Curve, Parameters, RunResult, SplitCounts, write_result
+from peftlab.tasks import Task
+
+Records = list[dict[str, Any]]
+
+
+def run(recipe: Recipe, folder: Path) -> RunResult:
+    """Do what the recipe says and leave it in `folder`, in place of what may be there."""
+    accelerator = Accelerator()
+    _check_processes(accelerator)
+    with _staging(folder, accelerator) as staged, Screen(silent=not accelerator.is_main_process) as screen:
+        result = _Run(recipe, accelerator, screen, staged).result()
+        if accelerator.is_main_process:
+            write_result(result, staged)
+            _publish(staged, folder)
+        accelerator.wait_for_everyone()
+        screen.summary(result, folder)
+    accelerator.end_training()
+    return result
+
+
+class _Run:
+    """One run, phase by phase, each on its own clock."""
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator, screen: Screen, folder: Path) -> None:
+        self.recipe = recipe
+        self.accelerator = accelerator
+        self.screen = screen
+        self.folder = folder
+        self.started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self.precision = resolve_precision(recipe.training.precision, accelerator.device)
+        self.evaluate_seconds = 0.0
+
+    def result(self) -> RunResult:
+        start = time.perf_counter()
+        with self.accelerator.main_process_first():  # one process fetches, the others find
+            rows = self.recipe.data.load(self.recipe.task.fields)
+            files = self.recipe.model.files()
+        task = self.recipe.task.fitted(row for split in rows.rows.values() for row in split)
+        tokenizer = load_tokenizer(files, task)
+        limit = longest_input(files, task)
+        encoded = {split: task.encode(part, tokenizer, limit) for split, part in rows.rows.items()}
+        self._say_data(files.source, rows.source, encoded, task)
+        base = load_base(
+            self.recipe.model,
+            files,
+            task,
+            self.recipe.quantization,
+            device=self.accelerator.device,
+            compute=getattr(torch, self.precision),
+            frozen=not self.recipe.method.trains_base,
+            dropout=self.recipe.training.dropout,
+            seed=self.recipe.seeds.initialization,
+        )
+        examples = encoded["train"].examples
+        steps = training.schedule_length([len(e) for e in examples], self.recipe.training, self.recipe.seeds)
+        plan = Plan(
+            optimizer_steps=steps,
+            task_type=task.task_type,
+            head=base.head,
+            longest_input=max(len(e) for part in encoded.values() for e in part.examples),
+            seed=self.recipe.seeds.initialization,
+        )
+        model = apply_method(self.recipe, base, plan)
+        parameters = count_parameters(model, base)
+        self._say_model(parameters, base)
+        load_seconds = time.perf_counter() - start
+
+        predict = self._predictor(task, model, encoded, tokenizer.pad_token_id)
+        self.screen.selection = task.selection
+        log = training.train(
+            model,
+            method=self.recipe.method,
+            task=task,
+            examples=examples,
+            padding_token=tokenizer.pad_token_id,
+            settings=self.recipe.training,
+            learning_rate=self.recipe.learning_rate,
+            seeds=self.recipe.seeds,
+            accelerator=self.accelerator,
+            autocast=self._autocast,
+            evaluate=lambda: score(task, predict("validation")),
+            observer=self.screen,
+        )
+        self.screen.finished()
+        predictions = {split: predict(split) for split in ("validation", "test")}
+        metrics = {split: score(task, records) for split, records in predictions.items()}
+
+        adapter_bytes = 0
+        if self.accelerator.is_main_process:
+            card = artifact.Card(
+                model=self.recipe.model,
+                model_fingerprint=files.fingerprint,
+                task=task,
+                method=self.recipe.method,
+                quantization=self.recipe.quantization,
+                precision=self.precision,
+                limit=limit,
+                recipe_digest=self.recipe.digest,
+            )
+            adapter_bytes = artifact.save(card, model, tokenizer, self.folder / artifact.FOLDER)
+            _write_predictions(predictions, self.folder / "predictions.jsonl")
+        return RunResult(
+            name=self.recipe.name,
+            digest=self.recipe.digest,
+            recipe=self.recipe.model_dump(mode="json"),
+            started=self.started,
+            command=_command(),
+            metrics=metrics,
+            selection=task.selection,
+            best_step=log.best_step,
+            stopped_early=log.stopped_early,
+            curve=_curve(log, task.selection),
+            parameters=parameters,
+            method_figures=self.recipe.method.figures(model),
+            fidelity=self.recipe.method.fidelity,
+            cost=Cost(
+                load_seconds=round(load_seconds, 3),
+                train_seconds=round(log.seconds, 3),
+                evaluate_seconds=round(self.evaluate_seconds, 3),
+                optimizer_steps=len(log.steps),
+                tokens=log.tokens,
+                tokens_per_second=round(log.tokens / log.seconds, 1),
+                padding_share=round(1 - log.tokens / log.padded_tokens, 4),
+                adapter_bytes=adapter_bytes,
+            ),
+            splits={
+                split: SplitCounts(
+                    examples=len(part.examples), tokens=sum(len(e) for e in part.examples), dropped=part.counts
+                )
+                for split, part in encoded.items()
+            },
+            model_source=files.source,
+            model_fingerprint=files.fingerprint,
+            data_source=rows.source,
+            data_fingerprint=rows.fingerprint,
+            environment=environment(str(self.accelerator.device), self.precision, self.accelerator.num_processes),
+        )
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return autocast(self.precision, self.accelerator.device)
+
+    def _predictor(
+        self, task: Task, model: torch.nn.Module, encoded: dict[str, Encoded], padding_token: int
+    ) -> Callable[[str], Records]:
+        def predict(split: str) -> Records:
+            start = time.perf_counter()
+            records = training.predict(
+                model,
+                task=task,
+                examples=encoded[split].examples,
+                padding_token=padding_token,
+                batch_tokens=EVALUATION_TOKENS,
+                accelerator=self.accelerator,
+                autocast=self._autocast,
+            )
+            self.evaluate_seconds += time.perf_counter() - start
+            return records
+
+        return predict
+
+    def _say_data(self, model_source: str, data_source: str, encoded: dict[str, Encoded], task: Task) -> None:
+        self.screen.line("recipe", f"{self.recipe.name}  {self.recipe.digest}")
+        self.screen.line("model", model_source)
+        sizes = ", ".join(
+            f"{len(part.examples):,} {split} ({sum(len(e) for e in part.examples):,} tokens)"
+            for split, part in encoded.items()
+        )
+        self.screen.line("data", f"{data_source}: {sizes}")
+
+    def _say_model(self, parameters: Parameters, base: Base) -> None:
+        self.screen.line(
+            "method",
+            f"{self.recipe.method.title}: {parameters.trainable:,} trainable of {parameters.base:,} ({parameters.share:.2%}), "
+            f"{parameters.head:,} of them the head",
+        )
+        processes = self.accelerator.num_processes
+        self.screen.line(
+            "device",
+            f"{self.accelerator.device}, {processes} {'process' if processes == 1 else 'processes'}, {self.precision}, "
+            f"base {'unquantised' if not self.recipe.quantization.quantizes else 'in ' + self.recipe.quantization.title}",
+        )
+
+
+EVALUATION_TOKENS = 4096  # padding included; no gradients are kept, so larger than a training batch
+
+
+def apply_method(recipe: Recipe, base: Base, plan: Plan) -> torch.nn.Module:
+    """Attach the recipe's method, its values drawn from the recipe's seed whatever was drawn before."""
+    reason = recipe.unsupported(base.model.config.model_type)
+    if reason is not None:
+        raise BadInput(f"method: {reason}")
+    if recipe.training.gradient_checkpointing:
+        # Before the method is attached, and without making the inputs require gradients, which would send the
+        # backward pass through the whole frozen trunk.
+        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    torch.manual_seed(plan.seed)
+    model = recipe.method.apply(base.model, plan)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise BadInput(f"method: {recipe.method.kind} left nothing to train in {base.files.source}")
+    return model
+
+
+def count_parameters(model: torch.nn.Module, base: Base) -> Parameters:
+    """Trainable numbers, the method's and the head's apart."""
+    trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    head = sum(count for name, count in trainable.items() if any(f".{part}." in f".{name}" for part in base.head))
+    total = sum(trainable.values())
+    return Parameters(
+        method=total - head, head=head, trainable=total, base=base.parameters, share=round(total / base.parameters, 6)
+    )
+
+
+def score(task: Task, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The task's metrics over decoded records."""
+    scores: dict[str, float] = {}
+    for name in task.metrics:
+        scores |= load_metric(name).compute(
+            predictions=[record["predicted"] for record in records],
+            references=[record["expected"] for record in records],
+        )
+    return scores
+
+
+def _curve(log: training.TrainLog, selection: str) -> Curve:
+    losses = []
+    before = 0
+    for evaluation in log.evaluations:
+        part = [step.loss for step in log.steps[before : evaluation.step]]
+        losses.append(sum(part) / len(part))
+        before = evaluation.step
+    return Curve(
+        steps=[e.step for e in log.evaluations], scores=[e.scores[selection] for e in log.evaluations], losses=losses
+    )
+
+
+def _write_predictions(predictions: dict[str, Records], path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for split, records in predictions.items():
+            for number, record in enumerate(records):
+                file.write(json.dumps({"split": split, "example": number, **record}, ensure_ascii=False) + "\n")
+
+
+def _command() -> list[str]:
+    """The command line, without the path of the program on this machine."""
+    return ["peftlab", *sys.argv[1:]]
+
+
+def _check_processes(accelerator: Accelerator) -> None:
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != wanted:
+        raise BadInput(f"the launcher asked for {wanted} processes, but only {accelerator.num_processes} came up")
+
+
+@contextlib.contextmanager
+def _staging(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
+    """A folder beside the final one, gone if the run fails: a run folder is there whole or not at all."""
+    staged = folder.with_name(f"{folder.name}.part")
+    if accelerator.is_main_process:
+        try:
+            shutil.rmtree(staged, ignore_errors=True)
+            staged.mkdir(parents=True)
+        except OSError as error:
+            raise BadInput(f"--output {folder}: cannot be written: {error.strerror}") from None
+    try:
+        yield staged
+    finally:
+        if accelerator.is_main_process:
+            shutil.rmtree(staged, ignore_errors=True)
+
+
+def _publish(staged: Path, folder: Path) -> None:
+    if folder.exists():
+        old = folder.with_name(f"{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        staged.rename(folder)
+        shutil.rmtree(old)
+    else:
+        staged.rename(folder)

@@ -1,0 +1,88 @@
+"""What a task family is asked: which head, how rows become examples, what the loss is, how outputs become answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from pydantic import Field
+
+from peftlab.examples import Encoded, Example, Row
+from peftlab.part import Part
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100  # the label of a position that has no target, as in transformers
+
+Self = TypeVar("Self", bound="Task")
+
+
+class Task(Part):
+    """Between rows and a model. Once `fitted`, a task knows its labels, and is saved with the adapter."""
+
+    auto_class: ClassVar[str]  # transformers' class of base and head
+    task_type: ClassVar[str]  # PEFT's name for it
+    fields: ClassVar[tuple[str, ...]]  # what a row must carry
+    selection: ClassVar[str]  # the metric by which the best state is chosen; larger is better
+    metrics: ClassVar[tuple[str, ...]]  # modules of peftlab.metrics
+    new_head: ClassVar[bool] = True  # the head is not pretrained
+    pretokenized: ClassVar[bool] = False  # rows hold words, not text
+
+    max_length: int | None = Field(None, ge=8)  # tokens; the model's own limit if not given
+    truncate: bool = False  # cut what is longer, and count it; otherwise it is an error
+
+    def fitted(self: Self, rows: Iterable[Row]) -> Self:
+        """A copy that knows what is to be learnt, e.g. its labels. Raises BadInput at the first bad row."""
+        raise NotImplementedError
+
+    def model_settings(self) -> dict[str, Any]:
+        """What the model's config must say of the task, e.g. the number of labels."""
+        raise NotImplementedError
+
+    def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
+        """Examples of at most `limit` tokens. Raises BadInput if a row is longer and `truncate` is off."""
+        raise NotImplementedError
+
+    def collate(self, examples: Sequence[Example], padding_token: int) -> dict[str, torch.Tensor]:
+        """A padded batch: `input_ids`, `attention_mask`, `labels` (batch, length) int64."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Sum (not mean) of the loss over the batch's targets, a float32 scalar in nats."""
+        raise NotImplementedError
+
+    def targets(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """How many targets `loss` sums over, an int64 scalar."""
+        return (batch["labels"] != IGNORED).sum()
+
+    def without_targets(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The same inputs with nothing to learn."""
+        import torch
+
+        return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
+
+    def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """One JSON-ready record an example, with `predicted` and `expected`."""
+        raise NotImplementedError
+
+    def row(self, text: str, where: str) -> Row:
+        """A row without targets, from what a user typed."""
+        raise NotImplementedError
+
+    def answer(self, record: dict[str, Any]) -> dict[str, Any]:
+        """What a user wants to see of a decoded record."""
+        raise NotImplementedError
+
+
+def pad(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """(batch, longest) int64, filled up on the right.
+
+    >>> pad([[1, 2], [3]], 0).tolist()
+    [[1, 2], [3, 0]]
+    """
+    import torch
+
+    longest = max(len(sequence) for sequence in sequences)
+    return torch.tensor([[*sequence, *[value] * (longest - len(sequence))] for sequence in sequences])

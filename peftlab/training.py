@@ -1,0 +1,293 @@
+"""The training loop, on Accelerate: it owns its arithmetic and its clock.
+
+The loss of an optimiser step is the mean over all target tokens of the step, however they fall into micro-batches and
+processes: a batch trained in one piece, in four, or by two processes gives the same update.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from peftlab.batching import Batch, epoch_batches, shares, split_batches
+from peftlab.examples import Example
+from peftlab.methods.method import Method
+from peftlab.part import BadInput
+from peftlab.settings import Seeds, Training
+from peftlab.tasks.task import Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step."""
+
+    number: int  # from 1
+    epoch: float  # passes done
+    loss: float  # nats a target, before the step
+    learning_rate: float
+    tokens: int  # without padding
+    seconds: float  # of training since the start
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One look at the validation split."""
+
+    step: int
+    epoch: float
+    scores: Scores
+
+
+@dataclass
+class TrainLog:
+    """What happened in training."""
+
+    steps: list[Step] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    best_step: int | None = None
+    stopped_early: bool = False
+    tokens: int = 0  # without padding, over all steps and processes
+    padded_tokens: int = 0  # with padding
+    seconds: float = 0.0  # of training alone: no loading, no evaluation
+
+
+class Observer(Protocol):
+    """Who wants to see a run while it goes."""
+
+    def step(self, step: Step, total: int, log: TrainLog) -> None: ...
+    def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
+
+
+def schedule_length(lengths: Sequence[int], settings: Training, seeds: Seeds) -> int:
+    """How many optimiser steps `train` will take if it does not stop early."""
+    if settings.steps is not None:
+        return settings.steps
+    whole, part = divmod(settings.passes, 1)
+    counts = [len(_epoch(lengths, settings, seeds, epoch)) for epoch in range(math.ceil(settings.passes))]
+    return max(1, sum(counts[: int(whole)]) + (round(part * counts[-1]) if part else 0))
+
+
+def learning_rate_factor(step: int, total: int, settings: Training) -> float:
+    """What the learning rate is multiplied by at 0-based `step`: linear warm-up, then the schedule down to 0.
+
+    >>> [round(learning_rate_factor(step, 10, Training(warmup=0.2)), 3) for step in (0, 1, 2, 9)]
+    [0.5, 1.0, 1.0, 0.125]
+    """
+    warmup = round(settings.warmup * total)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    if settings.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 1 - done if settings.schedule == "linear" else 1.0
+
+
+def train(
+    model: torch.nn.Module,
+    *,
+    method: Method,
+    task: Task,
+    examples: Sequence[Example],
+    padding_token: int,
+    settings: Training,
+    learning_rate: float,
+    seeds: Seeds,
+    accelerator: Accelerator,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]],
+    evaluate: Callable[[], Scores],
+    observer: Observer,
+) -> TrainLog:
+    """Train the parameters of `model` that require a gradient. `evaluate` scores the model on validation as it is."""
+    lengths = [len(example) for example in examples]
+    total = schedule_length(lengths, settings, seeds)
+    optimizer = torch.optim.AdamW(
+        method.parameter_groups(model, learning_rate, settings.weight_decay),
+        betas=settings.adam_betas,
+        eps=settings.adam_epsilon,
+        foreach=False,  # foreach makes a copy of all gradients at once
+    )
+    # Not given to accelerator.prepare, which would step it once per process.
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, total, settings))
+    forward = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    log = TrainLog()
+    best: dict[str, torch.Tensor] | None = None
+    torch.manual_seed(seeds.dropout + accelerator.process_index)
+    model.train()
+    for number, (epoch, batch, last) in enumerate(_batches(lengths, settings, seeds, total), start=1):
+        start = _now(accelerator)
+        micro_batches = _mine(batch, lengths, task, examples, padding_token, settings, accelerator)
+        counts = torch.tensor(
+            [
+                [int(task.targets(micro)), int(micro["attention_mask"].sum()), micro["attention_mask"].numel()]
+                for micro in micro_batches
+            ]
+        ).sum(dim=0)
+        targets, tokens, padded = accelerator.reduce(counts.to(accelerator.device), reduction="sum").tolist()
+        loss = torch.zeros((), device=accelerator.device)
+        for position, micro in enumerate(micro_batches):
+            last_one = position + 1 == len(micro_batches)
+            with contextlib.nullcontext() if last_one else accelerator.no_sync(forward):
+                with autocast():
+                    outputs = forward(**{name: tensor for name, tensor in micro.items() if name != "labels"})
+                    part = task.loss(outputs, micro) / targets
+                # DDP averages over processes, the step's loss is a sum over them.
+                (part * accelerator.num_processes).backward()
+            loss += part.detach()
+        penalty = method.penalty(model)
+        if penalty is not None:
+            with accelerator.no_sync(forward):  # every process has the whole of it already
+                penalty.backward()
+        if settings.clip is not None:
+            torch.nn.utils.clip_grad_norm_(trainable, settings.clip)
+        rate = schedule.get_last_lr()[0]
+        optimizer.step()
+        schedule.step()
+        method.after_step(model, number)
+        optimizer.zero_grad()
+        value = float(accelerator.reduce(loss, reduction="sum"))
+        log.seconds += _now(accelerator) - start
+        log.tokens += tokens
+        log.padded_tokens += padded
+        log.steps.append(Step(number, epoch, value, rate, tokens, log.seconds))
+        observer.step(log.steps[-1], total, log)
+        if not math.isfinite(value):
+            raise BadInput(
+                f"the loss is {value} at step {number} (examples {batch[:8]} ...); lower training.learning_rate"
+            )
+        if number == total or (number % settings.evaluate_every == 0 if settings.evaluate_every else last):
+            best = _evaluate(model, task, evaluate, observer, log, best)
+            if settings.patience is not None and _stale(log) >= settings.patience:
+                log.stopped_early = number < total
+                break
+    if settings.keep_best and best is not None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in best:
+                    parameter.copy_(best[name])
+    model.eval()
+    return log
+
+
+def predict(
+    model: torch.nn.Module,
+    *,
+    task: Task,
+    examples: Sequence[Example],
+    padding_token: int,
+    batch_tokens: int,
+    accelerator: Accelerator,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]],
+) -> list[dict[str, Any]]:
+    """A decoded record for each example, in order, the same on every process and for any number of them."""
+    lengths = [len(example) for example in examples]
+    order = sorted(range(len(examples)), key=lambda i: lengths[i])
+    batches = split_batches(order, lengths, tokens=batch_tokens)
+    records: list[tuple[int, dict[str, Any]]] = []
+    was_training = model.training
+    model.eval()
+    # Not inference_mode: bitsandbytes keeps tensors it makes here, and training must be able to use them.
+    with torch.no_grad(), autocast():
+        # Whole batches go round the processes, so that each example meets the same neighbours on any number of them.
+        for batch in batches[accelerator.process_index :: accelerator.num_processes]:
+            chosen = [examples[i] for i in batch]
+            inputs = _to(task.collate(chosen, padding_token), accelerator.device)
+            outputs = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
+            records += zip(batch, task.decode(outputs, chosen), strict=True)
+    model.train(was_training)
+    if accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        records = gather_object(records)
+    return [record for _, record in sorted(records, key=lambda pair: pair[0])]
+
+
+def _epoch(lengths: Sequence[int], settings: Training, seeds: Seeds, epoch: int) -> list[Batch]:
+    return epoch_batches(lengths, seed=seeds.data_order, epoch=epoch, **settings.batch)
+
+
+def _batches(
+    lengths: Sequence[int], settings: Training, seeds: Seeds, total: int
+) -> Iterator[tuple[float, Batch, bool]]:
+    """`total` times: passes done after this batch, the batch, whether it is its epoch's last."""
+    done = 0
+    for epoch in itertools.count():
+        batches = _epoch(lengths, settings, seeds, epoch)
+        for position, batch in enumerate(batches, start=1):
+            yield epoch + position / len(batches), batch, position == len(batches)
+            done += 1
+            if done == total:
+                return
+
+
+def _mine(
+    batch: Batch,
+    lengths: Sequence[int],
+    task: Task,
+    examples: Sequence[Example],
+    padding_token: int,
+    settings: Training,
+    accelerator: Accelerator,
+) -> list[dict[str, torch.Tensor]]:
+    """This process's micro-batches of a step. Every process has the same number, since each forward is a meeting."""
+    parts = shares(batch, lengths, accelerator.num_processes * settings.accumulation)
+    if accelerator.num_processes == 1:
+        parts = [part for part in parts if part]
+    micro_batches = []
+    for part in parts[accelerator.process_index :: accelerator.num_processes]:
+        # A share without examples borrows one and counts none of its targets.
+        micro = task.collate([examples[i] for i in part or batch[:1]], padding_token)
+        micro_batches.append(_to(micro if part else task.without_targets(micro), accelerator.device))
+    return micro_batches
+
+
+def _to(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _evaluate(
+    model: torch.nn.Module,
+    task: Task,
+    evaluate: Callable[[], Scores],
+    observer: Observer,
+    log: TrainLog,
+    best: dict[str, torch.Tensor] | None,
+) -> dict[str, torch.Tensor]:
+    """Score the model; return a copy of its trained parameters if it is the best so far, else `best`."""
+    generators = torch.get_rng_state()
+    scores = evaluate()
+    torch.set_rng_state(generators)  # evaluation changes nothing
+    model.train()
+    step = log.steps[-1]
+    before = max((evaluation.scores[task.selection] for evaluation in log.evaluations), default=-math.inf)
+    log.evaluations.append(Evaluation(step.number, step.epoch, scores))
+    better = best is None or scores[task.selection] > before
+    observer.evaluation(log.evaluations[-1], better)
+    if not better:
+        assert best is not None
+        return best
+    log.best_step = step.number
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _stale(log: TrainLog) -> int:
+    """How many evaluations have passed since the best one."""
+    return sum(evaluation.step > (log.best_step or 0) for evaluation in log.evaluations)
+
+
+def _now(accelerator: Accelerator) -> float:
+    if accelerator.device.type == "cuda":
+        torch.cuda.synchronize(accelerator.device)
+    return time.perf_counter()

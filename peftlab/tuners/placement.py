@@ -1,0 +1,83 @@
+"""Where the two sublayers of every transformer layer are, architecture by architecture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """One `residual + hidden`, and the norm after it if there is one. Names are relative to what `layer` matches."""
+
+    layer: str  # regular expression
+    hidden: str  # the last module before the sum: its output is `hidden`
+    residual: str | None = None  # the module whose first argument is `residual`; None where no adapter asks
+    norm: str | None = None  # applied to the sum; None where norms come before the sublayer
+
+
+@dataclass(frozen=True)
+class Placement:
+    attention: Sublayer  # self-attention only: cross-attention gets no adapter, as in AdapterHub
+    feed_forward: Sublayer
+
+
+_BERT = Placement(
+    Sublayer(r"encoder\.layer\.\d+", "attention.output.dropout"),
+    Sublayer(r"encoder\.layer\.\d+", "output.dropout", "intermediate", "output.LayerNorm"),
+)
+_DISTILBERT = Placement(
+    Sublayer(r"transformer\.layer\.\d+", "attention.out_lin"),
+    Sublayer(r"transformer\.layer\.\d+", "ffn", "ffn", "output_layer_norm"),
+)
+_MODERNBERT = Placement(Sublayer(r"layers\.\d+", "attn.out_drop"), Sublayer(r"layers\.\d+", "mlp", "mlp_norm"))
+_GPT2 = Placement(Sublayer(r"h\.\d+", "attn.resid_dropout"), Sublayer(r"h\.\d+", "mlp.dropout", "ln_2"))
+_LLAMA = Placement(
+    Sublayer(r"layers\.\d+", "self_attn.o_proj"),
+    Sublayer(r"layers\.\d+", "mlp", "post_attention_layernorm"),
+)
+_PHI3 = Placement(
+    Sublayer(r"layers\.\d+", "resid_attn_dropout"),
+    Sublayer(r"layers\.\d+", "resid_mlp_dropout", "post_attention_layernorm"),
+)
+_GEMMA2 = Placement(  # norms before and after each sublayer, both inside the residual sum
+    Sublayer(r"layers\.\d+", "post_attention_layernorm"),
+    Sublayer(r"layers\.\d+", "post_feedforward_layernorm", "pre_feedforward_layernorm"),
+)
+_T5 = Placement(
+    Sublayer(r"block\.\d+\.layer\.0", "dropout"),
+    Sublayer(r"(?:encoder\.block\.\d+\.layer\.1|decoder\.block\.\d+\.layer\.2)", "dropout", "layer_norm"),
+)
+# The dropout of these two is a function, not a module, so their adapters come before it.
+_BART = Placement(
+    Sublayer(r"layers\.\d+", "self_attn.out_proj"),
+    Sublayer(r"layers\.\d+", "fc2", "fc1", "final_layer_norm"),
+)
+_MBART = Placement(
+    Sublayer(r"layers\.\d+", "self_attn.out_proj"),
+    Sublayer(r"layers\.\d+", "fc2", "final_layer_norm"),
+)
+
+PLACEMENTS: dict[str, Placement] = {  # by transformers' model_type
+    "bart": _BART,
+    "bert": _BERT,
+    "camembert": _BERT,
+    "deberta": _BERT,
+    "deberta-v2": _BERT,
+    "distilbert": _DISTILBERT,
+    "electra": _BERT,
+    "gemma": _LLAMA,
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA2,
+    "gpt2": _GPT2,
+    "llama": _LLAMA,
+    "mbart": _MBART,
+    "mistral": _LLAMA,
+    "modernbert": _MODERNBERT,
+    "mt5": _T5,
+    "phi3": _PHI3,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "roberta": _BERT,
+    "t5": _T5,
+    "xlm-roberta": _BERT,
+}

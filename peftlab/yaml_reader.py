@@ -1,0 +1,138 @@
+"""YAML with a line for every key: safe, bounded, and refusing whatever a person did not mean."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from peftlab.part import BadInput
+
+LARGEST_FILE = 256 * 1024  # bytes
+DEEPEST = 32  # levels of nesting
+
+Key = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """Values as read, and the 1-based line of each key: `lines[("method", "rank")]`."""
+
+    values: dict[str, Any]
+    lines: dict[Key, int]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars: `1e-4` is a number, `no` and `on` are strings, dates are strings."""
+
+
+_DIGITS = r"[0-9][0-9_]*"
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    ("null", r"~|null|Null|NULL|", [*"~nN", ""]),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)", [*"-+0123456789"]),
+    ("float", rf"[-+]?(\.{_DIGITS}|{_DIGITS}\.[0-9_]*)([eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
+    ("float", rf"[-+]?{_DIGITS}[eE][-+]?[0-9]+", [*"-+0123456789"]),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", [*"-+."]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def read_yaml(path: Path) -> Document:
+    """Read a mapping from a file. Raises BadInput with one line, `file:line: what is wrong`."""
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise BadInput(f"{path}: {size} bytes is too long for a recipe (at most {LARGEST_FILE})")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise BadInput(f"{path}:{line}: not UTF-8: byte 0x{raw[error.start]:02x}") from None
+    try:
+        return _document(text, str(path))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        problem = " ".join(part for part in (error.context, error.problem) if part) or "not valid YAML"
+        if "'\\t'" in problem:
+            problem = "a tab cannot indent YAML; use spaces"
+        raise BadInput(f"{path}:{line}: {problem}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise BadInput(f"{path}:{line}: a character that YAML does not allow: #x{error.character:04x}") from None
+
+
+def read_scalar(text: str) -> Any:
+    """One value as a recipe would read it, for `--set key=value`. Raises BadInput if it is not YAML.
+
+    >>> read_scalar("3e-4"), read_scalar("no"), read_scalar("[q, v]"), read_scalar("")
+    (0.0003, 'no', ['q', 'v'], None)
+    """
+    try:
+        return _document(f"value: {text}", "--set").values["value"]
+    except yaml.YAMLError:
+        raise BadInput(f"{text!r} is not a YAML value") from None
+
+
+def _document(text: str, name: str) -> Document:
+    loader = _Loader(text)
+    try:
+        _refuse_bombs(loader, name)
+    finally:
+        loader.dispose()
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            raise BadInput(f"{name}:1: a mapping of keys to values was expected")
+        lines: dict[Key, int] = {}
+        values = _value(loader, node, (), lines, name)
+    finally:
+        loader.dispose()
+    return Document(values, lines)
+
+
+def _refuse_bombs(loader: yaml.SafeLoader, name: str) -> None:
+    """Aliases can grow without bound and depth can exhaust the stack: both are seen in the events, before nodes are built."""
+    depth = 0
+    while loader.check_event():  # type: ignore[no-untyped-call]
+        event = loader.get_event()  # type: ignore[no-untyped-call]
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise BadInput(f"{name}:{line}: anchors and aliases are not allowed in a recipe; write the value out")
+        if getattr(event, "tag", None):
+            raise BadInput(f"{name}:{line}: the tag {event.tag!r} is not allowed in a recipe")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise BadInput(f"{name}:{line}: nested deeper than {DEEPEST} levels")
+
+
+def _value(loader: yaml.SafeLoader, node: yaml.Node, key: Key, lines: dict[Key, int], name: str) -> Any:
+    lines.setdefault(key, node.start_mark.line + 1)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(loader, child, (*key, i), lines, name) for i, child in enumerate(node.value)]
+    if not isinstance(node, yaml.MappingNode):
+        try:
+            return loader.construct_object(node)  # type: ignore[no-untyped-call]
+        except ValueError:
+            raise BadInput(f"{name}:{node.start_mark.line + 1}: {node.value[:40]!r} cannot be read") from None
+    values: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise BadInput(f"{name}:{line}: a key must be a word")
+        word = str(key_node.value)
+        if word in values:
+            first = lines[(*key, word)]
+            raise BadInput(f"{name}:{line}: the key {word!r} stands twice (first on line {first})")
+        lines[(*key, word)] = line
+        values[word] = _value(loader, value_node, (*key, word), lines, name)
+    return values
