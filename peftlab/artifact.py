@@ -15,6 +15,7 @@ from peftlab.methods import AnyMethod
 from peftlab.model import AnyModel
 from peftlab.part import BadInput, Settings
 from peftlab.quantization import AnyQuantization, Quantization
+from peftlab.settings import Precision
 from peftlab.tasks import AnyTask
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Card(Settings):
     task: AnyTask  # fitted: it knows its labels
     method: AnyMethod
     quantization: AnyQuantization
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     limit: int  # tokens of the longest input
     recipe_digest: str
 

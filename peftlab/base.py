@@ -15,12 +15,11 @@ import transformers
 from peftlab.model import Files, Model
 from peftlab.part import BadInput
 from peftlab.quantization import Quantization
+from peftlab.settings import Precision
 from peftlab.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-Precision = Literal["float32", "bfloat16"]  # of the computation
 
 _DROPOUT = re.compile(r"(dropout|pdrop|dropout_prob|dropout_rate|drop)$")
 

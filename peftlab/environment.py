@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 from peftlab.results import Code, Environment, Hardware
+from peftlab.settings import Precision
 
 LIBRARIES = (
     "peftlab", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate", "tokenizers",
@@ -25,6 +26,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     for name in ("bitsandbytes", "transformers", "accelerate", "datasets", "torch.distributed", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|accelerate|bitsandbytes|datasets|numpy)\b")
@@ -33,7 +35,7 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def environment(device: str, precision: str, processes: int) -> Environment:
+def environment(device: str, precision: Precision, processes: int) -> Environment:
     """Everything that may change a number, as it is now. Of the environment variables nothing is kept."""
     import torch
 

@@ -50,7 +50,7 @@ def merge(folder: Path, output: Path) -> float:
     trained = artifact.load(folder, device=device)
     whole = artifact.load(folder, device=device, quantization=NoQuantization())
     merged = card.method.merge(whole.model)
-    inputs = _sample(trained.model.config.vocab_size, card.limit, device)  # type: ignore[union-attr]
+    inputs = _sample(trained.base.model.config.vocab_size, card.limit, device)
     with torch.no_grad():
         difference = float((trained.model(**inputs).logits - merged(**inputs).logits).abs().max())
     merged.save_pretrained(output)  # type: ignore[operator]

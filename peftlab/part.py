@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Annotated, Any, TypeVar, Union
 
@@ -44,20 +44,22 @@ def discover(package: ModuleType, base: type[P]) -> dict[str, type[P]]:
     return dict(sorted(found.items()))
 
 
-def one_of(parts: Mapping[str, type[Part]], expand: Callable[[str], dict[str, Any]] | None = None) -> Any:
-    """The type of a recipe field that takes any of `parts`: a mapping with a `kind`, or a bare word.
+def one_of(parts: Mapping[str, type[Part]], *, default: str | None = None, key: str = "kind") -> Any:
+    """The type of a recipe field that takes any of `parts`: a mapping with a `kind`, or a bare word for its `key`.
 
-    A bare word is the kind, unless `expand` makes another mapping of it.
+    Without a kind the part is the `default` one.
     """
 
-    def mapping(value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        return expand(value) if expand else {"kind": value}
+    def expand(value: object) -> object:
+        if isinstance(value, str):
+            value = {key: value}
+        if isinstance(value, dict) and "kind" not in value and default is not None:
+            value = {"kind": default, **value}
+        return value
 
-    union = Union[tuple(parts.values())]  # noqa: UP007 (built at run time)
-    tagged = Annotated[union, Field(discriminator="kind")] if len(parts) > 1 else union
-    return Annotated[tagged, BeforeValidator(mapping, json_schema_input_type=tagged | str)]
+    union: Any = Union[tuple(parts.values())]  # noqa: UP007 (built at run time)
+    tagged: Any = Annotated[union, Field(discriminator="kind")] if len(parts) > 1 else union
+    return Annotated[tagged, BeforeValidator(expand, json_schema_input_type=tagged | str)]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,8 +77,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        problems = [_problem(path, values, lines, given, details) for details in error.errors()]
-        raise BadInput("\n".join(dict.fromkeys(problems))) from None
+        problems: dict[str, list[str]] = {}  # a key that may be this or that has a complaint from each
+        for details in error.errors():
+            place, complaint = _problem(path, values, lines, given, details)
+            problems.setdefault(place, []).append(complaint)
+        raise BadInput("\n".join(f"{place}: {', or '.join(problems[place])}" for place in problems)) from None
     reason = recipe.unsupported(recipe.model.architecture())
     if reason is not None:
         raise BadInput(f"{path}:{lines.get(('method',), 1)}: method: {reason}")
@@ -121,45 +125,46 @@ def _override(values: dict[str, Any], override: str) -> Key:
 
 def _problem(
     path: Path, values: dict[str, Any], lines: Mapping[Key, int], overridden: Sequence[Key], details: ErrorDetails
-) -> str:
-    """One line: where, which key, what was found, what was wanted, the nearest right word."""
-    key, found = _locate(details["loc"], values)
+) -> tuple[str, str]:
+    """Where and which key; what was wanted, what was found, the nearest right word."""
+    key, found = _locate(details["loc"], values, missing=details["type"] == "missing")
+    kind, context = details["type"], details.get("ctx", {})
+    if kind == "union_tag_invalid" and isinstance(found, dict):
+        key = (*key, "kind")
     where = f"{path}:{_line(key, lines)}"
     for override in overridden:
         if key[: len(override)] == override:
             where = f"--set {'.'.join(map(str, override))}"
-    name = ".".join(map(str, key)) or "recipe"
-    kind, context = details["type"], details.get("ctx", {})
+    place = f"{where}: {'.'.join(map(str, key)) or 'recipe'}"
     if kind == "extra_forbidden":
         known = _keys_beside(key, values)
-        return f"{where}: unknown key {name!r}{nearest(str(key[-1]), known)}; known are {', '.join(known)}"
+        return place, f"unknown key{nearest(str(key[-1]), known)}; known are {', '.join(known)}"
     if kind == "missing":
-        return f"{path}:{_line(key[:-1], lines)}: {name}: missing"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        known = [word.strip(" '") for word in str(context.get("expected_tags", "")).split(",")] or []
-        tag = context.get("tag")
-        if tag is None:
-            known = list(_kinds(_annotation(key)))
-            return f"{where}: {name}: needs a 'kind', one of {', '.join(known)}"
-        return f"{where}: {name}: unknown kind {tag!r}{nearest(str(tag), known)}; known are {', '.join(known)}"
-    message = details["msg"]
+        return place, "missing"
+    if kind == "union_tag_not_found":
+        return place, f"needs a 'kind', one of {', '.join(_kinds(_field(Recipe, key[0])))}"
+    if kind == "union_tag_invalid":
+        known = list(_kinds(_field(Recipe, key[0])))
+        return place, f"unknown kind {context['tag']!r}{nearest(context['tag'], known)}; known are {', '.join(known)}"
     if kind == "value_error":
-        return f"{where}: {name}: {context['error']}"
+        return place, str(context["error"])
+    message = details["msg"]
     if kind == "literal_error":
-        message = f"{message}{nearest(str(found), str(context['expected']).replace(chr(39), '').replace(' or ', ', ').split(', '))}"
-    return f"{where}: {name}: {message[0].lower()}{message[1:]}, found {_short(found)}"
+        known = re.findall(r"'([^']*)'", context["expected"])
+        message += nearest(str(found.get("kind") if isinstance(found, dict) else found), known)
+    return place, f"{message[0].lower()}{message[1:]}, found {_short(found)}"
 
 
-def _locate(location: Sequence[str | int], values: dict[str, Any]) -> tuple[Key, Any]:
+def _locate(location: Sequence[str | int], values: dict[str, Any], *, missing: bool) -> tuple[Key, Any]:
     """The key in the file that pydantic's location means: without the names of union members, which are no keys."""
     key: list[str | int] = []
     inner: Any = values
     for position, part in enumerate(location):
-        if (isinstance(inner, dict) and part in inner) or (
-            isinstance(inner, list) and isinstance(part, int) and part < len(inner)
-        ):
+        if isinstance(inner, dict) and part in inner:
             inner = inner[part]
-        elif position + 1 == len(location) and isinstance(inner, dict):
+        elif isinstance(inner, list) and isinstance(part, int) and part < len(inner):  # noqa: SIM114 (for the types)
+            inner = inner[part]
+        elif missing and position + 1 == len(location):
             pass  # a key that is missing
         else:
             continue
@@ -186,10 +191,6 @@ def _keys_beside(key: Key, values: dict[str, Any]) -> list[str]:
             annotation = members.get(str(kind)) or next(iter(members.values()))
     model = next((m for m in _models(annotation)), Recipe)
     return list(model.model_fields)
-
-
-def _annotation(key: Key) -> Any:
-    return _field(Recipe, key[0]) if key else Recipe
 
 
 def _field(annotation: Any, name: str | int) -> Any:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from peftlab.part import BadInput, Settings
+from peftlab.settings import Precision
 
-VERSION = 1
+VERSION: Literal[1] = 1
 FILE = "result.json"
 
 
@@ -36,7 +37,7 @@ class Environment(Settings):
     libraries: dict[str, str]
     hardware: Hardware
     device: str
-    precision: Literal["float32", "bfloat16"]  # of the computation
+    precision: Precision
     processes: int
 
 

@@ -217,12 +217,13 @@ def apply_method(recipe: Recipe, base: Base, plan: Plan) -> torch.nn.Module:
     reason = recipe.unsupported(base.model.config.model_type)
     if reason is not None:
         raise BadInput(f"method: {reason}")
-    if recipe.training.gradient_checkpointing:
-        # Before the method is attached, and without making the inputs require gradients, which would send the
-        # backward pass through the whole frozen trunk.
-        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     torch.manual_seed(plan.seed)
     model = recipe.method.apply(base.model, plan)
+    if recipe.training.gradient_checkpointing:
+        # After the method is attached, and undone in part: both libraries make the inputs require gradients, which sends
+        # the backward pass through the whole frozen trunk; non-reentrant checkpointing does without.
+        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base.model.disable_input_require_grads()
     if not any(p.requires_grad for p in model.parameters()):
         raise BadInput(f"method: {recipe.method.kind} left nothing to train in {base.files.source}")
     return model

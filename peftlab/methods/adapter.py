@@ -13,7 +13,7 @@ from peftlab.tuners.placement import PLACEMENTS
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
-    from torch import nn
+    from transformers import PreTrainedModel
 
 
 # What a variant's own paper and AdapterHub chose, where it is not the default.
@@ -70,14 +70,13 @@ class Adapter(PeftMethod):
             return None
         return f"adapter: unknown architecture {setting.architecture!r}; known are {', '.join(PLACEMENTS)}"
 
-    def config(self, model: nn.Module, plan: Plan) -> PeftConfig:
+    def config(self, model: PreTrainedModel, plan: Plan) -> PeftConfig:
         from peftlab.tuners.adapter import AdapterConfig
 
-        model_config: Any = model.config
         return AdapterConfig(
             task_type=plan.task_type,
             variant=self.variant,
-            bottleneck=self.width(model_config.hidden_size),
+            bottleneck=self.width(model.config.hidden_size),
             activation=self.activation,
             scaling=self.scaling,
             dropout=self.dropout,
@@ -96,7 +95,7 @@ class Adapter(PeftMethod):
         assert self.bottleneck is not None
         return self.bottleneck
 
-    def load(self, base: nn.Module, folder: Path, *, trainable: bool = False) -> PeftModel:
+    def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
         import peftlab.tuners.adapter  # noqa: F401 (makes its type known to PEFT)
 
         return super().load(base, folder, trainable=trainable)

@@ -10,6 +10,7 @@ from peftlab.part import BadInput
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
 FILE = "trained.safetensors"
 
@@ -23,7 +24,7 @@ class DirectMethod(Method):
         """Whether the base's parameter of this full name is trained."""
         raise NotImplementedError
 
-    def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
+    def apply(self, model: PreTrainedModel, plan: Plan) -> nn.Module:
         head = tuple(f"{name}." for name in plan.head)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(
@@ -37,7 +38,7 @@ class DirectMethod(Method):
         trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
         save_file(trained, folder / FILE, metadata={"format": "pt"})
 
-    def load(self, base: nn.Module, folder: Path, *, trainable: bool = False) -> nn.Module:
+    def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> nn.Module:
         import torch
         from safetensors.torch import load_file
 

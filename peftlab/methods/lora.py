@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from peftlab.methods.targets import attention_layers, linear_layers, named_layer
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from torch import nn
+    from transformers import PreTrainedModel
 
 
 class Lora(PeftMethod):
@@ -29,7 +30,7 @@ class Lora(PeftMethod):
     rank: int = Field(16, ge=1, le=4096)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: Literal["all-linear", "attention"] | list[str] = "all-linear"  # a role, or names of linear layers
+    targets: Literal["all-linear", "attention"] | Annotated[list[str], Field(min_length=1)] = "all-linear"  # a role, or names of linear layers
     rank_stabilized: bool = False  # rsLoRA (Kalajdzievski, 2023): scale by alpha / sqrt(rank)
     weight_decomposed: bool = False  # DoRA (Liu et al., 2024): a trained magnitude a column beside the direction
     initialization: Literal["zero", "pissa"] = "zero"  # PiSSA (Meng et al., 2024): the weight's principal components
@@ -42,7 +43,7 @@ class Lora(PeftMethod):
             return "PiSSA cannot be saved apart from the base together with weight_decomposed; use one of them"
         return None
 
-    def config(self, model: nn.Module, plan: Plan) -> LoraConfig:
+    def config(self, model: PreTrainedModel, plan: Plan) -> LoraConfig:
         from peft import LoraConfig
 
         if self.targets == "all-linear":
@@ -64,7 +65,7 @@ class Lora(PeftMethod):
             init_lora_weights=True if self.initialization == "zero" else "pissa",
         )
 
-    def apply(self, model: nn.Module, plan: Plan) -> PeftModel:
+    def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
         wrapped = super().apply(model, plan)
         if self.initialization == "pissa":
             wrapped.pissa_start = {  # type: ignore[assignment]  # what `save` must subtract again

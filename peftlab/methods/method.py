@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,6 +11,7 @@ from peftlab.part import Part
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Plan:
     head: tuple[str, ...] = ()  # modules of the new task head, by full name: trained and saved with the method
     longest_input: int | None = None  # tokens of the longest example
     seed: int = 0  # of the initialisation
+    tokenize: Callable[[str], list[int]] | None = None  # the base's tokenizer, without special tokens
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Method(Part):
         """Why this method cannot run in `setting`, in one line, or None if it can."""
         return None
 
-    def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
+    def apply(self, model: PreTrainedModel, plan: Plan) -> nn.Module:
         """Return `model` with this method attached: only the method's parameters and the head require a gradient.
 
         Draws initial values from torch's global generator. Raises ValueError if nothing can be attached.
@@ -86,7 +89,7 @@ class Method(Part):
         """Write the trained parameters, head included, into `folder` as safetensors."""
         raise NotImplementedError
 
-    def load(self, base: nn.Module, folder: Path, *, trainable: bool = False) -> nn.Module:
+    def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> nn.Module:
         """Attach to a fresh base what `save` wrote; the same logits come out to the bit."""
         raise NotImplementedError
 

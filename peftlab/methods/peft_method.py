@@ -10,27 +10,28 @@ from peftlab.methods.method import Method, Plan
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from torch import nn
+    from transformers import PreTrainedModel
 
 
 class PeftMethod(Method):
     """A method whose parameters PEFT creates from a config. A subclass gives the config."""
 
-    def config(self, model: nn.Module, plan: Plan) -> PeftConfig:
+    def config(self, model: PreTrainedModel, plan: Plan) -> PeftConfig:
         """PEFT's own config for this model, the head in `modules_to_save`."""
         raise NotImplementedError
 
-    def apply(self, model: nn.Module, plan: Plan) -> PeftModel:
+    def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
         from peft import get_peft_model
 
-        return get_peft_model(model, self.config(model, plan))  # type: ignore[arg-type]
+        return get_peft_model(model, self.config(model, plan))
 
     def save(self, model: nn.Module, folder: Path) -> None:
         model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)  # type: ignore[operator]
 
-    def load(self, base: nn.Module, folder: Path, *, trainable: bool = False) -> PeftModel:
+    def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
         from peft import PeftModel
 
-        return PeftModel.from_pretrained(base, folder, is_trainable=trainable)  # type: ignore[arg-type]
+        return PeftModel.from_pretrained(base, folder, is_trainable=trainable)
 
     def merge(self, model: nn.Module) -> nn.Module:
         return model.merge_and_unload(safe_merge=True)  # type: ignore[operator,no-any-return]

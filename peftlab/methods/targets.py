@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from peftlab.part import BadInput, nearest
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
 
-def linear_layers(model: nn.Module, head: Iterable[str]) -> list[str]:
+def linear_layers(model: PreTrainedModel, head: Iterable[str]) -> list[str]:
     """Full names of the base's linear layers (quantised ones too), the head and the output embedding left out."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    output = model.get_output_embeddings()
     outside = tuple(f"{name}." for name in head)
     return [
         name
@@ -25,12 +25,12 @@ def linear_layers(model: nn.Module, head: Iterable[str]) -> list[str]:
     ]
 
 
-def attention_layers(model: nn.Module, head: Iterable[str]) -> list[str]:
+def attention_layers(model: PreTrainedModel, head: Iterable[str]) -> list[str]:
     """The projections that PEFT adapts by default in this architecture: the LoRA paper's query and value."""
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
-    architecture = model.config.model_type  # type: ignore[union-attr]
-    names = KNOWN.get(architecture)  # type: ignore[arg-type]
+    architecture = model.config.model_type
+    names = KNOWN.get(architecture)
     if not isinstance(names, list):
         raise BadInput(
             f"method.targets: no attention projections are known for {architecture!r}; "
@@ -39,7 +39,7 @@ def attention_layers(model: nn.Module, head: Iterable[str]) -> list[str]:
     return named_layers(model, names, head)
 
 
-def named_layers(model: nn.Module, names: Iterable[str], head: Iterable[str]) -> list[str]:
+def named_layers(model: PreTrainedModel, names: Iterable[str], head: Iterable[str]) -> list[str]:
     """Full names of the linear layers whose name ends in one of `names` at a dot. Every name must match something."""
     layers = linear_layers(model, head)
     found: list[str] = []

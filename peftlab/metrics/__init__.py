@@ -14,4 +14,4 @@ METRICS = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 def load_metric(name: str) -> evaluate.Metric:
     """The metric of this name, as `evaluate.load` would give it. Importing `evaluate` takes half a second."""
-    return importlib.import_module(f"{__name__}.{name}").Metric(keep_in_memory=True)  # type: ignore[no-any-return]
+    return importlib.import_module(f"{__name__}.{name}").Metric(keep_in_memory=True)

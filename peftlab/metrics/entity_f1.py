@@ -14,7 +14,7 @@ _CITATION = (
 )
 
 
-class Metric(evaluate.Metric):
+class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     """An entity counts if type and both boundaries agree. Tag sequences in; scores in [0, 1] out, per type too.
 
     >>> tags = [["B-PER", "I-PER", "O", "B-LOC"]]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from peftlab.quantization.quantization import Quantization
+from peftlab.quantization.quantization import Quantization, quantized_linears
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import BitsAndBytesConfig
 
 
 class Int8(Quantization):
-    """One byte a weight. bitsandbytes keeps every linear's input for the backward pass, so activations take more, not less."""
+    """One byte a weight."""
 
     kind: Literal["int8"] = "int8"
     title: ClassVar[str] = "int8"
@@ -28,3 +29,20 @@ class Int8(Quantization):
         return BitsAndBytesConfig(
             load_in_8bit=True, llm_int8_threshold=self.outlier_threshold, llm_int8_skip_modules=list(keep)
         )
+
+    def prepare(self, model: nn.Module) -> None:
+        for linear in quantized_linears(model).values():
+            linear.register_forward_hook(_forget_input)
+
+
+def _forget_input(linear: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    """Let go of the input that bitsandbytes keeps in the graph for the gradient of a weight that has none.
+
+    It is kept outside of autograd's saved tensors, so no hook on those sees it; it made an int8 step take more memory
+    than a float32 one.
+    """
+    node: Any = output.grad_fn
+    if hasattr(node, "A"):  # the CPU's function
+        node.A = None
+    if hasattr(node, "tensors"):  # the GPU's
+        node.tensors = (None, None, None)

@@ -24,13 +24,19 @@ class Quantization(Part):
         """What transformers' `from_pretrained` needs. `keep` names modules left in float, `compute` is of the matmuls."""
         raise NotImplementedError
 
+    def remark(self, device: str) -> str | None:
+        """What a user should know of this quantisation on `device` ("cpu", "cuda")."""
+        if self.quantizes and device == "cpu":
+            return "on a CPU this saves memory, not time"
+        return None
+
     def prepare(self, model: nn.Module) -> None:
         """Called once on the loaded base: whatever it takes to train through it."""
 
 
 def quantized_linears(model: nn.Module) -> dict[str, nn.Module]:
     """Every bitsandbytes linear of `model` by full name."""
-    import bitsandbytes as bnb
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
-    kinds = (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)
+    kinds = (Linear4bit, Linear8bitLt)
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}

@@ -108,7 +108,8 @@ class TokenClassification(Task):
 
     def answer(self, record: dict[str, Any]) -> dict[str, Any]:
         """Word-level entities: `start` and `end` count words, `end` is one past the last."""
-        words, entities = record["tokens"], []
+        words = record["tokens"]
+        entities: list[dict[str, Any]] = []
         for position, tag in enumerate(record["predicted"]):
             if tag == "O":
                 continue

@@ -45,7 +45,7 @@ class AdapterConfig(PeftConfig):
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
-    """A module of the base: with adapters behind it where it ends a sublayer, with trained weights where it is a norm."""
+    """A module of the base, with adapters behind it where it ends a sublayer and trained weights where it is a norm."""
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up", "bottleneck_norm")
     other_param_names = ("configs",)

@@ -1,0 +1,35 @@
+# make recipe name=lora-ner [force=1]   train, evaluate and save what recipes/lora-ner.yaml says
+# make test | test-all | check          the tests; all of them; lint, types and tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: recipe test test-all check schema
+
+recipe: $(READY)
+	@test -n "$(name)" || { echo "make recipe needs a name, e.g. make recipe name=lora-ner; there are:"; ls recipes | sed -n 's/\.yaml$$//p'; exit 2; }
+	@$(BIN)/peftlab run recipes/$(name).yaml $(if $(force),--force)
+
+# The tests of two cores: a process each, one thread each.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup -m "not slow"
+
+test-all: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+schema: $(READY)
+	$(BIN)/peftlab schema > docs/recipe.schema.json
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "peftlab needs Python 3.11 or newer; name one with PYTHON=..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	@touch $@

@@ -1,0 +1,58 @@
+"""BitFit (Ben Zaken et al., 2021): train the biases, freeze the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from peftlab.methods.direct_method import DirectMethod
+from peftlab.methods.method import Plan, Setting
+from peftlab.part import BadInput
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+# No layer of theirs has one. (Qwen2 has them in attention, Falcon in its norms.)
+BIAS_FREE = {"gemma", "gemma2", "gemma3_text", "llama", "mistral", "mixtral", "mt5", "olmo2", "phi3", "qwen3", "t5"}
+
+
+class BitFit(DirectMethod):
+    """Every bias of the base, those of the layer norms too: one number a feature."""
+
+    kind: Literal["bitfit"] = "bitfit"
+    title: ClassVar[str] = "BitFit"
+    paper: ClassVar[str | None] = "Ben Zaken et al., 2021, arXiv:2106.10199"
+    learning_rate: ClassVar[float] = 1e-3
+    trains_base: ClassVar[bool] = True
+
+    def unsupported(self, setting: Setting) -> str | None:
+        if setting.architecture in BIAS_FREE:
+            return f"BitFit trains biases, and {setting.architecture} has none; use lora or ia3"
+        return None
+
+    def trains(self, name: str, model: nn.Module) -> bool:
+        return name.endswith(".bias")
+
+    def apply(self, model: PreTrainedModel, plan: Plan) -> nn.Module:
+        head = tuple(f"{name}." for name in plan.head)
+        if not any(self.trains(name, model) and not name.startswith(head) for name, _ in model.named_parameters()):
+            raise BadInput(f"method.kind: BitFit trains biases, and this {model.config.model_type} has none")
+        _keep_biases_float(model)
+        return super().apply(model, plan)
+
+    def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> nn.Module:
+        _keep_biases_float(base)
+        return super().load(base, folder, trainable=trainable)
+
+
+def _keep_biases_float(model: nn.Module) -> None:
+    """Give quantised layers float32 inputs: they round their bias, in place, to the precision of what comes in."""
+    from peftlab.quantization.quantization import quantized_linears
+
+    for linear in quantized_linears(model).values():
+        linear.register_forward_pre_hook(_float_input)
+
+
+def _float_input(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (inputs[0].float(), *inputs[1:])

@@ -1,0 +1,118 @@
+"""(IA)^3 (Liu et al., 2022): learned vectors that scale keys, values and the inside of the feed-forward block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from peftlab.methods.method import Plan, Setting
+from peftlab.methods.peft_method import PeftMethod
+from peftlab.methods.targets import named_layers
+from peftlab.part import BadInput
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from torch import nn
+    from transformers import PreTrainedModel
+
+# Where keys and values come out, and what the activation of the feed-forward block goes into. PEFT's own list scales
+# queries in place of keys in some architectures, and in BERT's the input of attention's output as well.
+_BERT = (("key", "value"), ("output.dense",))
+_BART = (("k_proj", "v_proj"), ("fc2",))
+_LLAMA = (("k_proj", "v_proj"), ("down_proj",))
+_NEOX = (("query_key_value",), ("dense_4h_to_h",))
+_T5 = (("k", "v"), ("wo",))
+PLACES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "albert": (("key", "value"), ("ffn_output",)),
+    "bart": _BART,
+    "bert": _BERT,
+    "bloom": _NEOX,
+    "camembert": _BERT,
+    "deberta-v2": (("key_proj", "value_proj"), ("output.dense",)),
+    "distilbert": (("k_lin", "v_lin"), ("lin2",)),
+    "electra": _BERT,
+    "falcon": _NEOX,
+    "gemma": _LLAMA,
+    "gemma2": _LLAMA,
+    "gemma3_text": _LLAMA,
+    "gpt2": (("attn.c_attn",), ("mlp.c_proj",)),
+    "gpt_neox": _NEOX,
+    "llama": _LLAMA,
+    "mbart": _BART,
+    "mistral": _LLAMA,
+    "modernbert": (("attn.Wqkv",), ("mlp.Wo",)),
+    "mt5": _T5,
+    "opt": _BART,
+    "phi": _BART,
+    "phi3": (("qkv_proj",), ("down_proj",)),
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "roberta": _BERT,
+    "t5": _T5,
+    "xlm-roberta": _BERT,
+}
+
+
+class Ia3(PeftMethod):
+    """d_key + d_value + d_feed_forward numbers a layer, all one at the start, which leaves the base as it is."""
+
+    kind: Literal["ia3"] = "ia3"
+    title: ClassVar[str] = "IA3"
+    paper: ClassVar[str | None] = "Liu et al., 2022, arXiv:2205.05638"
+    fidelity: ClassVar[str | None] = (
+        "queries are scaled too where one projection makes queries, keys and values (GPT-2, GPT-NeoX, ModernBERT, Phi-3)"
+    )
+    learning_rate: ClassVar[float] = 5e-3
+    merges: ClassVar[bool] = True
+
+    targets: Literal["paper"] | list[str] = "paper"  # or names of linear layers whose output is scaled
+    input_targets: list[str] = Field(default=[])  # names of linear layers whose input is scaled
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> Self:
+        if self.targets == "paper" and self.input_targets:
+            raise ValueError("input_targets go with a list of targets, not with 'paper'")
+        if not self.targets and not self.input_targets:
+            raise ValueError("neither targets nor input_targets: nothing would be scaled")
+        return self
+
+    def unsupported(self, setting: Setting) -> str | None:
+        if self.targets != "paper" or setting.architecture is None or setting.architecture in PLACES:
+            return None
+        return _unknown(setting.architecture)
+
+    def config(self, model: PreTrainedModel, plan: Plan) -> PeftConfig:
+        from peft import IA3Config
+
+        outputs, inputs = self.targets, self.input_targets
+        if outputs == "paper":
+            architecture = model.config.model_type
+            if architecture not in PLACES:
+                raise BadInput(f"method.targets: {_unknown(architecture)}")
+            outputs, inputs = map(list, PLACES[architecture])
+        scaled = named_layers(model, outputs, plan.head)
+        feeding = named_layers(model, inputs, plan.head)
+        if self.targets == "paper":  # BERT calls the last layer of either sublayer output.dense
+            feeding = [name for name in feeding if ".attention." not in name]
+        return IA3Config(
+            task_type=plan.task_type,
+            target_modules=[*scaled, *feeding],
+            feedforward_modules=feeding,
+            exclude_modules=list(plan.head) or None,
+            modules_to_save=list(plan.head) or None,
+        )
+
+    def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """No decay of the scales: it would pull them to zero, and it is one that leaves the base as it is."""
+        groups = super().parameter_groups(model, learning_rate, weight_decay)
+        scales = [p for name, p in model.named_parameters() if ".ia3_l." in name and p.requires_grad]
+        known = {id(p) for p in scales}
+        rest = [{**group, "params": [p for p in group["params"] if id(p) not in known]} for group in groups]
+        return [*rest, {"params": scales, "lr": learning_rate, "weight_decay": 0.0}]
+
+
+def _unknown(architecture: str) -> str:
+    return (
+        f"where IA3 goes in {architecture!r} is not known; name targets and input_targets, or use {', '.join(PLACES)}"
+    )

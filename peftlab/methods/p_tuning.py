@@ -1,0 +1,43 @@
+"""P-tuning (Liu et al., 2021): embeddings before the input's, made by a small trained network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from peftlab.methods.method import Plan
+from peftlab.methods.virtual_tokens import EmbeddedTokens, embedding_width
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel
+
+
+class PTuning(EmbeddedTokens):
+    """Only what the network makes is saved: length * width numbers."""
+
+    kind: Literal["p_tuning"] = "p_tuning"
+    title: ClassVar[str] = "P-tuning"
+    paper: ClassVar[str | None] = "Liu et al., 2021, arXiv:2103.10385"
+    fidelity: ClassVar[str | None] = "all virtual tokens stand before the input (paper: anywhere in a template)"
+    learning_rate: ClassVar[float] = 1e-3
+
+    encoder: Literal["lstm", "mlp"] = "lstm"  # bidirectional with two linear layers behind it, or three linear layers
+    encoder_width: int | None = Field(None, ge=1)  # the embeddings' own if not given
+    encoder_dropout: float = Field(0.0, ge=0, lt=1)  # between the layers of the LSTM
+
+    def config(self, model: PreTrainedModel, plan: Plan) -> PeftConfig:
+        from peft import PromptEncoderConfig
+
+        width = embedding_width(model)
+        return PromptEncoderConfig(
+            task_type=plan.task_type,
+            num_virtual_tokens=self.length,
+            num_transformer_submodules=1,  # of an encoder-decoder's two, PEFT would train the decoder's, and use none
+            token_dim=width,
+            encoder_reparameterization_type=self.encoder.upper(),
+            encoder_hidden_size=self.encoder_width or width,
+            encoder_dropout=self.encoder_dropout,
+            modules_to_save=list(plan.head) or None,
+        )

@@ -1,0 +1,111 @@
+"""Prefix tuning (Li & Liang, 2021): trained keys and values before the input's, in every layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from peftlab.methods.method import Plan, Setting
+from peftlab.methods.virtual_tokens import VirtualTokens, text_tokens
+from peftlab.part import BadInput
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from torch import nn
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import Cache
+
+# Their attention takes no keys and values from outside.
+CLOSED = {"albert", "deberta", "deberta-v2", "distilbert", "falcon", "modernbert"}
+
+
+class PrefixTuning(VirtualTokens):
+    """2 * layers * length * key width parameters, or a network that makes them, which is gone once they are saved."""
+
+    kind: Literal["prefix_tuning"] = "prefix_tuning"
+    title: ClassVar[str] = "prefix tuning"
+    paper: ClassVar[str | None] = "Li & Liang, 2021, arXiv:2101.00190"
+    fidelity: ClassVar[str | None] = (
+        "in encoder-decoders (T5, BART) the prefix reaches the decoder's self-attention alone "
+        "(paper: the encoder and cross-attention too); without projection by default, as in P-tuning v2"
+    )
+    learning_rate: ClassVar[float] = 5e-3
+
+    projection: bool = False  # make keys and values by a two-layer network, as the paper does
+    projection_width: int | None = Field(None, ge=1)  # hidden units of it; the key width if not given
+    initial_text: str | None = None  # keys and values that the base gives this text, cut or repeated to length
+
+    @model_validator(mode="after")
+    def _text_or_projection(self) -> Self:
+        if self.initial_text is not None and self.projection:
+            raise ValueError("initial_text: a projection cannot be made to give its keys and values; use one of them")
+        return self
+
+    def unsupported(self, setting: Setting) -> str | None:
+        if setting.architecture in CLOSED:
+            return f"prefix tuning gives attention keys and values from outside, and {setting.architecture} takes none"
+        if setting.gradient_checkpointing:
+            return "prefix tuning does not train with gradient checkpointing, whose second forward misses the prefix"
+        return None
+
+    def config(self, model: PreTrainedModel, plan: Plan) -> PeftConfig:
+        from peft import PrefixTuningConfig
+
+        return PrefixTuningConfig(
+            task_type=plan.task_type,
+            num_virtual_tokens=self.length,
+            prefix_projection=self.projection,
+            encoder_hidden_size=self.projection_width,  # type: ignore[arg-type]  # None is PEFT's own default
+            modules_to_save=list(plan.head) or None,
+            **_decoder_shape(model),
+        )
+
+    def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
+        reason = self.unsupported(
+            Setting(model.config.model_type, "none", plan.task_type, model.is_gradient_checkpointing)
+        )
+        if reason is not None:
+            raise BadInput(f"method: {reason}")
+        cache = None
+        if self.initial_text is not None:
+            cache = _keys_and_values(model, text_tokens(self.initial_text, self.length, plan))
+        wrapped = super().apply(model, plan)
+        if cache is not None:
+            from peft.tuners.cartridge.utils import initialize_kv_prefix_from_past_key_values
+
+            initialize_kv_prefix_from_past_key_values(wrapped, past_key_values=cache)
+        return wrapped
+
+    def figures(self, model: nn.Module) -> dict[str, Any]:
+        both = model.config.is_encoder_decoder  # type: ignore[union-attr]
+        return {"reaches": "decoder self-attention" if both else "self-attention"}
+
+
+def _decoder_shape(model: PreTrainedModel) -> dict[str, Any]:
+    """What PEFT takes from the encoder of an encoder-decoder, or gets wrong where heads are not width / heads wide."""
+    config = model.config
+    if not config.is_encoder_decoder:
+        return {}
+    heads = getattr(config, "decoder_attention_heads", None) or config.num_attention_heads
+    return {
+        "num_layers": getattr(config, "num_decoder_layers", None) or config.decoder_layers,
+        "num_attention_heads": heads,
+        "token_dim": heads * getattr(config, "d_kv", config.d_model // heads),
+    }
+
+
+def _keys_and_values(model: PreTrainedModel, ids: list[int]) -> Cache:
+    """What the base's self-attention makes of the tokens, layer by layer; the decoder's if there are two."""
+    import torch
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+    tokens = torch.tensor([ids], device=model.device)
+    own = DynamicCache(config=model.config) if not model.config.is_encoder_decoder else DynamicCache()
+    with torch.no_grad():
+        if model.config.is_encoder_decoder:
+            both = EncoderDecoderCache(own, DynamicCache())
+            model(input_ids=tokens, decoder_input_ids=tokens, past_key_values=both, use_cache=True)
+        else:
+            model.base_model(input_ids=tokens, past_key_values=own, use_cache=True)
+    return own

@@ -1,0 +1,46 @@
+"""Prompt tuning (Lester et al., 2021): trained embeddings before the input's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from peftlab.methods.method import Plan
+from peftlab.methods.virtual_tokens import EmbeddedTokens, embedding_width, text_tokens
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
+
+
+class PromptTuning(EmbeddedTokens):
+    """length * width parameters."""
+
+    kind: Literal["prompt_tuning"] = "prompt_tuning"
+    title: ClassVar[str] = "prompt tuning"
+    paper: ClassVar[str | None] = "Lester et al., 2021, arXiv:2104.08691"
+    learning_rate: ClassVar[float] = 3e-2
+
+    initial: Literal["vocabulary", "random"] = "vocabulary"  # the embeddings of tokens drawn at random, or noise
+    initial_text: str | None = None  # or the embeddings of this text, cut or repeated to length
+
+    def config(self, model: PreTrainedModel, plan: Plan) -> PeftConfig:
+        from peft import PromptTuningConfig
+
+        return PromptTuningConfig(
+            task_type=plan.task_type,
+            num_virtual_tokens=self.length,
+            num_transformer_submodules=1,  # of an encoder-decoder's two, PEFT would train the decoder's, and use none
+            token_dim=embedding_width(model),
+            prompt_tuning_init="RANDOM" if self.initial == "random" else "SAMPLE_VOCAB",
+            modules_to_save=list(plan.head) or None,
+        )
+
+    def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
+        import torch
+
+        wrapped: Any = super().apply(model, plan)
+        if self.initial_text is not None:
+            ids = torch.tensor(text_tokens(self.initial_text, self.length, plan), device=model.device)
+            with torch.no_grad():
+                wrapped.prompt_encoder["default"].embedding.weight.copy_(wrapped.word_embeddings(ids))
+        return wrapped  # type: ignore[no-any-return]

@@ -1,0 +1,112 @@
+"""What the methods share that put trained tokens before the input: the positions they take, loading, outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from peftlab.methods.method import Plan, Setting
+from peftlab.methods.peft_method import PeftMethod
+from peftlab.part import BadInput
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import nn
+    from transformers import PreTrainedModel
+
+# Those that classify a sequence by its last token.
+LAST_TOKEN = {
+    *("bart", "bloom", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama"),
+    *("mbart", "mistral", "mixtral", "mt5", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "t5", "umt5"),
+}
+
+
+class VirtualTokens(PeftMethod):
+    """A subclass says what the tokens are; once trained, they are kept as plain vectors, without what made them."""
+
+    length: int = Field(20, ge=1)  # virtual tokens
+
+    def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
+        _check_positions(model, self.length, plan.longest_input)
+        return super().apply(model, plan)
+
+    def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
+        model = super().load(base, folder)  # PEFT loads virtual tokens for inference only
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trainable and ("prompt_encoder." in name or ".modules_to_save." in name))
+        return model
+
+
+class EmbeddedTokens(VirtualTokens):
+    """Virtual tokens that enter as embeddings, through every layer, so that outputs are longer than inputs by them."""
+
+    def unsupported(self, setting: Setting) -> str | None:
+        if setting.task_type == "SEQ_CLS" and setting.architecture in LAST_TOKEN:
+            return _no_pooling(self.title, setting.architecture)
+        return None
+
+    def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
+        if plan.task_type == "SEQ_CLS" and {"score", "classification_head"}.intersection(plan.head):
+            raise BadInput(f"method: {_no_pooling(self.title, model.config.model_type)}")
+        return _without_virtual_outputs(super().apply(model, plan))
+
+    def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
+        return _without_virtual_outputs(super().load(base, folder, trainable=trainable))
+
+
+def embedding_width(model: PreTrainedModel) -> int:
+    """Of the input embeddings, which in ALBERT and small ELECTRAs is not that of the layers."""
+    embeddings: Any = model.get_input_embeddings()
+    return int(embeddings.weight.shape[1])
+
+
+def text_tokens(text: str, length: int, plan: Plan) -> list[int]:
+    """`length` token ids of the text, cut or repeated."""
+    if plan.tokenize is None:
+        raise BadInput("method.initial_text: this run has no tokenizer")
+    ids = plan.tokenize(text)
+    if not ids:
+        raise BadInput(f"method.initial_text: {text!r} has no tokens")
+    return (ids * (length // len(ids) + 1))[:length]
+
+
+def _check_positions(model: PreTrainedModel, length: int, longest_input: int | None) -> None:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None or longest_input is None:
+        return
+    tables = [
+        m for name, m in model.named_modules() if name.endswith("position_embeddings") and hasattr(m, "padding_idx")
+    ]
+    if tables and tables[0].padding_idx is not None:
+        positions -= tables[0].padding_idx + 1  # RoBERTa's positions start after the padding token's
+    if longest_input + length > positions:
+        raise BadInput(
+            f"method.length: {length} virtual tokens and the longest input's {longest_input} need "
+            f"{longest_input + length} positions, but {model.config.model_type} has {positions}; "
+            f"set task.max_length to at most {positions - length}"
+        )
+
+
+def _no_pooling(title: str, architecture: str) -> str:
+    return (
+        f"{title} cannot classify sequences with {architecture}, which looks for the end of the text in the token ids, "
+        "and sees embeddings instead; use prefix_tuning or lora"
+    )
+
+
+def _without_virtual_outputs(model: PeftModel) -> PeftModel:
+    """PEFT leaves the virtual tokens' logits in front of the others; whoever has labels for tokens wants them gone."""
+    if model.active_peft_config.task_type in ("TOKEN_CLS", "QUESTION_ANS", "CAUSAL_LM"):
+        model.register_forward_hook(_drop_virtual)
+    return model
+
+
+def _drop_virtual(model: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> Any:
+    if not model._adapters_disabled:
+        length = model.active_peft_config.num_virtual_tokens  # type: ignore[union-attr]
+        for name in ("logits", "start_logits", "end_logits"):
+            if name in outputs:
+                outputs[name] = outputs[name][:, length:]
+    return outputs

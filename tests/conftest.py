@@ -1,0 +1,94 @@
+"""What the tests share: the real MiniLM, real addresses, and a recipe that trains on them in seconds."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub; those that ask for it say so
+
+import pytest
+import torch
+
+from peftlab.base import Base, load_base, load_tokenizer
+from peftlab.environment import quiet_libraries
+from peftlab.examples import Encoded, Splits
+from peftlab.methods import Method, Plan
+from peftlab.methods.lora import Lora
+from peftlab.model import Files, Model
+from peftlab.quantization import QUANTIZATIONS
+from peftlab.recipe import load_recipe
+from peftlab.tasks import Task
+from peftlab.tasks.token_classification import TokenClassification
+
+quiet_libraries()
+
+MINILM = Model(id="sentence-transformers/all-MiniLM-L6-v2")
+RECIPE = """\
+model: sentence-transformers/all-MiniLM-L6-v2
+task: token_classification
+data:
+  id: datamade/usaddress
+  columns: {labels: ner_tags}
+  train_examples: 48
+  validation_examples: 12
+  test_examples: 12
+method: {kind: lora, rank: 4, targets: attention}
+training: {steps: 6, evaluate_every: 3, batch_tokens: 256, learning_rate: 5e-3, precision: float32}
+"""
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Files:
+    return MINILM.files()
+
+
+@pytest.fixture(scope="session")
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    path = tmp_path_factory.mktemp("recipe") / "mine.yaml"
+    path.write_text(RECIPE)
+    return load_recipe(path).data.load(("tokens", "labels"))
+
+
+@pytest.fixture(scope="session")
+def tagging(addresses: Splits) -> Task:
+    return TokenClassification().fitted(row for rows in addresses.rows.values() for row in rows)
+
+
+@pytest.fixture(scope="session")
+def encoded(addresses: Splits, tagging: Task, minilm: Files) -> Encoded:
+    return tagging.encode(addresses.rows["train"], load_tokenizer(minilm, tagging), 128)
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def base_of(minilm: Files, tagging: Task) -> Callable[..., Base]:
+    """`base_of("nf4", seed=1)`: MiniLM with a head for the addresses' tags."""
+
+    def load(quantization: str = "none", **settings: object) -> Base:
+        given = {"device": torch.device("cpu"), "compute": torch.float32, **settings}
+        return load_base(MINILM, minilm, tagging, QUANTIZATIONS[quantization](), **given)  # type: ignore[arg-type]
+
+    return load
+
+
+@pytest.fixture
+def attach() -> Callable[..., torch.nn.Module]:
+    """`attach(base, Lora(rank=2))`: the method on the base, from a fixed seed."""
+
+    def apply(base: Base, method: Method | None = None, seed: int = 0) -> torch.nn.Module:
+        torch.manual_seed(seed)
+        return (method or Lora(rank=4)).apply(base.model, Plan(10, "TOKEN_CLS", base.head, 64, seed))
+
+    return apply
+
+
+@pytest.fixture
+def probe_input() -> dict[str, torch.Tensor]:
+    ids = torch.randint(1000, 20000, (2, 16), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -1,0 +1,148 @@
+"""The base: frozen, its head float whatever the quantisation, trained through without surprises."""
+
+import gc
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+from peftlab.base import Base, load_tokenizer, longest_input
+from peftlab.methods import Plan
+from peftlab.methods.lora import Lora
+from peftlab.model import Files
+from peftlab.part import BadInput
+from peftlab.quantization.quantization import quantized_linears
+from peftlab.recipe import load_recipe
+from peftlab.run import apply_method
+from peftlab.tasks import Task
+from peftlab.tasks.token_classification import TokenClassification
+
+Load = Callable[..., Base]
+Attach = Callable[..., torch.nn.Module]
+Input = dict[str, torch.Tensor]
+
+
+@pytest.mark.parametrize(("quantization", "kind"), [("nf4", Linear4bit), ("fp4", Linear4bit), ("int8", Linear8bitLt)])
+def test_every_linear_is_quantised_but_the_head(base_of: Load, quantization: str, kind: type) -> None:
+    base = base_of(quantization)
+    names = quantized_linears(base.model)
+    assert base.head == ("classifier",)
+    assert len(names) == 36  # six layers of query, key, value, output and two of the feed-forward
+    assert all(type(module) is kind for module in names.values())
+    head = base.model.get_submodule("classifier")
+    assert type(head) is torch.nn.Linear
+    assert head.weight.dtype == torch.float32
+
+
+def test_the_head_is_the_same_over_every_quantisation_and_another_with_another_seed(base_of: Load) -> None:
+    heads = [base_of(kind, seed=3).model.classifier.weight for kind in ("none", "int8", "nf4")]
+    assert torch.equal(heads[0], heads[1])
+    assert torch.equal(heads[0], heads[2])
+    assert not torch.equal(heads[0], base_of(seed=4).model.classifier.weight)
+
+
+def test_a_four_bit_base_trains_on_after_an_evaluation(
+    base_of: Load, attach: Attach, probe_input: Input, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a CPU with AVX512-BF16, where an evaluation repacks the weights for a kernel that has no backward.
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    model = attach(base_of("nf4"))
+    model.eval()
+    with torch.no_grad():
+        before = model(**probe_input).logits
+    model.train()
+    model(**probe_input).logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert torch.equal(model(**probe_input).logits, before)
+
+
+def test_an_int8_step_keeps_no_input_of_a_frozen_linear_and_its_gradient_is_the_same(
+    base_of: Load, attach: Attach, probe_input: Input
+) -> None:
+    model = attach(base_of("int8"), Lora(rank=4, targets=["query"]))
+    loss = model(**probe_input).logits.square().mean()
+    loss.backward()
+    gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    for linear in quantized_linears(model).values():  # bitsandbytes as it is
+        linear._forward_hooks.clear()
+    model.zero_grad()
+    model(**probe_input).logits.square().mean().backward()
+    assert gradient
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            assert torch.equal(gradient[name], p.grad), name
+
+
+def test_an_int8_linear_lets_go_of_its_input(base_of: Load) -> None:
+    linear = base_of("int8").model.bert.encoder.layer[0].intermediate.dense.train()
+    given = torch.randn(4, 384, requires_grad=True)
+    passed = given * 1  # what a layer before would hand over
+    watched = weakref.ref(passed)
+    output = linear(passed)
+    del passed
+    gc.collect()
+    assert watched() is None
+    output.sum().backward()
+    assert given.grad is not None
+
+
+def test_no_gradient_is_computed_below_the_lowest_trained_layer(
+    base_of: Load, recipe_file: Path, probe_input: Input
+) -> None:
+    changes = ["method.targets=[layer.4.attention.self.query]", "training.gradient_checkpointing=true"]
+    base = base_of("nf4")
+    model = apply_method(load_recipe(recipe_file, changes), base, Plan(10, "TOKEN_CLS", base.head)).train()
+    needs: list[bool] = []
+    computed: list[int] = []
+    for layer in base.model.bert.encoder.layer:
+        layer.register_forward_hook(lambda module, inputs, output: needs.append(output.requires_grad))
+        layer.attention.register_forward_pre_hook(lambda module, inputs: computed.append(1))
+    model(**probe_input).logits.sum().backward()
+    assert needs == [False] * 4 + [True] * 2
+    assert len(computed) == 8  # the last two again for the backward pass: checkpointing is on
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_frozen_base_is_held_in_the_computing_dtype_and_a_trained_one_in_float32(
+    base_of: Load, quantization: str
+) -> None:
+    frozen = base_of(quantization, compute=torch.bfloat16).model
+    assert frozen.bert.embeddings.word_embeddings.weight.dtype == torch.bfloat16
+    assert frozen.classifier.weight.dtype == torch.float32
+    trained = base_of("none", compute=torch.bfloat16, frozen=False).model
+    assert trained.bert.embeddings.word_embeddings.weight.dtype == torch.float32
+
+
+def test_parameters_are_counted_by_what_they_mean_not_by_how_they_are_packed(base_of: Load) -> None:
+    counts = {kind: base_of(kind).parameters for kind in ("none", "int8", "nf4")}
+    assert counts["none"] == sum(p.numel() for p in base_of().model.parameters())
+    assert counts["nf4"] == counts["int8"] == counts["none"]
+
+
+def test_dropout_is_what_the_recipe_says_and_null_leaves_the_models_own(base_of: Load) -> None:
+    def rates(**settings: object) -> set[float]:
+        return {m.p for m in base_of(**settings).model.modules() if isinstance(m, torch.nn.Dropout)}
+
+    assert rates() == {0.0}
+    assert rates(dropout=0.3) == {0.3}
+    assert rates(dropout=None) == {0.1}
+
+
+def test_the_tokenizers_own_truncation_is_off(minilm: Files, tagging: Task) -> None:
+    tokenizer = load_tokenizer(minilm, tagging)  # its file says to truncate at 128
+    assert len(tokenizer(["word"] * 200, is_split_into_words=True)["input_ids"]) == 202
+
+
+def test_the_longest_input_is_the_recipes_within_the_models_positions(minilm: Files) -> None:
+    assert longest_input(minilm, TokenClassification()) == 512
+    assert longest_input(minilm, TokenClassification(max_length=64)) == 64
+    with pytest.raises(BadInput, match=r"task.max_length: 513 tokens, but .* has 512 positions"):
+        longest_input(minilm, TokenClassification(max_length=513))
+
+
+def test_the_base_is_named_by_its_id_not_by_a_folder_of_this_machine(base_of: Load) -> None:
+    assert base_of().model.config._name_or_path == "sentence-transformers/all-MiniLM-L6-v2"

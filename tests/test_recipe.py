@@ -1,0 +1,120 @@
+"""Recipes: defaults filled in, a digest that means something, one clear line for each mistake."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from peftlab.part import BadInput
+from peftlab.recipe import Recipe, load_recipe, recipe_schema
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+GOOD = """\
+model: sentence-transformers/all-MiniLM-L6-v2
+task: token_classification
+data: datamade/usaddress
+method:
+  kind: lora
+  rank: 8
+training:
+  epochs: 1
+"""
+
+
+def write(folder: Path, text: str, name: str = "mine.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def complaint(folder: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(BadInput) as caught:
+        load_recipe(write(folder, text), overrides)
+    return str(caught.value).replace(f"{folder}/", "")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_recipe_is_valid_short_and_described(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.description
+    assert 8 <= len(path.read_text().splitlines()) <= 15
+
+
+def test_the_short_form_of_a_part_equals_the_long_one(tmp_path: Path) -> None:
+    long = GOOD.replace("task: token_classification", "task: {kind: token_classification}")
+    long = long.replace("data: datamade/usaddress", "data: {kind: hub, id: datamade/usaddress}")
+    assert load_recipe(write(tmp_path, long)) == load_recipe(write(tmp_path, GOOD))
+
+
+def test_the_digest_changes_with_what_shapes_the_result_and_with_nothing_else(tmp_path: Path) -> None:
+    digest = load_recipe(write(tmp_path, GOOD)).digest
+    renamed = load_recipe(write(tmp_path, GOOD + "description: another\nname: other\n"))
+    spelt_out = load_recipe(write(tmp_path, GOOD + "  warmup: 0.06\n"))
+    assert renamed.digest == spelt_out.digest == digest
+    for change in ("method.rank=4", "seeds=1", "training.epochs=2", "quantization=nf4", "data.train_examples=9"):
+        assert load_recipe(write(tmp_path, GOOD), [change]).digest != digest
+
+
+def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD), ["training.learning_rate=3e-4", "method.targets=[query, value]"])
+    assert recipe.training.learning_rate == 3e-4
+    assert recipe.method.model_dump()["targets"] == ["query", "value"]
+    assert complaint(tmp_path, GOOD, "method.rnak=4").startswith("--set method.rnak: method.rnak: unknown key (did you")
+    assert complaint(tmp_path, GOOD, "method.rank=x").startswith("--set method.rank: method.rank: input should be")
+    assert "key=value was expected" in complaint(tmp_path, GOOD, "method.rank")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("  rank: 8", "  rnak: 8", "mine.yaml:6: method.rnak: unknown key (did you mean 'rank'?)"),
+        ("training:", "trainng:", "mine.yaml:7: trainng: unknown key (did you mean 'training'?)"),
+        ("kind: lora", "kind: lorra", "mine.yaml:5: method.kind: unknown kind 'lorra' (did you mean 'lora'?)"),
+        ("task: token_", "task: tokn_", "mine.yaml:2: task"),
+        ("  kind: lora\n", "", "mine.yaml:4: method: needs a 'kind', one of "),
+        ("  rank: 8", "  rank: eight", "mine.yaml:6: method.rank: input should be a valid integer, found \"eight\""),
+        ("  rank: 8", "  rank: '8'", "mine.yaml:6: method.rank: input should be a valid integer, found \"8\""),
+        ("  rank: 8", "  rank: true", "mine.yaml:6: method.rank: input should be a valid integer, found true"),
+        ("  rank: 8", "  rank: 0", "mine.yaml:6: method.rank: input should be greater than or equal to 1, found 0"),
+        ("  rank: 8", "  targets: 7", "mine.yaml:6: method.targets: input should be 'all-linear' or 'attention', found 7, or input"),
+        ("  rank: 8", "  alpha: .nan", "mine.yaml:6: method.alpha: input should be a finite number"),
+        ("epochs: 1", "schedule: linaer", "(did you mean 'linear'?), found \"linaer\""),
+        ("epochs: 1", "keep_best: no", "mine.yaml:8: training.keep_best: input should be a valid boolean, found \"no\""),
+        ("epochs: 1", "adam_betas: [0.9]", "mine.yaml:8: training.adam_betas.1: missing"),
+        ("epochs: 1", "epochs: 1\n  steps: 5", "give epochs or steps, not both"),
+        ("model: sent", "# model: sent", "mine.yaml:2: model: missing"),
+        ("model: sentence-transformers/all-MiniLM-L6-v2", "model: [1]", "mine.yaml:1: model"),
+        ("model: sentence-transformers/all-MiniLM-L6-v2", "model: 'a b; rm'", "mine.yaml:1: model: string should match"),
+        ("model: ", "name: ../up\nmodel: ", "mine.yaml:1: name: string should match pattern"),
+        ("method:\n  kind: lora\n  rank: 8", "method: full\nquantization: nf4", "full fine-tuning changes the base's"),
+    ],
+)
+def test_a_mistake_is_one_line_with_file_line_key_and_remedy(tmp_path: Path, old: str, new: str, says: str) -> None:
+    assert old in GOOD
+    message = complaint(tmp_path, GOOD.replace(old, new))
+    assert says in message
+    assert "\n" not in message
+
+
+def test_every_mistake_of_a_file_is_said_at_once(tmp_path: Path) -> None:
+    lines = complaint(tmp_path, GOOD.replace("rank: 8", "rank: x").replace("epochs: 1", "epoch: 1")).splitlines()
+    assert [line.split(":")[1] for line in lines] == ["6", "8"]
+
+
+def test_a_missing_recipe_suggests_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path, GOOD, "lora-ner.yaml")
+    with pytest.raises(BadInput, match=r"lora-nre.yaml: no such recipe \(did you mean 'lora-ner'\?\)"):
+        load_recipe(tmp_path / "lora-nre.yaml")
+
+
+def test_the_kept_schema_is_the_recipes_own() -> None:
+    kept = json.loads((RECIPES.parent / "docs" / "recipe.schema.json").read_text())
+    assert kept == recipe_schema(), "run `make schema`"
+
+
+def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD))
+    assert isinstance(recipe, Recipe)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.name = "other"  # type: ignore[misc]
