@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from peftlab.base import Base, autocast, load_base
-from peftlab.methods import AnyMethod
+from peftlab.methods import METHODS, AnyMethod
 from peftlab.model import AnyModel
 from peftlab.part import BadInput, Settings
 from peftlab.quantization import AnyQuantization, Quantization
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FILE = "peftlab.json"
-FOLDER = "adapter"  # of a run
 
 
 class Card(Settings):
@@ -64,15 +63,21 @@ def save(card: Card, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase,
 
 
 def read_card(folder: Path) -> Card:
-    """The card of a run or of its adapter folder. Raises BadInput with one line."""
-    path = folder / FILE if (folder / FILE).exists() else folder / FOLDER / FILE
+    """The card of a run or of the folder in it that holds the model. Raises BadInput with one line."""
+    path = _folder(folder) / FILE
     try:
         return Card.model_validate_json(path.read_bytes())
     except OSError:
-        raise BadInput(f"{folder}: no tuned model here (no {FILE} in it or in its {FOLDER}/)") from None
+        raise BadInput(f"{folder}: no tuned model here (no {FILE} in it, nor in adapter/ or model/)") from None
     except ValidationError as error:
         first = error.errors()[0]
         raise BadInput(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _folder(folder: Path) -> Path:
+    """Where in a run the model is."""
+    places = (folder, *(folder / name for name in sorted({method.folder for method in METHODS.values()})))
+    return next((place for place in places if (place / FILE).exists()), folder)
 
 
 def load(folder: Path, *, device: torch.device, quantization: Quantization | None = None) -> Tuned:
@@ -80,7 +85,7 @@ def load(folder: Path, *, device: torch.device, quantization: Quantization | Non
     import transformers
 
     card = read_card(folder)
-    inner = folder if (folder / FILE).exists() else folder / FOLDER
+    inner = _folder(folder)
     files = card.model.files()
     if files.fingerprint != card.model_fingerprint:
         raise BadInput(

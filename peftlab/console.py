@@ -41,7 +41,7 @@ class Screen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self.finished()
 
     def line(self, label: str, text: str) -> None:
         """`label      text`, the labels in a column."""
@@ -72,8 +72,10 @@ class Screen:
         )
 
     def finished(self) -> None:
-        """Training is over: take the bar away."""
-        self._progress.stop()
+        """Training is over, or broke off: take the bar away."""
+        if self._task is not None:
+            self._progress.stop()
+            self._task = None
 
     def summary(self, result: RunResult, folder: Path) -> None:
         """The closing lines."""

@@ -27,8 +27,8 @@ from peftlab.part import BadInput
 from peftlab.recipe import Recipe
 from peftlab.results import Cost, Curve, Parameters, RunResult, SplitCounts, write_result
 from peftlab.tasks import Task
+from peftlab.training import Records
 
-Records = list[dict[str, Any]]
 
 
 def run(recipe: Recipe, folder: Path) -> RunResult:
@@ -87,6 +87,7 @@ class _Run:
             head=base.head,
             longest_input=max(len(e) for part in encoded.values() for e in part.examples),
             seed=self.recipe.seeds.initialization,
+            tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         )
         model = apply_method(self.recipe, base, plan)
         parameters = count_parameters(model, base)
@@ -106,11 +107,11 @@ class _Run:
             seeds=self.recipe.seeds,
             accelerator=self.accelerator,
             autocast=self._autocast,
-            evaluate=lambda: score(task, predict("validation")),
+            evaluate=lambda: (score(task, records := predict("validation")), records),
             observer=self.screen,
         )
         self.screen.finished()
-        predictions = {split: predict(split) for split in ("validation", "test")}
+        predictions = {"validation": log.records, "test": predict("test")}
         metrics = {split: score(task, records) for split, records in predictions.items()}
 
         adapter_bytes = 0
@@ -125,7 +126,7 @@ class _Run:
                 limit=limit,
                 recipe_digest=self.recipe.digest,
             )
-            adapter_bytes = artifact.save(card, model, tokenizer, self.folder / artifact.FOLDER)
+            adapter_bytes = artifact.save(card, model, tokenizer, self.folder / self.recipe.method.folder)
             _write_predictions(predictions, self.folder / "predictions.jsonl")
         return RunResult(
             name=self.recipe.name,
@@ -201,11 +202,14 @@ class _Run:
             f"{self.recipe.method.title}: {parameters.trainable:,} trainable of {parameters.base:,} ({parameters.share:.2%}), "
             f"{parameters.head:,} of them the head",
         )
-        processes = self.accelerator.num_processes
+        device, processes = self.accelerator.device, self.accelerator.num_processes
+        quantization = self.recipe.quantization
+        held = f"base in {quantization.title}" if quantization.quantizes else "base unquantised"
+        remark = quantization.remark(device.type)
         self.screen.line(
             "device",
-            f"{self.accelerator.device}, {processes} {'process' if processes == 1 else 'processes'}, {self.precision}, "
-            f"base {'unquantised' if not self.recipe.quantization.quantizes else 'in ' + self.recipe.quantization.title}",
+            f"{device}, {processes} {'process' if processes == 1 else 'processes'}, {self.precision}, {held}"
+            + (f": {remark}" if remark else ""),
         )
 
 

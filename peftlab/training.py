@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Scores = dict[str, float]
+Records = list[dict[str, Any]]  # one decoded prediction an example
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class TrainLog:
     evaluations: list[Evaluation] = field(default_factory=list)
     best_step: int | None = None
     stopped_early: bool = False
+    records: Records = field(default_factory=list)  # validation's, by the state that training ended with
     tokens: int = 0  # without padding, over all steps and processes
     padded_tokens: int = 0  # with padding
     seconds: float = 0.0  # of training alone: no loading, no evaluation
@@ -106,7 +108,7 @@ def train(
     seeds: Seeds,
     accelerator: Accelerator,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
-    evaluate: Callable[[], Scores],
+    evaluate: Callable[[], tuple[Scores, Records]],
     observer: Observer,
 ) -> TrainLog:
     """Train the parameters of `model` that require a gradient. `evaluate` scores the model on validation as it is."""
@@ -168,15 +170,14 @@ def train(
                 f"the loss is {value} at step {number} (examples {batch[:8]} ...); lower training.learning_rate"
             )
         if number == total or (number % settings.evaluate_every == 0 if settings.evaluate_every else last):
-            best = _evaluate(model, task, evaluate, observer, log, best)
+            best = _evaluate(model, task, evaluate, observer, log, best if settings.keep_best else None)
             if settings.patience is not None and _stale(log) >= settings.patience:
                 log.stopped_early = number < total
                 break
-    if settings.keep_best and best is not None:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name in best:
-                    parameter.copy_(best[name])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if best is not None and name in best:
+                parameter.copy_(best[name])
     model.eval()
     return log
 
@@ -190,12 +191,12 @@ def predict(
     batch_tokens: int,
     accelerator: Accelerator,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
-) -> list[dict[str, Any]]:
+) -> Records:
     """A decoded record for each example, in order, the same on every process and for any number of them."""
     lengths = [len(example) for example in examples]
     order = sorted(range(len(examples)), key=lambda i: lengths[i])
     batches = split_batches(order, lengths, tokens=batch_tokens)
-    records: list[tuple[int, dict[str, Any]]] = []
+    found: list[tuple[int, dict[str, Any]]] = []
     was_training = model.training
     model.eval()
     # Not inference_mode: bitsandbytes keeps tensors it makes here, and training must be able to use them.
@@ -205,13 +206,13 @@ def predict(
             chosen = [examples[i] for i in batch]
             inputs = _to(task.collate(chosen, padding_token), accelerator.device)
             outputs = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
-            records += zip(batch, task.decode(outputs, chosen), strict=True)
+            found += zip(batch, task.decode(outputs, chosen), strict=True)
     model.train(was_training)
     if accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
-        records = gather_object(records)
-    return [record for _, record in sorted(records, key=lambda pair: pair[0])]
+        found = gather_object(found)
+    return [record for _, record in sorted(found, key=lambda pair: pair[0])]
 
 
 def _epoch(lengths: Sequence[int], settings: Training, seeds: Seeds, epoch: int) -> list[Batch]:
@@ -260,25 +261,26 @@ def _to(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch
 def _evaluate(
     model: torch.nn.Module,
     task: Task,
-    evaluate: Callable[[], Scores],
+    evaluate: Callable[[], tuple[Scores, Records]],
     observer: Observer,
     log: TrainLog,
     best: dict[str, torch.Tensor] | None,
 ) -> dict[str, torch.Tensor]:
     """Score the model; return a copy of its trained parameters if it is the best so far, else `best`."""
     generators = torch.get_rng_state()
-    scores = evaluate()
+    scores, records = evaluate()
     torch.set_rng_state(generators)  # evaluation changes nothing
     model.train()
     step = log.steps[-1]
     before = max((evaluation.scores[task.selection] for evaluation in log.evaluations), default=-math.inf)
     log.evaluations.append(Evaluation(step.number, step.epoch, scores))
-    better = best is None or scores[task.selection] > before
+    better = scores[task.selection] > before
     observer.evaluation(log.evaluations[-1], better)
-    if not better:
-        assert best is not None
+    if better:
+        log.best_step = step.number
+    elif best is not None:
         return best
-    log.best_step = step.number
+    log.records = records
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, PeftType, get_peft_model
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -343,6 +343,17 @@ def test_active_together_they_are_applied_one_after_the_other() -> None:
     assert torch.equal(layer(x), after_both)
 
 
+def test_of_norms_active_together_the_last_counts() -> None:
+    layer, x = AdapterLayer(nn.LayerNorm(32)), torch.randn(2, 5, 32)
+    for name in ("a", "b"):
+        layer.add_norm(name)
+    stir(layer)
+    layer.set_adapter("b")
+    after_b = layer(x)
+    layer.set_adapter(["a", "b"])
+    assert torch.equal(layer(x), after_b)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_no_activation_outlives_its_forward(variant: str) -> None:
     model = adapted(tiny("llama"), variant=variant)
@@ -366,7 +377,9 @@ def test_down_starts_as_in_the_reference() -> None:
 def test_unloaded_the_base_is_as_it_was() -> None:
     base = tiny("llama")
     before, names = output(base), list(base.state_dict())
-    unloaded = stir(adapted(base, variant="parallel", train_layer_norms=True)).unload()
+    model = stir(adapted(base, variant="parallel", train_layer_norms=True))
+    model.add_adapter("second", AdapterConfig())
+    unloaded = model.unload()
     assert torch.equal(output(unloaded), before)
     assert list(unloaded.state_dict()) == names
     assert not any(module._forward_pre_hooks for module in unloaded.modules())
@@ -386,6 +399,7 @@ def test_merging_is_refused() -> None:
 
 def test_registering_again_changes_nothing() -> None:
     register()
+    assert [member.value for member in PeftType].count("BOTTLENECK_ADAPTER") == 1
     assert adapted(tiny("bert")).peft_config["default"].peft_type.value == "BOTTLENECK_ADAPTER"
 
 
@@ -534,11 +548,23 @@ def test_resolved_settings_mean_what_the_short_ones_did(variant: str) -> None:
     assert Adapter.model_validate(wide.model_dump()) == wide
 
 
+def test_the_head_is_trained_and_saved_with_the_adapter() -> None:
+    plan = Plan(optimizer_steps=1, task_type="FEATURE_EXTRACTION", head=("pooler",))
+    model = Adapter().apply(tiny("bert"), plan)
+    assert {name for name in trainable(model) if "bottleneck_" not in name} == {
+        f"base_model.model.pooler.modules_to_save.default.dense.{kind}" for kind in ("weight", "bias")
+    }
+
+
 def test_two_widths_or_none_are_refused() -> None:
     with pytest.raises(ValidationError, match="found 4"):
         Adapter(bottleneck=4, reduction_factor=2)
     with pytest.raises(ValidationError, match="give either bottleneck"):
         Adapter(bottleneck=None, reduction_factor=None)
+
+
+def test_the_width_is_never_nothing() -> None:
+    assert Adapter(reduction_factor=64).width(32) == 1
 
 
 def test_dropout_is_on_the_bottleneck_in_training_only() -> None:

@@ -15,7 +15,7 @@ from peftlab.methods.lora import Lora
 from peftlab.part import BadInput
 from peftlab.settings import Seeds, Training
 from peftlab.tasks import Task
-from peftlab.training import Evaluation, Scores, Step, TrainLog, learning_rate_factor, predict, train
+from peftlab.training import Evaluation, Records, Scores, Step, TrainLog, learning_rate_factor, predict, train
 
 Load = Callable[..., Base]
 Weights = Mapping[str, torch.Tensor]
@@ -42,7 +42,7 @@ def trained(
     accelerator = Accelerator()
     coming = iter(scores or [])
 
-    def evaluate() -> Scores:
+    def evaluate() -> tuple[Scores, Records]:
         predict(
             model,
             task=task,
@@ -53,7 +53,7 @@ def trained(
             autocast=contextlib.nullcontext,
         )
         torch.rand(7)  # an evaluation may draw from the generator
-        return {task.selection: next(coming, 0.0)}
+        return {task.selection: next(coming, 0.0)}, []
 
     log = train(
         model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -34,6 +35,7 @@ class AdaLora(PeftMethod):
     )
     learning_rate: ClassVar[float] = 1e-3
     merges: ClassVar[bool] = True
+    samples: ClassVar[tuple[dict[str, Any], ...]] = ({"initial_rank": 6, "target_rank": 3},)
 
     initial_rank: int = Field(12, ge=2, le=4096)
     target_rank: int = Field(8, ge=1)  # mean over layers at the end
@@ -148,7 +150,9 @@ class AdaLora(PeftMethod):
                 for name, values in _singular_values(model).items()
             }
         config.orth_reg_weight = self.orthogonality
-        super().save(model, folder)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="(?s).*invalid shape")  # of layers pruned to rank 0
+            super().save(model, folder)
         config.rank_pattern, config.orth_reg_weight = kept, weight
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from peftlab.methods.method import Method, Plan
 from peftlab.part import BadInput
@@ -12,13 +12,11 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-FILE = "trained.safetensors"
-
-
 class DirectMethod(Method):
     """A subclass says which of the base's own parameters train; the head always does."""
 
-    merges = True
+    merges: ClassVar[bool] = True
+    file: ClassVar[str] = "trained.safetensors"  # of the tensors
 
     def trains(self, name: str, model: nn.Module) -> bool:
         """Whether the base's parameter of this full name is trained."""
@@ -36,17 +34,17 @@ class DirectMethod(Method):
         from safetensors.torch import save_file
 
         trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-        save_file(trained, folder / FILE, metadata={"format": "pt"})
+        save_file(trained, folder / self.file, metadata={"format": "pt"})
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> nn.Module:
         import torch
         from safetensors.torch import load_file
 
         own = dict(base.named_parameters())
-        saved = load_file(folder / FILE)
+        saved = load_file(folder / self.file)
         strangers = [name for name, tensor in saved.items() if name not in own or own[name].shape != tensor.shape]
         if strangers:
-            raise BadInput(f"{folder / FILE}: {strangers[0]!r} does not fit this base")
+            raise BadInput(f"{folder / self.file}: {strangers[0]!r} does not fit this base")
         with torch.no_grad():
             for name, parameter in own.items():
                 if name in saved:

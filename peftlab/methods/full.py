@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from peftlab.methods.direct_method import DirectMethod
@@ -18,11 +19,16 @@ class Full(DirectMethod):
     title: ClassVar[str] = "full fine-tuning"
     learning_rate: ClassVar[float] = 5e-5
     trains_base: ClassVar[bool] = True
+    file: ClassVar[str] = "model.safetensors"
+    folder: ClassVar[str] = "model"
 
     def unsupported(self, setting: Setting) -> str | None:
         if setting.quantization != "none":
             return f"full fine-tuning changes the base's weights, which {setting.quantization} freezes; use quantization: none"
         return None
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        model.save_pretrained(folder)  # type: ignore[operator]
 
     def trains(self, name: str, model: nn.Module) -> bool:
         return True

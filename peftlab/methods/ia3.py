@@ -61,7 +61,7 @@ class Ia3(PeftMethod):
     title: ClassVar[str] = "IA3"
     paper: ClassVar[str | None] = "Liu et al., 2022, arXiv:2205.05638"
     fidelity: ClassVar[str | None] = (
-        "queries are scaled too where one projection makes queries, keys and values (GPT-2, GPT-NeoX, ModernBERT, Phi-3)"
+        "where one projection makes queries, keys and values (GPT-2, GPT-NeoX, Phi-3), the queries are scaled too"
     )
     learning_rate: ClassVar[float] = 5e-3
     merges: ClassVar[bool] = True

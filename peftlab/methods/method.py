@@ -50,7 +50,11 @@ class Method(Part):
     trains_base: ClassVar[bool] = (
         False  # the base's own weights change, so it can be neither quantised nor kept in bf16
     )
+    folder: ClassVar[str] = "adapter"  # of a run, for what `save` writes
     merges: ClassVar[bool] = False  # `merge` folds the method into the base's weights
+
+    # Settings that fit a model 64 wide, one for each way through the code: what the contract tests and the doctor try.
+    samples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     def unsupported(self, setting: Setting) -> str | None:
         """Why this method cannot run in `setting`, in one line, or None if it can."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ class PTuning(EmbeddedTokens):
     paper: ClassVar[str | None] = "Liu et al., 2021, arXiv:2103.10385"
     fidelity: ClassVar[str | None] = "all virtual tokens stand before the input (paper: anywhere in a template)"
     learning_rate: ClassVar[float] = 1e-3
+    samples: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 4}, {"length": 4, "encoder": "mlp"})
 
     encoder: Literal["lstm", "mlp"] = "lstm"  # bidirectional with two linear layers behind it, or three linear layers
     encoder_width: int | None = Field(None, ge=1)  # the embeddings' own if not given

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from peftlab.methods.method import Method, Plan
 
@@ -23,7 +25,12 @@ class PeftMethod(Method):
     def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
         from peft import get_peft_model
 
-        return get_peft_model(model, self.config(model, plan))
+        wrapped = get_peft_model(model, self.config(model, plan))
+        if model.is_gradient_checkpointing:
+            # PEFT makes the embeddings require a gradient, which sends the backward pass through the whole frozen
+            # trunk. Checkpointing that is not re-entrant needs none of it.
+            model.disable_input_require_grads()
+        return wrapped
 
     def save(self, model: nn.Module, folder: Path) -> None:
         model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)  # type: ignore[operator]
@@ -36,5 +43,13 @@ class PeftMethod(Method):
     def merge(self, model: nn.Module) -> nn.Module:
         return model.merge_and_unload(safe_merge=True)  # type: ignore[operator,no-any-return]
 
-    def without(self, model: nn.Module) -> Any:
-        return model.disable_adapter()  # type: ignore[operator]
+    @contextlib.contextmanager
+    def without(self, model: nn.Module) -> Iterator[None]:
+        from peft.utils.other import ModulesToSaveWrapper
+
+        with model.disable_adapter():  # type: ignore[operator]
+            # PEFT also puts the untrained head back.
+            for module in model.modules():
+                if isinstance(module, ModulesToSaveWrapper):
+                    module.enable_adapters(True)
+            yield

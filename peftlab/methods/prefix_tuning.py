@@ -31,6 +31,7 @@ class PrefixTuning(VirtualTokens):
         "(paper: the encoder and cross-attention too); without projection by default, as in P-tuning v2"
     )
     learning_rate: ClassVar[float] = 5e-3
+    samples: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 4}, {"length": 4, "projection": True})
 
     projection: bool = False  # make keys and values by a two-layer network, as the paper does
     projection_width: int | None = Field(None, ge=1)  # hidden units of it; the key width if not given

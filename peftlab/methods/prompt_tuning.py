@@ -19,6 +19,7 @@ class PromptTuning(EmbeddedTokens):
     title: ClassVar[str] = "prompt tuning"
     paper: ClassVar[str | None] = "Lester et al., 2021, arXiv:2104.08691"
     learning_rate: ClassVar[float] = 3e-2
+    samples: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 4},)
 
     initial: Literal["vocabulary", "random"] = "vocabulary"  # the embeddings of tokens drawn at random, or noise
     initial_text: str | None = None  # or the embeddings of this text, cut or repeated to length

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +34,28 @@ class VirtualTokens(PeftMethod):
         _check_positions(model, self.length, plan.longest_input)
         return super().apply(model, plan)
 
+    def save(self, model: nn.Module, folder: Path) -> None:
+        import torch
+
+        with torch.no_grad():  # with a gradient, an LSTM takes another way, and its last digits differ
+            super().save(model, folder)
+
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
         model = super().load(base, folder)  # PEFT loads virtual tokens for inference only
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable and ("prompt_encoder." in name or ".modules_to_save." in name))
         return model
+
+    @contextlib.contextmanager
+    def without(self, model: nn.Module) -> Iterator[None]:
+        # PEFT's own way, disable_adapter, fails where the base cannot generate.
+        model.forward = model.base_model.forward  # type: ignore[union-attr,assignment]
+        model._adapters_disabled = True  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            del model.forward
+            model._adapters_disabled = False  # type: ignore[assignment]
 
 
 class EmbeddedTokens(VirtualTokens):

@@ -65,7 +65,6 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Learn where the residual comes from and what norm follows the sum in this layer of the base."""
         if self.residual_hook is None and sublayer.residual is not None:
             source = layer.get_submodule(sublayer.residual)
-            source = source.get_base_layer() if isinstance(source, AdapterLayer) else source
             self.residual_hook = source.register_forward_pre_hook(self._keep_residual)
         if sublayer.norm is not None:
             owner, _, name = sublayer.norm.rpartition(".")
@@ -91,8 +90,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             up.to(device)
 
     def add_norm(self, name: str) -> None:
-        """Trainable float32 copies of the base's norm."""
-        copies = {key: nn.Parameter(p.detach().float().clone()) for key, p in self.base_layer.named_parameters()}
+        """Trainable copies of the base's norm; PEFT makes them float32."""
+        copies = {key: nn.Parameter(p.detach().clone()) for key, p in self.base_layer.named_parameters()}
         self.bottleneck_norm[name] = nn.ParameterDict(copies)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

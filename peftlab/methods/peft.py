@@ -1,0 +1,123 @@
+"""A gate to every other method of the PEFT library, by the name of its type and with its own config keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from peftlab.methods.method import Plan, Setting
+from peftlab.methods.peft_method import PeftMethod
+from peftlab.methods.targets import linear_layers, named_layers
+from peftlab.part import BadInput, nearest
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from torch import nn
+    from transformers import PreTrainedModel
+
+OWN = {  # types that have a method of their own here
+    **{"ADALORA": "adalora", "BOTTLENECK_ADAPTER": "adapter", "CARTRIDGE": "prefix_tuning", "IA3": "ia3"},
+    **{"LORA": "lora", "P_TUNING": "p_tuning", "PREFIX_TUNING": "prefix_tuning", "PROMPT_TUNING": "prompt_tuning"},
+}
+REFUSED = {
+    "ADAPTION_PROMPT": "it replaces attention by its own, which does not fit this version of transformers",
+    "CPT": "it needs a text with marked parts before each example",
+    "MULTITASK_PROMPT_TUNING": "it needs the number of a task with each example",
+    "OSF": "it rewrites the base's weights, so that nothing saved fits the published base",
+    "POLY": "it needs the number of a task with each example",
+    "SHADOW": "it replaces a layer's output by an object that this version of transformers cannot compute with",
+    "TRAINABLE_TOKENS": "it trains the embeddings of tokens that were added to the tokenizer",
+    "XLORA": "it mixes adapters that are trained already",
+}
+# Those that only add to a layer's output, or know how to unpack its weight. The others compute with the packed weight
+# itself: most raise, and HRA and DEFT over int8 start from another model than the base.
+QUANTIZED = {
+    *("BEFT", "FOURIERFT", "HIRA", "LILY", "LN_TUNING", "MISS", "OFT", "PVERA", "RANDLORA", "ROAD", "VBLORA"),
+    *("VERA", "WAVEFT"),
+}
+SET_HERE = {
+    *("auto_mapping", "base_model_name_or_path", "bias", "exclude_modules", "inference_mode", "modules_to_save"),
+    *("peft_type", "peft_version", "revision", "task_type"),
+}
+
+
+class Peft(PeftMethod):
+    """`type` is as in adapter_config.json, e.g. VERA. Without target_modules, all linear layers (LN_TUNING: norms) are adapted."""
+
+    kind: Literal["peft"] = "peft"
+    title: ClassVar[str] = "PEFT"
+    learning_rate: ClassVar[float] = 1e-3
+    samples: ClassVar[tuple[dict[str, Any], ...]] = ({"type": "VERA"}, {"type": "LN_TUNING"})
+
+    type: str
+    settings: dict[str, Any] = Field(default={})  # of PEFT's config of that type
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+        types = {str(getattr(name, "value", name)): config for name, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+        open_types = sorted(types.keys() - OWN.keys() - REFUSED.keys())
+        if self.type in OWN:
+            raise ValueError(f"type: {self.type} has a method of its own; use kind: {OWN[self.type]}")
+        if self.type in REFUSED:
+            raise ValueError(f"type: {self.type} cannot be trained from a recipe: {REFUSED[self.type]}")
+        if self.type not in open_types:
+            raise ValueError(
+                f"type: unknown {self.type!r}{nearest(self.type.upper(), open_types)}; "
+                f"known are {', '.join(open_types)}"
+            )
+        known = {field.name for field in dataclasses.fields(types[self.type]) if field.init} - SET_HERE
+        for key in self.settings:
+            if key not in known:
+                near = " (peftlab sets it)" if key in SET_HERE else nearest(key, known)
+                raise ValueError(f"settings: {self.type} has no {key!r}{near}; known are {', '.join(sorted(known))}")
+        try:
+            types[self.type](**self.settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"settings: {self.type}: {_first_line(error)}") from None
+        return self
+
+    def unsupported(self, setting: Setting) -> str | None:
+        if setting.quantization != "none" and self.type not in QUANTIZED:
+            return (
+                f"PEFT's {self.type} computes with the base's weights as they are stored, which fails in "
+                f"{setting.quantization}; use quantization: none, or one of {', '.join(sorted(QUANTIZED))}"
+            )
+        return None
+
+    def config(self, model: PreTrainedModel, plan: Plan) -> PeftConfig:
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[self.type]  # type: ignore[index]  # the key is a string and an enum
+        known = {field.name for field in dataclasses.fields(config)}
+        settings: dict[str, Any] = {"task_type": plan.task_type, "modules_to_save": list(plan.head) or None}
+        targets = self.settings.get("target_modules")
+        if self.type == "LN_TUNING":
+            settings["target_modules"] = targets or _norms(model)
+        elif isinstance(targets, list):
+            settings["target_modules"] = named_layers(model, targets, plan.head)
+        elif targets is None:
+            settings["target_modules"] = linear_layers(model, plan.head)
+        if "exclude_modules" in known:
+            settings["exclude_modules"] = list(plan.head) or None
+        return config(**{**self.settings, **{key: value for key, value in settings.items() if key in known}})
+
+    def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
+        try:
+            return super().apply(model, plan)
+        except ValueError as error:  # e.g. a block size that does not divide the width
+            raise BadInput(f"method.settings: {self.type}: {_first_line(error)}") from None
+
+    def figures(self, model: nn.Module) -> dict[str, Any]:
+        return {"type": self.type}
+
+
+def _norms(model: PreTrainedModel) -> list[str]:
+    return [name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

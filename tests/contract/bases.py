@@ -1,0 +1,128 @@
+"""Three tiny bases with random weights in every precision, what goes into them, and a process that reloads adapters."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, PreTrainedModel
+
+from peftlab.base import load_base
+from peftlab.methods import METHODS, Method, Plan
+from peftlab.model import Files, Model
+from peftlab.quantization import QUANTIZATIONS
+from peftlab.tasks.token_classification import TokenClassification
+
+FAMILIES = {"encoder": "TOKEN_CLS", "decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM"}
+PRECISIONS = ("none", "int8", "nf4")
+STEPS = 6
+WIDTH, LAYERS, VOCABULARY = 64, 2, 97
+TASK = TokenClassification(labels=["O", "B-X", "I-X"])
+CLASSES = {"decoder": "AutoModelForCausalLM", "encoder-decoder": "AutoModelForSeq2SeqLM"}
+SIZES: dict[str, dict[str, Any]] = {
+    "bert": {"max_position_embeddings": 64, "intermediate_size": 128},
+    "llama": {"max_position_embeddings": 64, "intermediate_size": 128, "num_key_value_heads": 2},
+    "t5": {
+        "d_model": WIDTH,
+        "d_kv": 16,
+        "d_ff": 128,
+        "num_layers": LAYERS,
+        "num_heads": 4,
+        "decoder_start_token_id": 0,
+    },
+}
+ARCHITECTURES = dict(zip(FAMILIES, SIZES, strict=True))
+
+
+def make_bases(folder: Path) -> None:
+    """Save one model of each family, without dropout."""
+    shape = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "dropout_rate": 0.0}
+    for family, architecture in ARCHITECTURES.items():
+        torch.manual_seed(0)
+        common = {"vocab_size": VOCABULARY, "pad_token_id": 0, **({} if architecture == "t5" else shape)}
+        config = AutoConfig.for_model(architecture, **common, **no_dropout, **SIZES[architecture])
+        auto = getattr(transformers, CLASSES.get(family, "AutoModel"))
+        auto.from_config(config).save_pretrained(folder / family)
+
+
+def load(folder: Path, family: str, precision: str) -> PreTrainedModel:
+    """A fresh base with its head, frozen, as a run loads it."""
+    quantization, cpu = QUANTIZATIONS[precision](), torch.device("cpu")
+    if family == "encoder":
+        files = Files(folder / family, "a test", "")
+        name = Model(id=str(folder / family))
+        return load_base(name, files, TASK, quantization, device=cpu, compute=torch.float32).model.eval()
+    config = quantization.config(["lm_head"], torch.float32)
+    settings = {} if config is None else {"quantization_config": config, "device_map": {"": cpu}}
+    model = getattr(transformers, CLASSES[family]).from_pretrained(folder / family, **settings)
+    model.requires_grad_(False)
+    quantization.prepare(model)
+    return model.eval()
+
+
+def plan(family: str) -> Plan:
+    """Of the tests' training: `STEPS` steps on `inputs`."""
+    return Plan(
+        optimizer_steps=STEPS,
+        task_type=FAMILIES[family],
+        head=("classifier",) if family == "encoder" else (),
+        longest_input=11,
+        tokenize=lambda text: [3 + ord(letter) % 90 for letter in text],
+    )
+
+
+def inputs(family: str) -> dict[str, Tensor]:
+    """Three sequences of up to 11 tokens."""
+    ids = torch.randint(3, VOCABULARY, (3, 11), generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(11) < torch.tensor([[11], [8], [5]])).long()
+    batch = {"input_ids": ids * mask, "attention_mask": mask}
+    return {**batch, "decoder_input_ids": ids[:, :7]} if family == "encoder-decoder" else batch
+
+
+def loss(outputs: Any, family: str) -> Tensor:
+    """Mean cross-entropy in nats against fixed labels at every position that is no padding."""
+    logits = outputs.logits
+    shape = (3, 7 if family == "encoder-decoder" else 11)
+    assert logits.shape[:2] == shape, f"logits {tuple(logits.shape)} for {shape} labels"
+    labels = torch.randint(0, 3, shape, generator=torch.Generator().manual_seed(2))
+    if family != "encoder-decoder":
+        labels = labels.masked_fill(inputs(family)["attention_mask"] == 0, -100)
+    return cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+def logits(model: nn.Module, family: str) -> Tensor:
+    """In evaluation; the model's mode stays as it was."""
+    was = model.training
+    model.eval()
+    with torch.no_grad():
+        result: Tensor = model(**inputs(family)).logits
+    model.train(was)
+    return result
+
+
+def make_method(kind: str, settings: dict[str, Any]) -> Method:
+    return METHODS[kind].model_validate(settings)
+
+
+def serve(folder: Path) -> None:
+    """Answer each line of standard input, a saved adapter, with the logits it gives on a fresh base."""
+    for line in sys.stdin:
+        order = json.loads(line)
+        base = load(folder, order["family"], order["precision"])
+        model = make_method(order["kind"], order["settings"]).load(base, Path(order["adapter"]))
+        save_file({"logits": logits(model, order["family"]).contiguous()}, order["answer"])
+        print("done", flush=True)
+
+
+if __name__ == "__main__":
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    serve(Path(sys.argv[1]))

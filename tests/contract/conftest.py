@@ -1,0 +1,177 @@
+"""Every method over every precision and family, each trained once; the tests look at what came of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bases
+import pytest
+import torch
+from bases import ARCHITECTURES, FAMILIES, PRECISIONS, STEPS
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from peftlab.methods import METHODS, Method
+from peftlab.methods.method import Setting
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A method with settings, over a precision, on a family."""
+
+    kind: str
+    sample: int  # of the method's own samples
+    precision: str
+    family: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}{self.sample or ''}-{self.precision}-{self.family}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"kind": self.kind, **METHODS[self.kind].samples[self.sample]}
+
+    @property
+    def method(self) -> Method:
+        return bases.make_method(self.kind, self.settings)
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is refused, if it is."""
+        setting = Setting(ARCHITECTURES[self.family], self.precision, FAMILIES[self.family])
+        return self.method.unsupported(setting)
+
+
+ALL = [
+    Combination(kind, sample, precision, family)
+    for kind, method in METHODS.items()
+    for sample in range(len(method.samples))
+    for precision in PRECISIONS
+    for family in FAMILIES
+]
+SUPPORTED = [combination for combination in ALL if combination.reason is None]
+REFUSED = [combination for combination in ALL if combination.reason is not None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of training one combination, evaluated between its third and fourth step."""
+
+    combination: Combination
+    method: Method
+    model: nn.Module
+    base: dict[str, tuple[nn.Parameter, Tensor]]  # the base's own parameters and what they were before
+    head: set[int]  # ids of the base's own parameters that are the head
+    snapshots: list[dict[str, Tensor]]  # of what is trainable: before, at the evaluation, at the end
+    evaluated: Tensor  # logits between
+    halfway: Path  # saved at the evaluation
+    saved: Path  # at the end
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bases")
+    bases.make_bases(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def fresh(folder: Path) -> Callable[[str, str], PreTrainedModel]:
+    """A base of its own for each who asks."""
+    kept: dict[tuple[str, str], PreTrainedModel] = {}
+
+    def get(family: str, precision: str) -> PreTrainedModel:
+        if (family, precision) not in kept:
+            kept[family, precision] = bases.load(folder, family, precision)
+        return copy.deepcopy(kept[family, precision])
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def trained(
+    request: pytest.FixtureRequest,
+    fresh: Callable[[str, str], PreTrainedModel],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Trained:
+    combination: Combination = request.param
+    method, family = combination.method, combination.family
+    base = fresh(family, combination.precision)
+    plan = bases.plan(family)
+    before = {name: (p, p.detach().clone()) for name, p in base.named_parameters()}
+    head = {id(p) for name, (p, _) in before.items() if name.startswith(tuple(f"{part}." for part in plan.head))}
+    torch.manual_seed(3)
+    model = method.apply(base, plan)
+    folder = tmp_path_factory.mktemp("adapter")
+    snapshots = [_trainable(model)]
+    optimizer = torch.optim.AdamW(method.parameter_groups(model, 1e-2, 0.0))
+    for step in range(1, STEPS + 1):
+        model.train()
+        bases.loss(model(**bases.inputs(family)), family).backward()
+        penalty = method.penalty(model)
+        if penalty is not None:
+            penalty.backward()
+        optimizer.step()
+        method.after_step(model, step)
+        optimizer.zero_grad()
+        if step == 3:
+            evaluated = bases.logits(model, family)
+            snapshots.append(_trainable(model))
+            (folder / "halfway").mkdir()
+            method.save(model, folder / "halfway")
+    snapshots.append(_trainable(model))
+    model.eval()
+    (folder / "saved").mkdir()
+    method.save(model, folder / "saved")
+    return Trained(combination, method, model, before, head, snapshots, evaluated, folder / "halfway", folder / "saved")
+
+
+@pytest.fixture(scope="session")
+def elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Trained], Tensor]]:
+    """The logits that a saved adapter gives in another process, one that has trained nothing."""
+    from safetensors.torch import load_file
+
+    answers = tmp_path_factory.mktemp("answers")
+    process = subprocess.Popen(
+        [sys.executable, bases.__file__, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=(answers / "errors").open("w"),
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def ask(trained: Trained) -> Tensor:
+        combination = trained.combination
+        answer = answers / f"{combination}.safetensors"
+        order = {
+            **{"kind": combination.kind, "settings": combination.settings, "family": combination.family},
+            **{"precision": combination.precision, "adapter": str(trained.saved), "answer": str(answer)},
+        }
+        process.stdin.write(json.dumps(order) + "\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "done\n", (answers / "errors").read_text()[-2000:]
+        return load_file(answer)["logits"]
+
+    yield ask
+    process.stdin.close()
+    process.wait(timeout=30)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "trained" in metafunc.fixturenames:
+        metafunc.parametrize("trained", SUPPORTED, ids=str, indirect=True, scope="module")
+    if "refused" in metafunc.fixturenames:
+        metafunc.parametrize("refused", REFUSED, ids=str)
+
+
+def _trainable(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}

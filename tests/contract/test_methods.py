@@ -1,0 +1,105 @@
+"""What every method promises, over every precision and family: a new method's file is found and tested unasked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import bases
+import pytest
+import torch
+from conftest import Combination, Trained
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from peftlab.methods import Method
+
+Fresh = Callable[[str, str], PreTrainedModel]
+
+
+def test_only_the_method_and_the_head_train(trained: Trained) -> None:
+    own = {id(p): name for name, (p, _) in trained.base.items() if id(p) not in trained.head}
+    trainable = [p for p in trained.model.parameters() if p.requires_grad]
+    assert trainable
+    assert trained.method.trains_base or not [own[id(p)] for p in trainable if id(p) in own]
+    assert all(p.dtype == torch.float32 for p in trainable)
+    for part in bases.plan(trained.combination.family).head:
+        assert sum(f".{part}." in f".{name}" for name in trained.snapshots[0]) == 2  # weight and bias
+
+
+def test_every_trainable_tensor_moves_before_and_after_an_evaluation(trained: Trained) -> None:
+    before, between, after = trained.snapshots
+    assert [name for name, tensor in before.items() if torch.equal(tensor, between[name])] == []
+    assert [name for name, tensor in between.items() if torch.equal(tensor, after[name])] == []
+
+
+def test_the_base_is_untouched_to_the_bit(trained: Trained) -> None:
+    frozen = {name: pair for name, pair in trained.base.items() if not pair[0].requires_grad}
+    assert [name for name, (now, then) in frozen.items() if not torch.equal(now, then)] == []
+
+
+def test_saved_and_loaded_elsewhere_it_gives_the_same_logits(
+    trained: Trained, elsewhere: Callable[[Trained], Tensor]
+) -> None:
+    here = bases.logits(trained.model, trained.combination.family)
+    assert (elsewhere(trained) - here).abs().max() <= 1e-5
+
+
+def test_loaded_to_be_trained_the_method_and_the_head_are(trained: Trained, fresh: Fresh) -> None:
+    family = trained.combination.family
+    model = trained.method.load(fresh(family, trained.combination.precision), trained.halfway, trainable=True)
+    assert torch.allclose(bases.logits(model, family), trained.evaluated, atol=1e-5)
+    model.train()
+    bases.loss(model(**bases.inputs(family)), family).backward()
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable
+    assert [name for name, p in trainable.items() if p.grad is None] == []
+    for part in bases.plan(family).head:
+        assert any(f".{part}." in f".{name}" for name in trainable)
+
+
+def test_without_it_the_base_alone_computes(trained: Trained, fresh: Fresh) -> None:
+    if type(trained.method).without is Method.without:
+        pytest.skip("adds nothing to the base")
+    family = trained.combination.family
+    base = fresh(family, trained.combination.precision)
+    for part in bases.plan(family).head:
+        trained_head = {
+            name.rpartition(".")[2]: p
+            for name, p in trained.model.named_parameters()
+            if p.requires_grad and part in name
+        }
+        base.get_submodule(part).load_state_dict(trained_head)
+    expected = bases.logits(base, family)
+    with trained.method.without(trained.model):
+        assert torch.equal(bases.logits(trained.model, family), expected)
+    assert not torch.equal(bases.logits(trained.model, family), expected)
+
+
+def test_merged_into_a_float_base_it_computes_the_same(trained: Trained) -> None:
+    if not trained.method.merges or trained.combination.precision != "none":
+        pytest.skip("does not merge")
+    family = trained.combination.family
+    expected = bases.logits(trained.model, family)
+    merged = trained.method.merge(copy.deepcopy(trained.model))
+    assert [name for name, _ in merged.named_parameters() if "lora" in name or "ia3" in name] == []
+    assert (bases.logits(merged, family) - expected).abs().max() <= 1e-4
+
+
+def test_two_on_one_base_do_not_disturb_each_other(trained: Trained, fresh: Fresh) -> None:
+    model = trained.method.load(fresh(trained.combination.family, trained.combination.precision), trained.halfway)
+    if not hasattr(model, "load_adapter") or not hasattr(model, "peft_config"):
+        pytest.skip("not an adapter of PEFT's")
+    family = trained.combination.family
+    model.load_adapter(trained.saved, "second")
+    first = bases.logits(model, family)
+    assert torch.allclose(first, trained.evaluated, atol=1e-5)
+    model.set_adapter("second", inference_mode=True)
+    assert torch.allclose(bases.logits(model, family), bases.logits(trained.model, family), atol=1e-5)
+    model.set_adapter("default", inference_mode=True)
+    assert torch.equal(bases.logits(model, family), first)
+
+
+def test_what_it_cannot_do_it_refuses_with_a_reason(refused: Combination) -> None:
+    assert refused.reason
+    assert "\n" not in refused.reason

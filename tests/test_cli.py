@@ -1,0 +1,170 @@
+"""The command line as a person meets it: light where it can be, quiet, one line for bad input, exit code 2."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def peftlab(*words: str | Path, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "peftlab", *map(str, words)],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def refused(*words: str | Path, folder: Path = ROOT, **environment: str) -> str:
+    """The one line of a refusal."""
+    done = peftlab(*words, folder=folder, **environment)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["schema"], ["validate", "recipes/lora-ner.yaml"]], ids=" ".join)
+def test_what_trains_nothing_imports_no_torch_and_takes_half_a_second(words: list[str]) -> None:
+    code = f"""
+import sys
+sys.argv = ["peftlab", *{words!r}]
+from peftlab.cli import app
+try:
+    app()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+heavy = {{"torch", "transformers", "peft", "datasets", "evaluate", "numpy", "scipy", "sklearn"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    seconds = []
+    for _ in range(3):  # the least of three: other processes share these cores
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0, done.stderr
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.5
+
+
+def test_list_shows_every_part_and_what_is_cached(tmp_path: Path) -> None:
+    shown = peftlab("list").stdout
+    for word in ("lora-ner", "qlora-ner", "full", "nf4", "token_classification", "entity_f1", "eriktks/conll2003"):
+        assert word in shown
+    assert "83.5 MB to fetch" in peftlab("list", PEFTLAB_CACHE=str(tmp_path)).stdout
+
+
+def test_validate_checks_every_file_and_names_the_wrong_ones(recipe_file: Path) -> None:
+    wrong = recipe_file.with_name("wrong.yaml")
+    wrong.write_text(recipe_file.read_text().replace("rank: 4", "rnak: 4"))
+    done = peftlab("validate", recipe_file, wrong, recipe_file)
+    assert done.returncode == 2
+    assert done.stdout.count(": good (lora, none, ") == 2
+    assert done.stderr.splitlines() == [f"{wrong}:9: method.rnak: unknown key (did you mean 'rank'?); " + KEYS]
+
+
+KEYS = (
+    "known are kind, rank, alpha, dropout, targets, rank_stabilized, weight_decomposed, initialization, b_rate_ratio"
+)
+
+
+def test_a_misspelt_recipe_is_one_line(tmp_path: Path) -> None:
+    assert refused("run", "recipes/lora-nerr.yaml") == "recipes/lora-nerr.yaml: no such recipe (did you mean 'lora-ner'?)"
+
+
+def test_an_output_that_cannot_be_written_is_one_line(recipe_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "occupied").write_text("a file where a folder should be")
+    line = refused("run", recipe_file, "--output", tmp_path / "occupied")
+    assert line.startswith("--output ")
+    assert "cannot be written: Not a directory" in line
+
+
+def test_no_network_and_nothing_cached_is_one_line(recipe_file: Path, tmp_path: Path) -> None:
+    nothing = {"PEFTLAB_CACHE": str(tmp_path / "cache"), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
+    line = refused("run", recipe_file, "--output", tmp_path / "runs", **nothing)
+    assert "datamade/usaddress" in line
+    assert "usaddress 0.5.16" in line
+    assert not (tmp_path / "runs" / "mine").exists() or not list((tmp_path / "runs" / "mine").iterdir())
+
+
+def test_an_unknown_model_is_one_line_with_the_nearest_known_one(recipe_file: Path, tmp_path: Path) -> None:
+    line = refused(
+        "run", recipe_file, "--output", tmp_path, "--set", "model=sentence-transformers/all-MiniLM-L6-v3"
+    )  # fmt: skip
+    assert "(did you mean 'sentence-transformers/all-MiniLM-L6-v2'?)" in line
+
+
+def test_predict_on_what_is_no_run_is_one_line(tmp_path: Path) -> None:
+    assert "no tuned model here" in refused("predict", tmp_path, "some text")
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    from .conftest import RECIPE
+
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "mine.yaml").write_text(RECIPE)
+    # No proxy answers there: whatever asked the network would fail.
+    nowhere = {"HF_HUB_OFFLINE": "0", "HTTPS_PROXY": "http://127.0.0.1:9", "PIP_NO_INDEX": "1"}
+    return peftlab("run", "mine.yaml", "--set", "quantization=nf4", folder=folder, **nowhere), folder
+
+
+def test_a_piped_run_prints_plain_lines_and_no_library_says_a_word(
+    first_run: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    done, _ = first_run
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+    assert "\r" not in done.stdout
+    labels = [line[:11].strip() for line in done.stdout.splitlines() if line and not line.startswith("step ")]
+    assert labels == [
+        "recipe", "model", "data", "method", "device", "validation", "validation",
+        "validation", "test", "parameters", "time", "saved",
+    ]  # fmt: skip
+    assert "on a CPU this saves memory, not time" in done.stdout
+
+
+def test_a_second_call_prints_the_result_without_running_again(
+    first_run: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    done, folder = first_run
+    (result,) = folder.glob("runs/mine/*/result.json")
+    before = result.stat().st_mtime_ns
+    again = peftlab("run", "mine.yaml", "--set", "quantization=nf4", folder=folder)
+    assert again.returncode == 0
+    assert "holds this run already" in again.stdout
+    test_line = next(line for line in done.stdout.splitlines() if line.startswith("test "))
+    assert test_line in again.stdout
+    assert result.stat().st_mtime_ns == before
+
+
+def test_force_runs_again(first_run: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    _, folder = first_run
+    (result,) = folder.glob("runs/mine/*/result.json")
+    before = json.loads(result.read_text())
+    assert peftlab("run", "mine.yaml", "--set", "quantization=nf4", "--force", folder=folder).returncode == 0
+    after = json.loads(result.read_text())
+    assert (after["started"], after["metrics"]) != (before["started"], None)
+    assert after["metrics"] == before["metrics"]
+    assert [path.name for path in result.parent.parent.iterdir()] == [result.parent.name]
+
+
+def test_predict_reads_text_file_and_standard_input_alike(
+    first_run: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
+) -> None:
+    _, folder = first_run
+    (run,) = folder.glob("runs/mine/*")
+    text = "123 Main Street"
+    (tmp_path / "lines.txt").write_text(f"{text}\n\n{text}\n")
+    one = peftlab("predict", run, text).stdout
+    assert json.loads(one)["words"] == text.split()
+    assert peftlab("predict", run, tmp_path / "lines.txt").stdout == one * 2

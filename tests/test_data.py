@@ -1,0 +1,139 @@
+"""Sources of examples: files, folders and registry packages; splits and samples that depend on content alone."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+
+from peftlab.data.files import Files
+from peftlab.data.hub import Hub
+from peftlab.examples import Row
+from peftlab.part import BadInput
+
+FIELDS = ("tokens", "labels")
+
+
+def jsonl(path: Path, rows: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def sentences(count: int, start: int = 0) -> list[dict[str, object]]:
+    return [{"tokens": [f"word{i}"], "labels": ["O"]} for i in range(start, start + count)]
+
+
+def words(rows: list[Row]) -> list[str]:
+    return [row.fields["tokens"][0] for row in rows]
+
+
+def test_conll_2003_has_its_published_sizes() -> None:
+    splits = Hub(id="eriktks/conll2003", columns={"labels": "ner_tags"}).load(FIELDS)
+    assert {name: len(rows) for name, rows in splits.rows.items()} == {"train": 14041, "validation": 3250, "test": 3453}
+    tokens = {name: sum(len(row.fields["tokens"]) for row in rows) for name, rows in splits.rows.items()}
+    assert tokens == {"train": 203621, "validation": 51362, "test": 46435}
+    assert {tag for row in splits.rows["train"] for tag in row.fields["labels"]} == {
+        "O", *(f"{prefix}-{kind}" for prefix in "BI" for kind in ("PER", "ORG", "LOC", "MISC"))
+    }  # fmt: skip
+    assert splits.rows["train"][0].where == "train.txt:3"
+
+
+def test_missing_splits_are_cut_by_content_so_that_a_row_stays_where_it_is(tmp_path: Path) -> None:
+    small = Files(train=jsonl(tmp_path / "a.jsonl", sentences(300))).load(FIELDS)
+    large = Files(train=jsonl(tmp_path / "b.jsonl", sentences(300, 300)[::-1] + sentences(300))).load(FIELDS)
+    assert 15 <= len(small.rows["validation"]) <= 45
+    for split, rows in small.rows.items():
+        assert set(words(rows)) <= set(words(large.rows[split]))
+    other = Files(train=str(tmp_path / "a.jsonl"), split_seed=1).load(FIELDS)
+    assert words(other.rows["test"]) != words(small.rows["test"])
+
+
+def test_a_smaller_sample_is_part_of_a_larger_one(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", sentences(300))
+    few, many = (set(words(Files(train=path, train_examples=n).load(FIELDS).rows["train"])) for n in (20, 100))
+    assert len(few) == 20
+    assert few < many
+
+
+def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
+    one = Files(train=jsonl(tmp_path / "a.jsonl", sentences(50))).load(FIELDS)
+    same = Files(train=jsonl(tmp_path / "moved.jsonl", sentences(50))).load(FIELDS)
+    other = Files(train=jsonl(tmp_path / "c.jsonl", sentences(51))).load(FIELDS)
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+
+
+def test_conll_columns_are_read_with_the_line_a_sentence_starts_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.conll"
+    path.write_text("-DOCSTART- -X- O\n\nEU NNP B-ORG\nrejects VBZ O\n\n\nPeter NNP B-PER\n")
+    rows, _ = Files(train=str(path)).read()
+    assert [(row.where, row.fields) for row in rows["train"]] == [
+        ("a.conll:3", {"tokens": ["EU", "rejects"], "labels": ["B-ORG", "O"]}),
+        ("a.conll:7", {"tokens": ["Peter"], "labels": ["B-PER"]}),
+    ]
+
+
+def test_a_folder_of_parquet_gives_class_names(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {
+            "tokens": datasets.List(datasets.Value("string")),
+            "ner_tags": datasets.List(datasets.ClassLabel(names=["O", "B-PER"])),
+        }
+    )
+    table = datasets.Dataset.from_dict({"tokens": [["a", "b"]], "ner_tags": [[0, 1]]}, features=features)
+    for split in ("train", "validation", "test"):
+        table.to_parquet(tmp_path / f"{split}-00000.parquet")
+    splits = Hub(id=str(tmp_path), columns={"labels": "ner_tags"}).load(FIELDS)
+    assert splits.rows["train"][0].fields == {"tokens": ["a", "b"], "labels": ["O", "B-PER"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'{"tokens": ["a"], "labels": ["O"]}\n{"tokens": \n', "a.jsonl:2: not JSON"),
+        (b'["a"]\n', "a.jsonl:1: a JSON object was expected, found list"),
+        (b'{"tokens": ["a"], "labels": ["O"]}\n{"tokens": ["\xff"]}\n', "a.jsonl:2: not UTF-8: byte 0xff"),
+        (b'{"tokens": ["a\x00"]}\n', "a.jsonl:1: a NUL byte"),
+        (b"[" * 200_000, "a.jsonl:1: nested too deeply"),
+        (b"", "the train split of"),
+        (b'{"token": ["a"], "labels": ["O"]}\n', "no column 'tokens' for the task's field 'tokens' (did you mean 'token'?)"),
+        (b'{"x": 1}\n', "no column 'tokens' for the task's field 'tokens'; it has: x"),
+    ],
+)
+def test_a_bad_file_names_file_and_line(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content)
+    path = str(tmp_path / "a.jsonl")
+    with pytest.raises(BadInput) as caught:
+        Files(train=path, validation=path, test=path).load(FIELDS)
+    assert says in str(caught.value)
+
+
+def test_a_row_of_columns_that_do_not_fit_names_its_line(tmp_path: Path) -> None:
+    (tmp_path / "a.conll").write_text("EU B-ORG\nrejects\n")
+    with pytest.raises(BadInput, match=r"a.conll:2: 1 columns, wanted 2"):
+        Files(train=str(tmp_path / "a.conll")).read()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"train": "nowhere.jsonl"}, "nowhere.jsonl: cannot be read: No such file"),
+        ({"train": "a.xlsx"}, "a.xlsx ends in '.xlsx'; known are .jsonl"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(settings: dict[str, str], says: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        Files(**settings).load(FIELDS)  # type: ignore[arg-type]
+    assert says in str(caught.value)
+
+
+def test_a_column_for_a_field_that_the_task_has_not_is_refused(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", sentences(50))
+    with pytest.raises(BadInput, match=r"data.columns: the task has no field 'label' \(did you mean 'labels'\?\)"):
+        Files(train=path, columns={"label": "tags"}).load(FIELDS)
+
+
+def test_an_unknown_id_without_a_hub_is_one_line_with_the_nearest_known_one() -> None:
+    with pytest.raises(BadInput) as caught:
+        Hub(id="eriktks/conl2003").load(FIELDS)
+    assert "nor a known asset (did you mean 'eriktks/conll2003'?), nor to be had from the hub" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,204 @@
+"""From a recipe to a tuned model and back: what a run leaves, and that it can be used again."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForTokenClassification
+
+from peftlab import artifact
+from peftlab.inference import answers, merge
+from peftlab.metrics import load_metric
+from peftlab.part import BadInput
+from peftlab.recipe import load_recipe
+from peftlab.results import RunResult, read_result
+from peftlab.run import run
+
+from .conftest import RECIPE
+
+CPU = torch.device("cpu")
+
+
+def finished(folder: Path, *overrides: str) -> tuple[RunResult, Path]:
+    path = folder / "mine.yaml"
+    path.write_text(RECIPE)
+    return run(load_recipe(path, overrides), folder / "out"), folder / "out"
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, Path]:
+    return finished(tmp_path_factory.mktemp("lora"))
+
+
+@pytest.fixture(scope="module")
+def qlora(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, Path]:
+    return finished(tmp_path_factory.mktemp("qlora"), "quantization=nf4")
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_run_leaves_result_predictions_and_adapter_and_nothing_else(lora: tuple[RunResult, Path]) -> None:
+    result, folder = lora
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter", "predictions.jsonl", "result.json"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["mine.yaml", "out"]
+    files = {path.name for path in (folder / "adapter").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "peftlab.json", "tokenizer.json"} <= files
+    assert read_result(folder) == result
+
+
+def test_the_result_records_what_was_run_and_what_it_cost(lora: tuple[RunResult, Path]) -> None:
+    result, folder = lora
+    rank, width, layers, tags = 4, 384, 6, len(artifact.read_card(folder).task.model_dump()["labels"])
+    assert result.parameters.method == layers * 2 * rank * (width + width)
+    assert result.parameters.head == (width + 1) * tags
+    assert result.parameters.trainable == result.parameters.method + result.parameters.head
+    assert result.cost.optimizer_steps == 6
+    assert result.curve.steps == [3, 6]
+    assert result.cost.adapter_bytes == (folder / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert {name: counts.examples for name, counts in result.splits.items()} == {
+        "train": 48, "validation": 12, "test": 12
+    }  # fmt: skip
+    assert result.environment.libraries["torch"] == torch.__version__
+    assert result.recipe["method"]["alpha"] == 32.0  # defaults are filled in
+    assert 0 <= result.cost.padding_share < 0.5
+    assert result.best_step in (3, 6)
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    result, _ = finished(tmp_path, "training.steps=40", "training.evaluate_every=40", "method.targets=all-linear")
+    assert result.curve.losses[-1] < 2.4  # from 3.8, the logarithm of the number of tags
+    assert result.metrics["test"]["token_accuracy"] > 0.5
+
+
+def test_the_kept_predictions_give_the_reported_metrics(lora: tuple[RunResult, Path]) -> None:
+    result, folder = lora
+    records = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    for split in ("validation", "test"):
+        chosen = [record for record in records if record["split"] == split]
+        assert [record["example"] for record in chosen] == list(range(12))
+        scores = load_metric("entity_f1").compute(
+            predictions=[r["predicted"] for r in chosen], references=[r["expected"] for r in chosen]
+        )
+        assert scores == result.metrics[split]
+
+
+def test_the_same_recipe_gives_the_same_bytes(lora: tuple[RunResult, Path], tmp_path: Path) -> None:
+    _, again = finished(tmp_path)
+    assert digest(again) == digest(lora[1])
+
+
+@pytest.mark.parametrize("which", ["lora", "qlora"])
+def test_a_reloaded_model_predicts_what_the_run_predicted(which: str, request: pytest.FixtureRequest) -> None:
+    _, folder = request.getfixturevalue(which)
+    record = json.loads((folder / "predictions.jsonl").read_text().splitlines()[-1])
+    tuned = artifact.load(folder, device=CPU)
+    saved = load_file(folder / "adapter" / "adapter_model.safetensors")
+    head = tuned.model.get_submodule("base_model.model.classifier").modules_to_save.default.weight
+    assert head.dtype == torch.float32
+    assert torch.equal(head, saved["base_model.model.classifier.weight"])
+    row = tuned.card.task.row("", "x").__class__("x", {"tokens": record["tokens"], "labels": record["expected"]})
+    examples = tuned.card.task.encode([row], tuned.tokenizer, tuned.card.limit).examples
+    inputs = tuned.card.task.collate(examples, 0)
+    with torch.no_grad():
+        outputs = tuned.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    assert tuned.card.task.decode(outputs, examples)[0]["predicted"] == record["predicted"]
+
+
+def test_peft_alone_loads_the_adapter_to_the_same_logits(
+    lora: tuple[RunResult, Path], probe_input: dict[str, torch.Tensor]
+) -> None:
+    folder = lora[1]
+    tuned = artifact.load(folder, device=CPU)
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
+    labels = tuned.card.task.model_dump()["labels"]
+    base = AutoModelForTokenClassification.from_pretrained(tuned.base.files.folder, num_labels=len(labels))
+    plain = PeftModel.from_pretrained(base, folder / "adapter").eval()
+    with torch.no_grad():
+        assert torch.equal(plain(**probe_input).logits, tuned.model(**probe_input).logits)
+
+
+def test_merging_folds_the_method_into_the_original_base(
+    lora: tuple[RunResult, Path], tmp_path: Path, probe_input: dict[str, torch.Tensor]
+) -> None:
+    assert merge(lora[1], tmp_path / "merged") < 1e-4
+    merged = AutoModelForTokenClassification.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        expected = artifact.load(lora[1], device=CPU).model(**probe_input).logits
+        torch.testing.assert_close(merged(**probe_input).logits, expected, atol=1e-4, rtol=0)
+
+
+def test_a_quantised_run_is_merged_at_the_original_precision_and_the_difference_is_said(
+    qlora: tuple[RunResult, Path], tmp_path: Path
+) -> None:
+    folder = qlora[1]
+    difference = merge(folder, tmp_path / "merged")
+    assert 1e-3 < difference < 2  # what NF4 had rounded away
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+    base = load_file(artifact.read_card(folder).model.files().folder / "model.safetensors")
+    name = "encoder.layer.0.attention.self.query"
+    a, b = (adapter[f"base_model.model.bert.{name}.lora_{part}.weight"] for part in "AB")
+    torch.testing.assert_close(merged[f"bert.{name}.weight"], base[f"{name}.weight"] + 8.0 * b @ a, atol=1e-6, rtol=0)
+
+
+def test_full_fine_tuning_is_saved_as_the_whole_model(tmp_path: Path, probe_input: dict[str, torch.Tensor]) -> None:
+    result, folder = finished(tmp_path, "method=full", "training.steps=2", "training.learning_rate=1e-4")
+    assert result.parameters.trainable == result.parameters.base
+    assert result.parameters.share == 1.0
+    plain = AutoModelForTokenClassification.from_pretrained(folder / "model").eval()
+    with torch.no_grad():
+        assert torch.equal(plain(**probe_input).logits, artifact.load(folder, device=CPU).model(**probe_input).logits)
+    assert plain.config.id2label[0] == "B-AddressNumber"
+
+
+def test_entities_come_back_for_text(lora: tuple[RunResult, Path]) -> None:
+    found = list(answers(lora[1], ["123 Main Street, Springfield", "", "PO Box 7"], "text"))
+    assert [answer["words"] for answer in found] == [["123", "Main", "Street", ",", "Springfield"], ["PO", "Box", "7"]]
+    for answer in found:
+        for entity in answer["entities"]:
+            assert " ".join(answer["words"][entity["start"] : entity["end"]]) == entity["text"]
+
+
+def test_a_failed_run_leaves_nothing_behind_and_an_earlier_result_alone(
+    lora: tuple[RunResult, Path], tmp_path: Path
+) -> None:
+    _, folder = finished(tmp_path)
+    before = digest(folder)
+    with pytest.raises(BadInput, match="'qery' matches no linear layer"):
+        finished(tmp_path, "method.targets=[qery]")
+    assert digest(folder) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "out"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "says"),
+    [
+        ("[qery]", "'qery' matches no linear layer (did you mean 'query'?); there are: query x6, key x6, value x6, dense"),
+        ("[query, nothing]", "'nothing' matches no linear layer; there are: "),
+        ("[classifier]", "'classifier' is the task's head, which is always trained"),
+    ],
+)
+def test_targets_that_match_nothing_or_the_head_list_what_exists(tmp_path: Path, targets: str, says: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        finished(tmp_path, f"method.targets={targets}")
+    assert says in str(caught.value)
+
+
+def test_a_folder_that_holds_no_model_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no tuned model here"):
+        list(answers(tmp_path, ["text"], "text"))
+
+
+def test_another_version_of_the_base_is_refused(lora: tuple[RunResult, Path], tmp_path: Path) -> None:
+    card = json.loads((lora[1] / "adapter" / "peftlab.json").read_text())
+    card["model_fingerprint"] = "0" * 64
+    (tmp_path / "peftlab.json").write_text(json.dumps(card))
+    with pytest.raises(BadInput, match="trained on another version of sentence-transformers/all-MiniLM-L6-v2"):
+        artifact.load(tmp_path, device=CPU)

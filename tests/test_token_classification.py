@@ -1,0 +1,116 @@
+"""Token classification: the first sub-word carries the tag, nothing is lost in silence, bad rows say where they are."""
+
+import pytest
+import torch
+from transformers.modeling_outputs import TokenClassifierOutput
+
+from peftlab.base import load_tokenizer
+from peftlab.examples import Row
+from peftlab.model import Files
+from peftlab.part import BadInput
+from peftlab.tasks.task import IGNORED
+from peftlab.tasks.token_classification import TokenClassification
+
+WORDS = ["Wolfgang", "Amadeus", "visited", "Sankt", "Gilgen", "."]
+TAGS = ["B-PER", "I-PER", "O", "B-LOC", "I-LOC", "O"]
+
+
+def row(words: object = WORDS, tags: object = TAGS) -> Row:
+    return Row("mine.jsonl:7", {"tokens": words, "labels": tags})
+
+
+def task(**settings: object) -> TokenClassification:
+    return TokenClassification.model_validate(settings).fitted([row()])
+
+
+def test_labels_are_those_of_the_data_in_a_stable_order() -> None:
+    assert task().labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+    assert task(labels=["I-PER", "B-PER", "O", "B-LOC", "I-LOC"]).labels[0] == "I-PER"  # type: ignore[index]
+
+
+def test_the_first_sub_word_carries_the_tag_and_the_rest_is_ignored(minilm: Files) -> None:
+    fitted = task()
+    tokenizer = load_tokenizer(minilm, fitted)
+    example = fitted.encode([row()], tokenizer, 128).examples[0]
+    pieces = tokenizer.convert_ids_to_tokens(example.features["input_ids"])
+    tagged = {piece: label for piece, label in zip(pieces, example.features["labels"], strict=True) if label != IGNORED}
+    starts = [piece for piece in pieces if not piece.startswith("##") and piece not in ("[CLS]", "[SEP]")]
+    assert list(tagged) == starts
+    assert any(piece.startswith("##") for piece in pieces)
+    assert [fitted.labels[label] for label in tagged.values()] == TAGS  # type: ignore[index]
+
+
+def test_padding_is_ignored_by_loss_and_by_the_count_of_targets(minilm: Files) -> None:
+    fitted = task()
+    examples = fitted.encode([row(), row(["Hi"], ["O"])], load_tokenizer(minilm, fitted), 128).examples
+    batch = fitted.collate(examples, 0)
+    assert int(fitted.targets(batch)) == 7
+    assert batch["attention_mask"].sum().item() == sum(len(e) for e in examples)
+    logits = torch.randn(*batch["labels"].shape, 5, generator=torch.Generator().manual_seed(0))
+    loss = fitted.loss(TokenClassifierOutput(logits=logits), batch)
+    logits[batch["labels"] == IGNORED] = 100.0
+    assert fitted.loss(TokenClassifierOutput(logits=logits), batch) == loss
+
+
+def test_decoding_gives_back_the_tags_that_the_logits_say(minilm: Files) -> None:
+    fitted = task()
+    words = ["Wolfgang", "\u200d", "Amadeus"]  # a word of a control character only has no token
+    examples = fitted.encode([row(words, ["B-PER", "O", "I-PER"])], load_tokenizer(minilm, fitted), 128).examples
+    labels = torch.tensor([example.features["labels"] for example in examples]).clamp(min=0)
+    logits = torch.nn.functional.one_hot(labels, 5).float()
+    record = fitted.decode(TokenClassifierOutput(logits=logits), examples)[0]
+    assert record == {"tokens": words, "predicted": ["B-PER", "O", "I-PER"], "expected": ["B-PER", "O", "I-PER"]}
+
+
+def test_a_sentence_that_is_too_long_is_an_error_unless_it_may_be_cut_and_then_it_is_counted(minilm: Files) -> None:
+    strict, lenient = task(), task(truncate=True)
+    tokenizer = load_tokenizer(minilm, strict)
+    with pytest.raises(BadInput, match=r"mine.jsonl:7: 10 tokens, but at most 8 fit; set task.truncate: true"):
+        strict.encode([row()], tokenizer, 8)
+    encoded = lenient.encode([row()], tokenizer, 5)
+    assert len(encoded.examples[0]) == 5
+    assert encoded.examples[0].features["input_ids"][-1] == tokenizer.sep_token_id
+    assert encoded.counts == {"truncated_sentences": 1, "lost_words": 3, "lost_entities": 1}
+    logits = torch.zeros(1, 5, 5)
+    assert len(lenient.decode(TokenClassifierOutput(logits=logits), encoded.examples)[0]["predicted"]) == len(WORDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "tags", "says"),
+    [
+        (WORDS, TAGS[:-1], "mine.jsonl:7: labels: 5 tags for 6 tokens"),
+        (WORDS, ["B-PER", "I-PER", "O", "I-LOC", "I-LOC", "O"], "'I-LOC' at 'Sankt' follows 'O': these tags are not IOB2"),
+        (WORDS, ["B-PER", "I-LOC", "O", "O", "O", "O"], "'I-LOC' at 'Amadeus' follows 'B-PER'"),
+        ([], [], "mine.jsonl:7: tokens: an empty sentence"),
+        (["a", " "], ["O", "O"], "mine.jsonl:7: tokens: an empty word"),
+        ("a b", ["O", "O"], "mine.jsonl:7: tokens: a list of strings was expected, found 'a b'"),
+        (["a", "b"], [0, 1], "mine.jsonl:7: labels: a list of strings was expected"),
+        (["a", None], ["O", "O"], "mine.jsonl:7: tokens: a list of strings was expected"),
+    ],
+)
+def test_a_bad_row_names_file_line_and_field(words: object, tags: object, says: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        TokenClassification().fitted([row(), row(words, tags)])
+    assert says in str(caught.value)
+
+
+def test_an_unknown_tag_suggests_the_nearest_known_one() -> None:
+    with pytest.raises(BadInput, match=r"mine.jsonl:7: labels: unknown tag 'I-LOC' \(did you mean 'B-LOC'\?\)"):
+        TokenClassification(labels=["O", "B-PER", "I-PER", "B-LOC"]).fitted([row()])
+
+
+def test_an_answer_is_word_level_entities() -> None:
+    tags = ["I-PER", "I-PER", "O", "B-LOC", "B-LOC", "I-ORG"]
+    answer = task().answer({"tokens": WORDS, "predicted": tags})
+    assert [(e["type"], e["start"], e["end"], e["text"]) for e in answer["entities"]] == [
+        ("PER", 0, 2, "Wolfgang Amadeus"),
+        ("LOC", 3, 4, "Sankt"),
+        ("LOC", 4, 5, "Gilgen"),
+        ("ORG", 5, 6, "."),
+    ]
+
+
+def test_text_is_cut_into_words_and_marks() -> None:
+    text = "Mr. O'Neill paid U.S. banks 3.50, didn't he?"
+    words = ["Mr", ".", "O'Neill", "paid", "U.S", ".", "banks", "3.50", ",", "didn't", "he", "?"]
+    assert task().row(text, "text:1").fields["tokens"] == words
