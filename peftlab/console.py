@@ -65,10 +65,9 @@ class Screen:
     def evaluation(self, evaluation: Evaluation, best: bool) -> None:
         score = evaluation.scores[self.selection]
         mark = "  (best)" if best else ""
-        loss = "-" if self._loss is None else f"{self._loss:.4f}"
         self.line(
             "validation",
-            f"step {evaluation.step}  epoch {evaluation.epoch:.2f}  loss {loss}  {self.selection} {score:.4f}{mark}",
+            f"step {evaluation.step}  epoch {evaluation.epoch:.2f}  loss {evaluation.loss:.4f}  {self.selection} {score:.4f}{mark}",
         )
 
     def finished(self) -> None:

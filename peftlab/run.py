@@ -138,7 +138,11 @@ class _Run:
             selection=task.selection,
             best_step=log.best_step,
             stopped_early=log.stopped_early,
-            curve=_curve(log, task.selection),
+            curve=Curve(
+                steps=[look.step for look in log.evaluations],
+                scores=[look.scores[task.selection] for look in log.evaluations],
+                losses=[look.loss for look in log.evaluations],
+            ),
             parameters=parameters,
             method_figures=self.recipe.method.figures(model),
             fidelity=self.recipe.method.fidelity,
@@ -162,7 +166,7 @@ class _Run:
             model_fingerprint=files.fingerprint,
             data_source=rows.source,
             data_fingerprint=rows.fingerprint,
-            environment=environment(str(self.accelerator.device), self.precision, self.accelerator.num_processes),
+            environment=environment(self.accelerator.device.type, self.precision, self.accelerator.num_processes),
         )
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -208,7 +212,7 @@ class _Run:
         remark = quantization.remark(device.type)
         self.screen.line(
             "device",
-            f"{device}, {processes} {'process' if processes == 1 else 'processes'}, {self.precision}, {held}"
+            f"{device.type}, {processes} {'process' if processes == 1 else 'processes'}, {self.precision}, {held}"
             + (f": {remark}" if remark else ""),
         )
 
@@ -252,18 +256,6 @@ def score(task: Task, records: Sequence[dict[str, Any]]) -> dict[str, float]:
             references=[record["expected"] for record in records],
         )
     return scores
-
-
-def _curve(log: training.TrainLog, selection: str) -> Curve:
-    losses = []
-    before = 0
-    for evaluation in log.evaluations:
-        part = [step.loss for step in log.steps[before : evaluation.step]]
-        losses.append(sum(part) / len(part))
-        before = evaluation.step
-    return Curve(
-        steps=[e.step for e in log.evaluations], scores=[e.scores[selection] for e in log.evaluations], losses=losses
-    )
 
 
 def _write_predictions(predictions: dict[str, Records], path: Path) -> None:

@@ -48,7 +48,9 @@ class Evaluation:
 
     step: int
     epoch: float
+    loss: float  # training's mean since the last look, nats a target
     scores: Scores
+    selectable: bool  # whether the method lets the state be kept
 
 
 @dataclass
@@ -130,14 +132,16 @@ def train(
     model.train()
     for number, (epoch, batch, last) in enumerate(_batches(lengths, settings, seeds, total), start=1):
         start = _now(accelerator)
-        micro_batches = _mine(batch, lengths, task, examples, padding_token, settings, accelerator)
-        counts = torch.tensor(
-            [
-                [int(task.targets(micro)), int(micro["attention_mask"].sum()), micro["attention_mask"].numel()]
-                for micro in micro_batches
-            ]
-        ).sum(dim=0)
-        targets, tokens, padded = accelerator.reduce(counts.to(accelerator.device), reduction="sum").tolist()
+        parts = shares(batch, lengths, accelerator.num_processes * settings.accumulation)
+        if accelerator.num_processes == 1:
+            parts = [part for part in parts if part]
+        micro_batches = []
+        for part in parts[accelerator.process_index :: accelerator.num_processes]:
+            # Each forward is a meeting of the processes: a share without examples borrows one, and learns nothing of it.
+            micro = task.collate([examples[i] for i in part or batch[:1]], padding_token)
+            micro_batches.append(_to(micro if part else task.without_targets(micro), accelerator.device))
+        counts = torch.stack([task.targets(micro) for micro in micro_batches]).sum()
+        targets = int(accelerator.reduce(counts, reduction="sum"))  # type: ignore[arg-type]
         loss = torch.zeros((), device=accelerator.device)
         for position, micro in enumerate(micro_batches):
             last_one = position + 1 == len(micro_batches)
@@ -161,8 +165,9 @@ def train(
         optimizer.zero_grad()
         value = float(accelerator.reduce(loss, reduction="sum"))
         log.seconds += _now(accelerator) - start
+        tokens = sum(lengths[i] for i in batch)
         log.tokens += tokens
-        log.padded_tokens += padded
+        log.padded_tokens += sum(len(part) * max(lengths[i] for i in part) for part in parts if part)
         log.steps.append(Step(number, epoch, value, rate, tokens, log.seconds))
         observer.step(log.steps[-1], total, log)
         if not math.isfinite(value):
@@ -170,7 +175,7 @@ def train(
                 f"the loss is {value} at step {number} (examples {batch[:8]} ...); lower training.learning_rate"
             )
         if number == total or (number % settings.evaluate_every == 0 if settings.evaluate_every else last):
-            best = _evaluate(model, task, evaluate, observer, log, best if settings.keep_best else None)
+            best = _evaluate(model, method, task, evaluate, observer, log, total, best if settings.keep_best else None)
             if settings.patience is not None and _stale(log) >= settings.patience:
                 log.stopped_early = number < total
                 break
@@ -233,37 +238,18 @@ def _batches(
                 return
 
 
-def _mine(
-    batch: Batch,
-    lengths: Sequence[int],
-    task: Task,
-    examples: Sequence[Example],
-    padding_token: int,
-    settings: Training,
-    accelerator: Accelerator,
-) -> list[dict[str, torch.Tensor]]:
-    """This process's micro-batches of a step. Every process has the same number, since each forward is a meeting."""
-    parts = shares(batch, lengths, accelerator.num_processes * settings.accumulation)
-    if accelerator.num_processes == 1:
-        parts = [part for part in parts if part]
-    micro_batches = []
-    for part in parts[accelerator.process_index :: accelerator.num_processes]:
-        # A share without examples borrows one and counts none of its targets.
-        micro = task.collate([examples[i] for i in part or batch[:1]], padding_token)
-        micro_batches.append(_to(micro if part else task.without_targets(micro), accelerator.device))
-    return micro_batches
-
-
 def _to(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def _evaluate(
     model: torch.nn.Module,
+    method: Method,
     task: Task,
     evaluate: Callable[[], tuple[Scores, Records]],
     observer: Observer,
     log: TrainLog,
+    total: int,
     best: dict[str, torch.Tensor] | None,
 ) -> dict[str, torch.Tensor]:
     """Score the model; return a copy of its trained parameters if it is the best so far, else `best`."""
@@ -272,9 +258,12 @@ def _evaluate(
     torch.set_rng_state(generators)  # evaluation changes nothing
     model.train()
     step = log.steps[-1]
-    before = max((evaluation.scores[task.selection] for evaluation in log.evaluations), default=-math.inf)
-    log.evaluations.append(Evaluation(step.number, step.epoch, scores))
-    better = scores[task.selection] > before
+    since = log.evaluations[-1].step if log.evaluations else 0
+    loss = sum(past.loss for past in log.steps[since:]) / (step.number - since)
+    before = max((past.scores[task.selection] for past in log.evaluations if past.selectable), default=-math.inf)
+    selectable = method.selectable(step.number, total)
+    log.evaluations.append(Evaluation(step.number, step.epoch, loss, scores, selectable))
+    better = selectable and scores[task.selection] > before
     observer.evaluation(log.evaluations[-1], better)
     if better:
         log.best_step = step.number
@@ -286,7 +275,7 @@ def _evaluate(
 
 def _stale(log: TrainLog) -> int:
     """How many evaluations have passed since the best one."""
-    return sum(evaluation.step > (log.best_step or 0) for evaluation in log.evaluations)
+    return sum(look.selectable and look.step > (log.best_step or 0) for look in log.evaluations)
 
 
 def _now(accelerator: Accelerator) -> float:

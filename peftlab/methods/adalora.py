@@ -116,6 +116,10 @@ class AdaLora(PeftMethod):
                 norms.append(torch.linalg.norm(product - torch.eye(len(product), device=product.device)))
         return self.orthogonality * torch.stack(norms).mean()
 
+    def selectable(self, step: int, steps: int) -> bool:
+        # Before the last pruning there are more ranks than the budget allows.
+        return step >= steps - self.phases(steps)[1]
+
     def after_step(self, model: nn.Module, step: int) -> None:
         model.base_model.update_and_allocate(step)  # type: ignore[union-attr,operator]
 

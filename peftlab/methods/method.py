@@ -82,6 +82,10 @@ class Method(Part):
     def after_step(self, model: nn.Module, step: int) -> None:
         """Called with the 1-based step after the optimiser's step, while the gradients are still there."""
 
+    def selectable(self, step: int, steps: int) -> bool:
+        """Whether the state after this 1-based step of `steps` may be kept as the best, e.g. because it has its final size."""
+        return True
+
     def state(self, model: nn.Module) -> dict[str, Any]:
         """What beside parameters and optimiser an exact resume needs: tensors and JSON values, by name."""
         return {}

@@ -22,12 +22,11 @@ OWN = {  # types that have a method of their own here
     **{"LORA": "lora", "P_TUNING": "p_tuning", "PREFIX_TUNING": "prefix_tuning", "PROMPT_TUNING": "prompt_tuning"},
 }
 REFUSED = {
-    "ADAPTION_PROMPT": "it replaces attention by its own, which does not fit this version of transformers",
     "CPT": "it needs a text with marked parts before each example",
     "MULTITASK_PROMPT_TUNING": "it needs the number of a task with each example",
     "OSF": "it rewrites the base's weights, so that nothing saved fits the published base",
     "POLY": "it needs the number of a task with each example",
-    "SHADOW": "it replaces a layer's output by an object that this version of transformers cannot compute with",
+    "SHADOW": "it passes an object of its own from layer to layer, which breaks BERT, and part of it gets no gradient",
     "TRAINABLE_TOKENS": "it trains the embeddings of tokens that were added to the tokenizer",
     "XLORA": "it mixes adapters that are trained already",
 }
@@ -44,7 +43,10 @@ SET_HERE = {
 
 
 class Peft(PeftMethod):
-    """`type` is as in adapter_config.json, e.g. VERA. Without target_modules, all linear layers (LN_TUNING: norms) are adapted."""
+    """`type` is as in adapter_config.json, e.g. VERA. Without target_modules it is all linear layers that are adapted.
+
+    Of LN_TUNING it is the norms, and ADAPTION_PROMPT knows its own places.
+    """
 
     kind: Literal["peft"] = "peft"
     title: ClassVar[str] = "PEFT"
@@ -97,9 +99,9 @@ class Peft(PeftMethod):
         targets = self.settings.get("target_modules")
         if self.type == "LN_TUNING":
             settings["target_modules"] = targets or _norms(model)
-        elif isinstance(targets, list):
+        elif self.type != "ADAPTION_PROMPT" and isinstance(targets, list):
             settings["target_modules"] = named_layers(model, targets, plan.head)
-        elif targets is None:
+        elif self.type != "ADAPTION_PROMPT" and targets is None:
             settings["target_modules"] = linear_layers(model, plan.head)
         if "exclude_modules" in known:
             settings["exclude_modules"] = list(plan.head) or None

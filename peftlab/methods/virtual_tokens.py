@@ -48,14 +48,14 @@ class VirtualTokens(PeftMethod):
 
     @contextlib.contextmanager
     def without(self, model: nn.Module) -> Iterator[None]:
+        wrapped: Any = model
         # PEFT's own way, disable_adapter, fails where the base cannot generate.
-        model.forward = model.base_model.forward  # type: ignore[union-attr,assignment]
-        model._adapters_disabled = True  # type: ignore[assignment]
+        wrapped.forward, wrapped._adapters_disabled = wrapped.base_model.forward, True
         try:
             yield
         finally:
-            del model.forward
-            model._adapters_disabled = False  # type: ignore[assignment]
+            del wrapped.forward
+            wrapped._adapters_disabled = False
 
 
 class EmbeddedTokens(VirtualTokens):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from peftlab.base import load_base
 from peftlab.methods import METHODS, Method, Plan
+from peftlab.methods.method import Setting
 from peftlab.model import Files, Model
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.tasks.token_classification import TokenClassification
@@ -39,6 +41,14 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 ARCHITECTURES = dict(zip(FAMILIES, SIZES, strict=True))
+
+
+def tiny(architecture: str, auto: str, **sizes: Any) -> PreTrainedModel:
+    """Two layers of this architecture, 64 wide, random weights, in evaluation."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "intermediate_size": 128}
+    config = AutoConfig.for_model(architecture, **{"vocab_size": VOCABULARY, "pad_token_id": 0, **shape, **sizes})
+    return getattr(transformers, auto).from_config(config).eval()
 
 
 def make_bases(folder: Path) -> None:
@@ -110,6 +120,59 @@ def logits(model: nn.Module, family: str) -> Tensor:
 
 def make_method(kind: str, settings: dict[str, Any]) -> Method:
     return METHODS[kind].model_validate(settings)
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A method with settings, over a precision, on a family."""
+
+    kind: str
+    sample: int  # of the method's own samples
+    precision: str
+    family: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}{self.sample or ''}-{self.precision}-{self.family}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"kind": self.kind, **METHODS[self.kind].samples[self.sample]}
+
+    @property
+    def method(self) -> Method:
+        return make_method(self.kind, self.settings)
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is refused, if it is."""
+        setting = Setting(ARCHITECTURES[self.family], self.precision, FAMILIES[self.family])
+        return self.method.unsupported(setting)
+
+
+ALL = [
+    Combination(kind, sample, precision, family)
+    for kind, method in METHODS.items()
+    for sample in range(len(method.samples))
+    for precision in PRECISIONS
+    for family in FAMILIES
+]
+SUPPORTED = [combination for combination in ALL if combination.reason is None]
+REFUSED = [combination for combination in ALL if combination.reason is not None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of training one combination, evaluated between its third and fourth step."""
+
+    combination: Combination
+    method: Method
+    model: nn.Module
+    base: dict[str, tuple[nn.Parameter, Tensor]]  # the base's own parameters and what they were before
+    head: set[int]  # ids of the base's own parameters that are the head
+    snapshots: list[dict[str, Tensor]]  # of what is trainable: before, at the evaluation, at the end
+    evaluated: Tensor  # logits between
+    halfway: Path  # saved at the evaluation
+    saved: Path  # at the end
 
 
 def serve(folder: Path) -> None:

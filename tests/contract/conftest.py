@@ -7,72 +7,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import bases
 import pytest
 import torch
-from bases import ARCHITECTURES, FAMILIES, PRECISIONS, STEPS
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peftlab.methods import METHODS, Method
-from peftlab.methods.method import Setting
-
-
-@dataclass(frozen=True)
-class Combination:
-    """A method with settings, over a precision, on a family."""
-
-    kind: str
-    sample: int  # of the method's own samples
-    precision: str
-    family: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}{self.sample or ''}-{self.precision}-{self.family}"
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"kind": self.kind, **METHODS[self.kind].samples[self.sample]}
-
-    @property
-    def method(self) -> Method:
-        return bases.make_method(self.kind, self.settings)
-
-    @property
-    def reason(self) -> str | None:
-        """Why it is refused, if it is."""
-        setting = Setting(ARCHITECTURES[self.family], self.precision, FAMILIES[self.family])
-        return self.method.unsupported(setting)
-
-
-ALL = [
-    Combination(kind, sample, precision, family)
-    for kind, method in METHODS.items()
-    for sample in range(len(method.samples))
-    for precision in PRECISIONS
-    for family in FAMILIES
-]
-SUPPORTED = [combination for combination in ALL if combination.reason is None]
-REFUSED = [combination for combination in ALL if combination.reason is not None]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What came of training one combination, evaluated between its third and fourth step."""
-
-    combination: Combination
-    method: Method
-    model: nn.Module
-    base: dict[str, tuple[nn.Parameter, Tensor]]  # the base's own parameters and what they were before
-    head: set[int]  # ids of the base's own parameters that are the head
-    snapshots: list[dict[str, Tensor]]  # of what is trainable: before, at the evaluation, at the end
-    evaluated: Tensor  # logits between
-    halfway: Path  # saved at the evaluation
-    saved: Path  # at the end
+from tests.contract import bases
+from tests.contract.bases import REFUSED, STEPS, SUPPORTED, Combination, Trained
 
 
 @pytest.fixture(scope="session")

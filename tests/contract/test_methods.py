@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-import bases
 import pytest
 import torch
-from conftest import Combination, Trained
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from peftlab.methods import Method
+from tests.contract import bases
+from tests.contract.bases import Combination, Trained
 
 Fresh = Callable[[str, str], PreTrainedModel]
 

@@ -1,0 +1,68 @@
+"""A step cut into four pieces is the step in one, whatever the method adds to the loss and over every precision."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from peftlab.examples import Example, Row
+from peftlab.settings import Seeds, Training
+from peftlab.training import Evaluation, Step, TrainLog, train
+from tests.contract import bases
+from tests.contract.bases import SUPPORTED, Combination
+
+STEPS = 4
+
+
+class Silence:
+    def step(self, step: Step, total: int, log: TrainLog) -> None: ...
+    def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
+
+
+def examples() -> list[Example]:
+    """Eight sentences of 5 to 12 tokens, a target on every second one."""
+    found = []
+    for number in range(8):
+        ids = [3 + (7 * number + position) % 90 for position in range(5 + number)]
+        labels = [position % 3 if position % 2 else -100 for position in range(len(ids))]
+        found.append(Example({"input_ids": ids, "labels": labels}, Row(f"test:{number}", {})))
+    return found
+
+
+def change(base: PreTrainedModel, combination: Combination, accumulation: int) -> dict[str, Tensor]:
+    """What training in this many pieces does to each trainable tensor."""
+    method = combination.method
+    torch.manual_seed(3)
+    model = method.apply(base, bases.plan("encoder"))
+    start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    train(
+        model,
+        method=method,
+        task=bases.TASK,
+        examples=examples(),
+        padding_token=0,
+        # A large epsilon leaves Adam proportional to the gradient: else it would blow up what is but rounding.
+        settings=Training(steps=STEPS, batch_examples=8, accumulation=accumulation, adam_epsilon=1.0, warmup=0.0),
+        learning_rate=0.1,
+        seeds=Seeds(),
+        accelerator=Accelerator(cpu=True),
+        autocast=contextlib.nullcontext,
+        evaluate=lambda: ({"entity_f1": 0.0}, []),
+        observer=Silence(),
+    )
+    return {name: p.detach() - start[name] for name, p in model.named_parameters() if name in start}
+
+
+@pytest.mark.parametrize("combination", [c for c in SUPPORTED if c.family == "encoder"], ids=str)
+def test_four_pieces_train_as_one_does(combination: Combination, fresh: Callable[[str, str], PreTrainedModel]) -> None:
+    whole = change(fresh("encoder", combination.precision), combination, 1)
+    pieces = change(fresh("encoder", combination.precision), combination, 4)
+    assert max(float(tensor.abs().max()) for tensor in whole.values()) > 1e-3
+    far = {name: float((tensor - pieces[name]).abs().max()) for name, tensor in whole.items()}
+    assert {name: distance for name, distance in far.items() if distance > 1e-6} == {}

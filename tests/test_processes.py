@@ -1,0 +1,38 @@
+"""Two real processes over gloo give what one gives."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SETTINGS = ("data.validation_examples=13", "training.accumulation=2")  # 13: the last batch does not divide by two
+
+
+def result_of(recipe: Path, output: Path, processes: int) -> dict[str, Any]:
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
+    overrides = [word for setting in SETTINGS for word in ("--set", setting)]
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "peftlab", "run", str(recipe), "--output", str(output), *overrides],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = output.rglob("result.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_two_processes_give_the_losses_the_metrics_and_the_result_of_one(recipe_file: Path, tmp_path: Path) -> None:
+    one = result_of(recipe_file, tmp_path / "one", 1)
+    two = result_of(recipe_file, tmp_path / "two", 2)
+    assert two["environment"]["processes"] == 2
+    assert two["metrics"] == one["metrics"]
+    assert two["curve"]["losses"] == pytest.approx(one["curve"]["losses"], abs=1e-5)
+    assert two["cost"]["tokens"] == one["cost"]["tokens"]
+    assert two["cost"]["optimizer_steps"] == one["cost"]["optimizer_steps"]
