@@ -148,10 +148,10 @@ def train(
             with contextlib.nullcontext() if last_one else accelerator.no_sync(forward):
                 with autocast():
                     outputs = forward(**{name: tensor for name, tensor in micro.items() if name != "labels"})
-                    part = task.loss(outputs, micro) / targets
+                    share = task.loss(outputs, micro) / targets
                 # DDP averages over processes, the step's loss is a sum over them.
-                (part * accelerator.num_processes).backward()
-            loss += part.detach()
+                (share * accelerator.num_processes).backward()
+            loss += share.detach()
         penalty = method.penalty(model)
         if penalty is not None:
             with accelerator.no_sync(forward):  # every process has the whole of it already
