@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 from accelerate import Accelerator
 
@@ -278,27 +279,36 @@ def _check_processes(accelerator: Accelerator) -> None:
 
 @contextlib.contextmanager
 def _staging(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
-    """A folder beside the final one, gone if the run fails: a run folder is there whole or not at all."""
+    """A folder beside the final one, gone if the run fails: a run folder is there whole or not at all.
+
+    One run at a time holds it; what a run that was killed left in it is thrown away.
+    """
     staged = folder.with_name(f"{folder.name}.part")
-    if accelerator.is_main_process:
-        try:
-            shutil.rmtree(staged, ignore_errors=True)
-            staged.mkdir(parents=True)
-        except OSError as error:
-            raise BadInput(f"--output {folder}: cannot be written: {error.strerror}") from None
-    try:
+    if not accelerator.is_main_process:
         yield staged
-    finally:
-        if accelerator.is_main_process:
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), blocking=False)
+        lock.acquire()
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir()
+    except filelock.Timeout:
+        raise BadInput(f"{folder}: another process is at this run") from None
+    except OSError as error:
+        raise BadInput(f"--output {folder}: cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            yield staged
+        finally:
             shutil.rmtree(staged, ignore_errors=True)
 
 
 def _publish(staged: Path, folder: Path) -> None:
+    """Put the staged folder in the place of the old one. A kill between the two renames leaves the old one as `.old`."""
+    old = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        old = folder.with_name(f"{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
-        staged.rename(folder)
-        shutil.rmtree(old)
-    else:
-        staged.rename(folder)
+    staged.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

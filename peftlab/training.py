@@ -141,7 +141,7 @@ def train(
             micro = task.collate([examples[i] for i in part or batch[:1]], padding_token)
             micro_batches.append(_to(micro if part else task.without_targets(micro), accelerator.device))
         counts = torch.stack([task.targets(micro) for micro in micro_batches]).sum()
-        targets = int(accelerator.reduce(counts, reduction="sum"))  # type: ignore[arg-type]
+        targets = int(accelerator.reduce(counts, reduction="sum"))
         loss = torch.zeros((), device=accelerator.device)
         for position, micro in enumerate(micro_batches):
             last_one = position + 1 == len(micro_batches)

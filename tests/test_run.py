@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import filelock
 import pytest
 import torch
 from peft import PeftModel
@@ -46,7 +47,7 @@ def digest(folder: Path) -> str:
 def test_a_run_leaves_result_predictions_and_adapter_and_nothing_else(lora: tuple[RunResult, Path]) -> None:
     result, folder = lora
     assert sorted(path.name for path in folder.iterdir()) == ["adapter", "predictions.jsonl", "result.json"]
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["mine.yaml", "out"]
+    assert sorted(path.name for path in folder.parent.glob("[!.]*")) == ["mine.yaml", "out"]
     files = {path.name for path in (folder / "adapter").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "peftlab.json", "tokenizer.json"} <= files
     assert read_result(folder) == result
@@ -174,7 +175,19 @@ def test_a_failed_run_leaves_nothing_behind_and_an_earlier_result_alone(
     with pytest.raises(BadInput, match="'qery' matches no linear layer"):
         finished(tmp_path, "method.targets=[qery]")
     assert digest(folder) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "out"]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["mine.yaml", "out"]
+
+
+def test_one_run_has_one_process(tmp_path: Path) -> None:
+    with filelock.FileLock(tmp_path / ".out.lock"), pytest.raises(BadInput, match="another process is at this run"):
+        finished(tmp_path)
+
+
+def test_what_a_killed_run_left_is_no_obstacle_and_goes(tmp_path: Path) -> None:
+    (tmp_path / "out.part" / "adapter").mkdir(parents=True)
+    (tmp_path / "out.part" / "adapter" / "adapter_model.safetensors").write_text("half")
+    finished(tmp_path)
+    assert not (tmp_path / "out.part").exists()
 
 
 @pytest.mark.parametrize(

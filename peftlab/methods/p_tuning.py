@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from peftlab.methods.method import Plan
-from peftlab.methods.virtual_tokens import EmbeddedTokens, embedding_width
+from peftlab.methods.virtual_tokens import EmbeddedTokens, embedded_shape
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -31,14 +33,28 @@ class PTuning(EmbeddedTokens):
     def config(self, model: PreTrainedModel, plan: Plan) -> PeftConfig:
         from peft import PromptEncoderConfig
 
-        width = embedding_width(model)
+        shape = embedded_shape(model)
         return PromptEncoderConfig(
             task_type=plan.task_type,
             num_virtual_tokens=self.length,
-            num_transformer_submodules=1,  # of an encoder-decoder's two, PEFT would train the decoder's, and use none
-            token_dim=width,
             encoder_reparameterization_type=self.encoder.upper(),
-            encoder_hidden_size=self.encoder_width or width,
+            encoder_hidden_size=self.encoder_width or shape["token_dim"],
             encoder_dropout=self.encoder_dropout,
             modules_to_save=list(plan.head) or None,
+            **shape,
         )
+
+    def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
+        wrapped: Any = super().apply(model, plan)
+        if self.encoder == "lstm":
+            lstm = wrapped.prompt_encoder["default"].lstm_head
+            lstm.forward = MethodType(_in_float32, lstm)
+        return wrapped  # type: ignore[no-any-return]
+
+
+def _in_float32(lstm: Any, tokens: Tensor) -> Any:
+    """An LSTM's forward as it is without autocast: on a CPU it has none in bfloat16."""
+    import torch
+
+    with torch.autocast(tokens.device.type, enabled=False):
+        return type(lstm).forward(lstm, tokens.float())

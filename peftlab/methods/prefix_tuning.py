@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -28,7 +30,8 @@ class PrefixTuning(VirtualTokens):
     paper: ClassVar[str | None] = "Li & Liang, 2021, arXiv:2101.00190"
     fidelity: ClassVar[str | None] = (
         "in encoder-decoders (T5, BART) the prefix reaches the decoder's self-attention alone "
-        "(paper: the encoder and cross-attention too); without projection by default, as in P-tuning v2"
+        "(paper: the encoder and cross-attention too), each layer having its own, which PEFT alone cannot load; "
+        "without projection by default, as in P-tuning v2"
     )
     learning_rate: ClassVar[float] = 5e-3
     samples: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 4}, {"length": 4, "projection": True})
@@ -76,7 +79,10 @@ class PrefixTuning(VirtualTokens):
             from peft.tuners.cartridge.utils import initialize_kv_prefix_from_past_key_values
 
             initialize_kv_prefix_from_past_key_values(wrapped, past_key_values=cache)
-        return wrapped
+        return _with_a_prefix_a_layer(wrapped)
+
+    def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
+        return _with_a_prefix_a_layer(super().load(base, folder, trainable=trainable))
 
     def figures(self, model: nn.Module) -> dict[str, Any]:
         both = model.config.is_encoder_decoder  # type: ignore[union-attr]
@@ -90,10 +96,24 @@ def _decoder_shape(model: PreTrainedModel) -> dict[str, Any]:
         return {}
     heads = getattr(config, "decoder_attention_heads", None) or config.num_attention_heads
     return {
+        "num_transformer_submodules": 1,
         "num_layers": getattr(config, "num_decoder_layers", None) or config.decoder_layers,
         "num_attention_heads": heads,
         "token_dim": heads * getattr(config, "d_kv", config.d_model // heads),
     }
+
+
+def _with_a_prefix_a_layer(model: PeftModel) -> PeftModel:
+    """In an encoder-decoder, PEFT would give two layers one prefix, and train as much again that no layer has."""
+    if model.config.is_encoder_decoder:
+        model.get_prompt = MethodType(_decoder_prefix, model)  # type: ignore[method-assign]
+    return model
+
+
+def _decoder_prefix(model: PeftModel, *args: Any, **kwargs: Any) -> Cache:
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+    return EncoderDecoderCache(type(model).get_prompt(model, *args, **kwargs), DynamicCache())
 
 
 def _keys_and_values(model: PreTrainedModel, ids: list[int]) -> Cache:

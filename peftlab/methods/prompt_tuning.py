@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from peftlab.methods.method import Plan
-from peftlab.methods.virtual_tokens import EmbeddedTokens, embedding_width, text_tokens
+from peftlab.methods.virtual_tokens import EmbeddedTokens, embedded_shape, text_tokens
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -30,10 +30,9 @@ class PromptTuning(EmbeddedTokens):
         return PromptTuningConfig(
             task_type=plan.task_type,
             num_virtual_tokens=self.length,
-            num_transformer_submodules=1,  # of an encoder-decoder's two, PEFT would train the decoder's, and use none
-            token_dim=embedding_width(model),
             prompt_tuning_init="RANDOM" if self.initial == "random" else "SAMPLE_VOCAB",
             modules_to_save=list(plan.head) or None,
+            **embedded_shape(model),
         )
 
     def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:

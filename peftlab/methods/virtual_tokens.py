@@ -75,10 +75,15 @@ class EmbeddedTokens(VirtualTokens):
         return _without_virtual_outputs(super().load(base, folder, trainable=trainable))
 
 
-def embedding_width(model: PreTrainedModel) -> int:
-    """Of the input embeddings, which in ALBERT and small ELECTRAs is not that of the layers."""
+def embedded_shape(model: PreTrainedModel) -> dict[str, Any]:
+    """What PEFT would not find in every config. Embeddings are not as wide as layers in ALBERT and small ELECTRAs."""
     embeddings: Any = model.get_input_embeddings()
-    return int(embeddings.weight.shape[1])
+    return {
+        "num_transformer_submodules": 1,  # of an encoder-decoder's two, PEFT would make tokens that nobody reads
+        "num_layers": model.config.num_hidden_layers,
+        "num_attention_heads": model.config.num_attention_heads,
+        "token_dim": embeddings.weight.shape[1],
+    }
 
 
 def text_tokens(text: str, length: int, plan: Plan) -> list[int]:
