@@ -21,7 +21,7 @@ from typing import IO, Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from peftlab.part import BadInput, Settings, nearest
+from peftlab.part import BadInput, Settings
 
 MANIFEST = "peftlab-manifest.json"
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -48,17 +48,21 @@ def load_tokenizer(files: Files, task: Task) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def longest_input(files: Files, task: Task) -> int:
-    """How many tokens an example may have: the recipe's word, within what the base has positions for."""
+def longest_input(files: Files, task: Task, *, reserved: int = 0) -> int:
+    """How many tokens an example may have: the recipe's word, within the base's positions less those `reserved`."""
     config = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     if positions is None:
         return task.max_length or 512
     if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
         positions -= 2  # their positions start after the padding token's
-    if task.max_length is not None and task.max_length > positions:
-        raise BadInput(f"task.max_length: {task.max_length} tokens, but {files.source} has {positions} positions")
-    return int(task.max_length or positions)
+    free = int(positions) - reserved
+    if task.max_length is not None and task.max_length > free:
+        taken = f", of which the method takes {reserved}" if reserved else ""
+        raise BadInput(
+            f"task.max_length: {task.max_length} tokens, but {files.source} has {positions} positions{taken}"
+        )
+    return task.max_length or free
 
 
 def load_base(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -67,4 +68,4 @@ def shares(batch: Batch, lengths: Sequence[int], parts: int) -> list[Batch]:
     bounds = [0]
     for part in range(parts):
         bounds.append(bounds[-1] + size + (part < extra))
-    return [by_length[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [by_length[a:b] for a, b in itertools.pairwise(bounds)]

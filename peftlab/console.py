@@ -64,10 +64,10 @@ class Screen:
 
     def evaluation(self, evaluation: Evaluation, best: bool) -> None:
         score = evaluation.scores[self.selection]
-        mark = "  (best)" if best else ""
+        scored = f"{self.selection} {score:.4f}" + ("  (best)" if best else "")
         self.line(
             "validation",
-            f"step {evaluation.step}  epoch {evaluation.epoch:.2f}  loss {evaluation.loss:.4f}  {self.selection} {score:.4f}{mark}",
+            f"step {evaluation.step}  epoch {evaluation.epoch:.2f}  loss {evaluation.loss:.4f}  {scored}",
         )
 
     def finished(self) -> None:

@@ -160,9 +160,7 @@ def _locate(location: Sequence[str | int], values: dict[str, Any], *, missing: b
     key: list[str | int] = []
     inner: Any = values
     for position, part in enumerate(location):
-        if isinstance(inner, dict) and part in inner:
-            inner = inner[part]
-        elif isinstance(inner, list) and isinstance(part, int) and part < len(inner):  # noqa: SIM114 (for the types)
+        if part in inner if isinstance(inner, dict) else isinstance(inner, list) and part in range(len(inner)):
             inner = inner[part]
         elif missing and position + 1 == len(location):
             pass  # a key that is missing

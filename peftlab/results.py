@@ -152,8 +152,9 @@ def summary(result: RunResult) -> list[tuple[str, str]]:
     lines.append(
         (
             "time",
-            f"load {cost.load_seconds:.0f} s, train {cost.train_seconds:.0f} s, evaluate {cost.evaluate_seconds:.0f} s; "
-            f"{cost.tokens_per_second:,.0f} tokens/s without padding, {cost.padding_share:.1%} padding",
+            f"load {cost.load_seconds:.0f} s, train {cost.train_seconds:.0f} s, "
+            f"evaluate {cost.evaluate_seconds:.0f} s; {cost.tokens_per_second:,.0f} tokens/s without padding, "
+            f"{cost.padding_share:.1%} padding",
         )
     )
     for split, counts in result.splits.items():

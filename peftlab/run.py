@@ -31,7 +31,6 @@ from peftlab.tasks import Task
 from peftlab.training import Records
 
 
-
 def run(recipe: Recipe, folder: Path) -> RunResult:
     """Do what the recipe says and leave it in `folder`, in place of what may be there."""
     accelerator = Accelerator()
@@ -66,7 +65,7 @@ class _Run:
             files = self.recipe.model.files()
         task = self.recipe.task.fitted(row for split in rows.rows.values() for row in split)
         tokenizer = load_tokenizer(files, task)
-        limit = longest_input(files, task)
+        limit = longest_input(files, task, reserved=self.recipe.method.virtual_tokens)
         encoded = {split: task.encode(part, tokenizer, limit) for split, part in rows.rows.items()}
         self._say_data(files.source, rows.source, encoded, task)
         base = load_base(
@@ -204,8 +203,8 @@ class _Run:
     def _say_model(self, parameters: Parameters, base: Base) -> None:
         self.screen.line(
             "method",
-            f"{self.recipe.method.title}: {parameters.trainable:,} trainable of {parameters.base:,} ({parameters.share:.2%}), "
-            f"{parameters.head:,} of them the head",
+            f"{self.recipe.method.title}: {parameters.trainable:,} trainable of {parameters.base:,} "
+            f"({parameters.share:.2%}), {parameters.head:,} of them the head",
         )
         device, processes = self.accelerator.device, self.accelerator.num_processes
         quantization = self.recipe.quantization
@@ -229,8 +228,8 @@ def apply_method(recipe: Recipe, base: Base, plan: Plan) -> torch.nn.Module:
     torch.manual_seed(plan.seed)
     model = recipe.method.apply(base.model, plan)
     if recipe.training.gradient_checkpointing:
-        # After the method is attached, and undone in part: both libraries make the inputs require gradients, which sends
-        # the backward pass through the whole frozen trunk; non-reentrant checkpointing does without.
+        # After the method is attached, and undone in part: both libraries make the inputs require gradients, which
+        # sends the backward pass through the whole frozen trunk; non-reentrant checkpointing does without.
         base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         base.model.disable_input_require_grads()
     if not any(p.requires_grad for p in model.parameters()):
@@ -305,7 +304,7 @@ def _staging(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
 
 
 def _publish(staged: Path, folder: Path) -> None:
-    """Put the staged folder in the place of the old one. A kill between the two renames leaves the old one as `.old`."""
+    """Put the staged folder in the place of the old one. A kill between the renames leaves the old one as `.old`."""
     old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

@@ -8,7 +8,6 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from peftlab.part import Settings
 
-
 Precision = Literal["float32", "bfloat16"]  # of the computation
 
 

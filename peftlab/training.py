@@ -137,7 +137,7 @@ def train(
             parts = [part for part in parts if part]
         micro_batches = []
         for part in parts[accelerator.process_index :: accelerator.num_processes]:
-            # Each forward is a meeting of the processes: a share without examples borrows one, and learns nothing of it.
+            # Each forward is a meeting of the processes: a share without examples borrows one and learns nothing.
             micro = task.collate([examples[i] for i in part or batch[:1]], padding_token)
             micro_batches.append(_to(micro if part else task.without_targets(micro), accelerator.device))
         counts = torch.stack([task.targets(micro) for micro in micro_batches]).sum()

@@ -101,7 +101,7 @@ def _document(text: str, name: str) -> Document:
 
 
 def _refuse_bombs(loader: yaml.SafeLoader, name: str) -> None:
-    """Aliases can grow without bound and depth can exhaust the stack: both are seen in the events, before nodes are built."""
+    """Aliases can grow without bound, depth can exhaust the stack: both show in the events, before any node is."""
     depth = 0
     while loader.check_event():
         event = loader.get_event()  # type: ignore[no-untyped-call]

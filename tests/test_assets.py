@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from peftlab import assets
-from peftlab.assets import Asset, cached, catalogue, fetch, find, fingerprint, verify
+from peftlab.assets import Asset, cached, catalogue, fetch, fingerprint, verify
 
 FILES = {
     "shelf/data/train.txt": b"one\n" * 1000,

@@ -32,7 +32,9 @@ def refused(*words: str | Path, folder: Path = ROOT, **environment: str) -> str:
     return line
 
 
-@pytest.mark.parametrize("words", [["--help"], ["list"], ["schema"], ["validate", "recipes/lora-ner.yaml"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["--help"], ["list"], ["schema"], ["validate", "recipes/lora-ner.yaml"]], ids=" ".join
+)
 def test_what_trains_nothing_imports_no_torch_and_takes_half_a_second(words: list[str]) -> None:
     code = f"""
 import sys
@@ -71,13 +73,13 @@ def test_validate_checks_every_file_and_names_the_wrong_ones(recipe_file: Path) 
     assert done.stderr.splitlines() == [f"{wrong}:9: method.rnak: unknown key (did you mean 'rank'?); " + KEYS]
 
 
-KEYS = (
-    "known are kind, rank, alpha, dropout, targets, rank_stabilized, weight_decomposed, initialization, b_rate_ratio"
-)
+KEYS = "known are kind, rank, alpha, dropout, targets, rank_stabilized, weight_decomposed, initialization, b_rate_ratio"
 
 
 def test_a_misspelt_recipe_is_one_line(tmp_path: Path) -> None:
-    assert refused("run", "recipes/lora-nerr.yaml") == "recipes/lora-nerr.yaml: no such recipe (did you mean 'lora-ner'?)"
+    assert (
+        refused("run", "recipes/lora-nerr.yaml") == "recipes/lora-nerr.yaml: no such recipe (did you mean 'lora-ner'?)"
+    )
 
 
 def test_an_output_that_cannot_be_written_is_one_line(recipe_file: Path, tmp_path: Path) -> None:

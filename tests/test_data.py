@@ -95,7 +95,10 @@ def test_a_folder_of_parquet_gives_class_names(tmp_path: Path) -> None:
         (b'{"tokens": ["a\x00"]}\n', "a.jsonl:1: a NUL byte"),
         (b"[" * 200_000, "a.jsonl:1: nested too deeply"),
         (b"", "the train split of"),
-        (b'{"token": ["a"], "labels": ["O"]}\n', "no column 'tokens' for the task's field 'tokens' (did you mean 'token'?)"),
+        (
+            b'{"token": ["a"], "labels": ["O"]}\n',
+            "no column 'tokens' for the task's field 'tokens' (did you mean 'token'?)",
+        ),
         (b'{"x": 1}\n', "no column 'tokens' for the task's field 'tokens'; it has: x"),
     ],
 )

@@ -193,7 +193,10 @@ def test_what_a_killed_run_left_is_no_obstacle_and_goes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("targets", "says"),
     [
-        ("[qery]", "'qery' matches no linear layer (did you mean 'query'?); there are: query x6, key x6, value x6, dense"),
+        (
+            "[qery]",
+            "'qery' matches no linear layer (did you mean 'query'?); there are: query x6, key x6, value x6, dense",
+        ),
         ("[query, nothing]", "'nothing' matches no linear layer; there are: "),
         ("[classifier]", "'classifier' is the task's head, which is always trained"),
     ],

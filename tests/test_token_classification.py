@@ -79,7 +79,11 @@ def test_a_sentence_that_is_too_long_is_an_error_unless_it_may_be_cut_and_then_i
     ("words", "tags", "says"),
     [
         (WORDS, TAGS[:-1], "mine.jsonl:7: labels: 5 tags for 6 tokens"),
-        (WORDS, ["B-PER", "I-PER", "O", "I-LOC", "I-LOC", "O"], "'I-LOC' at 'Sankt' follows 'O': these tags are not IOB2"),
+        (
+            WORDS,
+            ["B-PER", "I-PER", "O", "I-LOC", "I-LOC", "O"],
+            "'I-LOC' at 'Sankt' follows 'O': these tags are not IOB2",
+        ),
         (WORDS, ["B-PER", "I-LOC", "O", "O", "O", "O"], "'I-LOC' at 'Amadeus' follows 'B-PER'"),
         ([], [], "mine.jsonl:7: tokens: an empty sentence"),
         (["a", " "], ["O", "O"], "mine.jsonl:7: tokens: an empty word"),

@@ -16,8 +16,10 @@ def read(folder: Path, content: str | bytes) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-4", 1e-4), ("3E5", 3e5), (".5", 0.5), ("7", 7), ("-7", -7), ("no", "no"), ("on", "on"), ("true", True)]
-    + [("null", None), ("", None), ("2020-01-01", "2020-01-01"), ("012", "012"), ("'8'", "8"), ("0x1F", "0x1F")],
+    [
+        *[("1e-4", 1e-4), ("3E5", 3e5), (".5", 0.5), ("7", 7), ("-7", -7), ("no", "no"), ("on", "on"), ("true", True)],
+        *[("null", None), ("", None), ("2020-01-01", "2020-01-01"), ("012", "012"), ("'8'", "8"), ("0x1F", "0x1F")],
+    ],
 )
 def test_a_scalar_is_what_it_looks_like(tmp_path: Path, text: str, value: object) -> None:
     found = read(tmp_path, f"a: {text}")["a"]

@@ -17,7 +17,7 @@ SPLITS = ("train", "validation", "test")
 class Data(Part):
     """Rows in three splits. A subclass reads them; splits that it lacks are cut from train by a seeded hash."""
 
-    columns: dict[str, str] = {}  # the task's field -> the source's column, where the names differ
+    columns: dict[str, str] = Field(default={})  # the task's field -> the source's column, where the names differ
     validation_share: float = Field(0.1, ge=0, lt=1)  # of train, if the source has no validation split
     test_share: float = Field(0.1, ge=0, lt=1)  # of train, if the source has no test split
     split_seed: int = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from peftlab import assets, hub
 from peftlab.data.data import SPLITS, Data
 from peftlab.data.registry import REGISTRY
@@ -19,7 +21,7 @@ class Hub(Data):
     id: str
     revision: str | None = None
     configuration: str | None = None  # the hub's "subset", e.g. "sst2" of GLUE
-    splits: dict[str, str] = {}  # train, validation or test -> the hub's name for it
+    splits: dict[str, str] = Field(default={})  # train, validation or test -> the hub's name for it
 
     def read(self) -> tuple[dict[str, list[Row]], str]:
         if not Path(self.id).is_dir() and self.revision is None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from peftlab.methods.method import Plan
 from peftlab.methods.peft_method import PeftMethod
-from peftlab.methods.targets import attention_layers, linear_layers, named_layers
+from peftlab.methods.targets import Targets, chosen_layers
 from peftlab.part import BadInput
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class AdaLora(PeftMethod):
     target_rank: int = Field(8, ge=1)  # mean over layers at the end
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: Literal["all-linear", "attention"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    targets: Targets = "all-linear"
     before_pruning: float = Field(0.1, ge=0, lt=1)  # fraction of optimiser steps at the initial rank
     after_pruning: float = Field(0.3, ge=0, lt=1)  # fraction of optimiser steps at the final ranks
     pruning_interval: int = Field(10, ge=1)  # optimiser steps
@@ -78,12 +78,6 @@ class AdaLora(PeftMethod):
     def config(self, model: PreTrainedModel, plan: Plan) -> AdaLoraConfig:
         from peft import AdaLoraConfig
 
-        if self.targets == "all-linear":
-            targets = linear_layers(model, plan.head)
-        elif self.targets == "attention":
-            targets = attention_layers(model, plan.head)
-        else:
-            targets = named_layers(model, self.targets, plan.head)
         before, after = self.phases(plan.optimizer_steps)
         return AdaLoraConfig(
             task_type=plan.task_type,
@@ -91,7 +85,7 @@ class AdaLora(PeftMethod):
             target_r=self.target_rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT multiplies by it, so a float serves
             lora_dropout=self.dropout,
-            target_modules=targets,
+            target_modules=chosen_layers(model, self.targets, plan.head),
             exclude_modules=list(plan.head) or None,
             modules_to_save=list(plan.head) or None,
             total_step=plan.optimizer_steps,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+
 class DirectMethod(Method):
     """A subclass says which of the base's own parameters train; the head always does."""
 

@@ -24,7 +24,8 @@ class Full(DirectMethod):
 
     def unsupported(self, setting: Setting) -> str | None:
         if setting.quantization != "none":
-            return f"full fine-tuning changes the base's weights, which {setting.quantization} freezes; use quantization: none"
+            frozen = setting.quantization
+            return f"full fine-tuning changes the base's weights, which {frozen} freezes; use quantization: none"
         return None
 
     def save(self, model: nn.Module, folder: Path) -> None:

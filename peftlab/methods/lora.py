@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from peftlab.methods.method import Plan, Setting
 from peftlab.methods.peft_method import PeftMethod
-from peftlab.methods.targets import attention_layers, linear_layers, named_layers
+from peftlab.methods.targets import Targets, chosen_layers
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -30,7 +30,7 @@ class Lora(PeftMethod):
     rank: int = Field(16, ge=1, le=4096)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: Literal["all-linear", "attention"] | Annotated[list[str], Field(min_length=1)] = "all-linear"  # a role, or names of linear layers
+    targets: Targets = "all-linear"
     rank_stabilized: bool = False  # rsLoRA (Kalajdzievski, 2023): scale by alpha / sqrt(rank)
     weight_decomposed: bool = False  # DoRA (Liu et al., 2024): a trained magnitude a column beside the direction
     initialization: Literal["zero", "pissa"] = "zero"  # PiSSA (Meng et al., 2024): the weight's principal components
@@ -46,18 +46,12 @@ class Lora(PeftMethod):
     def config(self, model: PreTrainedModel, plan: Plan) -> LoraConfig:
         from peft import LoraConfig
 
-        if self.targets == "all-linear":
-            targets = linear_layers(model, plan.head)
-        elif self.targets == "attention":
-            targets = attention_layers(model, plan.head)
-        else:
-            targets = named_layers(model, self.targets, plan.head)
         return LoraConfig(
             task_type=plan.task_type,
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT divides it, so a float serves
             lora_dropout=self.dropout,
-            target_modules=targets,
+            target_modules=chosen_layers(model, self.targets, plan.head),
             exclude_modules=list(plan.head) or None,
             modules_to_save=list(plan.head) or None,
             use_rslora=self.rank_stabilized,

@@ -56,6 +56,11 @@ class Method(Part):
     # Settings that fit a model 64 wide, one for each way through the code: what the contract tests and the doctor try.
     samples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
+    @property
+    def virtual_tokens(self) -> int:
+        """How many positions the method takes away from the input."""
+        return 0
+
     def unsupported(self, setting: Setting) -> str | None:
         """Why this method cannot run in `setting`, in one line, or None if it can."""
         return None
@@ -83,7 +88,7 @@ class Method(Part):
         """Called with the 1-based step after the optimiser's step, while the gradients are still there."""
 
     def selectable(self, step: int, steps: int) -> bool:
-        """Whether the state after this 1-based step of `steps` may be kept as the best, e.g. because it has its final size."""
+        """Whether the state after this 1-based step of `steps` may be kept as the best: e.g. it has its final size."""
         return True
 
     def state(self, model: nn.Module) -> dict[str, Any]:

@@ -23,6 +23,7 @@ OWN = {  # types that have a method of their own here
 }
 REFUSED = {
     "CPT": "it needs a text with marked parts before each example",
+    "GLORA": "a part of its parameters never gets a gradient",
     "MULTITASK_PROMPT_TUNING": "it needs the number of a task with each example",
     "OSF": "it rewrites the base's weights, so that nothing saved fits the published base",
     "POLY": "it needs the number of a task with each example",

@@ -25,11 +25,12 @@ class PeftMethod(Method):
     def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
         from peft import get_peft_model
 
+        # With checkpointing transformers makes the embeddings require a gradient, then PEFT does once more, forgetting
+        # the hook that was there. It sends the backward pass through the whole frozen trunk, and checkpointing that is
+        # not re-entrant needs none of it.
+        model.disable_input_require_grads()
         wrapped = get_peft_model(model, self.config(model, plan))
-        if model.is_gradient_checkpointing:
-            # PEFT makes the embeddings require a gradient, which sends the backward pass through the whole frozen
-            # trunk. Checkpointing that is not re-entrant needs none of it.
-            model.disable_input_require_grads()
+        model.disable_input_require_grads()
         return wrapped
 
     def save(self, model: nn.Module, folder: Path) -> None:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from peftlab.part import BadInput, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+Targets = Literal["all-linear", "attention"] | Annotated[list[str], Field(min_length=1)]  # a role, or names
+
+
+def chosen_layers(model: PreTrainedModel, targets: Targets, head: Iterable[str]) -> list[str]:
+    """Full names of the layers that a recipe's `targets` mean. Raises BadInput if some mean none."""
+    if targets == "all-linear":
+        return linear_layers(model, head)
+    if targets == "attention":
+        return attention_layers(model, head)
+    return named_layers(model, targets, head)
 
 
 def linear_layers(model: PreTrainedModel, head: Iterable[str]) -> list[str]:

@@ -30,6 +30,10 @@ class VirtualTokens(PeftMethod):
 
     length: int = Field(20, ge=1)  # virtual tokens
 
+    @property
+    def virtual_tokens(self) -> int:
+        return self.length
+
     def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
         _check_positions(model, self.length, plan.longest_input)
         return super().apply(model, plan)

@@ -21,7 +21,7 @@ class Quantization(Part):
     quantizes: ClassVar[bool] = True
 
     def config(self, keep: Sequence[str], compute: torch.dtype) -> BitsAndBytesConfig | None:
-        """What transformers' `from_pretrained` needs. `keep` names modules left in float, `compute` is of the matmuls."""
+        """What `from_pretrained` needs. `keep` names modules to leave in float, `compute` is the matmuls' dtype."""
         raise NotImplementedError
 
     def remark(self, device: str) -> str | None:
