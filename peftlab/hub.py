@@ -26,3 +26,11 @@ def snapshot(id: str, *, revision: str | None, patterns: Iterable[str], repo_typ
         except (HfHubHTTPError, HFValidationError, OSError) as error:  # the library's "not in the cache" is an OSError
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise Unreachable(reason)
+
+
+def cached(id: str, *, revision: str | None, file: str) -> Path | None:
+    """A file of a repository if an earlier run fetched it; asks nobody."""
+    import huggingface_hub
+
+    found = huggingface_hub.try_to_load_from_cache(id, file, revision=revision)
+    return Path(found) if isinstance(found, str) else None

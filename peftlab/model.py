@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from peftlab import assets, hub
+from peftlab import assets, hub, shapes
 from peftlab.part import BadInput, Settings, nearest
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model")  # what a base is made of; never a pickle
@@ -25,22 +26,55 @@ class Files:
     fingerprint: str  # sha256 over the names and contents of its files
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What is known of a base's config.json."""
+
+    values: Mapping[str, Any]  # transformers' keys; one that is left out is the library's default
+    source: str  # where they came from, for people
+    disagreement: str | None = None  # in what the shape that peftlab keeps of this base is wrong
+
+
 class Model(Settings):
     """A base by hub id, or a folder in transformers' layout."""
 
     id: str = Field(min_length=1, pattern=r"^[\w./~-]+$")
     revision: str | None = None  # of the hub: a commit, tag or branch
+    architecture: str | None = None  # transformers' model_type, for a base that is neither here nor well known
 
-    def architecture(self) -> str | None:
+    @model_validator(mode="after")
+    def _its_own_architecture(self) -> Model:
+        own = self._architecture_here()
+        if self.architecture is not None and own is not None and own != self.architecture:
+            raise ValueError(f"architecture: {self.id} is a {own}, not a {self.architecture}; leave it out")
+        return self
+
+    def known_architecture(self) -> str | None:
         """transformers' `model_type`, as far as this machine knows it."""
-        if Path(self.id).is_dir():
-            try:
-                value = json.loads((Path(self.id) / "config.json").read_text(encoding="utf-8"))["model_type"]
-            except (OSError, ValueError, KeyError, TypeError):
-                return None
-            return value if isinstance(value, str) else None
-        asset = assets.find(self.id)
-        return asset.architecture if asset else None
+        return self._architecture_here() or self.architecture
+
+    def shape(self) -> Shape:
+        """The base's config.json, without its weights. Raises BadInput if nothing is known of it.
+
+        It is a local file, or else the shape kept of a well-known base, or that of the architecture, or the hub's.
+        """
+        kept = shapes.shapes().get(self.id)
+        here = self._config_here()
+        if here is not None:
+            config = _read(here)
+            return Shape(config, str(here), shapes.disagreement(kept, config) if kept else None)
+        if kept is not None:
+            return Shape(kept, f"the kept shape of {self.id}")
+        if self.architecture is not None:
+            return Shape({"model_type": self.architecture}, f"transformers' default {self.architecture}")
+        try:
+            folder = hub.snapshot(self.id, revision=self.revision, patterns=["config.json"])
+        except hub.Unreachable as error:
+            raise BadInput(
+                f"model: nothing is known of {self.id!r} here{nearest(self.id, shapes.shapes())}, and the hub does not "
+                f"answer ({error}); give model.architecture, e.g. bert"
+            ) from None
+        return Shape(_read(folder / "config.json"), f"{self.id}@{folder.name}")
 
     def files(self) -> Files:
         """Find the base, fetching it if need be. Raises BadInput with one line if it cannot be had."""
@@ -60,6 +94,38 @@ class Model(Settings):
                 f"nor to be had from the hub: {error}"
             ) from None
         return Files(folder, f"{self.id}@{folder.name}", _fingerprint(folder))
+
+    def _architecture_here(self) -> str | None:
+        if Path(self.id).is_dir():
+            try:
+                value = _read(Path(self.id) / "config.json").get("model_type")
+            except BadInput:
+                return None
+            return value if isinstance(value, str) else None
+        asset, kept = assets.find(self.id), shapes.shapes().get(self.id)
+        if asset is not None and asset.architecture is not None:
+            return asset.architecture
+        return str(kept["model_type"]) if kept else None
+
+    def _config_here(self) -> Path | None:
+        """config.json where an earlier run or the user left it."""
+        if Path(self.id).is_dir():
+            return Path(self.id) / "config.json"
+        asset = assets.find(self.id) if self.revision is None else None
+        folder = assets.cached(asset) if asset is not None and asset.sort == "model" else None
+        if folder is not None:
+            return folder / "config.json"
+        return hub.cached(self.id, revision=self.revision, file="config.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"model: {path}: cannot be read: {error}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise BadInput(f"model: {path}: names no model_type")
+    return config
 
 
 def _expand(value: object) -> object:

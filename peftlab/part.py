@@ -47,14 +47,15 @@ def discover(package: ModuleType, base: type[P]) -> dict[str, type[P]]:
 def one_of(parts: Mapping[str, type[Part]], *, default: str | None = None, key: str = "kind") -> Any:
     """The type of a recipe field that takes any of `parts`: a mapping with a `kind`, or a bare word for its `key`.
 
-    Without a kind the part is the `default` one.
+    Without a kind the part is the one that has all of the given keys, or else the `default` one, if there is one.
     """
 
     def expand(value: object) -> object:
         if isinstance(value, str):
             value = {key: value}
         if isinstance(value, dict) and "kind" not in value and default is not None:
-            value = {"kind": default, **value}
+            fitting = [kind for kind, part in parts.items() if value.keys() <= part.model_fields.keys()]
+            value = {"kind": fitting[0] if len(fitting) == 1 else default, **value}
         return value
 
     union: Any = Union[tuple(parts.values())]  # noqa: UP007 (built at run time)
@@ -70,5 +71,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     >>> nearest("zzz", ["lora"])
     ''
     """
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    spelt = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(word.lower(), list(spelt), n=1, cutoff=0.6)
+    return f" (did you mean {spelt[close[0]]!r}?)" if close else ""

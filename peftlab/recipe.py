@@ -43,8 +43,8 @@ class Recipe(Settings):
 
     @property
     def digest(self) -> str:
-        """12 hexadecimal digits of the sha256 of all that shapes the result: everything but name and description."""
-        values = self.model_dump(mode="json", exclude={"name", "description"})
+        """12 hexadecimal digits of the sha256 of all that shapes the result: not of what only describes it."""
+        values = self.model_dump(mode="json", exclude={"name": True, "description": True, "model": {"architecture"}})
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -68,10 +68,16 @@ class Recipe(Settings):
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe; `overrides` are `key.subkey=value`. Raises BadInput, one line a mistake."""
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:  # e.g. a name of thousands of characters
+        raise BadInput(f"{str(path)[:60]}: no such recipe: {error.strerror}") from None
+    if not exists:
         raise BadInput(_no_such_file(path))
     document = read_yaml(path)
     values, lines = document.values, dict(document.lines)
+    if "name" not in values and not re.fullmatch(NAME, path.stem):
+        raise BadInput(f"{path}:1: name: missing, and the file's own, {path.stem!r}, does not match {NAME}")
     values.setdefault("name", path.stem)
     given = [_override(values, override) for override in overrides]
     try:
@@ -81,8 +87,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         for details in error.errors():
             place, complaint = _problem(path, values, lines, given, details)
             problems.setdefault(place, []).append(complaint)
-        raise BadInput("\n".join(f"{place}: {', or '.join(problems[place])}" for place in problems)) from None
-    reason = recipe.unsupported(recipe.model.architecture())
+        raise BadInput(
+            "\n".join(f"{place}: {', or '.join(dict.fromkeys(problems[place]))}" for place in problems)
+        ) from None
+    reason = recipe.unsupported(recipe.model.known_architecture())
     if reason is not None:
         raise BadInput(f"{path}:{lines.get(('method',), 1)}: method: {reason}")
     return recipe
@@ -116,6 +124,8 @@ def _override(values: dict[str, Any], override: str) -> Key:
         elif not isinstance(below, dict):
             raise BadInput(f"--set {override}: {parent} is {below!r}, which has no keys")
         inner[parent] = inner = below
+    if last == "kind":
+        inner.clear()  # another part: the keys of the one in the file are not its own
     try:
         inner[last] = read_scalar(text)
     except ValueError as error:
@@ -133,7 +143,7 @@ def _problem(
         key = (*key, "kind")
     where = f"{path}:{_line(key, lines)}"
     for override in overridden:
-        if key[: len(override)] == override:
+        if key[: len(override)] == override or override[: len(key)] == key:
             where = f"--set {'.'.join(map(str, override))}"
     place = f"{where}: {'.'.join(map(str, key)) or 'recipe'}"
     if kind == "extra_forbidden":
@@ -186,9 +196,9 @@ def _keys_beside(key: Key, values: dict[str, Any]) -> list[str]:
         members = _kinds(annotation)
         if members:
             kind = inner.get("kind") if isinstance(inner, dict) else None
-            annotation = members.get(str(kind)) or next(iter(members.values()))
-    model = next((m for m in _models(annotation)), Recipe)
-    return list(model.model_fields)
+            annotation = members.get(str(kind)) or annotation
+    models = list(_models(annotation)) or [Recipe]
+    return list(dict.fromkeys(name for model in models for name in model.model_fields))
 
 
 def _field(annotation: Any, name: str | int) -> Any:

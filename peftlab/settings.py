@@ -8,14 +8,17 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from peftlab.part import Settings
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["float32", "bfloat16"]  # of the computation
 
 
 class Training(Settings):
     """The loop's settings. A batch is all that one optimiser step sees, on all devices together."""
 
-    epochs: float | None = Field(None, gt=0)  # passes over the training examples; 3 if neither this nor steps is given
-    steps: int | None = Field(None, ge=1)  # optimiser steps, instead of epochs
+    epochs: float | None = Field(
+        None, gt=0, le=10_000
+    )  # passes over the training examples; 3 if neither this nor steps is given
+    steps: int | None = Field(None, ge=1, le=100_000_000)  # optimiser steps, instead of epochs
     learning_rate: float | None = Field(None, gt=0)  # the method's own if not given
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = Field(0.06, ge=0, lt=1)  # fraction of optimiser steps
@@ -25,7 +28,7 @@ class Training(Settings):
     )  # padding included, instead of batch_examples; 1024 if neither is given
     accumulation: int = Field(1, ge=1)  # micro-batches that a device makes of its share: less memory, the same update
     weight_decay: float = Field(0.01, ge=0)
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
     adam_epsilon: float = Field(1e-8, gt=0)
     clip: float | None = Field(1.0, gt=0)  # largest norm of the gradient
     dropout: float | None = Field(0.0, ge=0, lt=1)  # of the base model; null keeps its config's own
@@ -39,7 +42,7 @@ class Training(Settings):
     def _one_of_each(self) -> Training:
         for one, other in (("epochs", "steps"), ("batch_examples", "batch_tokens")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
-                raise ValueError(f"give {one} or {other}, not both")
+                raise ValueError(f"give {one} or {other}, not both (null takes one back)")
         return self
 
     @property
@@ -57,9 +60,9 @@ class Training(Settings):
 class Seeds(Settings):
     """One seed a source of chance, so that methods can be compared on the same batches."""
 
-    initialization: int = Field(0, ge=0)  # of the head and the method's parameters
-    data_order: int = Field(0, ge=0)
-    dropout: int = Field(0, ge=0)
+    initialization: int = Field(0, ge=0, lt=2**63)  # of the head and the method's parameters
+    data_order: int = Field(0, ge=0, lt=2**63)
+    dropout: int = Field(0, ge=0, lt=2**63)
 
 
 def _same(seed: object) -> object:

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from peftlab import signs
 from peftlab.batching import Batch, epoch_batches, shares, split_batches
 from peftlab.examples import Example
 from peftlab.methods.method import Method
 from peftlab.part import BadInput
 from peftlab.settings import Seeds, Training
+from peftlab.signs import Signs
 from peftlab.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -128,6 +130,7 @@ def train(
     trainable = [p for p in model.parameters() if p.requires_grad]
     log = TrainLog()
     best: dict[str, torch.Tensor] | None = None
+    alive: Signs | None = None
     torch.manual_seed(seeds.dropout + accelerator.process_index)
     model.train()
     for number, (epoch, batch, last) in enumerate(_batches(lengths, settings, seeds, total), start=1):
@@ -141,7 +144,7 @@ def train(
             micro = task.collate([examples[i] for i in part or batch[:1]], padding_token)
             micro_batches.append(_to(micro if part else task.without_targets(micro), accelerator.device))
         counts = torch.stack([task.targets(micro) for micro in micro_batches]).sum()
-        targets = int(accelerator.reduce(counts, reduction="sum"))
+        targets = max(1, int(accelerator.reduce(counts, reduction="sum")))
         loss = torch.zeros((), device=accelerator.device)
         for position, micro in enumerate(micro_batches):
             last_one = position + 1 == len(micro_batches)
@@ -156,6 +159,8 @@ def train(
         if penalty is not None:
             with accelerator.no_sync(forward):  # every process has the whole of it already
                 penalty.backward()
+        if alive is None or (log.evaluations and number == log.evaluations[0].step + 1):
+            alive = signs.check(model, number, alive)
         if settings.clip is not None:
             torch.nn.utils.clip_grad_norm_(trainable, settings.clip)
         rate = float(schedule.get_last_lr()[0])
@@ -175,6 +180,8 @@ def train(
                 f"the loss is {value} at step {number} (examples {batch[:8]} ...); lower training.learning_rate"
             )
         if number == total or (number % settings.evaluate_every == 0 if settings.evaluate_every else last):
+            if not log.evaluations:
+                signs.check_moved(model, alive, number)
             best = _evaluate(model, method, task, evaluate, observer, log, total, best if settings.keep_best else None)
             if settings.patience is not None and _stale(log) >= settings.patience:
                 log.stopped_early = number < total

@@ -77,7 +77,10 @@ def read_scalar(text: str) -> Any:
     (0.0003, 'no', ['q', 'v'], None)
     """
     try:
-        return _document(f"value: {text}", "--set").values["value"]
+        values = _document(f"value: {text}", "--set").values
+        if values.keys() != {"value"}:
+            raise BadInput(f"{text!r} is more than one value")
+        return values["value"]
     except yaml.YAMLError:
         raise BadInput(f"{text!r} is not a YAML value") from None
 
@@ -121,6 +124,7 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node, key: Key, lines: dict[Key, 
         return [_value(loader, child, (*key, i), lines, name) for i, child in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
         try:
+            str(node.value).encode()
             return loader.construct_object(node)
         except ValueError:
             raise BadInput(f"{name}:{node.start_mark.line + 1}: {node.value[:40]!r} cannot be read") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,10 @@ def test_a_better_state_from_before_the_pruning_is_saved_whole(tmp_path: Path) -
 
 def test_saving_in_the_middle_changes_nothing(tmp_path: Path) -> None:
     model, optimizer = trained(until=6)
+    before = copy.deepcopy(model.peft_config["default"])
     METHOD.save(model, tmp_path)
+    assert model.peft_config["default"].rank_pattern == before.rank_pattern
+    assert model.peft_config["default"].orth_reg_weight == before.orth_reg_weight
     steps(model, optimizer, range(7, STEPS + 1))
     assert torch.equal(logits(model), logits(trained()[0]))
 

@@ -86,6 +86,14 @@ def test_a_folder_of_parquet_gives_class_names(tmp_path: Path) -> None:
     assert splits.rows["train"][0].fields == {"tokens": ["a", "b"], "labels": ["O", "B-PER"]}
 
 
+def test_only_blanks_and_tabs_part_columns_and_comments_are_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "a.conll"
+    path.write_text("# sent_id = 1\n10\u00a0000 O\n# O\n\n")
+    assert Files(train=str(path)).read()[0]["train"][0].fields == {"tokens": ["10\u00a0000", "#"], "labels": ["O", "O"]}
+    path.write_text("New York\tB-LOC\n")
+    assert Files(train=str(path)).read()[0]["train"][0].fields == {"tokens": ["New York"], "labels": ["B-LOC"]}
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -94,6 +102,8 @@ def test_a_folder_of_parquet_gives_class_names(tmp_path: Path) -> None:
         (b'{"tokens": ["a"], "labels": ["O"]}\n{"tokens": ["\xff"]}\n', "a.jsonl:2: not UTF-8: byte 0xff"),
         (b'{"tokens": ["a\x00"]}\n', "a.jsonl:1: a NUL byte"),
         (b"[" * 200_000, "a.jsonl:1: nested too deeply"),
+        (b'{"tokens": ["\\ud800"], "labels": ["O"]}\n', "a.jsonl:1: half of a surrogate pair"),
+        (b'{"tokens": ' + b"1" * 5000 + b"}\n", "a.jsonl:1: not JSON"),
         (b"", "the train split of"),
         (
             b'{"token": ["a"], "labels": ["O"]}\n',

@@ -63,6 +63,25 @@ def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
     assert complaint(tmp_path, GOOD, "method.rnak=4").startswith("--set method.rnak: method.rnak: unknown key (did you")
     assert complaint(tmp_path, GOOD, "method.rank=x").startswith("--set method.rank: method.rank: input should be")
     assert "key=value was expected" in complaint(tmp_path, GOOD, "method.rank")
+    assert complaint(tmp_path, GOOD, "methd.rank=4").startswith("--set methd.rank: methd: unknown key (did you mean")
+    assert "is more than one value" in complaint(tmp_path, GOOD, "method.rank=4\nfoo: 5")
+    assert "give epochs or steps, not both (null takes one back)" in complaint(tmp_path, GOOD, "training.steps=4")
+
+
+def test_another_kind_leaves_the_keys_of_the_first_behind(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD), ["method.kind=adalora", "method.target_rank=3"])
+    assert recipe.method.model_dump()["target_rank"] == 3
+
+
+def test_data_without_a_kind_is_told_by_its_keys(tmp_path: Path) -> None:
+    text = GOOD.replace("data: datamade/usaddress", "data: {train: mine.jsonl}")
+    assert load_recipe(write(tmp_path, text)).data.kind == "files"
+
+
+def test_a_file_name_that_is_no_run_name_asks_for_one(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="name: missing, and the file's own, 'My NER', does not match"):
+        load_recipe(write(tmp_path, GOOD, "My NER.yaml"))
+    assert load_recipe(write(tmp_path, GOOD + "name: my-ner\n", "My NER.yaml")).name == "my-ner"
 
 
 @pytest.mark.parametrize(
@@ -82,6 +101,33 @@ def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
             "  targets: 7",
             "mine.yaml:6: method.targets: input should be 'all-linear' or 'attention', found 7, or input",
         ),
+        ("kind: lora", "kind: LoRA", "unknown kind 'LoRA' (did you mean 'lora'?)"),
+        (
+            "data: datamade/usaddress",
+            "data: {kind: files, train: a, tset: b}",
+            "data.tset: unknown key (did you mean 'test'?)",
+        ),
+        ("data: datamade/usaddress", "data: {id: x, splits: {dev: y}}", "mine.yaml:3: data.splits.dev"),
+        (
+            "epochs: 1",
+            "adam_betas: [0.9, 2]",
+            "mine.yaml:8: training.adam_betas.1: input should be less than 1, found 2",
+        ),
+        ("epochs: 1", "epochs: 1e12", "mine.yaml:8: training.epochs: input should be less than or equal to 10000"),
+        (
+            "training:\n",
+            "seeds: -1\ntraining:\n",
+            "mine.yaml:7: seeds: input should be greater than or equal to 0, found -1",
+        ),
+        ("training:\n", "seeds: 1180591620717411303424\ntraining:\n", "mine.yaml:7: seeds"),
+        (
+            "task: token_classification",
+            "task: {kind: token_classification, labels: [O, NN]}",
+            "'NN' is not an IOB2 tag",
+        ),
+        ("task: token_classification", "task: {kind: token_classification, labels: [O, O]}", "'O' stands twice"),
+        ("task: token_classification", "task: {kind: token_classification, labels: []}", "at least 1 item"),
+        ("model: ", 'description: "\\ud800"\nmodel: ', "cannot be read"),
         ("  rank: 8", "  alpha: .nan", "mine.yaml:6: method.alpha: input should be a finite number"),
         ("epochs: 1", "schedule: linaer", "(did you mean 'linear'?), found \"linaer\""),
         ("epochs: 1", "keep_best: no", 'mine.yaml:8: training.keep_best: input should be a valid boolean, found "no"'),

@@ -85,6 +85,8 @@ def test_a_sentence_that_is_too_long_is_an_error_unless_it_may_be_cut_and_then_i
             "'I-LOC' at 'Sankt' follows 'O': these tags are not IOB2",
         ),
         (WORDS, ["B-PER", "I-LOC", "O", "O", "O", "O"], "'I-LOC' at 'Amadeus' follows 'B-PER'"),
+        (["a", "b"], ["NN", "O"], "mine.jsonl:7: labels: 'NN' at 'a' is not an IOB2 tag: O, B-x or I-x"),
+        (["a"], ["E-PER"], "'E-PER' at 'a' is not an IOB2 tag"),
         ([], [], "mine.jsonl:7: tokens: an empty sentence"),
         (["a", " "], ["O", "O"], "mine.jsonl:7: tokens: an empty word"),
         ("a b", ["O", "O"], "mine.jsonl:7: tokens: a list of strings was expected, found 'a b'"),

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from peftlab.base import Base
 from peftlab.batching import epoch_batches, shares
-from peftlab.examples import Encoded
+from peftlab.examples import Encoded, Example
 from peftlab.methods import Plan
 from peftlab.methods.lora import Lora
 from peftlab.part import BadInput
@@ -129,6 +129,13 @@ def test_the_loss_is_the_mean_over_the_targets_of_the_step(base_of: Load, taggin
         losses += torch.nn.functional.cross_entropy(logits[kept], inputs["labels"][0][kept], reduction="none").tolist()
     assert log.steps[0].loss == pytest.approx(sum(losses) / len(losses), abs=1e-5)
     assert log.tokens == sum(lengths[i] for i in batch)
+
+
+def test_a_step_without_a_single_target_does_no_harm(base_of: Load, tagging: Task, encoded: Encoded) -> None:
+    targets = [e.features["labels"] if i % 2 else [-100] * len(e) for i, e in enumerate(encoded.examples)]
+    half = [Example({**e.features, "labels": t}, e.row) for e, t in zip(encoded.examples, targets, strict=True)]
+    _, log = trained(base_of(), tagging, Encoded(half, {}), batch_examples=1, steps=12)
+    assert 0 < sum(step.loss == 0.0 for step in log.steps) < 12
 
 
 def test_gradient_clipping_bounds_the_update(base_of: Load, tagging: Task, encoded: Encoded) -> None:

@@ -227,6 +227,25 @@ def test_heads_that_are_not_width_over_heads_wide_are_given_what_they_take() -> 
     assert logits(model).shape == (2, 7, 97)
 
 
+@pytest.mark.parametrize("architecture", ENCODER_DECODERS)
+def test_every_decoder_layer_has_its_own_prefix_also_when_peft_alone_loads_it(
+    architecture: str, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    method = PrefixTuning(length=4)
+    model = method.apply(*model_of(architecture))
+    fit(model)
+    method.save(model, tmp_path)
+    alone = PeftModel.from_pretrained(model_of(architecture)[0], tmp_path)
+    assert torch.allclose(logits(alone), logits(model), atol=1e-5)
+    with torch.no_grad():
+        caches = [each.get_prompt(1).self_attention_cache for each in (model, alone)]
+    for layer in range(2):
+        assert torch.equal(caches[0].layers[layer].keys, caches[1].layers[layer].keys)
+    assert not torch.allclose(caches[0].layers[0].keys, caches[0].layers[1].keys)
+
+
 # --- text at the start -----------------------------------------------------------------------------------------------
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from typing import Literal
 
 from pydantic import Field
 
 from peftlab.examples import Row, Splits
 from peftlab.part import BadInput, Part, nearest
 
-SPLITS = ("train", "validation", "test")
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class Data(Part):
@@ -20,7 +22,7 @@ class Data(Part):
     columns: dict[str, str] = Field(default={})  # the task's field -> the source's column, where the names differ
     validation_share: float = Field(0.1, ge=0, lt=1)  # of train, if the source has no validation split
     test_share: float = Field(0.1, ge=0, lt=1)  # of train, if the source has no test split
-    split_seed: int = 0
+    split_seed: int = Field(0, ge=0)
     train_examples: int | None = Field(None, ge=1)  # keep so many, chosen by a seeded hash
     validation_examples: int | None = Field(None, ge=1)
     test_examples: int | None = Field(None, ge=1)
@@ -38,7 +40,7 @@ class Data(Part):
                 raise BadInput(f"data: the {split} split of {source} is empty")
         renamed = {split: [self._rename(row, tuple(fields)) for row in rows[split]] for split in SPLITS}
         wanted = (self.train_examples, self.validation_examples, self.test_examples)
-        kept = {split: self._keep(renamed[split], count) for split, count in zip(SPLITS, wanted, strict=True)}
+        kept: dict[str, list[Row]] = {split: self._keep(renamed[split], count) for split, count in zip(SPLITS, wanted, strict=True)}
         return Splits(kept, source, _fingerprint(kept))
 
     def _cut(self, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from peftlab import assets, hub
-from peftlab.data.data import SPLITS, Data
+from peftlab.data.data import SPLITS, Data, Split
 from peftlab.data.registry import REGISTRY
 from peftlab.examples import Row
 from peftlab.part import BadInput, nearest
@@ -21,7 +21,9 @@ class Hub(Data):
     id: str
     revision: str | None = None
     configuration: str | None = None  # the hub's "subset", e.g. "sst2" of GLUE
-    splits: dict[str, str] = Field(default={})  # train, validation or test -> the hub's name for it
+    splits: dict[Split, str] = Field(
+        default={}
+    )  # train, validation or test -> the hub's name for it
 
     def read(self) -> tuple[dict[str, list[Row]], str]:
         if not Path(self.id).is_dir() and self.revision is None:

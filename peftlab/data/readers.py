@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from peftlab.examples import Row
 from peftlab.part import BadInput
 
+COMMENT = re.compile(r"# \w+ = ")  # CoNLL-U's, e.g. "# sent_id = 1"
 LONGEST_LINE = 4 * 1024 * 1024  # bytes
 
 
@@ -28,9 +30,12 @@ def read_conll(path: Path, columns: tuple[str, ...] = ("tokens", "labels")) -> l
             fields.clear()
 
     for number, line in _lines(path):
-        parts = line.split()
+        # Only blanks and tabs part columns: a token may hold any other space.
+        parts = [part for part in re.split("\t" if "\t" in line else " ", line.strip(" \t\r\n")) if part]
         if not parts or parts[0] == "-DOCSTART-":
             close()
+            continue
+        if COMMENT.match(line):
             continue
         if len(columns) == 2 and len(parts) > 2:
             parts = [parts[0], parts[-1]]
@@ -50,14 +55,24 @@ def read_jsonl(path: Path) -> list[Row]:
             continue
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise BadInput(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
+        except ValueError as error:  # bad JSON, or a number of thousands of digits
+            raise BadInput(f"{path}:{number}: not JSON: {error}") from None
         except RecursionError:
             raise BadInput(f"{path}:{number}: nested too deeply") from None
+        if "\\ud" in line.lower() and not _encodable(value):
+            raise BadInput(f"{path}:{number}: half of a surrogate pair, which is no character")
         if not isinstance(value, dict):
             raise BadInput(f"{path}:{number}: a JSON object was expected, found {type(value).__name__}")
         rows.append(Row(f"{path.name}:{number}", value))
     return rows
+
+
+def _encodable(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

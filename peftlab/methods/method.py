@@ -47,9 +47,7 @@ class Method(Part):
     paper: ClassVar[str | None] = None  # "Hu et al., 2021, arXiv:2106.09685"
     fidelity: ClassVar[str | None] = None  # what this implementation does that the paper does not, or the reverse
     learning_rate: ClassVar[float]  # sensible centre for a BERT-sized encoder
-    trains_base: ClassVar[bool] = (
-        False  # the base's own weights change, so it can be neither quantised nor kept in bf16
-    )
+    trains_base: ClassVar[bool] = False  # some of the base's own weights change, so it is loaded in float32
     folder: ClassVar[str] = "adapter"  # of a run, for what `save` writes
     merges: ClassVar[bool] = False  # `merge` folds the method into the base's weights
 
@@ -59,6 +57,11 @@ class Method(Part):
     @property
     def virtual_tokens(self) -> int:
         """How many positions the method takes away from the input."""
+        return 0
+
+    @property
+    def positions(self) -> int:
+        """How many of the model's positions the method takes from every input."""
         return 0
 
     def unsupported(self, setting: Setting) -> str | None:

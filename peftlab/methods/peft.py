@@ -25,7 +25,7 @@ REFUSED = {
     "CPT": "it needs a text with marked parts before each example",
     "GLORA": "a part of its parameters never gets a gradient",
     "MULTITASK_PROMPT_TUNING": "it needs the number of a task with each example",
-    "OSF": "it rewrites the base's weights, so that nothing saved fits the published base",
+    "OSF": "it takes the base's weights apart, which another machine may do with other signs",
     "POLY": "it needs the number of a task with each example",
     "SHADOW": "it passes an object of its own from layer to layer, which breaks BERT, and part of it gets no gradient",
     "TRAINABLE_TOKENS": "it trains the embeddings of tokens that were added to the tokenizer",

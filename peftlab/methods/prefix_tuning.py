@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -30,8 +31,7 @@ class PrefixTuning(VirtualTokens):
     paper: ClassVar[str | None] = "Li & Liang, 2021, arXiv:2101.00190"
     fidelity: ClassVar[str | None] = (
         "in encoder-decoders (T5, BART) the prefix reaches the decoder's self-attention alone "
-        "(paper: the encoder and cross-attention too), each layer having its own, which PEFT alone cannot load; "
-        "without projection by default, as in P-tuning v2"
+        "(paper: the encoder and cross-attention too); without projection by default, as in P-tuning v2"
     )
     learning_rate: ClassVar[float] = 5e-3
     samples: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 4}, {"length": 4, "projection": True})
@@ -79,10 +79,15 @@ class PrefixTuning(VirtualTokens):
             from peft.tuners.cartridge.utils import initialize_kv_prefix_from_past_key_values
 
             initialize_kv_prefix_from_past_key_values(wrapped, past_key_values=cache)
-        return _with_a_prefix_a_layer(wrapped)
+        if model.config.is_encoder_decoder:
+            # PEFT would give every two layers one prefix, and train as much again that no layer has.
+            wrapped.get_prompt = MethodType(_decoder_prefix, wrapped)  # type: ignore[method-assign]
+        return wrapped
 
-    def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
-        return _with_a_prefix_a_layer(super().load(base, folder, trainable=trainable))
+    def save(self, model: nn.Module, folder: Path) -> None:
+        super().save(model, folder)
+        if model.config.is_encoder_decoder:  # type: ignore[union-attr]
+            _as_peft_reads(folder)
 
     def figures(self, model: nn.Module) -> dict[str, Any]:
         both = model.config.is_encoder_decoder  # type: ignore[union-attr]
@@ -103,17 +108,29 @@ def _decoder_shape(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _with_a_prefix_a_layer(model: PeftModel) -> PeftModel:
-    """In an encoder-decoder, PEFT would give two layers one prefix, and train as much again that no layer has."""
-    if model.config.is_encoder_decoder:
-        model.get_prompt = MethodType(_decoder_prefix, model)  # type: ignore[method-assign]
-    return model
-
-
 def _decoder_prefix(model: PeftModel, *args: Any, **kwargs: Any) -> Cache:
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
     return EncoderDecoderCache(type(model).get_prompt(model, *args, **kwargs), DynamicCache())
+
+
+def _as_peft_reads(folder: Path) -> None:
+    """Rewrite what was saved so that PEFT gives each decoder layer its own prefix.
+
+    It deals four vectors a layer, the last two for cross-attention, and discards those: they are zeros here. And it
+    deals all vectors twice, so that it is told of twice the layers.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    own = tensors["prompt_embeddings"].view(config["num_virtual_tokens"], config["num_layers"], -1)
+    tensors["prompt_embeddings"] = torch.cat([own, torch.zeros_like(own)], dim=2).flatten(1)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config |= {"num_layers": 2 * config["num_layers"], "num_transformer_submodules": 2}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
 def _keys_and_values(model: PreTrainedModel, ids: list[int]) -> Cache:

@@ -34,6 +34,10 @@ class VirtualTokens(PeftMethod):
     def virtual_tokens(self) -> int:
         return self.length
 
+    @property
+    def positions(self) -> int:
+        return self.length
+
     def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
         _check_positions(model, self.length, plan.longest_input)
         return super().apply(model, plan)

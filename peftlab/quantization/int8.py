@@ -32,7 +32,15 @@ class Int8(Quantization):
 
     def prepare(self, model: nn.Module) -> None:
         for linear in quantized_linears(model).values():
+            linear.register_forward_pre_hook(_keep_scales)
             linear.register_forward_hook(_forget_input)
+
+
+def _keep_scales(linear: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Whoever reads the weight (DoRA at every forward) leaves it without scales, which bitsandbytes then takes over."""
+    weight: Any = linear.weight
+    if weight.SCB is None and linear.state.SCB is not None:  # type: ignore[union-attr]
+        weight.CB = None  # nothing to take over
 
 
 def _forget_input(linear: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:

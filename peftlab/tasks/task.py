@@ -71,6 +71,10 @@ class Task(Part):
         """A row without targets, from what a user typed."""
         raise NotImplementedError
 
+    def sample(self) -> list[Row]:
+        """A few short rows with targets that fit these settings: what the doctor trains on. Lengths differ."""
+        raise NotImplementedError
+
     def answer(self, record: dict[str, Any]) -> dict[str, Any]:
         """What a user wants to see of a decoded record."""
         raise NotImplementedError

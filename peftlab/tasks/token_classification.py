@@ -1,9 +1,12 @@
-"""Token classification: named entities, chunks, parts of speech. The first sub-word of a word carries its tag."""
+"""Token classification: entities and chunks in IOB2. The first sub-word of a word carries its tag."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
 
 from peftlab.examples import Encoded, Example, Row
 from peftlab.part import BadInput, nearest
@@ -13,9 +16,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+IOB2 = re.compile(r"O|[BI]-.+")
+
 
 class TokenClassification(Task):
-    """A tag for each word of a sentence, IOB2 for entities. Without a given list, tags are those of the data."""
+    """An IOB2 tag (O, B-x, I-x) for each word of a sentence. Without a given list, tags are those of the data."""
 
     kind: Literal["token_classification"] = "token_classification"
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
@@ -25,7 +30,17 @@ class TokenClassification(Task):
     metrics: ClassVar[tuple[str, ...]] = ("entity_f1",)
     pretokenized: ClassVar[bool] = True
 
-    labels: list[str] | None = None
+    labels: Annotated[list[str], Field(min_length=1)] | None = None
+
+    @field_validator("labels")
+    @classmethod
+    def _tags(cls, labels: list[str] | None) -> list[str] | None:
+        for position, label in enumerate(labels or []):
+            if not IOB2.fullmatch(label):
+                raise ValueError(f"{label!r} is not an IOB2 tag: O, B-x or I-x")
+            if label in (labels or [])[:position]:
+                raise ValueError(f"{label!r} stands twice")
+        return labels
 
     def fitted(self, rows: Iterable[Row]) -> TokenClassification:
         known = self.labels
@@ -102,9 +117,16 @@ class TokenClassification(Task):
         return records
 
     def row(self, text: str, where: str) -> Row:
-        import re
-
         return Row(where, {"tokens": re.findall(r"\w+(?:[-'’.]\w+)*|[^\w\s]", text)})
+
+    def sample(self) -> list[Row]:
+        tags = [tag for tag in self.labels or ["O", "B-PER", "B-LOC"] if not tag.startswith("I-")] or ["O"]
+        words = ["Ada", "met", "Max", "in", "Ulm", "."]
+        lengths = (6, 5, 3, 2)
+        return [
+            Row(f"sample:{length}", {"tokens": words[:length], "labels": [tags[i % len(tags)] for i in range(length)]})
+            for length in lengths
+        ]
 
     def answer(self, record: dict[str, Any]) -> dict[str, Any]:
         """Word-level entities: `start` and `end` count words, `end` is one past the last."""
@@ -156,6 +178,8 @@ def _check(row: Row, known: list[str] | None) -> None:
     for word, tag in zip(words, tags, strict=True):
         if not word.strip():
             raise BadInput(f"{row.where}: tokens: an empty word")
+        if not IOB2.fullmatch(tag):
+            raise BadInput(f"{row.where}: labels: {tag!r} at {word!r} is not an IOB2 tag: O, B-x or I-x")
         if known is not None and tag not in known:
             raise BadInput(
                 f"{row.where}: labels: unknown tag {tag!r}{nearest(tag, known)}; known are {', '.join(known)}"

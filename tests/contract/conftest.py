@@ -41,6 +41,7 @@ def fresh(folder: Path) -> Callable[[str, str], PreTrainedModel]:
 @pytest.fixture(scope="module")
 def trained(
     request: pytest.FixtureRequest,
+    elsewhere: object,  # so that it is up, beside this process, when it is asked
     fresh: Callable[[str, str], PreTrainedModel],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Trained:

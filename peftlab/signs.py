@@ -1,0 +1,67 @@
+"""Signs of life: that training reaches every trainable tensor, before an evaluation and after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from peftlab.part import BadInput
+
+SAMPLE = 256  # numbers of a tensor that are kept to see whether it moves
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What is seen of the trainable tensors between a backward pass and the optimiser's step."""
+
+    count: int
+    missing: tuple[str, ...]  # got no gradient
+    zero: tuple[str, ...]  # got nothing but zeros
+    samples: Mapping[str, torch.Tensor]  # first numbers of each
+
+
+def look(model: torch.nn.Module) -> Signs:
+    """At the gradients as they are now."""
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return Signs(
+        count=len(trainable),
+        missing=tuple(name for name, p in trainable.items() if p.grad is None),
+        zero=tuple(name for name, p in trainable.items() if p.grad is not None and not p.grad.any()),
+        samples={name: p.detach().flatten()[:SAMPLE].clone() for name, p in trainable.items()},
+    )
+
+
+def check(model: torch.nn.Module, step: int, first: Signs | None = None) -> Signs:
+    """Raise BadInput if a trainable tensor has no gradient at this step, or was zero at the `first` look and is now.
+
+    One look alone may see zeros that are right: LoRA's A has no gradient while B is zero.
+    """
+    signs = look(model)
+    dead = [*signs.missing, *(name for name in signs.zero if first is not None and name in first.zero)]
+    if dead:
+        when = f"step {step}" if first is None else f"step {step}, after an evaluation"
+        raise BadInput(
+            f"training: at {when}, {len(dead)} of {signs.count} trainable tensors get no gradient ({_some(dead)}), "
+            "so they would not be trained; peftlab doctor says more of this recipe"
+        )
+    return signs
+
+
+def check_moved(model: torch.nn.Module, first: Signs, step: int) -> None:
+    """Raise BadInput if all the trainable tensors are what they were at the first look."""
+    now = look(model).samples
+    if all(torch.equal(now[name], then) for name, then in first.samples.items()):
+        raise BadInput(
+            f"training: after {step} steps none of {first.count} trainable tensors has changed; "
+            "training.learning_rate is too small, or the optimiser does not have them"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    """
+    >>> _some(["a", "b", "c", "d"])
+    'a, b, ...'
+    """
+    return ", ".join([*names[:2], "..."] if len(names) > 2 else names)
