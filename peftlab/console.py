@@ -23,7 +23,7 @@ class Screen:
         self._live = self._console.is_terminal and not silent
         self._progress = Progress(
             TextColumn("training"),
-            BarColumn(),
+            BarColumn(bar_width=20),  # so that all of it fits 80 columns
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}  {task.fields[rate]} tokens/s"),
             TimeRemainingColumn(),
