@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from peftlab.model import Files, Model
 from peftlab.part import BadInput
@@ -36,9 +37,12 @@ class Base:
 
 def load_tokenizer(files: Files, task: Task) -> PreTrainedTokenizerBase:
     """The base's fast tokenizer, without any truncation or padding that its file may prescribe."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder)
-    if task.pretokenized and getattr(tokenizer, "add_prefix_space", None) is False:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, add_prefix_space=True)
+    with _readable(files, "tokenizer"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder)
+        if task.pretokenized and getattr(tokenizer, "add_prefix_space", None) is False:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, add_prefix_space=True)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made from nothing, where there is no file
+        raise BadInput(f"model: {files.source} has no usable tokenizer: its vocabulary is empty")
     if not tokenizer.is_fast:
         raise BadInput(f"model: {files.source} has no fast tokenizer (tokenizer.json), which aligns words and tokens")
     tokenizer.backend_tokenizer.no_truncation()
@@ -50,7 +54,8 @@ def load_tokenizer(files: Files, task: Task) -> PreTrainedTokenizerBase:
 
 def longest_input(files: Files, task: Task, *, reserved: int = 0) -> int:
     """How many tokens an example may have: the recipe's word, within the base's positions less those `reserved`."""
-    config = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
+    with _readable(files, "config"):
+        config = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     if positions is None:
         return task.max_length or 512
@@ -83,14 +88,12 @@ def load_base(
     float32, as does the head. `seed` draws the new head. Raises BadInput if the base has no such head.
     """
     auto = getattr(transformers, task.auto_class)
-    config = transformers.AutoConfig.from_pretrained(files.folder, **task.model_settings())
-    if dropout is not None:
-        _set_dropout(config, dropout)
-    try:
+    with _readable(files, f"config that serves {task.kind}"):
+        config = transformers.AutoConfig.from_pretrained(files.folder, **task.model_settings())
+        if dropout is not None:
+            _set_dropout(config, dropout)
         with torch.device("meta"):
             skeleton = auto.from_config(config)
-    except ValueError as error:
-        raise BadInput(f"model: {files.source} cannot serve {task.kind}: {str(error).splitlines()[0][:200]}") from None
     head = head_modules(skeleton, task)
     dtype = compute if frozen else torch.float32
     settings: dict[str, Any] = {}
@@ -98,7 +101,8 @@ def load_base(
     if quantized is not None:
         settings = {"quantization_config": quantized, "device_map": {"": device}}
     torch.manual_seed(seed)
-    loaded = auto.from_pretrained(files.folder, config=config, dtype=dtype, use_safetensors=True, **settings)
+    with _readable(files, "weights in safetensors"):
+        loaded = auto.from_pretrained(files.folder, config=config, dtype=dtype, use_safetensors=True, **settings)
     if quantized is None:
         loaded.to(device)
     loaded.requires_grad_(False)
@@ -125,6 +129,16 @@ def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractC
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@contextlib.contextmanager
+def _readable(files: Files, what: str) -> Iterator[None]:
+    """What the library says of files that it cannot make sense of, in one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
+        raise BadInput(f"model: {files.source} has no usable {what}: {reason}") from None
 
 
 def head_modules(model: PreTrainedModel, task: Task) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import typer
 
 from peftlab import assets, results
 from peftlab.data import DATA
+from peftlab.data.registry import REGISTRY
 from peftlab.methods import METHODS
 from peftlab.metrics import METRICS
 from peftlab.part import BadInput
@@ -103,7 +104,8 @@ def list_parts() -> None:
     print(f"assets (in {assets.cache_folder()})")
     for asset in assets.catalogue().values():
         state = "cached" if assets.cached(asset) else f"{asset.size / 1e6:.1f} MB to fetch"
-        print(f"  {asset.id:<42}{asset.sort:<7}{state:<20}{asset.licence}")
+        unread = "" if asset.sort == "model" or asset.id in REGISTRY else "  (no task reads it yet)"
+        print(f"  {asset.id:<42}{asset.sort:<7}{state:<20}{asset.licence}{unread}")
 
 
 @app.command()

@@ -88,10 +88,10 @@ class Model(Settings):
         try:
             folder = hub.snapshot(self.id, revision=self.revision, patterns=FILES)
         except hub.Unreachable as error:
-            known = [asset.id for asset in assets.catalogue().values() if asset.sort == "model"]
+            models = [asset.id for asset in assets.catalogue().values() if asset.sort == "model"]
+            known = "" if self.revision else f", nor a known asset{nearest(self.id, models)}"
             raise BadInput(
-                f"model: {self.id!r} is neither a folder here, nor a known asset{nearest(self.id, known)}, "
-                f"nor to be had from the hub: {error}"
+                f"model: {self.id!r} is not a folder here{known}, nor to be had from the hub: {error}"
             ) from None
         return Files(folder, f"{self.id}@{folder.name}", _fingerprint(folder))
 

@@ -19,7 +19,7 @@ class Training(Settings):
         None, gt=0, le=10_000
     )  # passes over the training examples; 3 if neither this nor steps is given
     steps: int | None = Field(None, ge=1, le=100_000_000)  # optimiser steps, instead of epochs
-    learning_rate: float | None = Field(None, gt=0)  # the method's own if not given
+    learning_rate: float | None = Field(None, gt=0, le=10)  # the method's own if not given
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = Field(0.06, ge=0, lt=1)  # fraction of optimiser steps
     batch_examples: int | None = Field(None, ge=1)
@@ -27,7 +27,7 @@ class Training(Settings):
         None, ge=8
     )  # padding included, instead of batch_examples; 1024 if neither is given
     accumulation: int = Field(1, ge=1)  # micro-batches that a device makes of its share: less memory, the same update
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, le=10)
     adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
     adam_epsilon: float = Field(1e-8, gt=0)
     clip: float | None = Field(1.0, gt=0)  # largest norm of the gradient

@@ -9,11 +9,12 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
-from peftlab.base import Base, load_tokenizer, longest_input
+from peftlab.base import Base, load_base, load_tokenizer, longest_input
 from peftlab.methods import Plan
 from peftlab.methods.lora import Lora
-from peftlab.model import Files
+from peftlab.model import Files, Model
 from peftlab.part import BadInput
+from peftlab.quantization.none import NoQuantization
 from peftlab.quantization.quantization import quantized_linears
 from peftlab.recipe import load_recipe
 from peftlab.run import apply_method
@@ -142,6 +143,37 @@ def test_the_longest_input_is_the_recipes_within_the_models_positions(minilm: Fi
     assert longest_input(minilm, TokenClassification(max_length=64)) == 64
     with pytest.raises(BadInput, match=r"task.max_length: 513 tokens, but .* has 512 positions"):
         longest_input(minilm, TokenClassification(max_length=513))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ({"model.safetensors": b"\x10\x00\x00\x00\x00\x00\x00\x00{}"}, "no usable weights in safetensors"),
+        ({"model.safetensors": None, "pytorch_model.bin": b"a pickle"}, "no usable weights in safetensors"),
+        ({"config.json": b"{"}, "no usable config"),
+        ({"config.json": b'{"model_type": "vit"}'}, "no usable config that serves token_classification"),
+    ],
+)
+def test_a_base_that_cannot_be_read_is_one_line(
+    minilm: Files, tagging: Task, tmp_path: Path, damage: dict[str, bytes | None], says: str
+) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        if name not in damage:
+            (tmp_path / name).symlink_to(minilm.folder / name)
+    for name, content in damage.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+    files = Files(tmp_path, "mine", "0")
+    with pytest.raises(BadInput, match=says) as caught:
+        longest_input(files, tagging)
+        load_base(Model(id="mine"), files, tagging, NoQuantization(), device=torch.device("cpu"), compute=torch.float32)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_base_without_a_tokenizer_is_one_line(minilm: Files, tagging: Task, tmp_path: Path) -> None:
+    (tmp_path / "config.json").symlink_to(minilm.folder / "config.json")
+    with pytest.raises(BadInput, match="model: mine has no usable tokenizer"):
+        load_tokenizer(Files(tmp_path, "mine", "0"), tagging)
 
 
 def test_the_base_is_named_by_its_id_not_by_a_folder_of_this_machine(base_of: Load) -> None:

@@ -148,5 +148,8 @@ def test_a_column_for_a_field_that_the_task_has_not_is_refused(tmp_path: Path) -
 def test_an_unknown_id_without_a_hub_is_one_line_with_the_nearest_known_one() -> None:
     with pytest.raises(BadInput) as caught:
         Hub(id="eriktks/conl2003").load(FIELDS)
-    assert "nor a known asset (did you mean 'eriktks/conll2003'?), nor to be had from the hub" in str(caught.value)
+    assert (
+        "is not a folder here, nor a known asset (did you mean 'eriktks/conll2003'?), nor to be had from the hub"
+        in str(caught.value)
+    )
     assert "\n" not in str(caught.value)

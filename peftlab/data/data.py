@@ -40,7 +40,9 @@ class Data(Part):
                 raise BadInput(f"data: the {split} split of {source} is empty")
         renamed = {split: [self._rename(row, tuple(fields)) for row in rows[split]] for split in SPLITS}
         wanted = (self.train_examples, self.validation_examples, self.test_examples)
-        kept: dict[str, list[Row]] = {split: self._keep(renamed[split], count) for split, count in zip(SPLITS, wanted, strict=True)}
+        kept: dict[str, list[Row]] = {
+            split: self._keep(renamed[split], count) for split, count in zip(SPLITS, wanted, strict=True)
+        }
         return Splits(kept, source, _fingerprint(kept))
 
     def _cut(self, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:

@@ -18,12 +18,10 @@ class Hub(Data):
     """A hub id such as `eriktks/conll2003`; class numbers become class names."""
 
     kind: Literal["hub"] = "hub"
-    id: str
+    id: str = Field(min_length=1)
     revision: str | None = None
     configuration: str | None = None  # the hub's "subset", e.g. "sst2" of GLUE
-    splits: dict[Split, str] = Field(
-        default={}
-    )  # train, validation or test -> the hub's name for it
+    splits: dict[Split, str] = Field(default={})  # the hub's name of a split, where it is another
 
     def read(self) -> tuple[dict[str, list[Row]], str]:
         if not Path(self.id).is_dir() and self.revision is None:
@@ -46,9 +44,9 @@ class Hub(Data):
             loaded = datasets.load_dataset(self.id, self.configuration, revision=self.revision)
         except (OSError, ValueError, RuntimeError) as error:
             reason = reason or str(error).splitlines()[0]
+            known = "" if self.revision else f", nor a known asset{nearest(self.id, REGISTRY)}"
             raise BadInput(
-                f"data: {self.id!r} is neither a folder here, nor a known asset{nearest(self.id, REGISTRY)}, "
-                f"nor to be had from the hub: {reason}"
+                f"data: {self.id!r} is not a folder here{known}, nor to be had from the hub: {reason}"
             ) from None
         return {
             split: _rows(loaded[name], f"{self.id} {name}")

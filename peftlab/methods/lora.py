@@ -34,7 +34,7 @@ class Lora(PeftMethod):
     rank_stabilized: bool = False  # rsLoRA (Kalajdzievski, 2023): scale by alpha / sqrt(rank)
     weight_decomposed: bool = False  # DoRA (Liu et al., 2024): a trained magnitude a column beside the direction
     initialization: Literal["zero", "pissa"] = "zero"  # PiSSA (Meng et al., 2024): the weight's principal components
-    b_rate_ratio: float = Field(1.0, gt=0)  # LoRA+ (Hayou et al., 2024): learning rate of B over that of A
+    b_rate_ratio: float = Field(1.0, gt=0, le=1e4)  # LoRA+ (Hayou et al., 2024): learning rate of B over that of A
 
     def unsupported(self, setting: Setting) -> str | None:
         if self.initialization == "pissa" and setting.quantization != "none":
