@@ -163,6 +163,7 @@ class Trial:
     ]  # parameters of the base that are neither head nor the method's, and yet require a gradient
     frozen: Mapping[str, tuple[Tensor, Tensor]]  # the base's frozen tensors: now, and before training
     before: Sequence[Signs]  # step by step before the evaluation
+    evaluated: Mapping[str, Tensor]  # what is trainable, as it was then
     after: Sequence[Signs]
 
 
@@ -251,8 +252,9 @@ def make_trial(patient: Patient) -> Trial:
     optimizer = patient.optimizer(model)
     before = patient.steps(model, optimizer, 1, STEPS // 2)
     patient.logits(model)
+    evaluated = _trainable(model)
     after = patient.steps(model, optimizer, STEPS // 2 + 1, STEPS)
-    return Trial(patient, base, model, strangers, frozen, before, after)
+    return Trial(patient, base, model, strangers, frozen, before, evaluated, after)
 
 
 def guarded(name: str, check: Callable[[], Check]) -> Check:
@@ -339,7 +341,7 @@ def check_after_evaluation(trial: Trial) -> Check:
     alive = _alive(name, trial.after, "an evaluation ends training here: set quantization: none, or another precision")
     if not alive.ok:
         return alive
-    start, now = trial.after[0].samples, signs.look(trial.model).samples
+    start, now = trial.evaluated, dict(trial.model.named_parameters())
     still = [tensor for tensor, then in start.items() if torch.equal(then, now[tensor])]
     if not still:
         return alive
@@ -428,7 +430,7 @@ def check_resume(trial: Trial) -> Check:
     _, model = patient.attached()
     optimizer = patient.optimizer(model)
     patient.steps(model, optimizer, 1, half)
-    weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    weights = _trainable(model)
     moments = copy.deepcopy(optimizer.state_dict())
     state = _stored(patient.method.state(model))
     patient.steps(model, optimizer, half + 1, STEPS)
@@ -562,9 +564,9 @@ def _no_dropout(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _change(patient: Patient, accumulation: int) -> Tensor:
-    """What two steps of the loop do to all trainable tensors, with all examples in a step."""
+    """What the loop does to all trainable tensors, with all examples in a step."""
     base, model = patient.attached()
-    start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    start = _trainable(model)
     train(
         model,
         method=patient.method,
@@ -573,7 +575,7 @@ def _change(patient: Patient, accumulation: int) -> Tensor:
         padding_token=patient.padding_token,
         # A large epsilon leaves Adam proportional to the gradient: else it would blow up what is but rounding.
         settings=Training(
-            steps=2, batch_examples=len(patient.examples), accumulation=accumulation, adam_epsilon=1.0, warmup=0.0
+            steps=STEPS, batch_examples=len(patient.examples), accumulation=accumulation, adam_epsilon=1.0, evaluate_every=STEPS
         ),
         learning_rate=0.1,
         seeds=patient.recipe.seeds,
@@ -584,6 +586,11 @@ def _change(patient: Patient, accumulation: int) -> Tensor:
     )
     ends = dict(model.named_parameters())
     return torch.cat([(ends[name].detach() - then).flatten() for name, then in start.items()])
+
+
+def _trainable(model: nn.Module) -> dict[str, Tensor]:
+    """Copies, by name."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 class _Nobody:

@@ -33,7 +33,7 @@ from peftlab.training import Records
 
 def run(recipe: Recipe, folder: Path) -> RunResult:
     """Do what the recipe says and leave it in `folder`, in place of what may be there."""
-    accelerator = Accelerator()
+    accelerator = Accelerator(mixed_precision="no")  # the precision is the recipe's, not the launcher's
     _check_processes(accelerator)
     with _staging(folder, accelerator) as staged, Screen(silent=not accelerator.is_main_process) as screen:
         result = _Run(recipe, accelerator, screen, staged).result()
@@ -65,7 +65,7 @@ class _Run:
             files = self.recipe.model.files()
         task = self.recipe.task.fitted(row for split in rows.rows.values() for row in split)
         tokenizer = load_tokenizer(files, task)
-        limit = longest_input(files, task, reserved=self.recipe.method.virtual_tokens)
+        limit = longest_input(files, task, reserved=self.recipe.method.positions)
         encoded = {split: task.encode(part, tokenizer, limit) for split, part in rows.rows.items()}
         self._say_data(files.source, rows.source, encoded, task)
         base = load_base(

@@ -123,6 +123,7 @@ def train(
         betas=settings.adam_betas,
         eps=settings.adam_epsilon,
         foreach=False,  # foreach makes a copy of all gradients at once
+        fused=accelerator.device.type == "cuda",
     )
     # Not given to accelerator.prepare, which would step it once per process.
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, total, settings))

@@ -49,20 +49,6 @@ def test_a_methods_settings_import_neither_torch_nor_peft(kind: str) -> None:
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
 
 
-# --- what all of PEFT's share ----------------------------------------------------------------------------------------
-
-
-def test_checkpointing_sends_no_backward_through_the_frozen_embeddings() -> None:
-    base = bert()
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model = Lora(rank=4).apply(base, TAGS)
-    seen: list[bool] = []
-    base.bert.embeddings.register_forward_hook(lambda *call: seen.append(call[2].requires_grad))
-    bases.loss(model.train()(**bases.inputs("encoder")), "encoder").backward()
-    assert seen == [False]
-    assert all(p.grad is not None for p in trainable(model).values())
-
-
 # --- IA3 -------------------------------------------------------------------------------------------------------------
 
 

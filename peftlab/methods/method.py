@@ -55,11 +55,6 @@ class Method(Part):
     samples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     @property
-    def virtual_tokens(self) -> int:
-        """How many positions the method takes away from the input."""
-        return 0
-
-    @property
     def positions(self) -> int:
         """How many of the model's positions the method takes from every input."""
         return 0

@@ -25,13 +25,7 @@ class PeftMethod(Method):
     def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
         from peft import get_peft_model
 
-        # With checkpointing transformers makes the embeddings require a gradient, then PEFT does once more, forgetting
-        # the hook that was there. It sends the backward pass through the whole frozen trunk, and checkpointing that is
-        # not re-entrant needs none of it.
-        model.disable_input_require_grads()
-        wrapped = get_peft_model(model, self.config(model, plan))
-        model.disable_input_require_grads()
-        return wrapped
+        return get_peft_model(model, self.config(model, plan))
 
     def save(self, model: nn.Module, folder: Path) -> None:
         model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)  # type: ignore[operator]

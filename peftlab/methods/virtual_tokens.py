@@ -31,10 +31,6 @@ class VirtualTokens(PeftMethod):
     length: int = Field(20, ge=1)  # virtual tokens
 
     @property
-    def virtual_tokens(self) -> int:
-        return self.length
-
-    @property
     def positions(self) -> int:
         return self.length
 
