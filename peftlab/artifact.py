@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from peftlab.base import Base, autocast, load_base
 from peftlab.methods import METHODS, AnyMethod
@@ -35,6 +36,7 @@ class Card(Settings):
     quantization: AnyQuantization
     precision: Precision
     limit: int  # tokens of the longest input
+    files: dict[str, str] = Field(default={})  # sha256 of each file beside this one; `save` fills it in
     recipe_digest: str
 
 
@@ -58,6 +60,7 @@ def save(card: Card, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase,
     card.method.save(model, folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    card = card.model_copy(update={"files": {path.name: _sha256(path) for path in sorted(folder.iterdir())}})
     (folder / FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
@@ -74,6 +77,11 @@ def read_card(folder: Path) -> Card:
         raise BadInput(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _folder(folder: Path) -> Path:
     """Where in a run the model is."""
     places = (folder, *(folder / name for name in sorted({method.folder for method in METHODS.values()})))
@@ -86,6 +94,13 @@ def load(folder: Path, *, device: torch.device, quantization: Quantization | Non
 
     card = read_card(folder)
     inner = _folder(folder)
+    for name, sha256 in card.files.items():  # PEFT would train on with whatever is missing
+        try:
+            found = _sha256(inner / name)
+        except OSError as error:
+            raise BadInput(f"{inner / name}: cannot be read: {error.strerror}") from None
+        if found != sha256:
+            raise BadInput(f"{inner / name}: not what was saved: sha256 {found[:12]}, wanted {sha256[:12]}")
     files = card.model.files()
     if files.fingerprint != card.model_fingerprint:
         raise BadInput(

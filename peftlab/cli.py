@@ -1,8 +1,9 @@
-"""The command line: `peftlab run | validate | list | schema | predict | merge`."""
+"""The command line: `peftlab run | validate | doctor | list | schema | predict | merge`."""
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +19,11 @@ from peftlab.methods import METHODS
 from peftlab.metrics import METRICS
 from peftlab.part import BadInput
 from peftlab.quantization import QUANTIZATIONS
-from peftlab.recipe import load_recipe, recipe_schema
+from peftlab.recipe import Recipe, load_recipe, recipe_schema
 from peftlab.results import result_folder
 from peftlab.tasks import TASKS
+
+TEXT_FILES = (".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".conll")  # a name with such an end is meant as a file
 
 app = typer.Typer(
     help="Parameter-efficient fine-tuning, compared fairly.",
@@ -36,12 +39,22 @@ Overrides = Annotated[list[str], typer.Option("--set", help="key=value, e.g. --s
 
 @contextmanager
 def _bad_input() -> Iterator[None]:
-    """Bad input is a line on standard error and exit code 2, never a traceback."""
+    """Bad input is a line on standard error and exit code 2, never a traceback; so is an interruption, with 130."""
+    signal.signal(signal.SIGTERM, _stop)
     try:
         yield
     except BadInput as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted: nothing was kept", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _stop(number: int, frame: object) -> None:
+    """SIGTERM ends a run as SIGINT does: what it had begun to write goes."""
+    print("terminated: nothing was kept", file=sys.stderr)
+    raise SystemExit(128 + number)
 
 
 @app.command()
@@ -55,8 +68,9 @@ def run(
     with _bad_input():
         loaded = load_recipe(recipe, overrides)
         folder = result_folder(output, loaded.name, loaded.digest)
-        if (folder / results.FILE).exists() and not force:
+        if results.is_finished(folder) and not force:
             result = results.read_result(folder)
+            _refuse_outdated(result, loaded)
             print(f"{folder} holds this run already (--force runs it again)")
             for label, line in results.summary(result):
                 print(f"{label:<11}{line}")
@@ -83,6 +97,39 @@ def validate(
         else:
             print(f"{path}: good ({loaded.method.kind}, {loaded.quantization.kind}, {loaded.digest})")
     raise SystemExit(2 if wrong else 0)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe.", show_default=False)] = None,
+    overrides: Overrides = [],  # noqa: B006
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Try every combination and write docs/compatibility.md instead.")
+    ] = False,
+) -> None:
+    """Check in seconds, on a small model with random weights, that a recipe trains, reloads, merges and resumes."""
+    with _bad_input():
+        if (recipe is None) != matrix or (matrix and overrides):
+            raise BadInput("doctor: give a recipe, or --matrix alone")
+        _quiet()
+        if recipe is None:
+            from peftlab import compatibility
+
+            whole = compatibility.try_all()
+            compatibility.FILE.parent.mkdir(exist_ok=True)
+            compatibility.FILE.write_text(compatibility.document(whole), encoding="utf-8")
+            failed = sum(cell.failed is not None for cell in whole.cells)
+            print(f"{compatibility.FILE}: {len(whole.cells)} combinations, {failed} fail")
+            raise SystemExit(1 if failed else 0)
+        loaded = load_recipe(recipe, overrides)
+        from peftlab.console import show_check
+        from peftlab.probe import examine
+
+        bad = 0
+        for check in examine(loaded):
+            show_check(check.name, check.ok, check.detail, check.cure)
+            bad += check.ok is False
+        raise SystemExit(1 if bad else 0)
 
 
 @app.command(name="list")
@@ -123,10 +170,10 @@ def predict(
 ) -> None:
     """Apply a tuned model; one JSON object a line."""
     with _bad_input():
+        lines, where = _input(text)
         _quiet()
         from peftlab.inference import answers
 
-        lines, where = _input(text)
         for answer in answers(folder, lines, where):
             print(json.dumps(answer, ensure_ascii=False))
 
@@ -145,6 +192,15 @@ def merge(
         print(f"{output}: merged; largest difference of a logit to the model as trained {difference:.2e}")
 
 
+def _refuse_outdated(result: results.RunResult, recipe: Recipe) -> None:
+    """A recipe's digest knows files of the user's own by name; what is in them may have changed."""
+    data = recipe.data.load(recipe.task.fields).fingerprint if recipe.data.local else result.data_fingerprint
+    model = recipe.model.files().fingerprint if recipe.model.local else result.model_fingerprint
+    for what, now, then in (("data", data, result.data_fingerprint), ("model", model, result.model_fingerprint)):
+        if now != then:
+            raise BadInput(f"the {what} of this run have changed since {result.started}; --force runs it again")
+
+
 def _quiet() -> None:
     from peftlab.environment import quiet_libraries
 
@@ -153,12 +209,14 @@ def _quiet() -> None:
 
 def _input(text: str) -> tuple[list[str], str]:
     """Lines of text and where they are from."""
-    if text == "-":
-        return sys.stdin.read().splitlines(), "standard input"
     path = Path(text)
-    if len(text) < 1000 and path.is_file():
-        try:
-            return path.read_text(encoding="utf-8").splitlines(), text
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"{text}: cannot be read as UTF-8 text: {error}") from None
+    try:
+        if text == "-":
+            return sys.stdin.buffer.read().decode("utf-8-sig").splitlines(), "standard input"
+        if len(text) < 1000 and (path.exists() or (path.suffix in TEXT_FILES and " " not in text)):
+            return path.read_text(encoding="utf-8-sig").splitlines(), text
+    except OSError as error:
+        raise BadInput(f"{text}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{text}: not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}") from None
     return [text], "text"

@@ -7,12 +7,23 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from peftlab.results import RunResult, summary
 from peftlab.training import Evaluation, Step, TrainLog
 
 PLAIN_EVERY = 20.0  # seconds between two step lines in a pipe
+
+
+def show_check(name: str, ok: bool | None, detail: str, cure: str) -> None:
+    """A line of the doctor's list, and the cure below it."""
+    mark = {True: "[green]good[/green]", False: "[red]BAD[/red] ", None: "[dim]-[/dim]   "}[ok]
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{mark}  [bold]{name:<28}[/bold]{escape(detail)}")
+    if cure:
+        console.print(f"{'':<6}[yellow]{escape(cure)}[/yellow]")
 
 
 class Screen:
@@ -45,7 +56,7 @@ class Screen:
 
     def line(self, label: str, text: str) -> None:
         """`label      text`, the labels in a column."""
-        self._console.print(f"[bold]{label:<11}[/bold]{text}" if label else text, markup=True)
+        self._console.print(Text(f"{label:<11}", style="bold"), escape(text), sep="")
 
     def step(self, step: Step, total: int, log: TrainLog) -> None:
         self._loss = step.loss if self._loss is None else 0.95 * self._loss + 0.05 * step.loss

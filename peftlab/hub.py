@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -10,21 +10,34 @@ class Unreachable(Exception):
     """The hub does not have it, or cannot be asked; the reason in one line."""
 
 
-def snapshot(id: str, *, revision: str | None, patterns: Iterable[str], repo_type: str = "model") -> Path:
-    """The folder of a repository's files that match `patterns`. Raises Unreachable."""
+def snapshot(
+    id: str,
+    *,
+    revision: str | None,
+    patterns: Iterable[str],
+    repo_type: str = "model",
+    complete: Callable[[Path], bool] = lambda folder: True,
+) -> Path:
+    """The folder of a repository's files that match `patterns`, `complete` or fetched. Raises Unreachable."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     reason = ""
     for offline in (True, False):  # first without a word to the network
         try:
-            return Path(
+            folder = Path(
                 huggingface_hub.snapshot_download(
                     id, revision=revision, repo_type=repo_type, allow_patterns=list(patterns), local_files_only=offline
                 )
             )
         except (HfHubHTTPError, HFValidationError, OSError) as error:  # the library's "not in the cache" is an OSError
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = str(error).splitlines()[0].removeprefix("Got: ") if str(error) else type(error).__name__
+        else:
+            if complete(folder):
+                return folder
+            reason = (
+                "its copy here is incomplete"  # of a download that broke off, or of another program that took a part
+            )
     raise Unreachable(reason)
 
 

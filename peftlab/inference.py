@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ def answers(folder: Path, lines: Sequence[str], where: str) -> Iterator[dict[str
     """What the run's model says of each line that is not blank."""
     accelerator = Accelerator()
     tuned = artifact.load(folder, device=accelerator.device)
-    task = tuned.card.task
-    rows = [task.row(line, f"{where}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    task = tuned.card.task.model_copy(update={"truncate": True})  # the answer says so
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    rows = [task.row(line, f"{where}:{number}") for number, line in numbered]
     encoded = task.encode(rows, tuned.tokenizer, tuned.card.limit)
     records = predict(
         tuned.model,
@@ -33,8 +35,8 @@ def answers(folder: Path, lines: Sequence[str], where: str) -> Iterator[dict[str
         accelerator=accelerator,
         autocast=tuned.autocast,
     )
-    for record in records:
-        yield task.answer(record)
+    for (number, _), record in zip(numbered, records, strict=True):
+        yield {"line": number, **task.answer(record)}
 
 
 def merge(folder: Path, output: Path) -> float:
@@ -43,9 +45,16 @@ def merge(folder: Path, output: Path) -> float:
     Merging into a quantised base would round the sum anew (logits move by tenths); here the base is taken as published,
     and the difference to the model as it was trained is measured on the tokenizer's own vocabulary.
     """
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise BadInput(f"--output {output}: is there already; name a new or an empty folder")
+    staged = output.with_name(f"{output.name}.part")
     card = artifact.read_card(folder)
     if not card.method.merges:
         raise BadInput(f"{folder}: {card.method.kind} computes beside the base and cannot be merged into it")
+    try:
+        staged.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--output {output}: cannot be written: {error.strerror}") from None
     device = Accelerator().device
     trained = artifact.load(folder, device=device)
     whole = artifact.load(folder, device=device, quantization=NoQuantization())
@@ -53,8 +62,10 @@ def merge(folder: Path, output: Path) -> float:
     inputs = _sample(trained.base.model.config.vocab_size, card.limit, device)
     with torch.no_grad():
         difference = float((trained.model(**inputs).logits - merged(**inputs).logits).abs().max())
-    merged.save_pretrained(output)  # type: ignore[operator]
-    trained.tokenizer.save_pretrained(output)
+    shutil.rmtree(staged, ignore_errors=True)
+    merged.save_pretrained(staged)  # type: ignore[operator]
+    trained.tokenizer.save_pretrained(staged)
+    staged.replace(output)
     return difference
 
 

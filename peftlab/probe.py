@@ -1,4 +1,4 @@
-"""Does this combination really train, reload, merge? Checks on two layers of a base, with random weights, in seconds."""
+"""Does this combination really train, reload, merge? Checks on two layers of a base with random weights, in seconds."""
 
 from __future__ import annotations
 
@@ -37,11 +37,13 @@ STEPS = 10  # of a training, an evaluation half-way
 WIDTH = 256  # of the small model, where the base is wider
 VOCABULARY = 512
 FIRST_BYTE = 256  # token id of byte 0; special tokens are below it
-# What the libraries raise when they meet a combination that they do not carry. The doctor's question is whether they do.
+# What libraries raise when they meet a combination that they do not carry. The doctor's question is whether they do.
 BREAKS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 # Keys of a config.json by what they count, in the words of all architectures.
-LAYERS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
-LAYERS += ("n_layer", "n_layers")
+LAYERS = (
+    *("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"),
+    *("n_layer", "n_layers"),
+)
 WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "pooler_hidden_size")
 INNER_WIDTHS = ("intermediate_size", "d_ff", "n_inner", "hidden_dim", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim")
 EMBEDDING_WIDTHS = ("embedding_size", "word_embed_proj_dim")
@@ -170,15 +172,15 @@ class Trial:
 def examine(recipe: Recipe, device: torch.device | None = None) -> Iterator[Check]:
     """The doctor's list for a recipe, check by check. Raises BadInput if the recipe cannot be attached to its base."""
     shape = recipe.model.shape()
-    yield check_shape(shape)
     with tempfile.TemporaryDirectory() as folder:
         patient = make_patient(recipe, shape.values, Path(folder), device=device or Accelerator().device)
+        yield check_shape(shape)
         try:
             base, model = patient.attached()
         except BadInput:
             raise
         except BREAKS as error:
-            yield Check("attached", False, _broken(error), "choose another method, quantisation or base")
+            yield Check("attached", False, broken(error), "choose another method, quantisation or base")
             return
         yield check_attached(patient, model, base)
         yield check_parameters(model, base)
@@ -186,7 +188,7 @@ def examine(recipe: Recipe, device: torch.device | None = None) -> Iterator[Chec
         try:
             trial = make_trial(patient)
         except BREAKS as error:
-            yield Check("trains", False, _broken(error), "choose another method, quantisation or base")
+            yield Check("trains", False, broken(error), "choose another method, quantisation or base")
             return
         for name, check in CHECKS_OF_TRIAL.items():
             yield guarded(name, functools.partial(check, trial))
@@ -262,7 +264,7 @@ def guarded(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except BREAKS as error:
-        return Check(name, False, _broken(error), "this combination does not carry it; choose another")
+        return Check(name, False, broken(error), "this combination does not carry it; choose another")
 
 
 def check_shape(shape: Shape) -> Check:
@@ -384,8 +386,13 @@ def check_accumulation(trial: Trial) -> Check:
     whole, pieces = (_change(patient, accumulation) for accumulation in (1, 4))
     away = _distance(pieces, whole)
     ok = away <= {"float32": 1e-3, "bfloat16": 0.1}[patient.precision]
-    cure = "" if ok else "set training.accumulation: 1"
-    return Check("accumulation 4x1 = 1x4", ok, f"updates differ by {away:.1e} of their size", cure)
+    detail = f"updates differ by {away:.1e} of their size"
+    if ok:
+        return Check("accumulation 4x1 = 1x4", True, detail)
+    active = [name for name, module in trial.model.named_modules() if isinstance(module, nn.Dropout) and module.p > 0]
+    if active:
+        return Check("accumulation 4x1 = 1x4", False, detail, f"a dropout that no setting reaches: {active[0]}")
+    return Check("accumulation 4x1 = 1x4", False, detail, "set training.accumulation: 1")
 
 
 def check_reload(trial: Trial) -> Check:
@@ -473,8 +480,8 @@ def small_config(shape: Mapping[str, Any], width: int) -> Any:
     try:
         full = transformers.AutoConfig.for_model(architecture, **values)
     except (KeyError, ValueError):
-        known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
-        raise BadInput(f"model: transformers knows no {architecture!r}{nearest(architecture, known)}") from None
+        near = nearest(architecture, transformers.CONFIG_MAPPING)
+        raise BadInput(f"model: transformers knows no {architecture!r}{near}") from None
     small = shrink(full.to_dict(), width)
     del small["model_type"]
     return type(full).from_dict(small)
@@ -565,7 +572,7 @@ def _no_dropout(values: dict[str, Any]) -> dict[str, Any]:
 
 def _change(patient: Patient, accumulation: int) -> Tensor:
     """What the loop does to all trainable tensors, with all examples in a step."""
-    base, model = patient.attached()
+    _, model = patient.attached()
     start = _trainable(model)
     train(
         model,
@@ -575,7 +582,11 @@ def _change(patient: Patient, accumulation: int) -> Tensor:
         padding_token=patient.padding_token,
         # A large epsilon leaves Adam proportional to the gradient: else it would blow up what is but rounding.
         settings=Training(
-            steps=STEPS, batch_examples=len(patient.examples), accumulation=accumulation, adam_epsilon=1.0, evaluate_every=STEPS
+            steps=STEPS,
+            batch_examples=len(patient.examples),
+            accumulation=accumulation,
+            adam_epsilon=1.0,
+            evaluate_every=STEPS,
         ),
         learning_rate=0.1,
         seeds=patient.recipe.seeds,
@@ -663,7 +674,7 @@ def _two_of(kinds: Sequence[str]) -> list[str]:
     return [*dict.fromkeys(kinds), kinds[0]][:2]
 
 
-def _broken(error: Exception) -> str:
+def broken(error: Exception) -> str:
     return f"{type(error).__name__}: {_first_line(error)[:200]}"
 
 

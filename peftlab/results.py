@@ -116,6 +116,14 @@ def write_result(result: RunResult, folder: Path) -> Path:
     return path
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a run has left its result in `folder`. Raises BadInput if that cannot be seen."""
+    try:
+        return (folder / FILE).exists()
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot be read: {error.strerror}") from None
+
+
 def read_result(path: Path) -> RunResult:
     """Read a result file, or the one in a folder. Raises BadInput with one line."""
     path = path / FILE if path.is_dir() else path
@@ -125,8 +133,8 @@ def read_result(path: Path) -> RunResult:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise BadInput(f"{path}: not a result of version {VERSION}: {key}: {first['msg']}") from None
+        where = ": ".join([*(str(part) for part in first["loc"]), first["msg"]])
+        raise BadInput(f"{path}: not a result of version {VERSION}: {where}; --force runs it again") from None
 
 
 def result_folder(output: Path, name: str, digest: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 import filelock
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from peftlab import artifact, training
 from peftlab.base import Base, autocast, load_base, load_tokenizer, longest_input, resolve_precision
@@ -36,10 +38,17 @@ def run(recipe: Recipe, folder: Path) -> RunResult:
     accelerator = Accelerator(mixed_precision="no")  # the precision is the recipe's, not the launcher's
     _check_processes(accelerator)
     with _staging(folder, accelerator) as staged, Screen(silent=not accelerator.is_main_process) as screen:
-        result = _Run(recipe, accelerator, screen, staged).result()
-        if accelerator.is_main_process:
-            write_result(result, staged)
-            _publish(staged, folder)
+        try:
+            result = _Run(recipe, accelerator, screen, staged).result()
+            if accelerator.is_main_process:
+                write_result(result, staged)
+                _publish(staged, folder)
+        except SafetensorError as error:  # what a full disk is to that library
+            raise BadInput(f"--output {folder}: cannot be written: {error}") from None
+        except OSError as error:
+            if error.errno not in DISK:
+                raise
+            raise BadInput(f"--output {folder}: cannot be written: {error.strerror}") from None
         accelerator.wait_for_everyone()
         screen.summary(result, folder)
     accelerator.end_training()
@@ -217,6 +226,7 @@ class _Run:
         )
 
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a disk can refuse a write with
 EVALUATION_TOKENS = 4096  # padding included; no gradients are kept, so larger than a training batch
 
 

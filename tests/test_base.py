@@ -163,10 +163,13 @@ def test_a_base_that_cannot_be_read_is_one_line(
     for name, content in damage.items():
         if content is not None:
             (tmp_path / name).write_bytes(content)
-    files = Files(tmp_path, "mine", "0")
-    with pytest.raises(BadInput, match=says) as caught:
+
+    def used(files: Files) -> None:
         longest_input(files, tagging)
         load_base(Model(id="mine"), files, tagging, NoQuantization(), device=torch.device("cpu"), compute=torch.float32)
+
+    with pytest.raises(BadInput, match=says) as caught:
+        used(Files(tmp_path, "mine", "0"))
     assert "\n" not in str(caught.value)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -161,13 +162,70 @@ def test_force_runs_again(first_run: tuple[subprocess.CompletedProcess[str], Pat
     assert visible == [result.parent.name]
 
 
+def test_changed_data_are_not_taken_for_the_old(tmp_path: Path) -> None:
+    rows = [{"tokens": ["12", "Main", f"S{i}"], "labels": ["B-N", "B-S", "I-S"]} for i in range(60)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.yaml").write_text(
+        "model: sentence-transformers/all-MiniLM-L6-v2\ntask: token_classification\ndata: {train: mine.jsonl}\n"
+        "method: lora\ntraining: {steps: 1}\n"
+    )
+    output = ("--output", "runs[/x]")  # what looks like markup is none
+    assert "runs[/x]/mine/" in peftlab("run", "mine.yaml", *output, folder=tmp_path).stdout
+    assert "holds this run already" in peftlab("run", "mine.yaml", *output, folder=tmp_path).stdout
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    line = refused("run", "mine.yaml", *output, folder=tmp_path)
+    assert "the data of this run have changed since" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("missing.txt", "cannot be read: No such file"), (".", "cannot be read: Is a directory")]
+)
+def test_a_file_to_predict_that_cannot_be_read_is_one_line(tmp_path: Path, text: str, says: str) -> None:
+    assert says in refused("predict", tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "says"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_an_interrupted_run_says_so_and_leaves_nothing(
+    recipe_file: Path, tmp_path: Path, sent: signal.Signals, code: int, says: str
+) -> None:
+    words = ["run", str(recipe_file), "--output", str(tmp_path / "runs"), "--set", "training.steps=100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "peftlab", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("validation"):  # it trains
+        assert process.poll() is None
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (code, f"{says}: nothing was kept\n")
+    assert list((tmp_path / "runs" / "mine").glob("[!.]*")) == []
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(recipe_file: Path, tmp_path: Path) -> None:
+    def little_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "peftlab", "run", str(recipe_file), "--output", str(tmp_path / "runs")],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, preexec_fn=little_room,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "cannot be written: " in done.stderr
+    assert list((tmp_path / "runs" / "mine").glob("[!.]*")) == []
+
+
 def test_predict_reads_text_file_and_standard_input_alike(
     first_run: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
 ) -> None:
     _, folder = first_run
-    (run,) = folder.glob("runs/mine/*")
+    (run,) = folder.glob("runs/mine/[!.]*")
     text = "123 Main Street"
     (tmp_path / "lines.txt").write_text(f"{text}\n\n{text}\n")
-    one = peftlab("predict", run, text).stdout
-    assert json.loads(one)["words"] == text.split()
-    assert peftlab("predict", run, tmp_path / "lines.txt").stdout == one * 2
+    one = json.loads(peftlab("predict", run, text).stdout)
+    assert (one.pop("line"), one["words"]) == (1, text.split())
+    both = [json.loads(line) for line in peftlab("predict", run, tmp_path / "lines.txt").stdout.splitlines()]
+    assert both == [{"line": 1, **one}, {"line": 3, **one}]

@@ -145,6 +145,19 @@ def test_a_column_for_a_field_that_the_task_has_not_is_refused(tmp_path: Path) -
         Files(train=path, columns={"label": "tags"}).load(FIELDS)
 
 
+def test_a_file_in_place_of_an_id_is_told_how_to_be_written(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", sentences(3))
+    with pytest.raises(BadInput, match=r"a.jsonl' is a file; write data: \{train: .*a.jsonl\}"):
+        Hub(id=path).load(FIELDS)
+
+
+def test_a_bad_file_in_a_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"tokens": \n')
+    with pytest.raises(BadInput) as caught:
+        Hub(id=str(tmp_path)).load(FIELDS)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_unknown_id_without_a_hub_is_one_line_with_the_nearest_known_one() -> None:
     with pytest.raises(BadInput) as caught:
         Hub(id="eriktks/conl2003").load(FIELDS)

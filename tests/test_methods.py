@@ -17,7 +17,6 @@ from peftlab.methods import METHODS, Plan
 from peftlab.methods.bitfit import BIAS_FREE, BitFit
 from peftlab.methods.head import Head
 from peftlab.methods.ia3 import PLACES, Ia3
-from peftlab.methods.lora import Lora
 from peftlab.methods.method import Setting
 from peftlab.methods.peft import OWN, QUANTIZED, REFUSED, Peft
 from peftlab.part import BadInput

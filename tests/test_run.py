@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import filelock
@@ -159,6 +160,42 @@ def test_full_fine_tuning_is_saved_as_the_whole_model(tmp_path: Path, probe_inpu
     assert plain.config.id2label[0] == "B-AddressNumber"
 
 
+def copied(run: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(run, folder / "copy"))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "gone"])
+def test_a_damaged_adapter_is_never_used(lora: tuple[RunResult, Path], tmp_path: Path, name: str, damage: str) -> None:
+    folder = copied(lora[1], tmp_path)
+    path = folder / "adapter" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(content if damage == "flipped" else content[:-9])
+    with pytest.raises(BadInput, match=f"{name}: (not what was saved|cannot be read)"):
+        artifact.load(folder, device=CPU)
+
+
+def test_merging_never_overwrites(lora: tuple[RunResult, Path], tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "model.safetensors").write_text("precious")
+    for output in (tmp_path / "taken", tmp_path / "taken" / "model.safetensors"):
+        with pytest.raises(BadInput, match="is there already"):
+            merge(lora[1], output)
+    assert (tmp_path / "taken" / "model.safetensors").read_text() == "precious"
+    with pytest.raises(BadInput, match="cannot be written: Not a directory"):
+        merge(lora[1], tmp_path / "taken" / "model.safetensors" / "inside")
+
+
+def test_a_text_that_is_too_long_is_answered_as_far_as_it_was_read(lora: tuple[RunResult, Path]) -> None:
+    short, long = answers(lora[1], ["12 Main Street", "", "word " * 600], "text")
+    assert (short["line"], long["line"]) == (1, 3)
+    assert "words_unseen" not in short
+    assert long["words_unseen"] == 600 - 510
+
+
 def test_entities_come_back_for_text(lora: tuple[RunResult, Path]) -> None:
     found = list(answers(lora[1], ["123 Main Street, Springfield", "", "PO Box 7"], "text"))
     assert [answer["words"] for answer in found] == [["123", "Main", "Street", ",", "Springfield"], ["PO", "Box", "7"]]
@@ -213,8 +250,7 @@ def test_a_folder_that_holds_no_model_is_said_so(tmp_path: Path) -> None:
 
 
 def test_another_version_of_the_base_is_refused(lora: tuple[RunResult, Path], tmp_path: Path) -> None:
-    card = json.loads((lora[1] / "adapter" / "peftlab.json").read_text())
-    card["model_fingerprint"] = "0" * 64
-    (tmp_path / "peftlab.json").write_text(json.dumps(card))
+    path = copied(lora[1], tmp_path) / "adapter" / "peftlab.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_fingerprint": "0" * 64}))
     with pytest.raises(BadInput, match="trained on another version of sentence-transformers/all-MiniLM-L6-v2"):
-        artifact.load(tmp_path, device=CPU)
+        artifact.load(path.parent, device=CPU)

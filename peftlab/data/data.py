@@ -27,6 +27,11 @@ class Data(Part):
     validation_examples: int | None = Field(None, ge=1)
     test_examples: int | None = Field(None, ge=1)
 
+    @property
+    def local(self) -> bool:
+        """Whether the rows are in files of the user's own, which may change under the same name."""
+        return False
+
     def read(self) -> tuple[dict[str, list[Row]], str]:
         """The source's rows by split under its own column names, and the source in words."""
         raise NotImplementedError

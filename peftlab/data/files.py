@@ -19,6 +19,10 @@ class Files(Data):
     validation: str | None = None
     test: str | None = None
 
+    @property
+    def local(self) -> bool:
+        return True
+
     def read(self) -> tuple[dict[str, list[Row]], str]:
         paths = {"train": self.train, "validation": self.validation, "test": self.test}
         rows = {split: _read(Path(path)) for split, path in paths.items() if path is not None}

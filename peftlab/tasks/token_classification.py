@@ -113,7 +113,9 @@ class TokenClassification(Task):
                 if word != IGNORED:
                     tags[word] = labels[guess]
             expected = example.row.fields.get("labels")
-            records.append({"tokens": words, "predicted": tags, "expected": list(expected) if expected else None})
+            record = {"tokens": words, "predicted": tags, "expected": list(expected) if expected else None}
+            unseen = len(words) - sum(word != IGNORED for word in example.features["words"])
+            records.append(record | ({"words_unseen": unseen} if unseen else {}))
         return records
 
     def row(self, text: str, where: str) -> Row:
@@ -142,7 +144,8 @@ class TokenClassification(Task):
                 entities.append({"type": sort, "start": position, "end": position + 1})
         for entity in entities:
             entity["text"] = " ".join(words[entity["start"] : entity["end"]])
-        return {"words": words, "entities": entities}
+        unseen = {"words_unseen": record["words_unseen"]} if "words_unseen" in record else {}
+        return {"words": words, "entities": entities, **unseen}
 
     def _labels(self) -> list[str]:
         assert self.labels is not None, "fitted() first"
