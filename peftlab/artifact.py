@@ -88,8 +88,14 @@ def _folder(folder: Path) -> Path:
     return next((place for place in places if (place / FILE).exists()), folder)
 
 
-def load(folder: Path, *, device: torch.device, quantization: Quantization | None = None) -> Tuned:
-    """Load a run's model for inference, over `quantization` if it shall be another than the one it was trained over."""
+def load(
+    folder: Path,
+    *,
+    device: torch.device,
+    quantization: Quantization | None = None,
+    compute: torch.dtype | None = None,
+) -> Tuned:
+    """Load a run's model for inference, over `quantization` and in `compute` if not as it was trained."""
     import transformers
 
     card = read_card(folder)
@@ -113,7 +119,7 @@ def load(folder: Path, *, device: torch.device, quantization: Quantization | Non
         card.task,
         card.quantization if quantization is None else quantization,
         device=device,
-        compute=getattr(torch, card.precision),
+        compute=getattr(torch, card.precision) if compute is None else compute,
         frozen=not card.method.trains_base,
     )
     model = card.method.load(base.model, inner)

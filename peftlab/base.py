@@ -22,7 +22,13 @@ from peftlab.tasks.task import Task
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_DROPOUT = re.compile(r"(dropout|pdrop|dropout_prob|dropout_rate|drop)$")
+# Their positions start after the padding token's.
+AFTER_PADDING = (
+    *("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
+
+_DROPOUT = re.compile(r"(dropout|pdrop|dropout_prob|dropout_rate|(?<!layer)drop)$")  # layerdrop drops whole layers
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,9 @@ def load_tokenizer(files: Files, task: Task) -> PreTrainedTokenizerBase:
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise BadInput(f"model: {files.source} has a tokenizer without a token to pad with")
     return tokenizer
 
 
@@ -59,8 +67,8 @@ def longest_input(files: Files, task: Task, *, reserved: int = 0) -> int:
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     if positions is None:
         return task.max_length or 512
-    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
-        positions -= 2  # their positions start after the padding token's
+    if config.get("model_type") in AFTER_PADDING:
+        positions -= config.get("pad_token_id", 1) + 1
     free = int(positions) - reserved
     if task.max_length is not None and task.max_length > free:
         taken = f", of which the method takes {reserved}" if reserved else ""
@@ -102,7 +110,12 @@ def load_base(
         settings = {"quantization_config": quantized, "device_map": {"": device}}
     torch.manual_seed(seed)
     with _readable(files, "weights in safetensors"):
-        loaded = auto.from_pretrained(files.folder, config=config, dtype=dtype, use_safetensors=True, **settings)
+        loaded, report = auto.from_pretrained(
+            files.folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **settings
+        )
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(tuple(f"{name}." for name in head)))
+    if missing:  # the library would draw them at random, and say so where nobody looks
+        raise BadInput(f"model: {files.source} lacks {len(missing)} of the base's tensors, e.g. {missing[0]!r}")
     if quantized is None:
         loaded.to(device)
     loaded.requires_grad_(False)
@@ -136,8 +149,8 @@ def _readable(files: Files, what: str) -> Iterator[None]:
     """What the library says of files that it cannot make sense of, in one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join((str(error) or type(error).__name__).split())[:200]
         raise BadInput(f"model: {files.source} has no usable {what}: {reason}") from None
 
 

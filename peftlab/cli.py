@@ -152,7 +152,7 @@ def list_parts() -> None:
     for asset in assets.catalogue().values():
         state = "cached" if assets.cached(asset) else f"{asset.size / 1e6:.1f} MB to fetch"
         unread = "" if asset.sort == "model" or asset.id in REGISTRY else "  (no task reads it yet)"
-        print(f"  {asset.id:<42}{asset.sort:<7}{state:<20}{asset.licence}{unread}")
+        print(f"  {asset.id:<48}{asset.sort:<7}{state:<20}{asset.licence}{unread}")
 
 
 @app.command()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate import Accelerator
 
 from peftlab import artifact
@@ -57,11 +58,16 @@ def merge(folder: Path, output: Path) -> float:
         raise BadInput(f"--output {output}: cannot be written: {error.strerror}") from None
     device = Accelerator().device
     trained = artifact.load(folder, device=device)
-    whole = artifact.load(folder, device=device, quantization=NoQuantization())
+    whole = artifact.load(folder, device=device, quantization=NoQuantization(), compute=torch.float32)
     merged = card.method.merge(whole.model)
     inputs = _sample(trained.base.model.config.vocab_size, card.limit, device)
     with torch.no_grad():
-        difference = float((trained.model(**inputs).logits - merged(**inputs).logits).abs().max())
+        with trained.autocast():
+            expected = trained.model(**inputs).logits
+        difference = float((expected.float() - merged(**inputs).logits).abs().max())
+    published = transformers.AutoConfig.from_pretrained(card.model.files().folder).dtype
+    if published is not None:
+        merged.to(published)
     shutil.rmtree(staged, ignore_errors=True)
     merged.save_pretrained(staged)  # type: ignore[operator]
     trained.tokenizer.save_pretrained(staged)

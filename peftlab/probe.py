@@ -366,6 +366,7 @@ def check_checkpointing(trial: Trial) -> Check:
         if on and not base.model.supports_gradient_checkpointing:
             return Check(name, None, f"{base.model.config.model_type} has none")
         model = apply_method(recipe, base, patient.plan(base))
+        patient.steps(model, patient.optimizer(model), 1, 2)  # away from the start, where much is zero
         patient.backward(model)
         grads[on] = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     lost = [tensor for tensor, grad in grads[True].items() if grad is None and grads[False][tensor] is not None]

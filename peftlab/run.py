@@ -145,7 +145,7 @@ class _Run:
             command=_command(),
             metrics=metrics,
             selection=task.selection,
-            best_step=log.best_step,
+            best_step=log.best_step if self.recipe.training.keep_best else None,
             stopped_early=log.stopped_early,
             curve=Curve(
                 steps=[look.step for look in log.evaluations],
@@ -236,10 +236,17 @@ def apply_method(recipe: Recipe, base: Base, plan: Plan) -> torch.nn.Module:
     if reason is not None:
         raise BadInput(f"method: {reason}")
     torch.manual_seed(plan.seed)
-    model = recipe.method.apply(base.model, plan)
+    try:
+        model = recipe.method.apply(base.model, plan)
+    except BadInput:
+        raise
+    except ValueError as error:  # what PEFT finds wrong with a setting
+        raise BadInput(f"method: {' '.join(str(error).split())[:200]}") from None
     if recipe.training.gradient_checkpointing:
         # After the method is attached, and undone in part: both libraries make the inputs require gradients, which
         # sends the backward pass through the whole frozen trunk; non-reentrant checkpointing does without.
+        if not base.model.supports_gradient_checkpointing:
+            raise BadInput(f"training.gradient_checkpointing: {base.model.config.model_type} does not support it")
         base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         base.model.disable_input_require_grads()
     if not any(p.requires_grad for p in model.parameters()):

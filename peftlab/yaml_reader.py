@@ -45,12 +45,12 @@ for _tag, _pattern, _first in (
 def read_yaml(path: Path) -> Document:
     """Read a mapping from a file. Raises BadInput with one line, `file:line: what is wrong`."""
     try:
-        size = path.stat().st_size
-        if size > LARGEST_FILE:
-            raise BadInput(f"{path}: {size} bytes is too long for a recipe (at most {LARGEST_FILE})")
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_FILE + 1)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+    if len(raw) > LARGEST_FILE:
+        raise BadInput(f"{path}: too long for a recipe: more than {LARGEST_FILE} bytes")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

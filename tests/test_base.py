@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from safetensors.torch import load_file, save_file
 
 from peftlab.base import Base, load_base, load_tokenizer, longest_input
 from peftlab.methods import Plan
@@ -171,6 +172,21 @@ def test_a_base_that_cannot_be_read_is_one_line(
     with pytest.raises(BadInput, match=says) as caught:
         used(Files(tmp_path, "mine", "0"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_base_that_lacks_tensors_is_not_filled_with_random_ones(minilm: Files, tagging: Task, tmp_path: Path) -> None:
+    (tmp_path / "config.json").symlink_to(minilm.folder / "config.json")
+    tensors = load_file(minilm.folder / "model.safetensors")
+    save_file({f"other.{name}": t for name, t in tensors.items()}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadInput, match=r"mine lacks \d+ of the base's tensors, e.g. 'bert.embeddings"):
+        load_base(
+            Model(id="mine"),
+            Files(tmp_path, "mine", "0"),
+            tagging,
+            NoQuantization(),
+            device=torch.device("cpu"),
+            compute=torch.float32,
+        )
 
 
 def test_a_base_without_a_tokenizer_is_one_line(minilm: Files, tagging: Task, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from peftlab.base import Base
 from peftlab.methods.lora import Lora
 from peftlab.methods.method import Setting
+from peftlab.part import BadInput
 
 Load = Callable[..., Base]
 Attach = Callable[..., torch.nn.Module]
@@ -82,6 +83,16 @@ def test_pissa_is_refused_where_it_cannot_be() -> None:
     assert method.unsupported(Setting("bert", "none", "TOKEN_CLS")) is None
     both = Lora(initialization="pissa", weight_decomposed=True)
     assert "use one of them" in str(both.unsupported(Setting("bert", "none", "TOKEN_CLS")))
+
+
+def test_pissa_has_no_more_components_than_the_weight_has(base_of: Load, attach: Attach) -> None:
+    with pytest.raises(BadInput, match=r"method.rank: 385, but bert.* has 384 singular values for PiSSA"):
+        attach(base_of(), Lora(rank=385, initialization="pissa"))
+
+
+def test_pissa_keeps_the_base_in_float32() -> None:
+    assert Lora(initialization="pissa").trains_base
+    assert not Lora().trains_base
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])

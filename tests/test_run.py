@@ -160,6 +160,15 @@ def test_full_fine_tuning_is_saved_as_the_whole_model(tmp_path: Path, probe_inpu
     assert plain.config.id2label[0] == "B-AddressNumber"
 
 
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_run_in_bfloat16_is_merged_at_the_precision_of_the_published_base(tmp_path: Path, quantization: str) -> None:
+    settings = ("training.precision=bfloat16", "training.steps=1", f"quantization={quantization}")
+    result, folder = finished(tmp_path, *settings)
+    assert result.environment.precision == "bfloat16"
+    assert merge(folder, tmp_path / "merged") < 2
+    assert {t.dtype for t in load_file(tmp_path / "merged" / "model.safetensors").values()} == {torch.float32}
+
+
 def copied(run: Path, folder: Path) -> Path:
     return Path(shutil.copytree(run, folder / "copy"))
 
@@ -202,6 +211,11 @@ def test_entities_come_back_for_text(lora: tuple[RunResult, Path]) -> None:
     for answer in found:
         for entity in answer["entities"]:
             assert " ".join(answer["words"][entity["start"] : entity["end"]]) == entity["text"]
+
+
+def test_checkpointing_trains_the_same(lora: tuple[RunResult, Path], tmp_path: Path) -> None:
+    result, _ = finished(tmp_path, "training.gradient_checkpointing=true")
+    assert result.curve.losses == pytest.approx(lora[0].curve.losses, abs=1e-6)
 
 
 def test_a_failed_run_leaves_nothing_behind_and_an_earlier_result_alone(

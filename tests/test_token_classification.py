@@ -2,6 +2,11 @@
 
 import pytest
 import torch
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from peftlab.base import load_tokenizer
@@ -40,6 +45,17 @@ def test_the_first_sub_word_carries_the_tag_and_the_rest_is_ignored(minilm: File
     assert [fitted.labels[label] for label in tagged.values()] == TAGS  # type: ignore[index]
 
 
+def test_words_are_not_glued_by_a_byte_level_tokenizer_without_a_flag() -> None:
+    inner = Tokenizer(BPE(unk_token="?"))
+    words = Split(Regex(r"\s?\w+"), "isolated")
+    inner.pre_tokenizer = Sequence([words, ByteLevel(add_prefix_space=False, use_regex=False)])
+    alphabet = ByteLevel.alphabet()
+    inner.train_from_iterator(["a main road"] * 9, BpeTrainer(special_tokens=["?"], initial_alphabet=alphabet))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="?")
+    example = task().encode([row(["a", "main", "road"], ["O"] * 3)], tokenizer, 64).examples[0]
+    assert tokenizer.convert_ids_to_tokens(example.features["input_ids"])[-2:] == ["Ġmain", "Ġroad"]
+
+
 def test_padding_is_ignored_by_loss_and_by_the_count_of_targets(minilm: Files) -> None:
     fitted = task()
     examples = fitted.encode([row(), row(["Hi"], ["O"])], load_tokenizer(minilm, fitted), 128).examples
@@ -59,7 +75,8 @@ def test_decoding_gives_back_the_tags_that_the_logits_say(minilm: Files) -> None
     labels = torch.tensor([example.features["labels"] for example in examples]).clamp(min=0)
     logits = torch.nn.functional.one_hot(labels, 5).float()
     record = fitted.decode(TokenClassifierOutput(logits=logits), examples)[0]
-    assert record == {"tokens": words, "predicted": ["B-PER", "O", "I-PER"], "expected": ["B-PER", "O", "I-PER"]}
+    tags = ["B-PER", "O", "I-PER"]
+    assert record == {"tokens": words, "predicted": tags, "expected": tags, "words_unseen": 1}
 
 
 def test_a_sentence_that_is_too_long_is_an_error_unless_it_may_be_cut_and_then_it_is_counted(minilm: Files) -> None:

@@ -58,8 +58,9 @@ class Data(Part):
         }
         if not missing or "train" not in rows:
             return rows
-        rows = {**rows, **{split: [] for split in missing}, "train": []} | {"all": rows["train"]}
-        for row in rows.pop("all"):
+        everything = rows["train"]
+        rows = {**rows, **{split: [] for split in missing}, "train": []}
+        for row in everything:
             draw = _draw(row, self.split_seed)
             for split, share in missing.items():
                 if draw < share:

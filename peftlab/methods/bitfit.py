@@ -24,7 +24,10 @@ class BitFit(DirectMethod):
     title: ClassVar[str] = "BitFit"
     paper: ClassVar[str | None] = "Ben Zaken et al., 2021, arXiv:2106.10199"
     learning_rate: ClassVar[float] = 1e-3
-    trains_base: ClassVar[bool] = True
+
+    @property
+    def trains_base(self) -> bool:
+        return True
 
     def unsupported(self, setting: Setting) -> str | None:
         if setting.architecture in BIAS_FREE:

@@ -18,9 +18,12 @@ class Full(DirectMethod):
     kind: Literal["full"] = "full"
     title: ClassVar[str] = "full fine-tuning"
     learning_rate: ClassVar[float] = 5e-5
-    trains_base: ClassVar[bool] = True
     file: ClassVar[str] = "model.safetensors"
     folder: ClassVar[str] = "model"
+
+    @property
+    def trains_base(self) -> bool:
+        return True
 
     def unsupported(self, setting: Setting) -> str | None:
         if setting.quantization != "none":

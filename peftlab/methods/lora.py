@@ -11,6 +11,7 @@ from pydantic import Field
 from peftlab.methods.method import Plan, Setting
 from peftlab.methods.peft_method import PeftMethod
 from peftlab.methods.targets import Targets, chosen_layers
+from peftlab.part import BadInput
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -27,6 +28,13 @@ class Lora(PeftMethod):
     learning_rate: ClassVar[float] = 5e-4
     merges: ClassVar[bool] = True
 
+    samples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"rank": 4},
+        {"rank": 4, "weight_decomposed": True},
+        {"rank": 4, "initialization": "pissa"},
+        {"rank": 4, "rank_stabilized": True},
+    )
+
     rank: int = Field(16, ge=1, le=4096)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -35,6 +43,10 @@ class Lora(PeftMethod):
     weight_decomposed: bool = False  # DoRA (Liu et al., 2024): a trained magnitude a column beside the direction
     initialization: Literal["zero", "pissa"] = "zero"  # PiSSA (Meng et al., 2024): the weight's principal components
     b_rate_ratio: float = Field(1.0, gt=0, le=1e4)  # LoRA+ (Hayou et al., 2024): learning rate of B over that of A
+
+    @property
+    def trains_base(self) -> bool:
+        return self.initialization == "pissa"  # which takes B A out of the weights: what bfloat16 rounds off is lost
 
     def unsupported(self, setting: Setting) -> str | None:
         if self.initialization == "pissa" and setting.quantization != "none":
@@ -60,6 +72,11 @@ class Lora(PeftMethod):
         )
 
     def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
+        if self.initialization == "pissa":
+            for name in chosen_layers(model, self.targets, plan.head):
+                values = min(model.get_submodule(name).weight.shape)  # type: ignore[arg-type]
+                if self.rank > values:
+                    raise BadInput(f"method.rank: {self.rank}, but {name} has {values} singular values for PiSSA")
         wrapped = super().apply(model, plan)
         if self.initialization == "pissa":
             wrapped.pissa_start = {  # type: ignore[assignment]  # what `save` must subtract again

@@ -47,12 +47,16 @@ class Method(Part):
     paper: ClassVar[str | None] = None  # "Hu et al., 2021, arXiv:2106.09685"
     fidelity: ClassVar[str | None] = None  # what this implementation does that the paper does not, or the reverse
     learning_rate: ClassVar[float]  # sensible centre for a BERT-sized encoder
-    trains_base: ClassVar[bool] = False  # some of the base's own weights change, so it is loaded in float32
     folder: ClassVar[str] = "adapter"  # of a run, for what `save` writes
     merges: ClassVar[bool] = False  # `merge` folds the method into the base's weights
 
     # Settings that fit a model 64 wide, one for each way through the code: what the contract tests and the doctor try.
     samples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+
+    @property
+    def trains_base(self) -> bool:
+        """Whether some of the base's own weights change, so that it is loaded in float32."""
+        return False
 
     @property
     def positions(self) -> int:
