@@ -237,7 +237,7 @@ def make_patient(
 def make_trial(patient: Patient) -> Trial:
     """Train, evaluate, train on. Nothing is evaluated before: an evaluation is what may break training."""
     base = patient.base()
-    own = {id(parameter) for parameter in base.model.parameters()}
+    own = {id(parameter): parameter for parameter in base.model.parameters()}  # kept, so that no id is given twice
     model = apply_method(patient.recipe, base, patient.plan(base))
     head = tuple(f".{name}." for name in base.head)
     strangers = tuple(
