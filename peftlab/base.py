@@ -178,7 +178,6 @@ def _kept_float(skeleton: PreTrainedModel, head: Sequence[str]) -> list[str]:
 
 def _set_dropout(config: PretrainedConfig, rate: float) -> None:
     for name, value in config.to_dict().items():
-        if (_DROPOUT.search(name) and isinstance(value, (int, float)) and not isinstance(value, bool)) or (
-            name == "classifier_dropout" and value is None
-        ):
+        if _DROPOUT.search(name) and isinstance(value, (int, float)) and not isinstance(value, bool):
             setattr(config, name, rate)
+    config.classifier_dropout = rate  # where a config does not name it, decoders' heads take 0.1

@@ -24,32 +24,20 @@ from peftlab.base import Base, autocast, load_base, resolve_precision
 from peftlab.examples import Example
 from peftlab.methods import Method, Plan
 from peftlab.model import Files, Shape
-from peftlab.part import BadInput, nearest
+from peftlab.part import BadInput
 from peftlab.quantization.none import NoQuantization
 from peftlab.recipe import Recipe
 from peftlab.run import apply_method, count_parameters
 from peftlab.settings import Precision, Training
 from peftlab.signs import Signs
+from peftlab.small_model import byte_tokenizer, small_config
 from peftlab.tasks import Task
 from peftlab.training import Evaluation, Step, TrainLog, train
 
 STEPS = 10  # of a training, an evaluation half-way
 WIDTH = 256  # of the small model, where the base is wider
-VOCABULARY = 512
-FIRST_BYTE = 256  # token id of byte 0; special tokens are below it
 # What libraries raise when they meet a combination that they do not carry. The doctor's question is whether they do.
 BREAKS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-# Keys of a config.json by what they count, in the words of all architectures.
-LAYERS = (
-    *("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"),
-    *("n_layer", "n_layers"),
-)
-WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "pooler_hidden_size")
-INNER_WIDTHS = ("intermediate_size", "d_ff", "n_inner", "hidden_dim", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim")
-EMBEDDING_WIDTHS = ("embedding_size", "word_embed_proj_dim")
-HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads", "encoder_attention_heads", "decoder_attention_heads")
-KEY_HEADS = ("num_key_value_heads", "num_kv_heads")
-HEAD_WIDTHS = ("head_dim", "d_kv")
 
 
 @dataclass(frozen=True)
@@ -403,8 +391,9 @@ def check_reload(trial: Trial) -> Check:
         size = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
         loaded = patient.method.load(patient.base().model, Path(folder))
     loaded.to(patient.device)
-    away = float((patient.logits(loaded) - patient.logits(trial.model)).abs().max())
-    ok = away <= 1e-5
+    logits = patient.logits(trial.model)
+    away = float((patient.logits(loaded) - logits).abs().max())
+    ok = away <= 1e-5 * max(1.0, float(logits.abs().max()))
     exact = "the same logits to the bit" if away == 0 else f"logits {away:.1e} from those saved"
     cure = "" if ok else "do not rely on this combination's saved files"
     return Check("save and reload", ok, f"{exact}, {size:,} bytes", cure)
@@ -472,85 +461,6 @@ CHECKS_OF_TRIAL: Mapping[str, Callable[[Trial], Check]] = {
     "merge": check_merge,
     "resume": check_resume,
 }
-
-
-def small_config(shape: Mapping[str, Any], width: int) -> Any:
-    """A config of this shape, at most `width` wide and two layers deep. Raises BadInput for an unknown architecture."""
-    values = dict(shape)
-    architecture = values.pop("model_type")
-    try:
-        full = transformers.AutoConfig.for_model(architecture, **values)
-    except (KeyError, ValueError):
-        near = nearest(architecture, transformers.CONFIG_MAPPING)
-        raise BadInput(f"model: transformers knows no {architecture!r}{near}") from None
-    small = shrink(full.to_dict(), width)
-    del small["model_type"]
-    return type(full).from_dict(small)
-
-
-def shrink(config: Mapping[str, Any], width: int) -> dict[str, Any]:
-    """The same architecture, smaller: groups of heads, factorised embeddings and odd head widths stay what they are.
-
-    >>> big = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
-    >>> shrink(big, 64)
-    {'hidden_size': 64, 'num_hidden_layers': 2, 'num_attention_heads': 4, 'num_key_value_heads': 2}
-    """
-    small = dict(config)
-    real = next((config[key] for key in WIDTHS if isinstance(config.get(key), int)), width)
-    for key, value in config.items():
-        if key in LAYERS and isinstance(value, int):
-            small[key] = min(value, 2)
-        elif key.endswith("token_id") and isinstance(value, int):
-            small[key] = min(value, FIRST_BYTE - 1)
-        elif key.endswith("token_id") and isinstance(value, list):
-            small[key] = [min(token, FIRST_BYTE - 1) for token in value]
-    if "vocab_size" in config:
-        small["vocab_size"] = VOCABULARY
-    if config.get("layer_types"):
-        small["layer_types"] = _two_of(config["layer_types"])
-    if config.get("attention_types"):  # GPT-Neo's: [[kinds, how often]]
-        small["attention_types"] = [[config["attention_types"][0][0], 1]]
-    if real <= width:
-        return small
-    heads = next((config[key] for key in HEADS if isinstance(config.get(key), int)), 4)
-    for key, value in config.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            continue
-        if key in WIDTHS:
-            small[key] = width
-        elif key in INNER_WIDTHS:
-            small[key] = max(32, value * width // real // 32 * 32)
-        elif key in EMBEDDING_WIDTHS:
-            small[key] = width if value == real else width // 2
-        elif key in HEADS:
-            small[key] = 4
-        elif key in KEY_HEADS:
-            small[key] = {heads: 4, 1: 1}.get(value, 2)
-        elif key in HEAD_WIDTHS:
-            small[key] = width // 4 if value * heads == real else width // 2
-    return small
-
-
-def byte_tokenizer(config: Any) -> transformers.PreTrainedTokenizerFast:
-    """A token a byte, so that every text has tokens, and a word several."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    padding = config.pad_token_id if isinstance(getattr(config, "pad_token_id", None), int) else 0
-    free = [number for number in range(FIRST_BYTE) if number != padding]
-    names = {
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "mask_token": "<mask>",
-    }
-    vocabulary = dict(zip(names.values(), [padding, *free], strict=False))
-    vocabulary |= {letter: FIRST_BYTE + number for number, letter in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
 def without_dropout(method: Method) -> Method:
@@ -664,15 +574,6 @@ def _distance(one: Tensor, other: Tensor) -> float:
 
 def _flat(tensors: Mapping[str, Tensor | None]) -> Tensor:
     return torch.cat([tensor.float().flatten() for tensor in tensors.values() if tensor is not None])
-
-
-def _two_of(kinds: Sequence[str]) -> list[str]:
-    """Two layers' kinds, both if there are two.
-
-    >>> _two_of(["sliding", "sliding", "full"]), _two_of(["full", "full"])
-    (['sliding', 'full'], ['full', 'full'])
-    """
-    return [*dict.fromkeys(kinds), kinds[0]][:2]
 
 
 def broken(error: Exception) -> str:

@@ -23,7 +23,8 @@ from peftlab.methods.lora import Lora
 from peftlab.methods.prefix_tuning import PrefixTuning
 from peftlab.model import Model
 from peftlab.part import BadInput
-from peftlab.probe import Check, Patient, examine, make_patient, make_trial, small_config
+from peftlab.probe import Check, Patient, examine, make_patient, make_trial
+from peftlab.small_model import small_config
 from peftlab.quantization.four_bit import FourBit
 from peftlab.recipe import Recipe, load_recipe
 from peftlab.shapes import disagreement, shapes

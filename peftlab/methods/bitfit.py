@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # No layer of theirs has one. (Qwen2 has them in attention, Falcon in its norms.)
-BIAS_FREE = {"gemma", "gemma2", "gemma3_text", "llama", "mistral", "mixtral", "mt5", "olmo2", "phi3", "qwen3", "t5"}
+BIAS_FREE = {
+    *("gemma", "gemma2", "gemma3_text", "llama", "mistral", "mixtral", "modernbert", "mt5", "olmo2", "phi3", "qwen3"),
+    "t5",
+}
 
 
 class BitFit(DirectMethod):

@@ -49,6 +49,8 @@ class PrefixTuning(VirtualTokens):
     def unsupported(self, setting: Setting) -> str | None:
         if setting.architecture in CLOSED:
             return f"prefix tuning gives attention keys and values from outside, and {setting.architecture} takes none"
+        if setting.architecture in ("t5", "mt5") and setting.task_type == "TOKEN_CLS":
+            return "prefix tuning reaches T5's decoder, and its token classifier has none; use lora"
         if setting.gradient_checkpointing:
             return "prefix tuning does not train with gradient checkpointing, whose second forward misses the prefix"
         return None
