@@ -24,10 +24,10 @@ from peftlab.methods.prefix_tuning import PrefixTuning
 from peftlab.model import Model
 from peftlab.part import BadInput
 from peftlab.probe import Check, Patient, examine, make_patient, make_trial
-from peftlab.small_model import small_config
 from peftlab.quantization.four_bit import FourBit
 from peftlab.recipe import Recipe, load_recipe
 from peftlab.shapes import disagreement, shapes
+from peftlab.small_model import small_config
 from peftlab.tasks.token_classification import TokenClassification
 
 from .conftest import MINILM, RECIPE
