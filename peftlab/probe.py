@@ -445,9 +445,10 @@ def check_resume(trial: Trial) -> Check:
     other = [name for name, p in model.named_parameters() if p.requires_grad and not torch.equal(p, ends[name])]
     if not other:
         return Check("resume", True, "the same bits as without a break")
-    away = max(float((dict(model.named_parameters())[name] - ends[name]).abs().max()) for name in other)
+    begun = dict(model.named_parameters())
+    away = max(_distance(begun[name].detach(), ends[name].detach()) for name in other)
     cure = "do not interrupt this training: the method keeps a state that a checkpoint does not hold"
-    return Check("resume", False, f"{len(other)} tensors end up to {away:.1e} away", cure)
+    return Check("resume", False, f"{len(other)} tensors end up to {away:.1e} of their largest value away", cure)
 
 
 CHECKS_OF_TRIAL: Mapping[str, Callable[[Trial], Check]] = {

@@ -72,6 +72,11 @@ def test_pissa_starts_from_the_base_and_is_saved_as_a_lora_on_it(
     product = layer.scaling["default"] * layer.lora_B.default.weight @ layer.lora_A.default.weight  # type: ignore[index,union-attr,operator]
     torch.testing.assert_close(torch.linalg.svdvals(product)[:4], principal, atol=1e-4, rtol=1e-4)
     expected = stirred(model)(**probe_input).logits
+    with method.without(model):
+        head = model.get_submodule("base_model.model.classifier").modules_to_save.default  # type: ignore[union-attr]
+        features = base_of().model.bert(**probe_input).last_hidden_state
+        torch.testing.assert_close(model(**probe_input).logits, head(features), atol=2e-5, rtol=0)  # type: ignore[operator]
+    assert torch.equal(model(**probe_input).logits, expected)
     method.save(model, tmp_path)
     loaded = method.load(base_of().model, tmp_path).eval()
     torch.testing.assert_close(loaded(**probe_input).logits, expected, atol=2e-5, rtol=0)

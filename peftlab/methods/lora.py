@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,7 +17,7 @@ from peftlab.part import BadInput
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
@@ -31,7 +33,6 @@ class Lora(PeftMethod):
     samples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"rank": 4},
         {"rank": 4, "weight_decomposed": True},
-        {"rank": 4, "initialization": "pissa"},
         {"rank": 4, "rank_stabilized": True},
     )
 
@@ -85,6 +86,24 @@ class Lora(PeftMethod):
                 if ".lora_A." in name or ".lora_B." in name
             }
         return wrapped
+
+    @contextlib.contextmanager
+    def without(self, model: nn.Module) -> Iterator[None]:
+        start: dict[str, Tensor] | None = getattr(model, "pissa_start", None)
+        if start is None:
+            with super().without(model):
+                yield
+            return
+        # PiSSA's base lacks what A and B started with.
+        trained = {name: p for name, p in model.named_parameters() if name in start}
+        kept = {name: p.data for name, p in trained.items()}
+        for name, p in trained.items():
+            p.data = start[name]
+        try:
+            yield
+        finally:
+            for name, p in trained.items():
+                p.data = kept[name]
 
     def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
         groups = super().parameter_groups(model, learning_rate, weight_decay)
