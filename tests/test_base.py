@@ -52,9 +52,12 @@ def test_a_four_bit_base_trains_on_after_an_evaluation(
     # As on a CPU with AVX512-BF16, where an evaluation repacks the weights for a kernel that has no backward.
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
     model = attach(base_of("nf4"))
+    packed = {name: linear.weight.data.clone() for name, linear in quantized_linears(model).items()}  # type: ignore[operator,union-attr]
     model.eval()
     with torch.no_grad():
         before = model(**probe_input).logits
+    for name, linear in quantized_linears(model).items():
+        assert torch.equal(linear.weight.data, packed[name]), name  # type: ignore[arg-type,union-attr]
     model.train()
     model(**probe_input).logits.sum().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
