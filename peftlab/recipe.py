@@ -40,6 +40,7 @@ class Recipe(Settings):
     quantization: AnyQuantization = NoQuantization()
     training: Training = Training()
     seeds: AnySeeds = Seeds()
+    score_test: bool = True  # off while settings are still being chosen
 
     @property
     def digest(self) -> str:

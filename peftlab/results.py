@@ -56,7 +56,7 @@ class Cost(Settings):
 
     load_seconds: float  # data, tokenizer, base and method
     train_seconds: float
-    evaluate_seconds: float  # validation during training, then both splits
+    evaluate_seconds: float  # validation during training, then test
     optimizer_steps: int
     tokens: int  # trained on, without padding
     tokens_per_second: float  # of training

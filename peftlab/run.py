@@ -120,7 +120,9 @@ class _Run:
             observer=self.screen,
         )
         self.screen.finished()
-        predictions = {"validation": log.records, "test": predict("test")}
+        predictions = {"validation": log.records}
+        if self.recipe.score_test:
+            predictions["test"] = predict("test")
         metrics = {split: score(task, records) for split, records in predictions.items()}
 
         adapter_bytes = 0

@@ -268,3 +268,10 @@ def test_another_version_of_the_base_is_refused(lora: tuple[RunResult, Path], tm
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_fingerprint": "0" * 64}))
     with pytest.raises(BadInput, match="trained on another version of sentence-transformers/all-MiniLM-L6-v2"):
         artifact.load(path.parent, device=CPU)
+
+
+def test_a_run_that_still_chooses_does_not_look_at_the_test_split(tmp_path: Path) -> None:
+    result, folder = finished(tmp_path, "score_test=false", "training.steps=2", "training.epochs=null")
+    assert set(result.metrics) == {"validation"}
+    lines = (folder / "predictions.jsonl").read_text().splitlines()
+    assert {json.loads(line)["split"] for line in lines} == {"validation"}
