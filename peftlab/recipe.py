@@ -63,6 +63,7 @@ class Recipe(Settings):
                 quantization=self.quantization.kind,
                 task_type=self.task.task_type,
                 gradient_checkpointing=self.training.gradient_checkpointing,
+                packed=self.task.packs,
             )
         )
 

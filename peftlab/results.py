@@ -89,6 +89,7 @@ class RunResult(Settings):
     command: list[str]
     metrics: dict[str, dict[str, float]]  # split -> metric -> value
     selection: str  # the metric by which the best state was chosen, on validation
+    selection_minimized: bool = False  # smaller is better of it
     best_step: int | None
     stopped_early: bool
     curve: Curve

@@ -11,6 +11,10 @@ from peftlab.part import BadInput, nearest
 
 VOCABULARY = 512
 FIRST_BYTE = 256  # token id of byte 0; special tokens are below it
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'][0] + ':' + message['content'] + '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
 # Keys of a config.json by what they count, in the words of all architectures.
 LAYERS = (
     *("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"),
@@ -100,7 +104,9 @@ def byte_tokenizer(config: Any) -> transformers.PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    whole = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    whole.chat_template = CHAT_TEMPLATE
+    return whole
 
 
 def _two_of(kinds: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,35 @@ def usaddress(folder: Path) -> dict[str, list[Row]]:
     return {"train": rows}
 
 
+def alpaca(folder: Path) -> dict[str, list[Row]]:
+    """999 instructions in one split, 412 of them with an input."""
+    path = folder / "alpaca_en_demo.json"
+    records = json.loads(path.read_text(encoding="utf-8"))
+    return {"train": [Row(f"{path.name}, record {number}", record) for number, record in enumerate(records, start=1)]}
+
+
+def chitchat(folder: Path) -> dict[str, list[Row]]:
+    """7,168 conversations in one split: who begins is the user, what one says in a row is one message.
+
+    Those in which nobody answers are left out, as is the last message where nobody answers it.
+    """
+    path = folder / "dataset.json"
+    rows = []
+    for name, conversation in json.loads(path.read_text(encoding="utf-8")).items():
+        said = [message for turn in conversation["messages"] for message in turn if message["text"].strip()]
+        messages = [
+            {"role": ("user", "assistant")[number % 2], "content": "\n".join(part["text"].strip() for part in run)}
+            for number, (_, run) in enumerate(itertools.groupby(said, key=lambda message: message["sender"]))
+        ]
+        messages = messages[: len(messages) // 2 * 2]
+        if messages:
+            rows.append(Row(f"{path.name}, conversation {name}", {"messages": messages}))
+    return {"train": rows}
+
+
 REGISTRY: dict[str, Callable[[Path], dict[str, list[Row]]]] = {
     "eriktks/conll2003": conll2003,
     "datamade/usaddress": usaddress,
+    "hiyouga/llamafactory/alpaca_en_demo": alpaca,
+    "BYU-PCCL/chitchat-dataset": chitchat,
 }

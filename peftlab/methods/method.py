@@ -34,6 +34,7 @@ class Setting:
     quantization: str  # kind
     task_type: str  # one of PEFT's TaskType names
     gradient_checkpointing: bool = False
+    packed: bool = False  # several rows share a sequence
 
 
 class Method(Part):

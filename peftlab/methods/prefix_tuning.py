@@ -53,7 +53,7 @@ class PrefixTuning(VirtualTokens):
             return "prefix tuning reaches T5's decoder, and its token classifier has none; use lora"
         if setting.gradient_checkpointing:
             return "prefix tuning does not train with gradient checkpointing, whose second forward misses the prefix"
-        return None
+        return super().unsupported(setting)
 
     def config(self, model: PreTrainedModel, plan: Plan) -> PeftConfig:
         from peft import PrefixTuningConfig

@@ -34,6 +34,11 @@ class VirtualTokens(PeftMethod):
     def positions(self) -> int:
         return self.length
 
+    def unsupported(self, setting: Setting) -> str | None:
+        if setting.packed:
+            return f"{self.title} comes before the first row of a sequence alone; set task.packing: false"
+        return None
+
     def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
         _check_positions(model, self.length, plan.longest_input)
         return super().apply(model, plan)
@@ -68,7 +73,7 @@ class EmbeddedTokens(VirtualTokens):
     def unsupported(self, setting: Setting) -> str | None:
         if setting.task_type == "SEQ_CLS" and setting.architecture in LAST_TOKEN:
             return _no_pooling(self.title, setting.architecture)
-        return None
+        return super().unsupported(setting)
 
     def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
         if plan.task_type == "SEQ_CLS" and {"score", "classification_head"}.intersection(plan.head):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import Field
@@ -25,13 +25,20 @@ class Task(Part):
     auto_class: ClassVar[str]  # transformers' class of base and head
     task_type: ClassVar[str]  # PEFT's name for it
     fields: ClassVar[tuple[str, ...]]  # what a row must carry
-    selection: ClassVar[str]  # the metric by which the best state is chosen; larger is better
+    optional_fields: ClassVar[tuple[str, ...]] = ()  # what it may carry besides
+    selection: ClassVar[str]  # the metric by which the best state is chosen
+    minimized: ClassVar[bool] = False  # smaller is better of that metric
     metrics: ClassVar[tuple[str, ...]]  # modules of peftlab.metrics
     new_head: ClassVar[bool] = True  # the head is not pretrained
     pretokenized: ClassVar[bool] = False  # rows hold words, not text
 
     max_length: int | None = Field(None, ge=8)  # tokens; the model's own limit if not given
     truncate: bool = False  # cut what is longer, and count it; otherwise it is an error
+
+    @property
+    def packs(self) -> bool:
+        """Whether several rows may share a training sequence, told apart by their positions alone."""
+        return False
 
     def fitted(self: Self, rows: Iterable[Row]) -> Self:
         """A copy that knows what is to be learnt, e.g. its labels. Raises BadInput at the first bad row."""
@@ -44,6 +51,14 @@ class Task(Part):
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
         """Examples of at most `limit` tokens. Raises BadInput if a row is longer and `truncate` is off."""
         raise NotImplementedError
+
+    def training_examples(self, examples: Sequence[Example], limit: int) -> list[Example]:
+        """What of a split's examples is trained on: e.g. packed into sequences of at most `limit` tokens."""
+        return list(examples)
+
+    def objection(self, model: torch.nn.Module) -> str | None:
+        """Why this very model cannot do what these settings ask, found by trying, in one line; None if it can."""
+        return None
 
     def collate(self, examples: Sequence[Example], padding_token: int) -> dict[str, torch.Tensor]:
         """A padded batch: `input_ids`, `attention_mask`, `labels` (batch, length) int64."""
@@ -63,9 +78,27 @@ class Task(Part):
 
         return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
 
+    def inputs(self, batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """What the model's forward is given of a batch: all but the labels."""
+        return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+    def predict(
+        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase
+    ) -> Any:
+        """What `decode` takes: the outputs of one forward, or of as many as a generated text needs."""
+        return model(**self.inputs(batch, model))
+
     def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """One JSON-ready record an example, with `predicted` and `expected`."""
         raise NotImplementedError
+
+    def merge(self, records: Sequence[dict[str, Any]], examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """One record a row, from those of its examples, which stand next to each other."""
+        return list(records)
+
+    def rank(self, scores: Mapping[str, float]) -> float:
+        """The selection metric, turned so that larger is better."""
+        return -scores[self.selection] if self.minimized else scores[self.selection]
 
     def row(self, text: str, where: str) -> Row:
         """A row without targets, from what a user typed."""
