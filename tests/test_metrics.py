@@ -3,6 +3,7 @@
 import pytest
 
 from peftlab.metrics import METRICS, load_metric
+from peftlab.part import BadInput
 
 # The example of seqeval's README.
 REFERENCES = [["O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
@@ -32,3 +33,24 @@ def test_every_metric_loads_without_a_network_and_describes_itself(name: str) ->
     metric = load_metric(name)
     assert metric.description
     assert metric.citation
+
+
+def test_perplexity_weighs_tokens_and_is_torchs_exponential_of_the_mean() -> None:
+    torch = pytest.importorskip("torch")
+    logits = torch.randn(7, 11, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(7)
+    nats = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double()
+    expected = float(torch.nn.functional.cross_entropy(logits, targets).exp())
+    metric = load_metric("perplexity")
+    for cuts in ([7], [1, 6], [2, 2, 3], [1] * 7, [0, 7]):  # however targets fall into examples
+        parts = torch.split(nats, cuts)
+        scores = metric.compute(nats=[float(part.sum()) for part in parts], tokens=cuts)
+        assert scores["perplexity"] == pytest.approx(expected, rel=1e-6)
+    means = [float(part.mean().exp()) for part in torch.split(nats, [1, 6])]
+    assert sum(means) / 2 != pytest.approx(expected, rel=1e-3)  # as a mean over examples would have it
+
+
+@pytest.mark.parametrize(("nats", "tokens"), [([1e6], [1]), ([float("nan")], [1]), ([0.0], [0])])
+def test_perplexity_is_not_made_up(nats: list[float], tokens: list[int]) -> None:
+    with pytest.raises(BadInput, match=r"^perplexity: "):
+        load_metric("perplexity").compute(nats=nats, tokens=tokens)

@@ -11,7 +11,10 @@ def convert(source: Path, target: Path) -> None:
     """Write the one .gguf file in `source` as a folder that transformers loads: config, safetensors, tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.import_utils import is_gguf_available
 
+    if not is_gguf_available():
+        raise BadInput("a GGUF file needs the package gguf to be read: pip install 'peftlab[conversion]'")
     files = sorted(source.glob("*.gguf"))
     if len(files) != 1:
         raise BadInput(f"{source}: holds {len(files)} .gguf files, wanted one")

@@ -10,6 +10,7 @@ from pydantic import Field
 from peftlab.examples import Encoded, Example, Row
 from peftlab.part import BadInput
 from peftlab.tasks.conversation import ANSWERS, Message, chat_template, end_of_text
+from peftlab.tasks.next_token import next_token_nats
 from peftlab.tasks.packing import leak, packed
 from peftlab.tasks.task import IGNORED, Task, pad
 
@@ -49,16 +50,21 @@ class CausalLM(Task):
     def packs(self) -> bool:
         return self.packing
 
+    def check(self, row: Row) -> None:
+        """Raise BadInput if the row will not do, whatever the other rows are."""
+        form = self.form or _form(row)
+        if form is None:
+            wanted = ", or ".join(" and ".join(fields) for fields in FIELDS.values())
+            raise BadInput(f"{row.where}: has {', '.join(row.fields) or 'nothing'}; wanted {wanted}")
+        _check(row, form)
+
     def fitted(self, rows: Iterable[Row]) -> CausalLM:
-        form = self.form
+        task = self
         for row in rows:
-            if form is None:
-                form = next((name for name, fields in FIELDS.items() if set(fields) <= row.fields.keys()), None)
-            if form is None:
-                wanted = ", or ".join(" and ".join(fields) for fields in FIELDS.values())
-                raise BadInput(f"{row.where}: has {', '.join(row.fields) or 'nothing'}; wanted {wanted}")
-            _check(row, form)
-        return self.model_copy(update={"form": form})
+            task.check(row)
+            if task.form is None:
+                task = self.model_copy(update={"form": _form(row)})
+        return task
 
     def model_settings(self) -> dict[str, Any]:
         # transformers tells packed rows apart only where no cache is made, and makes one unless it is told not to.
@@ -130,12 +136,7 @@ class CausalLM(Task):
         return {name: tensor for name, tensor in batch.items() if name not in ("labels", "ask")}
 
     def loss(self, outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        from torch.nn.functional import cross_entropy
-
-        labels = batch["labels"][:, 1:]
-        learnt = labels != IGNORED
-        # Chosen before they are made float32: the logits of a large vocabulary are most of a small model's memory.
-        return cross_entropy(outputs.logits[:, :-1][learnt].float(), labels[learnt], reduction="sum")
+        return next_token_nats(outputs.logits, batch["labels"]).sum()
 
     def predict(
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase
@@ -149,19 +150,22 @@ class CausalLM(Task):
 
     def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
         import torch
-        from torch.nn.functional import cross_entropy
 
         answers = outputs.get("answers") or [None] * len(examples)
         records = []
         for number, example in enumerate(examples):
-            labels = torch.tensor(example.features["labels"][1:], device=outputs.logits.device)
-            learnt = labels != IGNORED
-            logits = outputs.logits[number, : len(labels)][learnt].float()
-            nats = cross_entropy(logits, labels[learnt], reduction="none").double().sum()
+            labels = torch.tensor([example.features["labels"]], device=outputs.logits.device)
+            nats = next_token_nats(outputs.logits[number : number + 1, : len(example)], labels)
             prompt, whole = self._parts(example.row)
-            expected = None if whole is None or self.form == "text" else whole[-1]["content"]
-            record = {"nats": float(nats), "tokens": int(learnt.sum()), "predicted": answers[number]}
-            records.append(record | {"expected": expected, "asked": _asked(example.row, prompt)})
+            records.append(
+                {
+                    "predicted": answers[number],
+                    "expected": None if whole is None or self.form == "text" else whole[-1]["content"],
+                    "nats": float(nats.double().sum()),
+                    "tokens": len(nats),
+                    "asked": _asked(example.row, prompt),
+                }
+            )
         return records
 
     def row(self, text: str, where: str) -> Row:
@@ -228,6 +232,10 @@ def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase, *, end: bool) -> tu
 
 def _asked(row: Row, prompt: Sequence[Message]) -> str:
     return prompt[-1]["content"] if prompt else str(row.fields.get("text", ""))
+
+
+def _form(row: Row) -> Form | None:
+    return next((form for form, fields in FIELDS.items() if set(fields) <= row.fields.keys()), None)
 
 
 def _check(row: Row, form: Form) -> None:

@@ -52,13 +52,16 @@ def leak(model: torch.nn.Module) -> str | None:
         found: torch.Tensor = model(**inputs).logits[0, -row.shape[1] :].float()
         return found
 
-    was = model.training
+    was, name = model.training, config.model_type
     model.eval()
-    with torch.no_grad():
-        alone, after, after_other = logits(row), logits(before, row), logits(other, row)
-    model.train(was)
+    try:
+        with torch.no_grad():
+            alone, after, after_other = logits(row), logits(before, row), logits(other, row)
+    except TypeError as error:
+        return f"packing: {name} takes no positions ({error}); set task.packing: false"
+    finally:
+        model.train(was)
     size = float(alone.std()) or 1.0
-    name = config.model_type
     if float((after - after_other).abs().max()) > FAR * size:
         return f"packing: in {name} a row sees the row packed before it; set task.packing: false"
     if float((after - alone).abs().max()) > 5 * FAR * size:
