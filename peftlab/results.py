@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from peftlab.part import BadInput, Settings
 from peftlab.settings import Precision
@@ -68,7 +68,7 @@ class SplitCounts(Settings):
     examples: int
     tokens: int
     dropped: dict[str, int]  # e.g. truncated sentences and lost entities
-    skipped: dict[str, int] = {}  # rows left out, by reason: bad ones, leaks
+    skipped: dict[str, int] = Field(default={})  # rows left out, by reason: bad ones, leaks
     leaks: int | None = None  # of validation and test: examples whose input is in train too
 
 

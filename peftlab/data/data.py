@@ -79,9 +79,13 @@ class Data(Part):
             pairs["train"] = fresh
             skipped["train"] = skipped.get("train", {}) | ({"leaks": dropped} if dropped else {})
         wanted = (self.train_examples, self.validation_examples, self.test_examples)
-        kept = {split: self._keep(pairs[split], count) for split, count in zip(SPLITS, wanted, strict=True)}
+        kept: dict[str, list[Row]] = {
+            split: self._keep(pairs[split], count) for split, count in zip(SPLITS, wanted, strict=True)
+        }
         known = leaks.keys(kept["train"], inputs)
-        found = {split: sum(leaks.key(row, inputs) in known for row in kept[split]) for split in SPLITS[1:]}
+        found: dict[str, int] = {
+            split: sum(leaks.key(row, inputs) in known for row in kept[split]) for split in SPLITS[1:]
+        }
         return Splits(kept, source, fingerprint(kept), skipped, found)
 
     def _check_columns(self, rows: Mapping[str, Sequence[Row]], fields: Sequence[str]) -> None:

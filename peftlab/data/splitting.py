@@ -28,7 +28,7 @@ def cut(
     units: dict[str, list[int]] = defaultdict(list)
     for position, row in enumerate(rows):
         units[canonical(row.fields) if group is None else canonical(_value(row, group, "group"))].append(position)
-    places: dict[str, list[int]] = {split: [] for split in shares} | {"train": []}
+    places: dict[str, list[int]] = {split: [] for split in (*shares, "train")}
     if stratify is None:
         for unit, members in units.items():
             places[_by_draw(draw(unit, seed), shares)] += members

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from peftlab.data.readers.lines import LONGEST_LINE, read_lines
 from peftlab.examples import Row
@@ -40,11 +41,11 @@ def _read(path: Path, delimiter: str | None) -> list[Row]:
         raise BadInput(f"{path}:1: {faults[1]}")
     csv.field_size_limit(LONGEST_LINE)
     sign = delimiter or (";" if "," not in head and ";" in head else ",")
-    quoting = csv.QUOTE_MINIMAL if delimiter is None else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter is None else csv.QUOTE_NONE
     names = next(csv.reader([head], delimiter=sign, quoting=quoting), [])
     _check_names(path, names)
     reader = csv.reader(lines, delimiter=sign, quoting=quoting, strict=True)
-    rows = []
+    rows: list[Row] = []
     while True:
         where = f"{path}:{before + 2}"
         try:
