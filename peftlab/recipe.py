@@ -62,16 +62,19 @@ class Recipe(Settings):
         """All rows, checked; the old ones that are replayed under "replay". Raises BadInput if some are bad."""
 
         def load(data: Data) -> Splits:
-            return data.load(self.task.fields, check=self.task.check, inputs=self.task.inputs)
+            task = self.task
+            return data.load(task.fields, task.optional_fields, check=task.check, given=task.given_fields)
 
         new = load(self.data)
         if self.replay is None:
             return new
-        return self.replay.mixed(new, load(self.replay.data), self.task.inputs or self.task.fields)
+        return self.replay.mixed(
+            new, load(self.replay.data), self.task.given_fields or (*self.task.fields, *self.task.optional_fields)
+        )
 
     def unsupported(self, architecture: str | None) -> str | None:
         """Why this combination cannot run, as far as can be told before anything loads."""
-        return self.method.unsupported(
+        reason = self.method.unsupported(
             Setting(
                 architecture=architecture,
                 quantization=self.quantization.kind,
@@ -79,6 +82,9 @@ class Recipe(Settings):
                 gradient_checkpointing=self.training.gradient_checkpointing,
             )
         )
+        if reason is None and self.training.layer_decay is not None and self.method.positions:
+            return "training.layer_decay: virtual tokens are in no layer; leave it out"
+        return reason
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

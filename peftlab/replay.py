@@ -21,10 +21,10 @@ class Replay(Settings):
     data: AnyData
     share: float = Field(0.2, gt=0, lt=1)  # of the examples trained on; less if the old data has not so many
 
-    def mixed(self, new: Splits, old: Splits, inputs: Sequence[str]) -> Splits:
+    def mixed(self, new: Splits, old: Splits, given: Sequence[str]) -> Splits:
         """`new` with a fourth split, "replay". What `new` is validated or tested on is never replayed."""
-        asked = keys((row for split in SPLITS[1:] for row in new.rows[split]), inputs)
-        rows = [row for row in old.rows["train"] if key(row, inputs) not in asked]
+        asked = keys((row for split in SPLITS[1:] for row in new.rows[split]), given)
+        rows = [row for row in old.rows["train"] if key(row, given) not in asked]
         count = replayed(len(new.rows["train"]), self.share)
         mixed = new.rows | {"replay": [rows[i] for i in sample(rows, count, seed=self.data.split_seed)]}
         return dataclasses.replace(

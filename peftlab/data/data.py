@@ -46,22 +46,23 @@ class Data(Part):
     def load(
         self,
         fields: Iterable[str],
+        optional: Iterable[str] = (),
         *,
         check: Callable[[Row], object] = lambda row: None,
-        inputs: Sequence[str] = (),
+        given: Sequence[str] = (),
     ) -> Splits:
-        """Rows that carry `fields`. Raises BadInput if a column is missing, a split is empty or rows are bad.
+        """Rows that carry `fields`, and those of `optional` that they have.
 
-        `check` raises BadInput for a row that will not do; two rows with the same `inputs` (all fields, if none is
-        named) are the same question.
+        `check` raises BadInput for a row that will not do; rows that are alike in the fields `given` to the model (all,
+        if none is named) are the same question. Raises BadInput if a column is missing, a split empty, a row bad.
         """
-        fields = tuple(fields)
+        fields, optional = tuple(fields), tuple(optional)
         read, source = self.read()
-        self._check_columns(read, fields)
+        self._check_columns(read, fields, optional)
         pairs: dict[str, list[Pair]] = {}
         skipped: dict[str, dict[str, int]] = {}
         for split, rows in read.items():
-            named = [(row, self._named(row, fields, check)) for row in rows]
+            named = [(row, self._named(row, fields, optional, check)) for row in rows]
             bad = [row for _, row in named if row.fault is not None]
             skipped[split] = settle(bad, len(rows), f"the {split} split of {source}", self.on_bad_row)
             pairs[split] = [pair for pair in named if pair[1].fault is None]
@@ -69,10 +70,10 @@ class Data(Part):
         for split in SPLITS:
             if not pairs.get(split):
                 raise BadInput(f"data: the {split} split of {source} is empty")
-        inputs = tuple(inputs) or fields
+        given = tuple(given) or (*fields, *optional)
         if self.drop_leaks:
-            asked = leaks.keys((row for split in SPLITS[1:] for _, row in pairs[split]), inputs)
-            fresh = [pair for pair in pairs["train"] if leaks.key(pair[1], inputs) not in asked]
+            asked = leaks.keys((row for split in SPLITS[1:] for _, row in pairs[split]), given)
+            fresh = [pair for pair in pairs["train"] if leaks.key(pair[1], given) not in asked]
             if not fresh:
                 raise BadInput(f"data.drop_leaks: all of train of {source} is in validation or test too")
             dropped = len(pairs["train"]) - len(fresh)
@@ -82,33 +83,40 @@ class Data(Part):
         kept: dict[str, list[Row]] = {
             split: self._keep(pairs[split], count) for split, count in zip(SPLITS, wanted, strict=True)
         }
-        known = leaks.keys(kept["train"], inputs)
+        seen = leaks.keys(kept["train"], given)
         found: dict[str, int] = {
-            split: sum(leaks.key(row, inputs) in known for row in kept[split]) for split in SPLITS[1:]
+            split: sum(leaks.key(row, given) in seen for row in kept[split]) for split in SPLITS[1:]
         }
         return Splits(kept, source, fingerprint(kept), skipped, found)
 
-    def _check_columns(self, rows: Mapping[str, Sequence[Row]], fields: Sequence[str]) -> None:
+    def _check_columns(self, rows: Mapping[str, Sequence[Row]], fields: Sequence[str], optional: Sequence[str]) -> None:
         """Raise BadInput for a column that no row has: that is the recipe's mistake, not a row's."""
-        unknown = [field for field in self.columns if field not in fields]
+        known = (*fields, *optional)
+        unknown = [field for field in self.columns if field not in known]
         if unknown:
-            raise BadInput(f"data.columns: the task has no field {unknown[0]!r}{nearest(unknown[0], fields)}")
+            raise BadInput(f"data.columns: the task has no field {unknown[0]!r}{nearest(unknown[0], known)}")
         whole = [row for part in rows.values() for row in part if row.fault is None]
-        for field in fields:
+        for field in known:
             column = self.columns.get(field, field)
+            if field in optional and field not in self.columns:
+                continue
             if whole and not any(column in row.fields for row in whole):
                 raise BadInput(f"{whole[0].where}: {_lacks(whole[0], column, field)}")
 
-    def _named(self, row: Row, fields: Sequence[str], check: Callable[[Row], object]) -> Row:
+    def _named(self, row: Row, fields: Sequence[str], optional: Sequence[str], check: Callable[[Row], object]) -> Row:
         """The row under the task's names, with a fault if it will not do."""
         if row.fault is not None:
             return row
         found = {}
-        for field in fields:
+        for field in (*fields, *optional):
             column = self.columns.get(field, field)
+            if field in optional and row.fields.get(column) is None:
+                continue
             if column not in row.fields:
                 return Row(row.where, {}, f"{field}: {_lacks(row, column, field)}")
             found[field] = row.fields[column]
+        if not found:
+            return Row(row.where, {}, f"no column for any of the task's fields {', '.join((*fields, *optional))}")
         named = Row(row.where, found)
         try:
             check(named)

@@ -25,7 +25,8 @@ class Task(Part):
     auto_class: ClassVar[str]  # transformers' class of base and head
     task_type: ClassVar[str]  # PEFT's name for it
     fields: ClassVar[tuple[str, ...]]  # what a row must carry
-    inputs: ClassVar[tuple[str, ...]] = ()  # those of them that the model is given; all, if none is named
+    optional_fields: ClassVar[tuple[str, ...]] = ()  # what it may carry besides
+    given_fields: ClassVar[tuple[str, ...]] = ()  # of all these, what the model is given; all of them if none is named
     selection: ClassVar[str]  # the metric by which the best state is chosen; larger is better
     metrics: ClassVar[tuple[str, ...]]  # modules of peftlab.metrics
     new_head: ClassVar[bool] = True  # the head is not pretrained

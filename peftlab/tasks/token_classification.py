@@ -26,7 +26,7 @@ class TokenClassification(Task):
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
     task_type: ClassVar[str] = "TOKEN_CLS"
     fields: ClassVar[tuple[str, ...]] = ("tokens", "labels")
-    inputs: ClassVar[tuple[str, ...]] = ("tokens",)
+    given_fields: ClassVar[tuple[str, ...]] = ("tokens",)
     selection: ClassVar[str] = "entity_f1"
     metrics: ClassVar[tuple[str, ...]] = ("entity_f1",)
     pretokenized: ClassVar[bool] = True
