@@ -8,6 +8,7 @@ import pytest
 
 from peftlab.data.files import Files
 from peftlab.data.hub import Hub
+from peftlab.data.registry import chitchat
 from peftlab.examples import Row
 from peftlab.part import BadInput
 
@@ -35,7 +36,8 @@ def test_conll_2003_has_its_published_sizes() -> None:
     assert {tag for row in splits.rows["train"] for tag in row.fields["labels"]} == {
         "O", *(f"{prefix}-{kind}" for prefix in "BI" for kind in ("PER", "ORG", "LOC", "MISC"))
     }  # fmt: skip
-    assert splits.rows["train"][0].where == "train.txt:3"
+    file, _, line = splits.rows["train"][0].where.rpartition(":")
+    assert Path(file).read_text().splitlines()[int(line) - 1].startswith("EU ")
 
 
 def test_missing_splits_are_cut_by_content_so_that_a_row_stays_where_it_is(tmp_path: Path) -> None:
@@ -67,8 +69,8 @@ def test_conll_columns_are_read_with_the_line_a_sentence_starts_on(tmp_path: Pat
     path.write_text("-DOCSTART- -X- O\n\nEU NNP B-ORG\nrejects VBZ O\n\n\nPeter NNP B-PER\n")
     rows, _ = Files(train=str(path)).read()
     assert [(row.where, row.fields) for row in rows["train"]] == [
-        ("a.conll:3", {"tokens": ["EU", "rejects"], "labels": ["B-ORG", "O"]}),
-        ("a.conll:7", {"tokens": ["Peter"], "labels": ["B-PER"]}),
+        (f"{path}:3", {"tokens": ["EU", "rejects"], "labels": ["B-ORG", "O"]}),
+        (f"{path}:7", {"tokens": ["Peter"], "labels": ["B-PER"]}),
     ]
 
 
@@ -123,7 +125,7 @@ def test_a_bad_file_names_file_and_line(tmp_path: Path, content: bytes, says: st
 def test_a_row_of_columns_that_do_not_fit_names_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.conll").write_text("EU B-ORG\nrejects\n")
     with pytest.raises(BadInput, match=r"a.conll:2: 1 columns, wanted 2"):
-        Files(train=str(tmp_path / "a.conll")).read()
+        Files(train=str(tmp_path / "a.conll")).load(FIELDS)
 
 
 @pytest.mark.parametrize(
@@ -166,3 +168,25 @@ def test_an_unknown_id_without_a_hub_is_one_line_with_the_nearest_known_one() ->
         in str(caught.value)
     )
     assert "\n" not in str(caught.value)
+
+
+def test_a_conversation_has_alternating_roles_and_ends_with_an_answer(tmp_path: Path) -> None:
+    def say(sender: str, *texts: str) -> list[dict[str, str]]:
+        return [{"text": text, "sender": sender, "timestamp": ""} for text in texts]
+
+    talk = [say("b", "Hello", "You?"), say("a", " "), say("b", "Hey"), say("a", "Fine"), say("b", "Bye")]
+    conversations = {"one": {"messages": talk}, "two": {"messages": [say("c", "Anyone?")]}}
+    (tmp_path / "dataset.json").write_text(json.dumps(conversations))
+    rows = chitchat(tmp_path)["train"]
+    assert [row.where for row in rows] == [f"{tmp_path}/dataset.json, conversation one"]
+    assert rows[0].fields["messages"] == [
+        {"role": "user", "content": "Hello\nYou?\nHey"},
+        {"role": "assistant", "content": "Fine"},
+    ]
+
+
+def test_alpaca_has_its_instructions() -> None:
+    splits = Hub(id="alpaca_en_demo").load((), ("instruction", "input", "output"))
+    rows = [row for part in splits.rows.values() for row in part]
+    assert len(rows) == 999
+    assert sum(bool(row.fields["input"]) for row in rows) == 412

@@ -32,7 +32,7 @@ def usaddress(folder: Path) -> dict[str, list[Row]]:
                 words.append((part.text or "").strip())
                 tags.append(f"{'I' if position else 'B'}-{tag}")
         if words:
-            rows.append(Row(f"{path.name}, address {number}", {"tokens": words, "ner_tags": tags}))
+            rows.append(Row(f"{path}, address {number}", {"tokens": words, "ner_tags": tags}))
     return {"train": rows}
 
 
@@ -40,7 +40,7 @@ def alpaca(folder: Path) -> dict[str, list[Row]]:
     """999 instructions in one split, 412 of them with an input."""
     path = folder / "alpaca_en_demo.json"
     records = json.loads(path.read_text(encoding="utf-8"))
-    return {"train": [Row(f"{path.name}, record {number}", record) for number, record in enumerate(records, start=1)]}
+    return {"train": [Row(f"{path}, record {number}", record) for number, record in enumerate(records, start=1)]}
 
 
 def chitchat(folder: Path) -> dict[str, list[Row]]:
@@ -58,7 +58,7 @@ def chitchat(folder: Path) -> dict[str, list[Row]]:
         ]
         messages = messages[: len(messages) // 2 * 2]
         if messages:
-            rows.append(Row(f"{path.name}, conversation {name}", {"messages": messages}))
+            rows.append(Row(f"{path}, conversation {name}", {"messages": messages}))
     return {"train": rows}
 
 

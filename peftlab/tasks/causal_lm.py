@@ -35,6 +35,7 @@ class CausalLM(Task):
     task_type: ClassVar[str] = "CAUSAL_LM"
     fields: ClassVar[tuple[str, ...]] = ()
     optional_fields: ClassVar[tuple[str, ...]] = ("messages", "instruction", "input", "output", "text")
+    given_fields: ClassVar[tuple[str, ...]] = ("messages", "instruction", "input", "text")
     selection: ClassVar[str] = "perplexity"
     minimized: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("perplexity",)
@@ -51,7 +52,6 @@ class CausalLM(Task):
         return self.packing
 
     def check(self, row: Row) -> None:
-        """Raise BadInput if the row will not do, whatever the other rows are."""
         form = self.form or _form(row)
         if form is None:
             wanted = ", or ".join(" and ".join(fields) for fields in FIELDS.values())
@@ -67,7 +67,7 @@ class CausalLM(Task):
         return task
 
     def model_settings(self) -> dict[str, Any]:
-        # transformers tells packed rows apart only where no cache is made, and makes one unless it is told not to.
+        # Packed rows are told apart only where there is no cache, and transformers makes one unless it is told not to.
         return {"use_cache": False} if self.packing else {}
 
     def objection(self, model: torch.nn.Module) -> str | None:
@@ -123,17 +123,19 @@ class CausalLM(Task):
             "input_ids": pad([example.features["input_ids"] for example in examples], padding_token),
             "labels": pad([example.features["labels"] for example in examples], IGNORED),
         }
-        if "position_ids" in examples[0].features:
-            # Without a mask, for this is how transformers knows that positions may begin anew; padding is on the
-            # right, where a causal model does not look, and each of its positions is 0: a row of its own.
-            return {**batch, "position_ids": pad([example.features["position_ids"] for example in examples], 0)}
         batch["attention_mask"] = pad([[1] * len(example) for example in examples], 0)
+        if "position_ids" in examples[0].features:
+            # Padding is on the right, where a causal model does not look, and each token of it a row of its own.
+            return {**batch, "position_ids": pad([example.features["position_ids"] for example in examples], 0)}
         if any(example.features["ask"] for example in examples):
             batch["ask"] = pad([example.features["ask"] or [IGNORED] for example in examples], IGNORED)
         return batch
 
     def inputs(self, batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
-        return {name: tensor for name, tensor in batch.items() if name not in ("labels", "ask")}
+        left_out = {"labels", "ask"}
+        if "position_ids" in batch:  # transformers tells packed rows apart only where there is no mask
+            left_out.add("attention_mask")
+        return {name: tensor for name, tensor in batch.items() if name not in left_out}
 
     def loss(self, outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return next_token_nats(outputs.logits, batch["labels"]).sum()

@@ -34,6 +34,7 @@ class MultipleChoice(Task):
     task_type: ClassVar[str] = "CAUSAL_LM"
     fields: ClassVar[tuple[str, ...]] = ("prompt", "answer")
     optional_fields: ClassVar[tuple[str, ...]] = ("choices",)
+    given_fields: ClassVar[tuple[str, ...]] = ("prompt", "choices")
     selection: ClassVar[str] = "accuracy"
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "calibration_error")
     new_head: ClassVar[bool] = False
@@ -43,7 +44,6 @@ class MultipleChoice(Task):
     template: str | None = None  # Jinja, in place of the tokenizer's own chat template
 
     def check(self, row: Row) -> None:
-        """Raise BadInput if the row will not do, whatever the other rows are."""
         _check(row, self.choices)
 
     def fitted(self, rows: Iterable[Row]) -> MultipleChoice:

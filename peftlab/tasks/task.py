@@ -26,6 +26,7 @@ class Task(Part):
     task_type: ClassVar[str]  # PEFT's name for it
     fields: ClassVar[tuple[str, ...]]  # what a row must carry
     optional_fields: ClassVar[tuple[str, ...]] = ()  # what it may carry besides
+    given_fields: ClassVar[tuple[str, ...]] = ()  # of all these, what the model is given; all of them if none is named
     selection: ClassVar[str]  # the metric by which the best state is chosen
     minimized: ClassVar[bool] = False  # smaller is better of that metric
     metrics: ClassVar[tuple[str, ...]]  # modules of peftlab.metrics
@@ -43,6 +44,10 @@ class Task(Part):
     def fitted(self: Self, rows: Iterable[Row]) -> Self:
         """A copy that knows what is to be learnt, e.g. its labels. Raises BadInput at the first bad row."""
         raise NotImplementedError
+
+    def check(self, row: Row) -> None:
+        """Raise BadInput, `where: field: what is wrong`, if the row will not do, whatever the other rows are."""
+        self.fitted([row])
 
     def model_settings(self) -> dict[str, Any]:
         """What the model's config must say of the task, e.g. the number of labels."""
