@@ -280,8 +280,7 @@ def apply_method(recipe: Recipe, base: Base, plan: Plan) -> torch.nn.Module:
             raise BadInput(f"training.gradient_checkpointing: {base.model.config.model_type} does not support it")
         base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         base.model.disable_input_require_grads()
-    with autocast(resolve_precision(recipe.training.precision, base.model.device), base.model.device):
-        objection = recipe.task.objection(model)
+    objection = recipe.task.objection(base.model)
     if objection is not None:
         raise BadInput(f"task: {objection}")
     if not any(p.requires_grad for p in model.parameters()):

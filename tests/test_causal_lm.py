@@ -27,7 +27,6 @@ from peftlab.part import BadInput
 from peftlab.recipe import load_recipe
 from peftlab.settings import Seeds, Training
 from peftlab.tasks.causal_lm import CausalLM
-from peftlab.tasks.packing import leak
 from peftlab.tasks.task import IGNORED
 from peftlab.training import Evaluation, Step, TrainLog, predict, train
 from tests.contract.bases import tiny
@@ -265,9 +264,22 @@ def test_a_batch_of_packs_is_padded_without_disturbing_them(
     assert together == pytest.approx(apart, rel=1e-6)
 
 
-def test_a_model_that_leaks_is_refused_in_words(tokenizer: PreTrainedTokenizerFast, llama: PreTrainedModel) -> None:
-    assert llama.config.use_cache  # as it comes: transformers then does not tell packed rows apart
-    assert "sees the row packed before it" in str(leak(llama))
+@pytest.mark.parametrize(
+    ("architecture", "sizes"),
+    [
+        ("llama", {"use_cache": True}),  # as it comes: with a cache, transformers does not tell packed rows apart
+        ("opt", {"ffn_dim": 128, "word_embed_proj_dim": 64}),
+        ("bloom", {"n_layer": 2, "n_head": 4}),
+        ("falcon", {"alibi": True}),
+    ],
+)
+def test_a_model_that_leaks_is_refused_in_words(architecture: str, sizes: dict[str, Any]) -> None:
+    model = tiny(architecture, "AutoModelForCausalLM", **{"use_cache": False, **sizes})
+    chance = torch.get_rng_state()
+    reason = CausalLM(packing=True).objection(model)
+    assert "a row sees the row packed before it; set task.packing: false" in str(reason)
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert CausalLM().objection(model) is None
 
 
 @pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning", "p_tuning"])

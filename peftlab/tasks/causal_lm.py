@@ -16,7 +16,7 @@ from peftlab.tasks.task import IGNORED, Task, pad
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Form = Literal["chat", "instruction", "text"]
 FIELDS: dict[Form, tuple[str, ...]] = {
@@ -70,8 +70,8 @@ class CausalLM(Task):
         # Packed rows are told apart only where there is no cache, and transformers makes one unless it is told not to.
         return {"use_cache": False} if self.packing else {}
 
-    def objection(self, model: torch.nn.Module) -> str | None:
-        return leak(model) if self.packing else None
+    def objection(self, model: PreTrainedModel) -> str | None:
+        return leak(model.config) if self.packing else None
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
         template = None if self.form == "text" else chat_template(tokenizer, self.template)

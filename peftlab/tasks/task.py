@@ -12,7 +12,7 @@ from peftlab.part import Part
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 IGNORED = -100  # the label of a position that has no target, as in transformers
 
@@ -61,7 +61,7 @@ class Task(Part):
         """What of a split's examples is trained on: e.g. packed into sequences of at most `limit` tokens."""
         return list(examples)
 
-    def objection(self, model: torch.nn.Module) -> str | None:
+    def objection(self, model: PreTrainedModel) -> str | None:
         """Why this very model cannot do what these settings ask, found by trying, in one line; None if it can."""
         return None
 
