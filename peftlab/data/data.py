@@ -36,14 +36,19 @@ class Data(Part):
         """The source's rows by split under its own column names, and the source in words."""
         raise NotImplementedError
 
-    def load(self, fields: Iterable[str]) -> Splits:
-        """Rows that carry `fields`. Raises BadInput if a column is missing or a split is empty."""
+    def load(self, fields: Iterable[str], optional: Iterable[str] = ()) -> Splits:
+        """Rows that carry `fields`, and those of `optional` that they have.
+
+        Raises BadInput if a column is missing or a split is empty.
+        """
         rows, source = self.read()
         rows = self._cut(rows)
         for split in SPLITS:
             if not rows.get(split):
                 raise BadInput(f"data: the {split} split of {source} is empty")
-        renamed = {split: [self._rename(row, tuple(fields)) for row in rows[split]] for split in SPLITS}
+        renamed = {
+            split: [self._rename(row, tuple(fields), tuple(optional)) for row in rows[split]] for split in SPLITS
+        }
         wanted = (self.train_examples, self.validation_examples, self.test_examples)
         kept: dict[str, list[Row]] = {
             split: self._keep(renamed[split], count) for split, count in zip(SPLITS, wanted, strict=True)
@@ -71,13 +76,16 @@ class Data(Part):
                 rows["train"].append(row)
         return rows
 
-    def _rename(self, row: Row, fields: tuple[str, ...]) -> Row:
-        unknown = [field for field in self.columns if field not in fields]
+    def _rename(self, row: Row, fields: tuple[str, ...], optional: tuple[str, ...]) -> Row:
+        known = (*fields, *optional)
+        unknown = [field for field in self.columns if field not in known]
         if unknown:
-            raise BadInput(f"data.columns: the task has no field {unknown[0]!r}{nearest(unknown[0], fields)}")
+            raise BadInput(f"data.columns: the task has no field {unknown[0]!r}{nearest(unknown[0], known)}")
         found = {}
-        for field in fields:
+        for field in known:
             column = self.columns.get(field, field)
+            if field in optional and field not in self.columns and row.fields.get(column) is None:
+                continue
             if column not in row.fields:
                 hint = nearest(column, row.fields) or f"; it has: {', '.join(map(str, row.fields))}"
                 raise BadInput(f"{row.where}: no column {column!r} for the task's field {field!r}{hint}")

@@ -56,11 +56,9 @@ class Hub(Data):
             raise BadInput(
                 f"data: {self.id!r} is not a folder here{known}, nor to be had from the hub: {reason}"
             ) from None
-        return {
-            split: _rows(loaded[name], f"{self.id} {name}")
-            for split in SPLITS
-            if (name := self.splits.get(split, split)) in loaded
-        }
+        given = set(self.splits.values())  # to another split, and so not to the one of its own name too
+        names = {split: self.splits.get(split, "" if split in given else split) for split in SPLITS}
+        return {split: _rows(loaded[name], f"{self.id} {name}") for split, name in names.items() if name in loaded}
 
 
 def _rows(dataset: object, where: str) -> list[Row]:
