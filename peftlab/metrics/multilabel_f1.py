@@ -18,6 +18,8 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     >>> scores = Metric(keep_in_memory=True).compute(predictions=[["a"], ["a", "b"]], references=[["a"], ["b"]])
     >>> {name: round(value, 3) for name, value in scores.items()}
     {'exact_match': 0.5, 'macro_f1': 0.833, 'micro_f1': 0.8, 'f1/a': 0.667, 'f1/b': 1.0}
+    >>> Metric(keep_in_memory=True).compute(predictions=[["a"], []], references=[["a"], []])
+    {'exact_match': 1.0, 'macro_f1': 1.0, 'micro_f1': 1.0, 'f1/a': 1.0}
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -35,9 +37,11 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         scores = {"exact_match": float(accuracy_score([True] * len(exact), exact))}
         if not labels:
             return scores
-        table = MultiLabelBinarizer(classes=labels)
+        # A table of one column would be taken for two classes: the last column is nobody's.
+        table = MultiLabelBinarizer(classes=[*labels, ""])
         right, found = table.fit_transform(references), table.transform(predictions)
+        columns = range(len(labels))
         for average in ("macro", "micro"):
-            scores[f"{average}_f1"] = float(f1_score(right, found, average=average, zero_division=0))
-        each = f1_score(right, found, average=None, zero_division=0)
+            scores[f"{average}_f1"] = float(f1_score(right, found, labels=columns, average=average, zero_division=0))
+        each = f1_score(right, found, labels=columns, average=None, zero_division=0)
         return scores | {f"f1/{label}": float(value) for label, value in zip(labels, each, strict=True)}
