@@ -89,7 +89,7 @@ def test_a_label_that_train_does_not_have_names_file_and_line() -> None:
         ({"input": "entities"}, row(head=[0, 1]), "tail: missing, as the input is 'entities'"),
         ({"input": "entities"}, row(head=[0, 1], tail=[3, 12]), "tail: [start, end) within the text's 11 characters"),
         ({"input": "entities"}, row(head=[2, 2], tail=[3, 5]), "head: [start, end) within the text's 11 characters"),
-        ({"input": "entities"}, row(text=["a", "b"], head=[0, 1], tail=[1, 3]), "tail: [start, end) within the text's 2"),
+        ({"input": "entities"}, row(text=["a", "b"], head=[0, 1], tail=[1, 3]), "tail: [start, end) within the text's"),
         ({"input": "entities"}, row(text=["a", ""], head=[0, 1], tail=[1, 2]), "text: a string or a list of words"),
         ({"problem": "multi_label"}, row("pos"), "label: a list of labels was expected, found 'pos'"),
         ({"problem": "multi_label"}, row([None]), "label: a text or a whole number was expected, found None"),
