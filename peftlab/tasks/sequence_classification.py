@@ -40,6 +40,7 @@ class SequenceClassification(Classification):
     fields: ClassVar[tuple[str, ...]] = ("text", "label")
     # head and tail: [start, end) of an entity, in characters of a text, or in words if the text is a list of them.
     optional_fields: ClassVar[tuple[str, ...]] = ("text_pair", "head", "tail")
+    given_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair", "head", "tail")
     samples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"input": "pair", "label_smoothing": 0.1, "class_weights": "balanced"},
@@ -66,6 +67,10 @@ class SequenceClassification(Classification):
     @property
     def metrics(self) -> tuple[str, ...]:
         return METRICS[self.problem]
+
+    def check(self, row: Row) -> None:
+        self._text(row)
+        self._labels_of(row)
 
     def from_training(self, train: Sequence[Row]) -> SequenceClassification:
         fitted = self.fitted(train)

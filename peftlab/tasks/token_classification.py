@@ -30,6 +30,7 @@ class TokenClassification(Classification):
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
     task_type: ClassVar[str] = "TOKEN_CLS"
     fields: ClassVar[tuple[str, ...]] = ("tokens", "labels")
+    given_fields: ClassVar[tuple[str, ...]] = ("tokens",)
     pretokenized: ClassVar[bool] = True
     samples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
@@ -58,10 +59,13 @@ class TokenClassification(Classification):
             _check(row, self.labels, self.scheme)
         return self._counted([tag for row in train for tag in row.fields["labels"]])
 
+    def check(self, row: Row) -> None:
+        _check(row, self.labels, self.scheme)
+
     def fitted(self, rows: Iterable[Row]) -> TokenClassification:
         seen: set[str] = set()
         for row in rows:
-            _check(row, self.labels, self.scheme)
+            self.check(row)
             seen.update(row.fields["labels"])
         ordered = sorted(seen)
         if self.scheme == "iob2":  # "O" first, then by entity type: B-LOC I-LOC B-MISC ...
