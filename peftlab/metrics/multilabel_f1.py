@@ -18,8 +18,8 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     >>> scores = Metric(keep_in_memory=True).compute(predictions=[["a"], ["a", "b"]], references=[["a"], ["b"]])
     >>> {name: round(value, 3) for name, value in scores.items()}
     {'exact_match': 0.5, 'macro_f1': 0.833, 'micro_f1': 0.8, 'f1/a': 0.667, 'f1/b': 1.0}
-    >>> Metric(keep_in_memory=True).compute(predictions=[["a"], []], references=[["a"], []])
-    {'exact_match': 1.0, 'macro_f1': 1.0, 'micro_f1': 1.0, 'f1/a': 1.0}
+    >>> Metric(keep_in_memory=True).compute(predictions=[["a"], ["a"], ["a"]], references=[["a"], [], []])["f1/a"]
+    0.5
     """
 
     def _info(self) -> evaluate.MetricInfo:
