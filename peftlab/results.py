@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from peftlab.part import BadInput, Settings
 from peftlab.settings import Precision
@@ -88,6 +88,7 @@ class RunResult(Settings):
     started: str  # UTC, ISO 8601
     command: list[str]
     metrics: dict[str, dict[str, float]]  # split -> metric -> value
+    metric_signatures: dict[str, str] = Field(default={})  # how the libraries counted, of those metrics that say it
     selection: str  # the metric by which the best state was chosen, on validation
     best_step: int | None
     stopped_early: bool

