@@ -47,19 +47,20 @@ class Base:
 def load_tokenizer(files: Files, task: Task) -> PreTrainedTokenizerBase:
     """The base's fast tokenizer, without any truncation or padding that its file may prescribe."""
     with _readable(files, "tokenizer"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder)
+        # Segments go only to a model that has an embedding for the second: some tokenizers number them for every model.
+        segments = getattr(transformers.AutoConfig.from_pretrained(files.folder), "type_vocab_size", None) or 0
+        inputs = ["input_ids", *(["token_type_ids"] if segments > 1 else []), "attention_mask"]
+        tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, model_input_names=inputs)
         if task.pretokenized and getattr(tokenizer, "add_prefix_space", None) is False:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, add_prefix_space=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                files.folder, model_input_names=inputs, add_prefix_space=True
+            )
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made from nothing, where there is no file
         raise BadInput(f"model: {files.source} has no usable tokenizer: its vocabulary is empty")
     if not tokenizer.is_fast:
         raise BadInput(f"model: {files.source} has no fast tokenizer (tokenizer.json), which aligns words and tokens")
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
-    with _readable(files, "config"):
-        config = transformers.AutoConfig.from_pretrained(files.folder)
-    if getattr(config, "type_vocab_size", 0) < 2:  # a generic tokenizer makes them for every base
-        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:

@@ -24,7 +24,7 @@ class WithTokenTypes(PeftModelForQuestionAnswering):
             del self._kept
 
     def _adjust_prompt_learning_kwargs(
-        self, peft_config: PeftConfig, *, kwargs: dict[str, Any], **settings: Any
+        self, peft_config: PeftConfig, *, kwargs: dict[str, Any], remove_token_type_ids: bool = True
     ) -> None:
         """What PEFT does to the base's arguments before it adds the virtual tokens' own types to them."""
         kwargs.update(self._kept)
