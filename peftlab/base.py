@@ -97,11 +97,13 @@ def load_base(
     frozen: bool = True,
     dropout: float | None = 0.0,
     seed: int = 0,
+    padding_token: int | None = None,
 ) -> Base:
     """Load the base with the task's head.
 
     `compute` is the dtype of the frozen weights and of quantised matmuls; a base that trains (not `frozen`) stays
-    float32, as does the head. `seed` draws the new head. Raises BadInput if the base has no such head.
+    float32, as does the head. `seed` draws the new head. `padding_token` is what batches are filled up with, if not
+    what the base's config says. Raises BadInput if the base has no such head.
     """
     auto = getattr(transformers, task.auto_class)
     with _readable(files, f"config that serves {task.kind}"):
@@ -112,24 +114,37 @@ def load_base(
             skeleton = auto.from_config(config)
     head = head_modules(skeleton, task)
     dtype = compute if frozen else torch.float32
-    settings: dict[str, Any] = {}
-    quantized = quantization.config(_kept_float(skeleton, head), dtype)
-    if quantized is not None:
-        settings = {"quantization_config": quantized, "device_map": {"": device}}
-    torch.manual_seed(seed)
-    with _readable(files, "weights in safetensors"):
-        loaded, report = auto.from_pretrained(
-            files.folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **settings
-        )
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(tuple(f"{name}." for name in head)))
+
+    def load() -> tuple[Any, list[str]]:
+        """The model, and which of its tensors outside the head the files lack."""
+        settings: dict[str, Any] = {}
+        quantized = quantization.config(_kept_float(skeleton, head), dtype)
+        if quantized is not None:
+            settings = {"quantization_config": quantized, "device_map": {"": device}}
+        torch.manual_seed(seed)
+        with _readable(files, "weights in safetensors"):
+            model, report = auto.from_pretrained(
+                files.folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **settings
+            )
+        known = tuple(f"{name}." for name in head)
+        return model, sorted(key for key in report["missing_keys"] if not key.startswith(known))
+
+    loaded, missing = load()
+    pooler = f"{loaded.base_model_prefix}.pooler"
+    if task.new_head and any(key.startswith(f"{pooler}.") for key in missing):
+        # A base of masked language modelling has none: it is as new as the head, so trained, saved and float with it.
+        head = (pooler, *head)
+        loaded, missing = load()
     if missing:  # the library would draw them at random, and say so where nobody looks
         raise BadInput(f"model: {files.source} lacks {len(missing)} of the base's tensors, e.g. {missing[0]!r}")
-    if quantized is None:
+    if not quantization.quantizes:
         loaded.to(device)
     loaded.requires_grad_(False)
     for name in head:
         loaded.get_submodule(name).float()
     quantization.prepare(loaded)
+    if padding_token is not None:  # decoders look for the last token that is not this one to classify a text by
+        loaded.config.get_text_config().pad_token_id = padding_token
     loaded.config._name_or_path = loaded.name_or_path = (
         model.id
     )  # an adapter names its base by id, not by a local folder
@@ -166,10 +181,12 @@ def head_modules(model: PreTrainedModel, task: Task) -> tuple[str, ...]:
     """The modules that the task adds to the pretrained trunk; none for a task that uses the pretrained output."""
     if not task.new_head:
         return ()
+    trunk = {model.base_model_prefix}
+    if not hasattr(model, model.base_model_prefix):  # T5's question answering has the trunk's parts beside the head
+        with torch.device("meta"):
+            trunk = {name for name, _ in transformers.AutoModel.from_config(model.config).named_children()}
     return tuple(
-        name
-        for name, child in model.named_children()
-        if name != model.base_model_prefix and any(True for _ in child.parameters())
+        name for name, child in model.named_children() if name not in trunk and any(True for _ in child.parameters())
     )
 
 

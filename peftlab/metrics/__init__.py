@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import evaluate
@@ -22,3 +22,17 @@ def signatures(names: Iterable[str]) -> dict[str, str]:
     """How the libraries counted, in their own words (tokenizer, smoothing, version), for the metrics that say it."""
     found = {name: getattr(load_metric(name), "signature", None) for name in names}
     return {name: say() for name, say in found.items() if say is not None}
+
+
+def score(names: Iterable[str], records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """These metrics over decoded records. One that is undefined for them (one class only, say) is absent.
+
+    A metric is given `predicted` and `expected` of each record, and whatever else its features name.
+    """
+    keys = {"predictions": "predicted", "references": "expected"}
+    scores: dict[str, float] = {}
+    for name in names:
+        metric = load_metric(name)
+        inputs = {column: [record[keys.get(column, column)] for record in records] for column in metric.features}
+        scores |= metric.compute(**inputs)
+    return scores

@@ -12,9 +12,9 @@ _CITATION = "Post, 2018. A Call for Clarity in Reporting BLEU Scores. aclantholo
 
 
 class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
-    """Of the corpus, from 0 to 100. A reference is a text, or several for each prediction.
+    """Of the corpus, from 0 to 100.
 
-    >>> Metric(keep_in_memory=True).compute(predictions=["The dog bit the man."], references=["The dog bit the man."])
+    >>> Metric(keep_in_memory=True).compute(predictions=["The dog bit the man."], references=[["The dog bit the man."]])
     {'bleu': 100.00000000000004}
     """
 
@@ -23,16 +23,12 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         return evaluate.MetricInfo(
             description=str(self.__doc__),
             citation=_CITATION,
-            inputs_description="predictions: a text each; references: a text or several each",
-            features=[
-                datasets.Features({"predictions": text, "references": text}),
-                datasets.Features({"predictions": text, "references": datasets.List(text)}),
-            ],
+            inputs_description="predictions: a text each; references: its references, as many for each",
+            features=datasets.Features({"predictions": text, "references": datasets.List(text)}),
         )
 
-    def _compute(self, *, predictions: list[str], references: list[str] | list[list[str]]) -> dict[str, Any]:
-        several = [[one] if isinstance(one, str) else one for one in references]
-        return {"bleu": BLEU().corpus_score(predictions, list(zip(*several, strict=True))).score}
+    def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
+        return {"bleu": BLEU().corpus_score(predictions, list(zip(*references, strict=True))).score}
 
     @staticmethod
     def signature() -> str:

@@ -30,14 +30,22 @@ class QuestionAnswering(Task):
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
     task_type: ClassVar[str] = "QUESTION_ANS"
     fields: ClassVar[tuple[str, ...]] = ("question", "context", "answers")
-    selection: ClassVar[str] = "squad_f1"
-    metrics: ClassVar[tuple[str, ...]] = ("squad",)
+    given_fields: ClassVar[tuple[str, ...]] = ("question", "context")
+    samples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"no_answer": True})
 
     stride: int | None = Field(None, ge=0)  # tokens that neighbouring windows share; a third of a window if not given
     no_answer: bool = False  # as in SQuAD 2: empty `answers` are allowed, and the model may give none
     no_answer_threshold: float = 0.0  # no answer is given if its score beats the best answer's by more
     max_answer: int = Field(30, ge=1)  # tokens of the longest answer looked for
     n_best: int = Field(20, ge=1)  # starts and ends tried in each window
+
+    @property
+    def selection(self) -> str:
+        return "squad_f1"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("squad",)
 
     def fitted(self, rows: Iterable[Row]) -> QuestionAnswering:
         for row in rows:
@@ -114,6 +122,9 @@ class QuestionAnswering(Task):
         rows = [list(group) for _, group in itertools.groupby(windows, key=lambda window: id(window[1]))]
         return [self._best([record for record, _ in group], group[0][1]) for group in rows]
 
+    def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        return [{**record, "expected": record["answers"]} for record in records]
+
     def row(self, text: str, where: str) -> Row:
         try:
             fields = json.loads(text)
@@ -174,7 +185,7 @@ class QuestionAnswering(Task):
 
     def _best(self, windows: Sequence[dict[str, Any]], row: Row) -> dict[str, Any]:
         """The record of a row, from those of its windows."""
-        context = row.fields["context"]
+        context, answers = row.fields["context"], _answers(row)
         scores: dict[tuple[int, int], float] = {}
         for score, first, last in itertools.chain.from_iterable(window["spans"] for window in windows):
             if context[first:last].strip():
@@ -191,7 +202,7 @@ class QuestionAnswering(Task):
         record = {
             "question": row.fields["question"],
             "predicted": "" if none else spans[0]["text"],
-            "expected": _answers(row) if "answers" in row.fields else None,
+            **({"expected": [*answers, ""][0], "answers": answers} if answers is not None else {"expected": None}),
             "spans": spans[:KEPT],
         }
         return record | ({"no_answer": round(shares[-1], 6)} if self.no_answer else {})
@@ -206,8 +217,8 @@ def _window(
     inside = [k for k, part in enumerate(encoded.sequence_ids(number)) if part == 1]
     null = _null(ids, tokenizer)
     labels, has = [null, null], False
-    answers = row.fields.get("answers")
-    if answers and answers["text"]:
+    if _answers(row):
+        answers = row.fields["answers"]
         first, last = answers["answer_start"][0], answers["answer_start"][0] + len(answers["text"][0])
         has = bool(inside) and offsets[inside[0]][0] <= first and last <= offsets[inside[-1]][1]
         if has:
@@ -229,9 +240,10 @@ def _null(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
     return next((ids.index(t) for t in (tokenizer.cls_token_id, tokenizer.bos_token_id) if t in ids), 0)
 
 
-def _answers(row: Row) -> list[str]:
+def _answers(row: Row) -> list[str] | None:
+    """None of a row that is only asked."""
     answers = row.fields.get("answers")
-    return list(answers["text"]) if answers else []
+    return list(answers["text"]) if answers else None
 
 
 def _row(question: str, context: str, answer: str | None) -> Row:

@@ -23,8 +23,7 @@ class Seq2Seq(Task):
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     task_type: ClassVar[str] = "SEQ_2_SEQ_LM"
     fields: ClassVar[tuple[str, ...]] = ("source", "target")
-    selection: ClassVar[str] = "rougeL"
-    metrics: ClassVar[tuple[str, ...]] = ("rouge", "bleu", "chrf")
+    given_fields: ClassVar[tuple[str, ...]] = ("source",)
     new_head: ClassVar[bool] = False
 
     prefix: str = ""  # put before every source, e.g. "summarize: "
@@ -33,6 +32,15 @@ class Seq2Seq(Task):
     beams: int = Field(1, ge=1, le=64)  # 1 takes the likeliest token each time
     length_penalty: float = 1.0  # of beams: above 0 prefers longer texts, below 0 shorter ones
     no_repeat_ngram: int = Field(0, ge=0)  # no run of so many tokens comes twice in a text; 0 allows it
+    select_by: Literal["rouge1", "rouge2", "rougeL", "bleu", "chrf"] = "rougeL"  # what the best state has most of
+
+    @property
+    def selection(self) -> str:
+        return self.select_by
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("rouge", "bleu", "chrf")
 
     def fitted(self, rows: Iterable[Row]) -> Seq2Seq:
         for row in rows:
@@ -99,6 +107,9 @@ class Seq2Seq(Task):
             {"predicted": text.strip(), "expected": example.row.fields.get("target")}
             for text, example in zip(outputs, examples, strict=True)
         ]
+
+    def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        return [{**record, "expected": [record["expected"]]} for record in records]
 
     def row(self, text: str, where: str) -> Row:
         return Row(where, {"source": text})
