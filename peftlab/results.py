@@ -90,6 +90,7 @@ class RunResult(Settings):
     started: str  # UTC, ISO 8601
     command: list[str]
     metrics: dict[str, dict[str, float]]  # split -> metric -> value
+    metric_signatures: dict[str, str] = Field(default={})  # how the libraries counted, of those metrics that say it
     floor: dict[str, dict[str, float]] = Field(
         default={}
     )  # the same of always giving the answer most frequent in train

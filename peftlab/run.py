@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import torch
@@ -33,6 +33,9 @@ from peftlab.recipe import Recipe
 from peftlab.results import Cost, Curve, Parameters, RunResult, SplitCounts, write_result
 from peftlab.tasks import Task
 from peftlab.training import Records
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def run(recipe: Recipe, folder: Path) -> RunResult:
@@ -107,7 +110,7 @@ class _Run:
         self._say_model(parameters, base)
         load_seconds = time.perf_counter() - start
 
-        predict = self._predictor(task, model, encoded, tokenizer.pad_token_id)
+        predict = self._predictor(task, model, encoded, tokenizer)
         self.screen.selection = task.selection
         log = training.train(
             model,
@@ -151,6 +154,7 @@ class _Run:
             started=self.started,
             command=_command(),
             metrics=scores,
+            metric_signatures=metrics.signatures(task.metrics),
             floor={split: floor for split, floor in floors.items() if floor is not None},
             selection=task.selection,
             best_step=log.best_step if self.recipe.training.keep_best else None,
@@ -206,7 +210,7 @@ class _Run:
         return autocast(self.precision, self.accelerator.device)
 
     def _predictor(
-        self, task: Task, model: torch.nn.Module, encoded: dict[str, Encoded], padding_token: int
+        self, task: Task, model: torch.nn.Module, encoded: dict[str, Encoded], tokenizer: PreTrainedTokenizerBase
     ) -> Callable[[str], Records]:
         def predict(split: str) -> Records:
             start = time.perf_counter()
@@ -214,7 +218,7 @@ class _Run:
                 model,
                 task=task,
                 examples=encoded[split].examples,
-                padding_token=padding_token,
+                tokenizer=tokenizer,
                 batch_tokens=EVALUATION_TOKENS,
                 accelerator=self.accelerator,
                 autocast=self._autocast,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import functools
+import gzip
 import io
 import itertools
+import json
+import re
 import tarfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from peftlab.data.readers import read_conll, read_jsonl
 from peftlab.examples import Row
@@ -37,6 +41,62 @@ def usaddress(folder: Path) -> dict[str, list[Row]]:
         if words:
             rows.append(Row(f"{path}, address {number}", {"tokens": words, "ner_tags": tags}))
     return {"train": rows}
+
+
+def squad(folder: Path) -> dict[str, list[Row]]:
+    """1,000 questions on 48 articles in one split. Answers stand at their first place in the context.
+
+    The package keeps the texts of the answers, not where the annotators saw them.
+    """
+    rows = []
+    with gzip.open(folder / "requests.jsonl.gz", "rt", encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            document = json.loads(line)["doc"]
+            title, context, question = _SQUAD.fullmatch(document["query"]).groups()  # type: ignore[union-attr]
+            answers = document["answers_text"]
+            starts = [context.index(answer) for answer in answers]
+            fields = {
+                **{"id": document["id"], "title": title, "question": question, "context": context},
+                "answers": {"text": answers, "answer_start": starts},
+            }
+            rows.append(Row(f"requests.jsonl.gz:{number}", fields))
+    return {"train": rows}
+
+
+_SQUAD = re.compile(r"Title: (.*?)\nBackground: (.*)\nQuestion: (.*)\nAnswer:", re.DOTALL)
+
+
+def disfl_qa(folder: Path) -> dict[str, list[Row]]:
+    """1,000 questions whose speakers correct themselves, in one split; 245 have no answer.
+
+    The passages have spaces around punctuation that the answers lack: these are taken as they stand in the passage.
+    """
+    rows = []
+    for row in read_jsonl(folder / "test.jsonl"):
+        context, answer = row.fields["passage"], row.fields["answer"]
+        answers: dict[str, list[Any]] = {"text": [], "answer_start": []}
+        if answer != "unknown":
+            start, end = _whatever_the_spaces(answer, context)
+            answers = {"text": [context[start:end]], "answer_start": [start]}
+        rows.append(Row(row.where, {"question": row.fields["question"], "context": context, "answers": answers}))
+    return {"train": rows}
+
+
+def _whatever_the_spaces(text: str, within: str) -> tuple[int, int]:
+    """Where a text stands first, and where it ends.
+
+    >>> _whatever_the_spaces("40,000", "of 40 , 000 men")
+    (3, 11)
+    """
+    places = [place for place, letter in enumerate(within) if not letter.isspace()]
+    wanted = "".join(text.split())
+    start = "".join(within.split()).index(wanted)
+    return places[start], places[start + len(wanted) - 1] + 1
+
+
+def xsum(folder: Path) -> dict[str, list[Row]]:
+    """1,000 articles and their one-sentence summaries in one split."""
+    return {"train": read_jsonl(folder / "test.jsonl")}
 
 
 def rotten_tomatoes(folder: Path) -> dict[str, list[Row]]:
@@ -100,4 +160,7 @@ REGISTRY: dict[str, Callable[[Path], dict[str, list[Row]]]] = {
     "cjhutto/vaderSentiment/amazon": functools.partial(vader, name="amazonReviewSnippets"),
     "cjhutto/vaderSentiment/movies": functools.partial(vader, name="movieReviewSnippets"),
     "cjhutto/vaderSentiment/nyt": functools.partial(vader, name="nytEditorialSnippets"),
+    "rajpurkar/squad/validation-1000": squad,
+    "google-research-datasets/disfl_qa/test-1000": disfl_qa,
+    "EdinburghNLP/xsum/test-1000": xsum,
 }

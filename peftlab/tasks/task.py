@@ -84,9 +84,23 @@ class Task(Part):
 
         return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
 
+    def inputs(self, batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """What the model's forward is given of a batch: all but the labels."""
+        return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+    def predict(
+        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase
+    ) -> Any:
+        """What `decode` takes: the outputs of one forward, or of as many as a generated text needs."""
+        return model(**self.inputs(batch, model))
+
     def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """One JSON-ready record an example, with `predicted` and `expected`."""
         raise NotImplementedError
+
+    def merge(self, records: Sequence[dict[str, Any]], examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """One record a row, from those of its examples, which stand next to each other."""
+        return list(records)
 
     def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         """The records as the metrics see them: one for each answer."""
