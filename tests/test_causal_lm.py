@@ -493,6 +493,12 @@ def test_an_answer_learnt_by_heart_is_given_and_ends(tokenizer: PreTrainedTokeni
     told = records(model.eval(), task, found, tokenizer, 4096)
     assert [record["predicted"] for record in told] == [TALK[2]["content"], TALK[4]["content"]]
     assert [record["expected"] for record in told] == [TALK[2]["content"], TALK[4]["content"]]
+    scores = metrics.score(task.metrics, task.graded(told))
+    assert scores["rougeL"] == 1.0
+    one = task.model_copy(update={"generate": 1})
+    told = records(model, one, one.encode(rows, tokenizer, 256), tokenizer, 4096)
+    assert [record["predicted"] for record in told] == [TALK[2]["content"], None]
+    assert metrics.score(one.metrics, one.graded(told)) == pytest.approx(scores, rel=1e-6)
 
 
 def test_full_fine_tuning_keeps_tied_embeddings_tied(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -36,9 +36,7 @@ class CausalLM(Task):
     fields: ClassVar[tuple[str, ...]] = ()
     optional_fields: ClassVar[tuple[str, ...]] = ("messages", "instruction", "input", "output", "text")
     given_fields: ClassVar[tuple[str, ...]] = ("messages", "instruction", "input", "text")
-    selection: ClassVar[str] = "perplexity"
     minimized: ClassVar[bool] = True
-    metrics: ClassVar[tuple[str, ...]] = ("perplexity",)
     new_head: ClassVar[bool] = False
 
     form: Form | None = None  # the first of these whose fields the rows have, if not given
@@ -46,6 +44,14 @@ class CausalLM(Task):
     packing: bool = False  # train on several rows in one sequence of up to max_length tokens
     generate: int = Field(0, ge=0)  # examples of each split that are also answered in words, greedily
     new_tokens: int = Field(128, ge=1)  # of a generated answer, at most
+
+    @property
+    def selection(self) -> str:
+        return "perplexity"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("perplexity", "rouge") if self.generate else ("perplexity",)
 
     @property
     def packs(self) -> bool:
@@ -170,6 +176,9 @@ class CausalLM(Task):
             )
         return records
 
+    def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        return [{**record, "expected": [record["expected"]]} for record in records]
+
     def row(self, text: str, where: str) -> Row:
         if self.form == "chat":
             return Row(where, {"messages": [{"role": "user", "content": text}]})
@@ -212,7 +221,12 @@ class CausalLM(Task):
             input_ids=ask[None],
             attention_mask=ask.new_ones(1, len(ask)),
             max_new_tokens=self.new_tokens,
+            # All that shapes the answer is said here, or the base's generation_config.json would have a say.
+            num_beams=1,
             do_sample=False,
+            min_length=0,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
             use_cache=True,
             eos_token_id=list(stops) or None,
             pad_token_id=tokenizer.pad_token_id,

@@ -35,13 +35,19 @@ class MultipleChoice(Task):
     fields: ClassVar[tuple[str, ...]] = ("prompt", "answer")
     optional_fields: ClassVar[tuple[str, ...]] = ("choices",)
     given_fields: ClassVar[tuple[str, ...]] = ("prompt", "choices")
-    selection: ClassVar[str] = "accuracy"
-    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "calibration_error")
     new_head: ClassVar[bool] = False
 
     choices: Annotated[list[str], Field(min_length=2)] | None = None
     by_token: bool = False  # compare nats a token: otherwise a longer answer is a less likely one
     template: str | None = None  # Jinja, in place of the tokenizer's own chat template
+
+    @property
+    def selection(self) -> str:
+        return "accuracy"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("accuracy", "calibration_error")
 
     def check(self, row: Row) -> None:
         _check(row, self.choices)

@@ -27,11 +27,12 @@ class Task(Part):
     fields: ClassVar[tuple[str, ...]]  # what a row must carry
     optional_fields: ClassVar[tuple[str, ...]] = ()  # what it may carry besides
     given_fields: ClassVar[tuple[str, ...]] = ()  # of all these, what the model is given; all of them if none is named
-    selection: ClassVar[str]  # the metric by which the best state is chosen
-    minimized: ClassVar[bool] = False  # smaller is better of that metric
-    metrics: ClassVar[tuple[str, ...]]  # modules of peftlab.metrics
+    minimized: ClassVar[bool] = False  # smaller is better of the selection metric
     new_head: ClassVar[bool] = True  # the head is not pretrained
     pretokenized: ClassVar[bool] = False  # rows hold words, not text
+
+    # Settings, one for each way through the code: what the contract tests try.
+    samples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     max_length: int | None = Field(None, ge=8)  # tokens; the model's own limit if not given
     truncate: bool = False  # cut what is longer, and count it; otherwise it is an error
@@ -40,6 +41,20 @@ class Task(Part):
     def packs(self) -> bool:
         """Whether several rows may share a training sequence, told apart by their positions alone."""
         return False
+
+    @property
+    def selection(self) -> str:
+        """The metric by which the best state is chosen."""
+        raise NotImplementedError
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Modules of peftlab.metrics."""
+        raise NotImplementedError
+
+    def from_training(self: Self, train: Sequence[Row]) -> Self:
+        """A copy that knows what only the training rows may tell, e.g. class weights. `fitted` comes after it."""
+        return self
 
     def fitted(self: Self, rows: Iterable[Row]) -> Self:
         """A copy that knows what is to be learnt, e.g. its labels. Raises BadInput at the first bad row."""
@@ -104,6 +119,14 @@ class Task(Part):
     def rank(self, scores: Mapping[str, float]) -> float:
         """The selection metric, turned so that larger is better."""
         return -scores[self.selection] if self.minimized else scores[self.selection]
+
+    def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        """The records as the metrics see them: one for each answer."""
+        return records
+
+    def floor(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float] | None:
+        """The metrics on `rows` of the answer that is right most often in `train`, whatever the input."""
+        return None
 
     def row(self, text: str, where: str) -> Row:
         """A row without targets, from what a user typed."""
