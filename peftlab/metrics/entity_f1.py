@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import evaluate
 from seqeval.metrics import accuracy_score, classification_report
-from seqeval.scheme import IOB2
+from seqeval.scheme import IOB2, Entities
 
 _CITATION = (
     "Nakayama, 2018. seqeval: A Python framework for sequence labeling evaluation. github.com/chakki-works/seqeval"
@@ -22,6 +22,8 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     >>> scores["entity_f1"], scores["entity_f1/LOC"], scores["token_accuracy"]
     (0.5, 1.0, 0.75)
     """
+
+    counted = ("entity_f1", "f1")
 
     def _info(self) -> evaluate.MetricInfo:
         tags = datasets.List(datasets.Value("string"))
@@ -45,3 +47,14 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         }
         types = [name for name in report if not name.endswith(" avg")]
         return scores | {f"entity_f1/{name}": float(report[name]["f1-score"]) for name in types}
+
+    def counts(self, prediction: list[str], reference: list[str]) -> list[float]:
+        """Entities found rightly, predicted, expected.
+
+        >>> Metric(keep_in_memory=True).counts(["B-PER", "O", "O", "B-LOC"], ["B-PER", "I-PER", "O", "B-LOC"])
+        [1, 2, 2]
+        """
+        predicted, expected = (
+            {entity.to_tuple()[1:] for entity in Entities([tags], IOB2).entities[0]} for tags in (prediction, reference)
+        )
+        return [len(predicted & expected), len(predicted), len(expected)]

@@ -67,6 +67,14 @@ class Task(Part):
         """One JSON-ready record an example, with `predicted` and `expected`."""
         raise NotImplementedError
 
+    def compact(self, record: dict[str, Any]) -> Any:
+        """What of a decoded record is kept with a published result: what a metric needs, and nothing of the data."""
+        return record["predicted"]
+
+    def expected(self, row: Row) -> Any:
+        """A row's `expected`, as `decode` gives it."""
+        return row.fields[self.fields[-1]]
+
     def row(self, text: str, where: str) -> Row:
         """A row without targets, from what a user typed."""
         raise NotImplementedError
