@@ -155,7 +155,7 @@ class _Runner:
     def _start(self, recipe: Recipe, attempt: int) -> None:
         if not self.imported:
             self.say(f"{self.suite.name}: importing once, then a process a run ({self.options.jobs} at a time)")
-            _import_everything(self.options.threads)
+            import_everything(self.options.threads)
             self.imported = True
         # Named by the owner too: a runner that is thought dead may still be writing.
         folder = self.work_folder / "work" / f"{recipe.digest}-{self.claims.owner}"
@@ -251,7 +251,8 @@ def _label(recipe: Recipe) -> str:
     return f"{recipe.name}{sort} seed {recipe.seeds.initialization}"
 
 
-def _import_everything(threads: int) -> None:
+def import_everything(threads: int) -> None:
+    """What every run imports, and how many threads it may use."""
     from peftlab.environment import quiet_libraries
 
     quiet_libraries()

@@ -26,7 +26,7 @@ def harvest(folder: Path) -> tuple[Record, Predictions]:
         raise BadInput(f"{path}: cannot be read: {error}") from None
     splits = {split: [record for record in records if record["split"] == split] for split in result.metrics}
     predictions = Predictions(
-        predicted={split: [task.compact(record) for record in part] for split, part in splits.items()},
+        kept={split: {key: [r[key] for r in part] for key in task.kept} for split, part in splits.items()},
         counts={split: counted(task, part) for split, part in splits.items()},
     )
     tensors = {path.name: _sha256(path) for path in sorted(folder.glob("*/*.safetensors"))}
@@ -35,10 +35,7 @@ def harvest(folder: Path) -> tuple[Record, Predictions]:
 
 def counted(task: Task, records: list[dict[str, Any]]) -> list[Counted]:
     """The counts of those of the task's metrics that have some."""
-    predicted = [record["predicted"] for record in records]
-    expected = [record["expected"] for record in records]
-    found = [metrics.count(name, predicted, expected) for name in task.metrics]
-    return [Counted(**counts._asdict()) for counts in found if counts is not None]
+    return [Counted(**counts._asdict()) for counts in metrics.count(task.metrics, records)]
 
 
 def finished_runs(folder: Path) -> dict[str, list[Path]]:

@@ -19,13 +19,12 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from peftlab import artifact, training
+from peftlab import artifact, metrics, training
 from peftlab.base import Base, autocast, load_base, load_tokenizer, longest_input, resolve_precision
 from peftlab.console import Screen
 from peftlab.environment import environment
 from peftlab.examples import Encoded
 from peftlab.methods import Plan
-from peftlab.metrics import load_metric
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
 from peftlab.results import Cost, Curve, Parameters, RunResult, SplitCounts, write_result
@@ -123,7 +122,7 @@ class _Run:
         predictions = {"validation": log.records}
         if self.recipe.score_test:
             predictions["test"] = predict("test")
-        metrics = {split: score(task, records) for split, records in predictions.items()}
+        scores = {split: score(task, records) for split, records in predictions.items()}
 
         adapter_bytes = 0
         if self.accelerator.is_main_process:
@@ -145,7 +144,7 @@ class _Run:
             recipe=self.recipe.model_dump(mode="json"),
             started=self.started,
             command=_command(),
-            metrics=metrics,
+            metrics=scores,
             selection=task.selection,
             best_step=log.best_step if self.recipe.training.keep_best else None,
             stopped_early=log.stopped_early,
@@ -268,13 +267,7 @@ def count_parameters(model: torch.nn.Module, base: Base) -> Parameters:
 
 def score(task: Task, records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The task's metrics over decoded records."""
-    scores: dict[str, float] = {}
-    for name in task.metrics:
-        scores |= load_metric(name).compute(
-            predictions=[record["predicted"] for record in records],
-            references=[record["expected"] for record in records],
-        )
-    return scores
+    return metrics.score(task.metrics, records)
 
 
 def _write_predictions(predictions: dict[str, Records], path: Path) -> None:

@@ -1,7 +1,8 @@
-"""The commands of a suite: `peftlab bench | table`."""
+"""The commands of a suite: `peftlab bench | table | verify | reproduce`."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ SuiteFolder = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (bench, table):
+    for command in (bench, table, verify, reproduce):
         app.command()(command)
 
 
@@ -50,14 +51,56 @@ def bench(
 
 
 def table(suite: SuiteFolder) -> None:
-    """Write table.md, table.tex, table.csv and references.bib from a suite's results."""
+    """Write a suite's tables (Markdown, LaTeX, CSV), the bibliography of its methods and its figures."""
     with _mistakes_in_a_line("stopped"):
+        from peftlab.plot import write_figures
         from peftlab.table import read_findings, tables
 
         place = suite if suite.is_dir() else suite.parent
-        for name, text in tables(read_findings(suite)).items():
+        findings = read_findings(suite)
+        for name, text in tables(findings).items():
             (place / name).write_text(text, encoding="utf-8")
             print(place / name)
+        for path in write_figures(findings, place / "figures"):
+            print(path)
+
+
+def verify(suite: SuiteFolder) -> None:
+    """Compute every metric of a suite again from its stored predictions and the data, without a model."""
+    with _mistakes_in_a_line("stopped"):
+        from peftlab.store import Store
+        from peftlab.trust import verify as verify_suite
+
+        wrong = total = 0
+        for verdict in verify_suite(suite):
+            total += 1
+            wrong += bool(verdict.wrong)
+            for line in verdict.wrong:
+                print(f"{verdict.stored.path}: {line}")
+        print(f"{total - wrong} of {total} results are what their predictions give")
+        if not total:
+            raise BadInput(f"{Store(suite).folder}: no results")
+        raise SystemExit(1 if wrong else 0)
+
+
+def reproduce(
+    result: Annotated[Path, typer.Argument(help="A file of a suite's results folder.", show_default=False)],
+    threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
+) -> None:
+    """Run one stored result again; exit code 0 if it is the same to the bit or within its interval, else 1."""
+    with _mistakes_in_a_line("stopped"):
+        from peftlab.bench import import_everything
+        from peftlab.reproduce import reproduce as run_again
+        from peftlab.store import read_record
+
+        read_record(result)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        import_everything(threads)
+        found = run_again(result)
+        for difference in found.differences:
+            print(f"{'differs':<11}{difference}")
+        print(f"{'verdict':<11}{found.verdict}")
+        raise SystemExit(0 if found.same or found.within else 1)
 
 
 def _show_plan(folder: Path, jobs: int) -> None:

@@ -101,11 +101,11 @@ def test_what_is_kept_holds_no_word_and_no_gold_label(benched: tuple[Path, list[
     stored = next(s for s in Store(benched[0]).records().values() if "test" in getattr(s.record.result, "metrics", {}))
     rows = stored.recipe.data.load(("tokens", "labels")).rows
     kept = json.loads(gzip.decompress(stored.predictions_path.read_bytes()))
-    assert set(kept) == {"version", "predicted", "counts"}
-    strings = {tag for part in kept["predicted"].values() for tags in part for tag in tags}
+    assert set(kept) == {"version", "kept", "counts"}
+    strings = {tag for part in kept["kept"].values() for tags in part["predicted"] for tag in tags}
     labels = {tag for part in rows.values() for row in part for tag in row.fields["labels"]}
     assert strings <= labels | {"O"}
-    assert kept["predicted"]["test"] != [list(row.fields["labels"]) for row in rows["test"]]
+    assert kept["kept"]["test"]["predicted"] != [list(row.fields["labels"]) for row in rows["test"]]
     assert stored.predictions_path.read_bytes()[4:8] == b"\0\0\0\0"  # no time of writing
     assert [len(sha256) for sha256 in stored.record.tensors.values()] == [64]
     assert stored.record.high_water_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -18,22 +18,39 @@ def load_metric(name: str) -> evaluate.Metric:
     return importlib.import_module(f"{__name__}.{name}").Metric(keep_in_memory=True)
 
 
+def score(names: Iterable[str], records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """These metrics over decoded records. One that is undefined for them (one class only, say) is absent.
+
+    A metric is given `predicted` and `expected` of each record, and whatever else its features name.
+    """
+    keys = {"predictions": "predicted", "references": "expected"}
+    scores: dict[str, float] = {}
+    for name in names:
+        metric = load_metric(name)
+        inputs = {column: [record[keys.get(column, column)] for record in records] for column in metric.features}
+        scores |= metric.compute(**inputs)
+    return scores
+
+
 class Counts(NamedTuple):
-    """What a metric's main score is computed of, example by example: enough to resample it without the data."""
+    """What a score is computed of, example by example: enough to resample it without the data."""
 
     score: str  # e.g. "entity_f1"
     form: str  # of `statistics.FORMS`: how summed rows make the score
     rows: list[list[float]]  # one an example
 
 
-def count(name: str, predictions: Sequence[Any], references: Sequence[Any]) -> Counts | None:
-    """The counts of a metric; None if it has no `counts`, as a score that is no function of sums has none.
+def count(names: Iterable[str], records: Sequence[Mapping[str, Any]]) -> list[Counts]:
+    """The counts of those of the metrics that have some: a score that is no function of sums over examples has none.
 
-    A metric that has them says `counted = ("entity_f1", "f1")` and `counts(prediction, reference) -> list[float]`.
+    A metric that has them says `counted = ("entity_f1", "f1")`, and its `counts` takes what `compute` takes.
     """
-    metric: Any = load_metric(name)
-    if not hasattr(metric, "counts"):
-        return None
-    rows = [metric.counts(*pair) for pair in zip(predictions, references, strict=True)]
-    score, form = metric.counted
-    return Counts(score, form, rows)
+    keys = {"predictions": "predicted", "references": "expected"}
+    found = []
+    for name in names:
+        metric: Any = load_metric(name)
+        if hasattr(metric, "counts"):
+            inputs = {column: [record[keys.get(column, column)] for record in records] for column in metric.features}
+            main, form = metric.counted
+            found.append(Counts(main, form, metric.counts(**inputs)))
+    return found

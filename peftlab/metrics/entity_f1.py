@@ -48,13 +48,15 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         types = [name for name in report if not name.endswith(" avg")]
         return scores | {f"entity_f1/{name}": float(report[name]["f1-score"]) for name in types}
 
-    def counts(self, prediction: list[str], reference: list[str]) -> list[float]:
-        """Entities found rightly, predicted, expected.
+    def counts(self, *, predictions: list[list[str]], references: list[list[str]]) -> list[list[float]]:
+        """Of each sentence the entities found rightly, predicted, expected.
 
-        >>> Metric(keep_in_memory=True).counts(["B-PER", "O", "O", "B-LOC"], ["B-PER", "I-PER", "O", "B-LOC"])
-        [1, 2, 2]
+        >>> tags = [["B-PER", "I-PER", "O", "B-LOC"]]
+        >>> Metric(keep_in_memory=True).counts(predictions=[["B-PER", "O", "O", "B-LOC"]], references=tags)
+        [[1, 2, 2]]
         """
         predicted, expected = (
-            {entity.to_tuple()[1:] for entity in Entities([tags], IOB2).entities[0]} for tags in (prediction, reference)
+            [{entity.to_tuple() for entity in found} for found in Entities(tags, IOB2).entities]
+            for tags in (predictions, references)
         )
-        return [len(predicted & expected), len(predicted), len(expected)]
+        return [[len(p & e), len(p), len(e)] for p, e in zip(predicted, expected, strict=True)]

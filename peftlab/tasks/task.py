@@ -28,6 +28,7 @@ class Task(Part):
     selection: ClassVar[str]  # the metric by which the best state is chosen; larger is better
     metrics: ClassVar[tuple[str, ...]]  # modules of peftlab.metrics
     new_head: ClassVar[bool] = True  # the head is not pretrained
+    kept: ClassVar[tuple[str, ...]] = ("predicted",)  # of a record, with a published result: nothing of the data
     pretokenized: ClassVar[bool] = False  # rows hold words, not text
 
     max_length: int | None = Field(None, ge=8)  # tokens; the model's own limit if not given
@@ -66,10 +67,6 @@ class Task(Part):
     def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """One JSON-ready record an example, with `predicted` and `expected`."""
         raise NotImplementedError
-
-    def compact(self, record: dict[str, Any]) -> Any:
-        """What of a decoded record is kept with a published result: what a metric needs, and nothing of the data."""
-        return record["predicted"]
 
     def expected(self, row: Row) -> Any:
         """A row's `expected`, as `decode` gives it."""
