@@ -1,4 +1,4 @@
-"""The commands of a suite: `peftlab bench | table | verify | reproduce`."""
+"""The commands of a suite: `peftlab bench | table | report | verify | reproduce`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SuiteFolder = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (bench, table, verify, reproduce):
+    for command in (bench, table, report, verify, reproduce):
         app.command()(command)
 
 
@@ -63,6 +63,26 @@ def table(suite: SuiteFolder) -> None:
             print(place / name)
         for path in write_figures(findings, place / "figures"):
             print(path)
+
+
+def report(
+    suite: SuiteFolder,
+    output: Annotated[
+        Path | None, typer.Option(help="The page; report.html in the suite's folder if not given.", show_default=False)
+    ] = None,
+) -> None:
+    """Write one HTML page of a suite's results: table to sort and filter, figures, every run."""
+    with _mistakes_in_a_line("stopped"):
+        from peftlab.report import page
+        from peftlab.table import read_findings
+
+        path = output or (suite if suite.is_dir() else suite.parent) / "report.html"
+        text = page(read_findings(suite))
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"--output {path}: cannot be written: {error.strerror}") from None
+        print(path)
 
 
 def verify(suite: SuiteFolder) -> None:
