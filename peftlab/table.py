@@ -53,6 +53,7 @@ def markdown(findings: Findings) -> str:
         parts += _published(findings, task)
         parts += ["### Cost", _table(lines, cost_columns(findings), None), prose.costs(suite)]
         parts += ["### Learning rates", prose.choices(suite), _trials(findings, task)]
+    parts += _published(findings, None)
     if notes.texts:
         parts += ["## Notes", "\n".join(f"- {notes.letter(i)}: {text}" for i, text in enumerate(notes.texts))]
     parts += ["## Experimental setup", *prose.setup(findings)]
@@ -104,21 +105,23 @@ def _trials(findings: Findings, task: str) -> str:
     return "\n".join(rows) if len(rows) > 2 else ""
 
 
-def _published(findings: Findings, task: str) -> list[str]:
-    """A paper's rows beside ours."""
+def _published(findings: Findings, task: str | None) -> list[str]:
+    """A paper's rows beside ours; without a task its means over all tasks."""
     wanted = [row for row in findings.suite.published if row.task == task]
     if not wanted:
         return []
     rows = ["| method | base | published | ours | tolerance | agrees | source |", "|---|---|---:|---:|---:|---|---|"]
     for row in wanted:
-        line = next(line for line in findings.lines if line.row == Row(task, row.method, row.quantization))
-        ours = None if line.score is None else line.score.mean
+        tasks = list(findings.suite.tasks) if task is None else [task]
+        alike = [Row(name, row.method, row.quantization) for name in tasks]
+        lines = [line for line in findings.lines if line.row in alike]
+        means = [line.score.mean for line in lines if line.score is not None]
+        ours = sum(means) / len(means) if len(means) == len(tasks) else None
         agrees = DASH if ours is None else "yes" if abs(ours - row.value) <= row.tolerance else "no"
         shown = DASH if ours is None else f"{ours:.4f}"
-        rows.append(
-            f"| {' | '.join(title(line))} | {row.value:.4f} | {shown} | {row.tolerance:.4f} | {agrees} | {row.source} |"
-        )
-    return ["### Published", "\n".join(rows)]
+        names = " | ".join(title(lines[0]))
+        rows.append(f"| {names} | {row.value:.4f} | {shown} | {row.tolerance:.4f} | {agrees} | {row.source} |")
+    return ["### Published" if task is not None else "## Published means over the tasks", "\n".join(rows)]
 
 
 def _values(findings: Findings, line: Line) -> dict[str, Any]:

@@ -31,9 +31,9 @@ def verify(folder: Path) -> Iterator[Verdict]:
         if stored.record.result is None:
             continue
         recipe = stored.recipe
-        key = recipe.data.model_dump_json() + recipe.task.model_dump_json()
+        key = recipe.model_dump_json(include={"data", "task", "replay"})
         if key not in data:
-            data[key] = recipe.data.load(recipe.task.fields)
+            data[key] = recipe.rows()
         try:
             yield Verdict(stored, check(stored, stored.predictions(), data[key]))
         except BadInput as error:
