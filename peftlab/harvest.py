@@ -25,8 +25,9 @@ def harvest(folder: Path) -> tuple[Record, Predictions]:
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read: {error}") from None
     splits = {split: [record for record in records if record["split"] == split] for split in result.metrics}
+    keys = metrics.needed(task.metrics)
     predictions = Predictions(
-        kept={split: {key: [r[key] for r in part] for key in task.kept} for split, part in splits.items()},
+        kept={split: {key: [record[key] for record in part] for key in keys} for split, part in splits.items()},
         counts={split: counted(task, part) for split, part in splits.items()},
     )
     tensors = {path.name: _sha256(path) for path in sorted(folder.glob("*/*.safetensors"))}

@@ -61,7 +61,7 @@ class Predictions(Settings):
     """What was predicted for each example, in the order of the data; nothing of the data themselves."""
 
     version: Literal[1] = VERSION
-    kept: dict[str, dict[str, list[Any]]]  # by split: what of its records the task keeps, e.g. "predicted"
+    kept: dict[str, dict[str, list[Any]]]  # by split: what of its records the metrics need, e.g. "predicted"
     counts: dict[str, list[Counted]]  # by split
 
 

@@ -18,17 +18,18 @@ def load_metric(name: str) -> evaluate.Metric:
     return importlib.import_module(f"{__name__}.{name}").Metric(keep_in_memory=True)
 
 
+KEYS = {"predictions": "predicted", "references": "expected"}  # of a record, by the names that metrics give them
+
+
 def score(names: Iterable[str], records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """These metrics over decoded records. One that is undefined for them (one class only, say) is absent.
 
     A metric is given `predicted` and `expected` of each record, and whatever else its features name.
     """
-    keys = {"predictions": "predicted", "references": "expected"}
     scores: dict[str, float] = {}
     for name in names:
         metric = load_metric(name)
-        inputs = {column: [record[keys.get(column, column)] for record in records] for column in metric.features}
-        scores |= metric.compute(**inputs)
+        scores |= metric.compute(**_inputs(metric, records))
     return scores
 
 
@@ -45,12 +46,24 @@ def count(names: Iterable[str], records: Sequence[Mapping[str, Any]]) -> list[Co
 
     A metric that has them says `counted = ("entity_f1", "f1")`, and its `counts` takes what `compute` takes.
     """
-    keys = {"predictions": "predicted", "references": "expected"}
     found = []
     for name in names:
         metric: Any = load_metric(name)
         if hasattr(metric, "counts"):
-            inputs = {column: [record[keys.get(column, column)] for record in records] for column in metric.features}
             main, form = metric.counted
-            found.append(Counts(main, form, metric.counts(**inputs)))
+            found.append(Counts(main, form, metric.counts(**_inputs(metric, records))))
     return found
+
+
+def needed(names: Iterable[str]) -> list[str]:
+    """The keys of a record that these metrics are given, beside what was expected: all of it the model's.
+
+    >>> needed(["entity_f1"])
+    ['predicted']
+    """
+    columns = {KEYS.get(column, column) for name in names for column in load_metric(name).features}
+    return sorted(columns - {"expected"})
+
+
+def _inputs(metric: evaluate.Metric, records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    return {column: [record[KEYS.get(column, column)] for record in records] for column in metric.features}

@@ -30,7 +30,6 @@ class Task(Part):
     selection: ClassVar[str]  # the metric by which the best state is chosen; larger is better
     metrics: ClassVar[tuple[str, ...]]  # modules of peftlab.metrics
     new_head: ClassVar[bool] = True  # the head is not pretrained
-    kept: ClassVar[tuple[str, ...]] = ("predicted",)  # of a record, with a published result: nothing of the data
     pretokenized: ClassVar[bool] = False  # rows hold words, not text
 
     max_length: int | None = Field(None, ge=8)  # tokens; the model's own limit if not given
