@@ -216,10 +216,17 @@ def _input(text: str) -> tuple[list[str], str]:
     try:
         if text == "-":
             return sys.stdin.buffer.read().decode("utf-8-sig").splitlines(), "standard input"
-        if len(text) < 1000 and (path.exists() or (path.suffix in TEXT_FILES and " " not in text)):
+        if _exists(path) or (path.suffix in TEXT_FILES and " " not in text and len(text) < 1000):
             return path.read_text(encoding="utf-8-sig").splitlines(), text
     except OSError as error:
         raise BadInput(f"{text}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{text}: not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}") from None
     return [text], "text"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a text longer than a name may be
+        return False

@@ -115,9 +115,13 @@ def _line(suite: Suite, plan: Plan, row: Row, records: Mapping[str, Stored]) -> 
 
 def _measure(suite: Suite, line: Line) -> Line:
     """Mean and spread over seeds, and if there are counts what examples add."""
-    done = [stored for stored in line.ended if stored.record.result is not None]
     metric = line.recipe.task.selection
-    scores = [result.metrics[suite.split][metric] for result in line.results]
+    done = [
+        stored
+        for stored in line.ended
+        if stored.record.result is not None and metric in stored.record.result.metrics[suite.split]
+    ]
+    scores = [s.record.result.metrics[suite.split][metric] for s in done if s.record.result is not None]
     if not scores:
         return line
     score = statistics.summarize(scores)

@@ -36,7 +36,7 @@ def harvest(folder: Path) -> tuple[Record, Predictions]:
 
 def counted(task: Task, records: list[dict[str, Any]]) -> list[Counted]:
     """The counts of those of the task's metrics that have some."""
-    return [Counted(**counts._asdict()) for counts in metrics.count(task.metrics, records)]
+    return [Counted(**counts._asdict()) for counts in metrics.count(task.metrics, task.graded(records))]
 
 
 def finished_runs(folder: Path) -> dict[str, list[Path]]:

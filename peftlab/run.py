@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import torch
@@ -33,6 +33,9 @@ from peftlab.recipe import Recipe
 from peftlab.results import Cost, Curve, Parameters, RunResult, SplitCounts, write_result
 from peftlab.tasks import Task
 from peftlab.training import Records
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def run(recipe: Recipe, folder: Path) -> RunResult:
@@ -74,7 +77,8 @@ class _Run:
         with self.accelerator.main_process_first():  # one process fetches, the others find
             rows = self.recipe.rows()
             files = self.recipe.model.files()
-        task = self.recipe.task.fitted(row for split in rows.rows.values() for row in split)
+        task = self.recipe.task.from_training(rows.rows["train"])
+        task = task.fitted(row for split in rows.rows.values() for row in split)
         tokenizer = load_tokenizer(files, task)
         limit = longest_input(files, task, reserved=self.recipe.method.positions)
         encoded, skipped = self._encode(task, rows, tokenizer, limit, files)
@@ -89,6 +93,7 @@ class _Run:
             frozen=not self.recipe.method.trains_base,
             dropout=self.recipe.training.dropout,
             seed=self.recipe.seeds.initialization,
+            padding_token=tokenizer.pad_token_id,
         )
         examples = [example for split in ("train", "replay") if split in encoded for example in encoded[split].examples]
         steps = training.schedule_length([len(e) for e in examples], self.recipe.training, self.recipe.seeds)
@@ -105,7 +110,7 @@ class _Run:
         self._say_model(parameters, base)
         load_seconds = time.perf_counter() - start
 
-        predict = self._predictor(task, model, encoded, tokenizer.pad_token_id)
+        predict = self._predictor(task, model, encoded, tokenizer)
         self.screen.selection = task.selection
         log = training.train(
             model,
@@ -118,7 +123,7 @@ class _Run:
             seeds=self.recipe.seeds,
             accelerator=self.accelerator,
             autocast=self._autocast,
-            evaluate=lambda: (score(task, records := predict("validation")), records),
+            evaluate=lambda: _selectable(task, predict("validation")),
             observer=self.screen,
         )
         self.screen.finished()
@@ -126,6 +131,7 @@ class _Run:
         if self.recipe.score_test:
             predictions["test"] = predict("test")
         scores = {split: score(task, records) for split, records in predictions.items()}
+        floors = {split: task.floor(rows.rows["train"], rows.rows[split]) for split in predictions}
 
         adapter_bytes = 0
         if self.accelerator.is_main_process:
@@ -148,6 +154,8 @@ class _Run:
             started=self.started,
             command=_command(),
             metrics=scores,
+            metric_signatures=metrics.signatures(task.metrics),
+            floor={split: floor for split, floor in floors.items() if floor is not None},
             selection=task.selection,
             best_step=log.best_step if self.recipe.training.keep_best else None,
             stopped_early=log.stopped_early,
@@ -202,7 +210,7 @@ class _Run:
         return autocast(self.precision, self.accelerator.device)
 
     def _predictor(
-        self, task: Task, model: torch.nn.Module, encoded: dict[str, Encoded], padding_token: int
+        self, task: Task, model: torch.nn.Module, encoded: dict[str, Encoded], tokenizer: PreTrainedTokenizerBase
     ) -> Callable[[str], Records]:
         def predict(split: str) -> Records:
             start = time.perf_counter()
@@ -210,7 +218,7 @@ class _Run:
                 model,
                 task=task,
                 examples=encoded[split].examples,
-                padding_token=padding_token,
+                tokenizer=tokenizer,
                 batch_tokens=EVALUATION_TOKENS,
                 accelerator=self.accelerator,
                 autocast=self._autocast,
@@ -293,7 +301,18 @@ def count_parameters(model: torch.nn.Module, base: Base) -> Parameters:
 
 def score(task: Task, records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The task's metrics over decoded records."""
-    return metrics.score(task.metrics, records)
+    return metrics.score(task.metrics, task.graded(records))
+
+
+def _selectable(task: Task, records: Records) -> tuple[dict[str, float], Records]:
+    """Scores of the validation split, by which the best state can be chosen, and the records."""
+    scores = score(task, records)
+    if task.selection not in scores:
+        raise BadInput(
+            f"data: {task.selection} is undefined on the validation split's {len(records)} examples, "
+            "so that no state can be chosen: they are too few or too much alike"
+        )
+    return scores, records
 
 
 def _write_predictions(predictions: dict[str, Records], path: Path) -> None:

@@ -48,17 +48,17 @@ def check(stored: Stored, predictions: Predictions, rows: Splits) -> list[str]:
         return [f"its data were others: fingerprint {result.data_fingerprint[:12]}, here {rows.fingerprint[:12]}"]
     if predictions.kept.keys() != result.metrics.keys():
         return [f"predictions of {', '.join(predictions.kept)}, but scores of {', '.join(result.metrics)}"]
-    task = task.fitted(row for part in rows.rows.values() for row in part)
+    task = task.from_training(rows.rows["train"]).fitted(row for part in rows.rows.values() for row in part)
     wrong = []
     for split, kept in predictions.kept.items():
         if any(len(column) != len(rows.rows[split]) for column in kept.values()):
             wrong.append(f"{split}: predictions for other than {len(rows.rows[split])} examples")
             continue
         records = [
-            {"expected": task.expected(row), **{key: column[i] for key, column in kept.items()}}
+            {**task.truth(row), **{key: column[i] for key, column in kept.items()}}
             for i, row in enumerate(rows.rows[split])
         ]
-        scores = metrics.score(task.metrics, records)
+        scores = metrics.score(task.metrics, task.graded(records))
         for name in sorted(scores.keys() | result.metrics[split].keys()):
             told, found = result.metrics[split].get(name), scores.get(name)
             if told is None or found is None or not math.isclose(told, found, abs_tol=TOLERANCE):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from peftlab.methods.method import Plan, Setting
-from peftlab.methods.virtual_tokens import VirtualTokens, text_tokens
+from peftlab.methods.virtual_tokens import VirtualTokens, no_answers, text_tokens
 from peftlab.part import BadInput
 from peftlab.reference import Reference
 
@@ -61,6 +61,8 @@ class PrefixTuning(VirtualTokens):
             return f"prefix tuning gives attention keys and values from outside, and {setting.architecture} takes none"
         if setting.architecture in ("t5", "mt5") and setting.task_type == "TOKEN_CLS":
             return "prefix tuning reaches T5's decoder, and its token classifier has none; use lora"
+        if no_answers(self.title, setting) is not None:
+            return no_answers(self.title, setting)
         if setting.gradient_checkpointing:
             return "prefix tuning does not train with gradient checkpointing, whose second forward misses the prefix"
         return None

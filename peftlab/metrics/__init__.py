@@ -18,6 +18,12 @@ def load_metric(name: str) -> evaluate.Metric:
     return importlib.import_module(f"{__name__}.{name}").Metric(keep_in_memory=True)
 
 
+def signatures(names: Iterable[str]) -> dict[str, str]:
+    """How the libraries counted, in their own words (tokenizer, smoothing, version), for the metrics that say it."""
+    found = {name: getattr(load_metric(name), "signature", None) for name in names}
+    return {name: say() for name, say in found.items() if say is not None}
+
+
 KEYS = {"predictions": "predicted", "references": "expected"}  # of a record, by the names that metrics give them
 
 

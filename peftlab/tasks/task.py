@@ -27,13 +27,28 @@ class Task(Part):
     fields: ClassVar[tuple[str, ...]]  # what a row must carry
     optional_fields: ClassVar[tuple[str, ...]] = ()  # what it may carry besides
     given_fields: ClassVar[tuple[str, ...]] = ()  # of all these, what the model is given; all of them if none is named
-    selection: ClassVar[str]  # the metric by which the best state is chosen; larger is better
-    metrics: ClassVar[tuple[str, ...]]  # modules of peftlab.metrics
     new_head: ClassVar[bool] = True  # the head is not pretrained
     pretokenized: ClassVar[bool] = False  # rows hold words, not text
 
+    # Settings, one for each way through the code: what the contract tests try.
+    samples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+
     max_length: int | None = Field(None, ge=8)  # tokens; the model's own limit if not given
     truncate: bool = False  # cut what is longer, and count it; otherwise it is an error
+
+    @property
+    def selection(self) -> str:
+        """The metric by which the best state is chosen; larger is better."""
+        raise NotImplementedError
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Modules of peftlab.metrics."""
+        raise NotImplementedError
+
+    def from_training(self: Self, train: Sequence[Row]) -> Self:
+        """A copy that knows what only the training rows may tell, e.g. class weights. `fitted` comes after it."""
+        return self
 
     def fitted(self: Self, rows: Iterable[Row]) -> Self:
         """A copy that knows what is to be learnt, e.g. its labels. Raises BadInput at the first bad row."""
@@ -69,13 +84,35 @@ class Task(Part):
 
         return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
 
+    def inputs(self, batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """What the model's forward is given of a batch: all but the labels."""
+        return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+    def predict(
+        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase
+    ) -> Any:
+        """What `decode` takes: the outputs of one forward, or of as many as a generated text needs."""
+        return model(**self.inputs(batch, model))
+
     def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """One JSON-ready record an example, with `predicted` and `expected`."""
         raise NotImplementedError
 
-    def expected(self, row: Row) -> Any:
-        """A row's `expected`, as `decode` gives it."""
-        return row.fields[self.fields[-1]]
+    def truth(self, row: Row) -> dict[str, Any]:
+        """What of a decoded record the row says: `expected`, and whatever else `graded` looks at."""
+        return {"expected": row.fields[self.fields[-1]]}
+
+    def merge(self, records: Sequence[dict[str, Any]], examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """One record a row, from those of its examples, which stand next to each other."""
+        return list(records)
+
+    def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        """The records as the metrics see them: one for each answer."""
+        return records
+
+    def floor(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float] | None:
+        """The metrics on `rows` of the answer that is right most often in `train`, whatever the input."""
+        return None
 
     def row(self, text: str, where: str) -> Row:
         """A row without targets, from what a user typed."""
