@@ -1,4 +1,4 @@
-"""The command line: `peftlab run | validate | doctor | list | schema | predict | merge`."""
+"""The command line: `peftlab run | bench | table | validate | doctor | list | schema | predict | merge`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from peftlab import assets, results
+from peftlab import assets, results, suite_commands
 from peftlab.data import DATA
 from peftlab.data.registry import REGISTRY
 from peftlab.methods import METHODS
@@ -32,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+suite_commands.register(app)
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/lora-ner.yaml.", show_default=False)]
 Overrides = Annotated[list[str], typer.Option("--set", help="key=value, e.g. --set method.rank=8; may be repeated.")]

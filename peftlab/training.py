@@ -21,7 +21,7 @@ from peftlab.batching import Batch, epoch_batches, shares, split_batches
 from peftlab.examples import Example
 from peftlab.layer_decay import layer_rates
 from peftlab.methods.method import Method
-from peftlab.part import BadInput
+from peftlab.part import Diverged
 from peftlab.perturbation import Perturbation
 from peftlab.settings import Seeds, Training
 from peftlab.signs import Signs
@@ -185,7 +185,7 @@ def train(
         log.steps.append(Step(number, epoch, value, rate, tokens, log.seconds))
         observer.step(log.steps[-1], total, log)
         if not math.isfinite(value):
-            raise BadInput(
+            raise Diverged(
                 f"the loss is {value} at step {number} (examples {batch[:8]} ...); lower training.learning_rate"
             )
         if number == total or (number % settings.evaluate_every == 0 if settings.evaluate_every else last):

@@ -26,6 +26,8 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     0.8333333333333333
     """
 
+    counted = ("squad_f1", "mean")
+
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=str(self.__doc__),
@@ -39,16 +41,29 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
         kinds: dict[str, list[tuple[float, float]]] = {"answerable": [], "unanswerable": []}
         for predicted, answers in zip(predictions, references, strict=True):
-            # As in SQuAD 2's script: an answer that is nothing but articles and marks is no answer.
-            known = [answer for answer in answers if normalized(answer)]
-            pairs = [(exact_match(predicted, answer), f1(predicted, answer)) for answer in known or [""]]
-            best = max(pair[0] for pair in pairs), max(pair[1] for pair in pairs)
-            kinds["answerable" if known else "unanswerable"].append(best)
+            known = _known(answers)
+            kinds["answerable" if known else "unanswerable"].append(_best(predicted, known))
         scores = _means([pair for pairs in kinds.values() for pair in pairs])
         if all(kinds.values()):
             for kind, pairs in kinds.items():
                 scores |= {f"{name}/{kind}": value for name, value in _means(pairs).items()}
         return scores
+
+    def counts(self, *, predictions: list[str], references: list[list[str]]) -> list[list[float]]:
+        """Of each question its F1."""
+        pairs = zip(predictions, references, strict=True)
+        return [[_best(predicted, _known(answers))[1]] for predicted, answers in pairs]
+
+
+def _known(answers: list[str]) -> list[str]:
+    """As in SQuAD 2's script: an answer that is nothing but articles and marks is no answer."""
+    return [answer for answer in answers if normalized(answer)]
+
+
+def _best(predicted: str, known: list[str]) -> tuple[float, float]:
+    """Exact match and F1, each by the answer that is nearest in it."""
+    pairs = [(exact_match(predicted, answer), f1(predicted, answer)) for answer in known or [""]]
+    return max(pair[0] for pair in pairs), max(pair[1] for pair in pairs)
 
 
 def normalized(text: str) -> str:

@@ -122,6 +122,9 @@ class QuestionAnswering(Task):
         rows = [list(group) for _, group in itertools.groupby(windows, key=lambda window: id(window[1]))]
         return [self._best([record for record, _ in group], group[0][1]) for group in rows]
 
+    def truth(self, row: Row) -> dict[str, Any]:
+        return {"answers": _answers(row)}
+
     def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         return [{**record, "expected": record["answers"]} for record in records]
 

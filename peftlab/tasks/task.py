@@ -112,6 +112,10 @@ class Task(Part):
         """One JSON-ready record an example, with `predicted` and `expected`."""
         raise NotImplementedError
 
+    def truth(self, row: Row) -> dict[str, Any]:
+        """What of a decoded record the row says: `expected`, and whatever else `graded` looks at."""
+        return {"expected": row.fields[self.fields[-1]]}
+
     def merge(self, records: Sequence[dict[str, Any]], examples: Sequence[Example]) -> list[dict[str, Any]]:
         """One record a row, from those of its examples, which stand next to each other."""
         return list(records)
