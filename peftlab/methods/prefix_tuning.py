@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Their attention takes no keys and values from outside.
 CLOSED = {"albert", "deberta", "deberta-v2", "distilbert", "falcon", "modernbert"}
+ENCODER_DECODERS = {"bart", "mbart", "mt5", "t5", "umt5"}
 
 
 class PrefixTuning(VirtualTokens):
@@ -63,6 +64,8 @@ class PrefixTuning(VirtualTokens):
             return "prefix tuning reaches T5's decoder, and its token classifier has none; use lora"
         if no_answers(self.title, setting) is not None:
             return no_answers(self.title, setting)
+        if setting.architecture in ENCODER_DECODERS and setting.task_type == "SEQ_CLS":
+            return f"PEFT masks the encoder's input for a prefix that {setting.architecture}'s decoder has; use lora"
         if setting.gradient_checkpointing:
             return "prefix tuning does not train with gradient checkpointing, whose second forward misses the prefix"
         return super().unsupported(setting)
