@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from peftlab.methods.method import Plan, Setting
-from peftlab.methods.virtual_tokens import VirtualTokens, no_answers, text_tokens
+from peftlab.methods.virtual_tokens import ENCODER_DECODERS, VirtualTokens, no_answers, text_tokens
 from peftlab.part import BadInput
 from peftlab.reference import Reference
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 # Their attention takes no keys and values from outside.
 CLOSED = {"albert", "deberta", "deberta-v2", "distilbert", "falcon", "modernbert"}
-ENCODER_DECODERS = {"bart", "mbart", "mt5", "t5", "umt5"}
 
 
 class PrefixTuning(VirtualTokens):
