@@ -92,7 +92,7 @@ class RunResult(Settings):
     metrics: dict[str, dict[str, float]]  # split -> metric -> value
     floor: dict[str, dict[str, float]] = Field(
         default={}
-    )  # the same of always giving the answer most frequent in train
+    )  # the same of one answer always: train's mean or most frequent
     selection: str  # the metric by which the best state was chosen, on validation
     best_step: int | None
     stopped_early: bool
@@ -157,7 +157,9 @@ def summary(result: RunResult) -> list[tuple[str, str]]:
     for split, scores in result.floor.items():
         if result.selection in scores:
             value = f"{result.selection} {scores[result.selection]:.4f}"
-            lines.append(("floor", f"{split}: {value} for always giving the answer most frequent in train"))
+            lines.append(
+                ("floor", f"{split}: {value} for always giving the same answer, train's mean or most frequent")
+            )
     lines.append(
         (
             "parameters",
