@@ -92,9 +92,9 @@ class Patient:
         batch = self.task.collate(self.examples, self.padding_token)
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
-    def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Any:
+    def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> Any:
         with autocast(self.precision, self.device):
-            return model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+            return model(**self.task.inputs(batch, model))
 
     def logits(self, model: nn.Module) -> Tensor:
         """All the float outputs in evaluation, at positions that are no padding if they are by position."""

@@ -90,10 +90,12 @@ class RunResult(Settings):
     started: str  # UTC, ISO 8601
     command: list[str]
     metrics: dict[str, dict[str, float]]  # split -> metric -> value
+    metric_signatures: dict[str, str] = Field(default={})  # how the libraries counted, of those metrics that say it
     floor: dict[str, dict[str, float]] = Field(
         default={}
     )  # the same of one answer always: train's mean or most frequent
     selection: str  # the metric by which the best state was chosen, on validation
+    selection_minimized: bool = False  # smaller is better of it
     best_step: int | None
     stopped_early: bool
     curve: Curve

@@ -22,6 +22,8 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     0.5
     """
 
+    counted = ("micro_f1", "f1")
+
     def _info(self) -> evaluate.MetricInfo:
         labels = datasets.List(datasets.Value("string"))
         return evaluate.MetricInfo(
@@ -45,3 +47,8 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
             scores[f"{average}_f1"] = float(f1_score(right, found, labels=columns, average=average, zero_division=0))
         each = f1_score(right, found, labels=columns, average=None, zero_division=0)
         return scores | {f"f1/{label}": float(value) for label, value in zip(labels, each, strict=True)}
+
+    def counts(self, *, predictions: list[list[str]], references: list[list[str]]) -> list[list[float]]:
+        """Of each example the labels found rightly, predicted, expected."""
+        pairs = [(set(one), set(other)) for one, other in zip(predictions, references, strict=True)]
+        return [[len(one & other), len(one), len(other)] for one, other in pairs]

@@ -179,6 +179,9 @@ class SequenceClassification(Classification):
             records.append(record | ({"tokens_lost": fields["tokens_lost"]} if "tokens_lost" in fields else {}))
         return records
 
+    def truth(self, row: Row) -> dict[str, Any]:
+        return {"expected": self._expected(row)}
+
     def floor(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float]:
         """Of the mean, the most frequent label with its share as probability, or the labels of more than half."""
         constant: dict[str, Any]
