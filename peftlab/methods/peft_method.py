@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peftlab.methods.dtypes import heed_autocast
 from peftlab.methods.method import Method, Plan
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ class PeftMethod(Method):
     def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
         from peft import get_peft_model
 
-        return get_peft_model(model, self.config(model, plan))
+        wrapped: PeftModel = get_peft_model(model, self.config(model, plan))
+        heed_autocast(wrapped)
+        return wrapped
 
     def save(self, model: nn.Module, folder: Path) -> None:
         model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)  # type: ignore[operator]
@@ -33,7 +36,9 @@ class PeftMethod(Method):
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
         from peft import PeftModel
 
-        return PeftModel.from_pretrained(base, folder, is_trainable=trainable)
+        model = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
+        heed_autocast(model)
+        return model
 
     def merge(self, model: nn.Module) -> nn.Module:
         return model.merge_and_unload(safe_merge=True)  # type: ignore[operator,no-any-return]
