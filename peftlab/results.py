@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from peftlab.part import BadInput, Settings
 from peftlab.settings import Precision
@@ -93,6 +93,7 @@ class RunResult(Settings):
     stopped_early: bool
     curve: Curve
     parameters: Parameters
+    unused: list[str] = Field(default=[])  # tensors of a base trained whole that no forward used: frozen
     method_figures: dict[str, Any]
     fidelity: str | None
     cost: Cost

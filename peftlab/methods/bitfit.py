@@ -28,6 +28,7 @@ class BitFit(DirectMethod):
     title: ClassVar[str] = "BitFit"
     paper: ClassVar[str | None] = "Ben Zaken et al., 2021, arXiv:2106.10199"
     learning_rate: ClassVar[float] = 1e-3
+    trains_whole_base: ClassVar[bool] = True
 
     @property
     def trains_base(self) -> bool:

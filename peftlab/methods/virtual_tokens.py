@@ -32,6 +32,10 @@ class VirtualTokens(PeftMethod):
     length: int = Field(20, ge=1)  # virtual tokens
 
     @property
+    def starts_as_base(self) -> bool:
+        return False
+
+    @property
     def positions(self) -> int:
         return self.length
 

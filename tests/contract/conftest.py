@@ -53,6 +53,8 @@ def trained(
     head = {id(p) for name, (p, _) in before.items() if name.startswith(tuple(f"{part}." for part in plan.head))}
     torch.manual_seed(3)
     model = method.apply(base, plan)
+    if method.moves_base:
+        before = {name: (p, p.detach().clone()) for name, (p, _) in before.items()}
     folder = tmp_path_factory.mktemp("adapter")
     snapshots = [_trainable(model)]
     optimizer = torch.optim.AdamW(method.parameter_groups(model, 1e-2, 0.0))
@@ -113,6 +115,8 @@ def elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "trained" in metafunc.fixturenames:
         metafunc.parametrize("trained", SUPPORTED, ids=str, indirect=True, scope="module")
+    if "supported" in metafunc.fixturenames:
+        metafunc.parametrize("supported", SUPPORTED, ids=str)
     if "refused" in metafunc.fixturenames:
         metafunc.parametrize("refused", REFUSED, ids=str)
 
