@@ -127,8 +127,4 @@ class Lora(PeftMethod):
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
         if not self.moves_base:
             return super().load(base, folder, trainable=trainable)
-        model = pissa.load_difference(base, folder, self.rank, self.alpha)
-        if not trainable:
-            model.requires_grad_(False)
-            model.eval()
-        return model
+        return pissa.load_difference(base, folder, rank=self.rank, alpha=self.alpha, trainable=trainable)

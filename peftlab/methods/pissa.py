@@ -60,7 +60,7 @@ def save_as_difference(model: nn.Module, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
-def load_difference(base: PreTrainedModel, folder: Path, rank: int, alpha: float) -> PeftModel:
+def load_difference(base: PreTrainedModel, folder: Path, *, rank: int, alpha: float, trainable: bool) -> PeftModel:
     """Take B0 A0 out of a fresh base as PiSSA did, and put B A beside it: the same bits as when it was saved.
 
     As the LoRA that is in the file, the model would be the same but for rounding.
@@ -71,7 +71,7 @@ def load_difference(base: PreTrainedModel, folder: Path, rank: int, alpha: float
     from safetensors.torch import load_file
 
     config: Any = LoraConfig.from_pretrained(str(folder))
-    config.r, config.lora_alpha = rank, alpha
+    config.r, config.lora_alpha, config.inference_mode = rank, alpha, not trainable
     model: PeftModel = get_peft_model(base, config)
     trained, first = {}, {}
     for name, tensor in load_file(folder / "adapter_model.safetensors").items():
@@ -91,7 +91,7 @@ def load_difference(base: PreTrainedModel, folder: Path, rank: int, alpha: float
             residual = transpose(weight.data, layer.fan_in_fan_out)
             residual = residual - layer.scaling["default"] * b @ a  # in PEFT's order, so that it rounds as PEFT's
             weight.data = transpose(residual, layer.fan_in_fan_out)
-    return model
+    return model.train(trainable)
 
 
 def _factors(model: nn.Module) -> dict[str, nn.Parameter]:

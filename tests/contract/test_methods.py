@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -100,15 +101,19 @@ def test_merged_into_a_float_base_it_computes_the_same(trained: Trained) -> None
 
 
 def test_two_on_one_base_do_not_disturb_each_other(trained: Trained, fresh: Fresh) -> None:
-    model = trained.method.load(fresh(trained.combination.family, trained.combination.precision), trained.halfway)
+    method, family = trained.method, trained.combination.family
+    base = fresh(family, trained.combination.precision)
+    # What a method took out of the base is in its files: as PEFT alone reads them they leave the base where it is.
+    load = PeftModel.from_pretrained if method.moves_base else method.load
+    atol = 1e-4 if method.moves_base else 1e-5
+    model = load(base, trained.halfway)
     if not hasattr(model, "load_adapter") or not hasattr(model, "peft_config"):
         pytest.skip("not an adapter of PEFT's")
-    family = trained.combination.family
     model.load_adapter(trained.saved, "second")
     first = bases.logits(model, family)
-    assert torch.allclose(first, trained.evaluated, atol=1e-5)
+    assert torch.allclose(first, trained.evaluated, atol=atol)
     model.set_adapter("second", inference_mode=True)
-    assert torch.allclose(bases.logits(model, family), bases.logits(trained.model, family), atol=1e-5)
+    assert torch.allclose(bases.logits(model, family), bases.logits(trained.model, family), atol=atol)
     model.set_adapter("default", inference_mode=True)
     assert torch.equal(bases.logits(model, family), first)
 
