@@ -144,6 +144,20 @@ def test_a_method_that_does_not_start_from_the_base_is_seen(patient: Callable[..
     assert "from the base's" in red(probe.check_identity(someone, someone.attached()[1]))
 
 
+def test_virtual_tokens_are_no_identity_by_design(patient: Callable[..., Patient]) -> None:
+    someone = patient(PrefixTuning(length=4))
+    check = probe.check_identity(someone, someone.attached()[1])
+    assert check.ok is None
+    assert check.detail.startswith("not an identity by design: logits ")
+
+
+def test_an_unused_part_of_a_base_is_named_and_no_harm(patient: Callable[..., Patient]) -> None:
+    trial = make_trial(patient(Full(), model={"id": "nobody/knows", "architecture": "squeezebert"}))
+    for check in (checks.check_gradients(trial), checks.check_after_evaluation(trial)):
+        assert check.ok, check
+        assert "2 that no forward uses stay as they are: transformer.pooler.dense.bias" in check.detail
+
+
 @pytest.mark.parametrize(("wrong", "word"), [(torch.Tensor.detach, "get none"), (torch.zeros_like, "exactly zero")])
 def test_a_tensor_without_gradient_is_seen(
     patient: Callable[..., Patient], wrong: Callable[[torch.Tensor], torch.Tensor], word: str

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peftlab.methods.dtypes import heed_autocast
+from peftlab.methods.dtypes import answer_as_asked
 from peftlab.methods.method import Method, Plan
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class PeftMethod(Method):
         from peft import get_peft_model
 
         wrapped: PeftModel = get_peft_model(model, self.config(model, plan))
-        heed_autocast(wrapped)
+        answer_as_asked(wrapped)
         return wrapped
 
     def save(self, model: nn.Module, folder: Path) -> None:
@@ -37,7 +37,7 @@ class PeftMethod(Method):
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
-        heed_autocast(model)
+        answer_as_asked(model)
         return model
 
     def merge(self, model: nn.Module) -> nn.Module:
