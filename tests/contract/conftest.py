@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -119,6 +121,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("supported", SUPPORTED, ids=str)
     if "refused" in metafunc.fixturenames:
         metafunc.parametrize("refused", REFUSED, ids=str)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What the suite cost, the process that reloads included; on a busy machine a wall clock says little."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    seconds = sum(each.ru_utime + each.ru_stime for each in used)
+    peaks = " and ".join(f"{each.ru_maxrss / 2**10:.0f}" for each in used if each.ru_maxrss)
+    terminalreporter.write_line(f"contract: {seconds:.0f} s of CPU, at most {peaks} MiB resident (tests, reloading)")
 
 
 def _trainable(model: nn.Module) -> dict[str, Tensor]:
