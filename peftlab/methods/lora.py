@@ -11,8 +11,9 @@ from pydantic import Field
 
 from peftlab.methods import pissa
 from peftlab.methods.method import Plan, Setting
-from peftlab.methods.peft_method import PeftMethod
+from peftlab.methods.peft_method import PeftMethod, ready
 from peftlab.methods.targets import Targets, chosen_layers
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -26,6 +27,15 @@ class Lora(PeftMethod):
     kind: Literal["lora"] = "lora"
     title: ClassVar[str] = "LoRA"
     paper: ClassVar[str | None] = "Hu et al., 2021, arXiv:2106.09685"
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "hu2021lora",
+            "Hu, Edward J. and others",
+            "LoRA: Low-Rank Adaptation of Large Language Models",
+            2021,
+            "2106.09685",
+        ),
+    )
     learning_rate: ClassVar[float] = 5e-4
     merges: ClassVar[bool] = True
 
@@ -127,4 +137,4 @@ class Lora(PeftMethod):
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
         if not self.moves_base:
             return super().load(base, folder, trainable=trainable)
-        return pissa.load_difference(base, folder, rank=self.rank, alpha=self.alpha, trainable=trainable)
+        return ready(pissa.load_difference(base, folder, rank=self.rank, alpha=self.alpha, trainable=trainable))
