@@ -100,6 +100,7 @@ class RunResult(Settings):
     stopped_early: bool
     curve: Curve
     parameters: Parameters
+    unused: list[str] = Field(default=[])  # tensors of a base trained whole that no forward used: frozen
     method_figures: dict[str, Any]
     fidelity: str | None
     cost: Cost

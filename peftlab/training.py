@@ -69,6 +69,7 @@ class TrainLog:
     records: Records = field(default_factory=list)  # validation's, by the state that training ended with
     tokens: int = 0  # without padding, over all steps and processes
     padded_tokens: int = 0  # with padding
+    unused: list[str] = field(default_factory=list)  # tensors of a base trained whole that no forward used: frozen
     seconds: float = 0.0  # of training alone: no loading, no evaluation
 
 
@@ -169,7 +170,7 @@ def train(
             with accelerator.no_sync(forward):  # every process has the whole of it already
                 penalty.backward()
         if alive is None or (log.evaluations and number == log.evaluations[0].step + 1):
-            alive = signs.check(model, number, alive)
+            alive = signs.check(model, number, alive, whole_base=method.trains_whole_base)
         if settings.clip is not None:
             torch.nn.utils.clip_grad_norm_(trainable, settings.clip)
         rate = float(schedule.get_last_lr()[0])
@@ -195,6 +196,7 @@ def train(
             if settings.patience is not None and _stale(log) >= settings.patience:
                 log.stopped_early = number < total
                 break
+    log.unused = _freeze_unused(model, optimizer)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if best is not None and name in best:
@@ -287,6 +289,15 @@ def _evaluate(
         return best
     log.records = records
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _freeze_unused(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Of the optimiser's parameters, those that never had a gradient, and so have no moments."""
+    own = {id(p) for group in optimizer.param_groups for p in group["params"] if p not in optimizer.state}
+    names = [name for name, p in model.named_parameters() if id(p) in own]
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
+    return names
 
 
 def _stale(log: TrainLog) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from peftlab.quantization.quantization import Quantization, quantized_linears
+from peftlab.quantization.quantization import Quantization, heed_autocast, quantized_linears
 from peftlab.reference import Reference
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class FourBit(Quantization):
         )
 
     def prepare(self, model: nn.Module) -> None:
+        heed_autocast(model)
         # On a CPU with AVX512-BF16 the first evaluation would repack the weights for a kernel without a backward,
         # and every step after it would train nothing.
         for linear in quantized_linears(model).values():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from peftlab.quantization.quantization import Quantization, quantized_linears
+from peftlab.quantization.quantization import Quantization, heed_autocast, quantized_linears
 from peftlab.reference import Reference
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Int8(Quantization):
         )
 
     def prepare(self, model: nn.Module) -> None:
+        heed_autocast(model)
         for linear in quantized_linears(model).values():
             linear.register_forward_pre_hook(_keep_scales)
             linear.register_forward_hook(_forget_input)
