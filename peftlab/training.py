@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Scores = dict[str, float]
 Records = list[dict[str, Any]]  # one decoded prediction an example
+Phase = Literal["inputs", "forward", "backward", "optimizer"]  # of a step, in this order; a micro-batch has its own two
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,12 @@ def train(
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
     evaluate: Callable[[], tuple[Scores, Records]],
     observer: Observer,
+    mark: Callable[[Phase], object] = lambda phase: None,
 ) -> TrainLog:
-    """Train the parameters of `model` that require a gradient. `evaluate` scores the model on validation as it is."""
+    """Train the parameters of `model` that require a gradient. `evaluate` scores the model on validation as it is.
+
+    `mark` is called at the end of each phase of each step: what is measured of a step is measured there.
+    """
     lengths = [len(example) for example in examples]
     total = schedule_length(lengths, settings, seeds)
     optimizer = torch.optim.AdamW(
@@ -147,19 +152,24 @@ def train(
         counts = torch.stack([task.targets(micro) for micro in micro_batches]).sum()
         targets = max(1, int(accelerator.reduce(counts, reduction="sum")))
         loss = torch.zeros((), device=accelerator.device)
+        mark("inputs")
         for position, micro in enumerate(micro_batches):
             last_one = position + 1 == len(micro_batches)
             with contextlib.nullcontext() if last_one else accelerator.no_sync(forward):
                 with autocast():
-                    outputs = forward(**{name: tensor for name, tensor in micro.items() if name != "labels"})
-                    share = task.loss(outputs, micro) / targets
+                    # The outputs get no name: logits of a large vocabulary would be kept until the next ones are there.
+                    inputs = {name: tensor for name, tensor in micro.items() if name != "labels"}
+                    share = task.loss(forward(**inputs), micro) / targets
+                mark("forward")
                 # DDP averages over processes, the step's loss is a sum over them.
                 (share * accelerator.num_processes).backward()
             loss += share.detach()
+            mark("backward")
         penalty = method.penalty(model)
         if penalty is not None:
             with accelerator.no_sync(forward):  # every process has the whole of it already
                 penalty.backward()
+            mark("backward")
         if alive is None or (log.evaluations and number == log.evaluations[0].step + 1):
             alive = signs.check(model, number, alive)
         if settings.clip is not None:
@@ -169,6 +179,7 @@ def train(
         schedule.step()
         method.after_step(model, number)
         optimizer.zero_grad()
+        mark("optimizer")
         value = float(accelerator.reduce(loss, reduction="sum"))
         log.seconds += _now(accelerator) - start
         tokens = sum(lengths[i] for i in batch)
