@@ -1,4 +1,4 @@
-"""The command line: `peftlab run | validate | doctor | list | schema | predict | merge`."""
+"""The command line: `peftlab run | validate | doctor | ledger | list | schema | predict | merge`."""
 
 from __future__ import annotations
 
@@ -130,6 +130,29 @@ def doctor(
             show_check(check.name, check.ok, check.detail, check.cure)
             bad += check.ok is False
         raise SystemExit(1 if bad else 0)
+
+
+@app.command()
+def ledger(
+    recipe: RecipeFile,
+    overrides: Overrides = [],  # noqa: B006
+    examples: Annotated[int | None, typer.Option(min=1, help="Of the batch; the recipe's if not given.")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Tokens of each example; at most 128 if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record instead.")] = False,
+) -> None:
+    """Measure what a training step of a recipe takes: bytes by phase, operations, seconds."""
+    with _bad_input():
+        loaded = load_recipe(recipe, overrides)
+        _quiet()
+        from peftlab.ledger import lines
+        from peftlab.measure import measure
+
+        measured = measure(loaded, examples=examples, length=length)
+        if as_json:
+            print(measured.model_dump_json(indent=2))
+            return
+        for label, line in lines(measured):
+            print(f"{label:<14}{line}")
 
 
 @app.command(name="list")

@@ -158,13 +158,13 @@ def train(
             with contextlib.nullcontext() if last_one else accelerator.no_sync(forward):
                 with autocast():
                     # The outputs get no name: logits of a large vocabulary would be kept until the next ones are there.
-                    inputs = {name: tensor for name, tensor in micro.items() if name != "labels"}
-                    share = task.loss(forward(**inputs), micro) / targets
+                    share = task.loss(forward(**_inputs(micro)), micro) / targets
                 mark("forward")
                 # DDP averages over processes, the step's loss is a sum over them.
                 (share * accelerator.num_processes).backward()
             loss += share.detach()
             mark("backward")
+            del share  # and with it the graph, and what its nodes may hold on to
         penalty = method.penalty(model)
         if penalty is not None:
             with accelerator.no_sync(forward):  # every process has the whole of it already
@@ -179,6 +179,7 @@ def train(
         schedule.step()
         method.after_step(model, number)
         optimizer.zero_grad()
+        del micro, micro_batches
         mark("optimizer")
         value = float(accelerator.reduce(loss, reduction="sum"))
         log.seconds += _now(accelerator) - start
@@ -229,7 +230,7 @@ def predict(
         for batch in batches[accelerator.process_index :: accelerator.num_processes]:
             chosen = [examples[i] for i in batch]
             inputs = _to(task.collate(chosen, padding_token), accelerator.device)
-            outputs = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
+            outputs = model(**_inputs(inputs))
             found += zip(batch, task.decode(outputs, chosen), strict=True)
     model.train(was_training)
     if accelerator.num_processes > 1:
@@ -255,6 +256,10 @@ def _batches(
             done += 1
             if done == total:
                 return
+
+
+def _inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
 def _to(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

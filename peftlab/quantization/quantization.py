@@ -33,6 +33,10 @@ class Quantization(Part):
     def prepare(self, model: nn.Module) -> None:
         """Called once on the loaded base: whatever it takes to train through it."""
 
+    def hollow(self, linear: nn.Module) -> None:
+        """Give a linear layer of `config` whose weight was never loaded what it would hold, as empty tensors."""
+        raise NotImplementedError
+
 
 def quantized_linears(model: nn.Module) -> dict[str, nn.Module]:
     """Every bitsandbytes linear of `model` by full name."""
