@@ -217,7 +217,8 @@ def merge(
 
 def _refuse_outdated(result: results.RunResult, recipe: Recipe) -> None:
     """A recipe's digest knows files of the user's own by name; what is in them may have changed."""
-    data = recipe.data.load(recipe.task.fields).fingerprint if recipe.data.local else result.data_fingerprint
+    local = recipe.data.local or (recipe.replay is not None and recipe.replay.data.local)
+    data = recipe.rows().fingerprint if local else result.data_fingerprint
     model = recipe.model.files().fingerprint if recipe.model.local else result.model_fingerprint
     for what, now, then in (("data", data, result.data_fingerprint), ("model", model, result.model_fingerprint)):
         if now != then:

@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from peftlab import training
 from peftlab.base import Base, autocast, load_base, load_tokenizer, longest_input, resolve_precision
+from peftlab.encoding import encode
 from peftlab.environment import environment
 from peftlab.examples import Example
 from peftlab.flops import FlopRecorder, matrix_rate
@@ -110,13 +111,14 @@ def measure(recipe: Recipe, *, examples: int | None = None, length: int | None =
 
 def load(recipe: Recipe, accelerator: Accelerator, *, examples: int | None, length: int | None) -> Subject:
     """As a run does it."""
-    rows = recipe.data.load(recipe.task.fields)
+    rows = recipe.rows()
     files = recipe.model.files()
     task = recipe.task.fitted(row for split in rows.rows.values() for row in split)
     tokenizer = load_tokenizer(files, task)
     limit = longest_input(files, task, reserved=recipe.method.positions)
     count, length = batch_shape(recipe.training, limit, examples=examples, length=length)
-    chosen = task.encode(rows.rows["train"][:count], tokenizer, limit).examples
+    on_bad_row, part = recipe.data.on_bad_row, rows.rows["train"][:count]
+    chosen = encode(task, part, tokenizer, limit, files=files, what=rows.source, on_bad_row=on_bad_row)[0].examples
     precision = resolve_precision(recipe.training.precision, accelerator.device)
     base = load_base(
         recipe.model,

@@ -14,13 +14,15 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from peftlab.data import AnyData
+from peftlab.data import AnyData, Data
+from peftlab.examples import Splits
 from peftlab.methods import AnyMethod
 from peftlab.methods.method import Setting
 from peftlab.model import AnyModel
 from peftlab.part import BadInput, Part, Settings, nearest
 from peftlab.quantization import AnyQuantization
 from peftlab.quantization.none import NoQuantization
+from peftlab.replay import Replay
 from peftlab.settings import AnySeeds, Seeds, Training
 from peftlab.tasks import AnyTask
 from peftlab.yaml_reader import Key, read_scalar, read_yaml
@@ -36,6 +38,7 @@ class Recipe(Settings):
     model: AnyModel
     task: AnyTask
     data: AnyData
+    replay: Replay | None = None  # old data to train on as well
     method: AnyMethod
     quantization: AnyQuantization = NoQuantization()
     training: Training = Training()
@@ -55,9 +58,23 @@ class Recipe(Settings):
         given = self.training.learning_rate
         return self.method.learning_rate if given is None else given
 
+    def rows(self) -> Splits:
+        """All rows, checked; the old ones that are replayed under "replay". Raises BadInput if some are bad."""
+
+        def load(data: Data) -> Splits:
+            task = self.task
+            return data.load(task.fields, task.optional_fields, check=task.check, given=task.given_fields)
+
+        new = load(self.data)
+        if self.replay is None:
+            return new
+        return self.replay.mixed(
+            new, load(self.replay.data), self.task.given_fields or (*self.task.fields, *self.task.optional_fields)
+        )
+
     def unsupported(self, architecture: str | None) -> str | None:
         """Why this combination cannot run, as far as can be told before anything loads."""
-        return self.method.unsupported(
+        reason = self.method.unsupported(
             Setting(
                 architecture=architecture,
                 quantization=self.quantization.kind,
@@ -65,6 +82,9 @@ class Recipe(Settings):
                 gradient_checkpointing=self.training.gradient_checkpointing,
             )
         )
+        if reason is None and self.training.layer_decay is not None and self.method.positions:
+            return "training.layer_decay: virtual tokens are in no layer; leave it out"
+        return reason
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from peftlab.part import BadInput, Settings
 from peftlab.settings import Precision
@@ -68,6 +68,8 @@ class SplitCounts(Settings):
     examples: int
     tokens: int
     dropped: dict[str, int]  # e.g. truncated sentences and lost entities
+    skipped: dict[str, int] = Field(default={})  # rows left out, by reason: bad ones, leaks
+    leaks: int | None = None  # of validation and test: examples whose input is in train too
 
 
 class Curve(Settings):
@@ -169,4 +171,9 @@ def summary(result: RunResult) -> list[tuple[str, str]]:
         lost = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.dropped.items() if count)
         if lost:
             lines.append(("dropped", f"{split}: {lost}"))
+        if counts.skipped:
+            reasons = ", ".join(f"{count} ({reason})" for reason, count in counts.skipped.items())
+            lines.append(("skipped", f"rows of {split}: {reasons}"))
+        if counts.leaks:
+            lines.append(("leaks", f"{counts.leaks:,} of {counts.examples:,} of {split} are in train too"))
     return lines

@@ -18,14 +18,17 @@ import filelock
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
 
 from peftlab import artifact, training
 from peftlab.base import Base, autocast, load_base, load_tokenizer, longest_input, resolve_precision
 from peftlab.console import Screen
+from peftlab.encoding import encode
 from peftlab.environment import environment
-from peftlab.examples import Encoded
+from peftlab.examples import Encoded, Splits
 from peftlab.methods import Plan
 from peftlab.metrics import load_metric
+from peftlab.model import Files
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
 from peftlab.results import Cost, Curve, Parameters, RunResult, SplitCounts, write_result
@@ -70,13 +73,13 @@ class _Run:
     def result(self) -> RunResult:
         start = time.perf_counter()
         with self.accelerator.main_process_first():  # one process fetches, the others find
-            rows = self.recipe.data.load(self.recipe.task.fields)
+            rows = self.recipe.rows()
             files = self.recipe.model.files()
         task = self.recipe.task.fitted(row for split in rows.rows.values() for row in split)
         tokenizer = load_tokenizer(files, task)
         limit = longest_input(files, task, reserved=self.recipe.method.positions)
-        encoded = {split: task.encode(part, tokenizer, limit) for split, part in rows.rows.items()}
-        self._say_data(files.source, rows.source, encoded, task)
+        encoded, skipped = self._encode(task, rows, tokenizer, limit, files)
+        self._say_data(files.source, rows, encoded)
         base = load_base(
             self.recipe.model,
             files,
@@ -88,7 +91,7 @@ class _Run:
             dropout=self.recipe.training.dropout,
             seed=self.recipe.seeds.initialization,
         )
-        examples = encoded["train"].examples
+        examples = [example for split in ("train", "replay") if split in encoded for example in encoded[split].examples]
         steps = training.schedule_length([len(e) for e in examples], self.recipe.training, self.recipe.seeds)
         plan = Plan(
             optimizer_steps=steps,
@@ -169,7 +172,11 @@ class _Run:
             ),
             splits={
                 split: SplitCounts(
-                    examples=len(part.examples), tokens=sum(len(e) for e in part.examples), dropped=part.counts
+                    examples=len(part.examples),
+                    tokens=sum(len(e) for e in part.examples),
+                    dropped=part.counts,
+                    skipped=skipped[split],
+                    leaks=rows.leaks.get(split),
                 )
                 for split, part in encoded.items()
             },
@@ -179,6 +186,18 @@ class _Run:
             data_fingerprint=rows.fingerprint,
             environment=environment(self.accelerator.device.type, self.precision, self.accelerator.num_processes),
         )
+
+    def _encode(
+        self, task: Task, rows: Splits, tokenizer: PreTrainedTokenizerBase, limit: int, files: Files
+    ) -> tuple[dict[str, Encoded], dict[str, dict[str, int]]]:
+        """Examples by split, and how many rows were left out by reason."""
+        encoded, skipped = {}, {}
+        for split, part in rows.rows.items():
+            what = f"the {split} split of {rows.source}"
+            on_bad_row = self.recipe.data.on_bad_row
+            encoded[split], unfit = encode(task, part, tokenizer, limit, files=files, what=what, on_bad_row=on_bad_row)
+            skipped[split] = {**rows.skipped.get(split, {}), **unfit}
+        return encoded, skipped
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.precision, self.accelerator.device)
@@ -202,14 +221,21 @@ class _Run:
 
         return predict
 
-    def _say_data(self, model_source: str, data_source: str, encoded: dict[str, Encoded], task: Task) -> None:
+    def _say_data(self, model_source: str, rows: Splits, encoded: dict[str, Encoded]) -> None:
         self.screen.line("recipe", f"{self.recipe.name}  {self.recipe.digest}")
         self.screen.line("model", model_source)
         sizes = ", ".join(
             f"{len(part.examples):,} {split} ({sum(len(e) for e in part.examples):,} tokens)"
             for split, part in encoded.items()
         )
-        self.screen.line("data", f"{data_source}: {sizes}")
+        self.screen.line("data", f"{rows.source}: {sizes}")
+        for split, count in rows.leaks.items():
+            if count:
+                self.screen.line(
+                    "leaks",
+                    f"{count:,} of {len(rows.rows[split]):,} of {split} are in train too, but for case and white space "
+                    "(data.drop_leaks: true takes them out of train)",
+                )
 
     def _say_model(self, parameters: Parameters, base: Base) -> None:
         self.screen.line(

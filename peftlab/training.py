@@ -19,8 +19,10 @@ import torch
 from peftlab import signs
 from peftlab.batching import Batch, epoch_batches, shares, split_batches
 from peftlab.examples import Example
+from peftlab.layer_decay import layer_rates
 from peftlab.methods.method import Method
 from peftlab.part import BadInput
+from peftlab.perturbation import Perturbation
 from peftlab.settings import Seeds, Training
 from peftlab.signs import Signs
 from peftlab.tasks.task import Task
@@ -123,8 +125,9 @@ def train(
     """
     lengths = [len(example) for example in examples]
     total = schedule_length(lengths, settings, seeds)
+    groups = method.parameter_groups(model, learning_rate, settings.weight_decay)
     optimizer = torch.optim.AdamW(
-        method.parameter_groups(model, learning_rate, settings.weight_decay),
+        groups if settings.layer_decay is None else layer_rates(groups, model, settings.layer_decay),
         betas=settings.adam_betas,
         eps=settings.adam_epsilon,
         foreach=False,  # foreach makes a copy of all gradients at once
@@ -134,6 +137,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, total, settings))
     forward = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
     trainable = [p for p in model.parameters() if p.requires_grad]
+    perturbation = Perturbation.of(model, settings, seeds)
     log = TrainLog()
     best: dict[str, torch.Tensor] | None = None
     alive: Signs | None = None
@@ -144,27 +148,30 @@ def train(
         parts = shares(batch, lengths, accelerator.num_processes * settings.accumulation)
         if accelerator.num_processes == 1:
             parts = [part for part in parts if part]
-        micro_batches = []
+        micro_batches, own = [], []
         for part in parts[accelerator.process_index :: accelerator.num_processes]:
             # Each forward is a meeting of the processes: a share without examples borrows one and learns nothing.
-            micro = task.collate([examples[i] for i in part or batch[:1]], padding_token)
+            own.append(part or batch[:1])
+            micro = task.collate([examples[i] for i in own[-1]], padding_token)
             micro_batches.append(_to(micro if part else task.without_targets(micro), accelerator.device))
         counts = torch.stack([task.targets(micro) for micro in micro_batches]).sum()
         targets = max(1, int(accelerator.reduce(counts, reduction="sum")))
         loss = torch.zeros((), device=accelerator.device)
         mark("inputs")
-        for position, micro in enumerate(micro_batches):
-            last_one = position + 1 == len(micro_batches)
-            with contextlib.nullcontext() if last_one else accelerator.no_sync(forward):
-                with autocast():
-                    # The outputs get no name: logits of a large vocabulary would be kept until the next ones are there.
-                    share = task.loss(forward(**_inputs(micro)), micro) / targets
-                mark("forward")
-                # DDP averages over processes, the step's loss is a sum over them.
-                (share * accelerator.num_processes).backward()
-            loss += share.detach()
-            mark("backward")
-            del share  # and with it the graph, and what its nodes may hold on to
+        for position, (part, micro) in enumerate(zip(own, micro_batches, strict=True)):
+            for turn, disturbed in enumerate(perturbation.passes(micro, part, number), start=1):
+                last_one = position + 1 == len(micro_batches) and turn == perturbation.turns
+                with disturbed, contextlib.nullcontext() if last_one else accelerator.no_sync(forward):
+                    with autocast():
+                        # No name for the outputs: logits of a large vocabulary would be kept until the next are there.
+                        share = task.loss(forward(**_inputs(micro)), micro) / targets
+                    mark("forward")
+                    # DDP averages over processes, the step's loss is a sum over them.
+                    (share * accelerator.num_processes).backward()
+                if turn == 1:
+                    loss += share.detach()
+                mark("backward")
+                del share  # and with it the graph, and what its nodes may hold on to
         penalty = method.penalty(model)
         if penalty is not None:
             with accelerator.no_sync(forward):  # every process has the whole of it already

@@ -31,7 +31,7 @@ def usaddress(folder: Path) -> dict[str, list[Row]]:
                 words.append((part.text or "").strip())
                 tags.append(f"{'I' if position else 'B'}-{tag}")
         if words:
-            rows.append(Row(f"{path.name}, address {number}", {"tokens": words, "ner_tags": tags}))
+            rows.append(Row(f"{path}, address {number}", {"tokens": words, "ner_tags": tags}))
     return {"train": rows}
 
 

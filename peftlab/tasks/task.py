@@ -25,6 +25,8 @@ class Task(Part):
     auto_class: ClassVar[str]  # transformers' class of base and head
     task_type: ClassVar[str]  # PEFT's name for it
     fields: ClassVar[tuple[str, ...]]  # what a row must carry
+    optional_fields: ClassVar[tuple[str, ...]] = ()  # what it may carry besides
+    given_fields: ClassVar[tuple[str, ...]] = ()  # of all these, what the model is given; all of them if none is named
     selection: ClassVar[str]  # the metric by which the best state is chosen; larger is better
     metrics: ClassVar[tuple[str, ...]]  # modules of peftlab.metrics
     new_head: ClassVar[bool] = True  # the head is not pretrained
@@ -36,6 +38,10 @@ class Task(Part):
     def fitted(self: Self, rows: Iterable[Row]) -> Self:
         """A copy that knows what is to be learnt, e.g. its labels. Raises BadInput at the first bad row."""
         raise NotImplementedError
+
+    def check(self, row: Row) -> None:
+        """Raise BadInput, `where: field: what is wrong`, if the row will not do, whatever the other rows are."""
+        self.fitted([row])
 
     def model_settings(self) -> dict[str, Any]:
         """What the model's config must say of the task, e.g. the number of labels."""

@@ -26,6 +26,7 @@ class TokenClassification(Task):
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
     task_type: ClassVar[str] = "TOKEN_CLS"
     fields: ClassVar[tuple[str, ...]] = ("tokens", "labels")
+    given_fields: ClassVar[tuple[str, ...]] = ("tokens",)
     selection: ClassVar[str] = "entity_f1"
     metrics: ClassVar[tuple[str, ...]] = ("entity_f1",)
     pretokenized: ClassVar[bool] = True
@@ -42,11 +43,14 @@ class TokenClassification(Task):
                 raise ValueError(f"{label!r} stands twice")
         return labels
 
+    def check(self, row: Row) -> None:
+        _check(row, self.labels)
+
     def fitted(self, rows: Iterable[Row]) -> TokenClassification:
         known = self.labels
         seen: set[str] = set()
         for row in rows:
-            _check(row, known)
+            self.check(row)
             seen.update(row.fields["labels"])
         # "O" first, then by entity type: B-LOC I-LOC B-MISC ...
         ordered = sorted(seen, key=lambda tag: (tag != "O", tag[2:] if tag[1:2] == "-" else tag, tag))
