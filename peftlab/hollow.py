@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import masking_utils
 
 from peftlab.base import Base, head_modules, kept_float, set_dropout
 from peftlab.base import count as count_parameters
@@ -75,9 +76,17 @@ def full_config(values: Mapping[str, Any], task: Task) -> Any:
 
 @contextlib.contextmanager
 def shapes_alone() -> Iterator[None]:
-    """Inside, every new tensor is a shape on the CPU: what is chosen by device is chosen as there."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
+    """Inside, every new tensor is a shape on the CPU: what is chosen by device is chosen as there.
+
+    transformers drops an attention mask of nothing but ones, unless it takes the shapes for the tracing of a graph.
+    """
+    tracing = masking_utils.is_tracing
+    masking_utils.is_tracing = lambda tensor=None: False
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        masking_utils.is_tracing = tracing
 
 
 class ShapeRecorder(TorchDispatchMode):
