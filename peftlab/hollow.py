@@ -16,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import masking_utils
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from peftlab.base import Base, head_modules, kept_float, set_dropout
 from peftlab.base import count as count_parameters
@@ -37,6 +38,7 @@ def hollow_base(
     compute: torch.dtype,
     frozen: bool,
     dropout: float | None,
+    padding_token: int,
 ) -> Base:
     """`load_base` without the weights: every tensor is on the meta device. Raises BadInput likewise."""
     config = full_config(shape.values, task)
@@ -55,11 +57,12 @@ def hollow_base(
             skeleton.get_submodule(name).float()
         settings = quantization.config(kept_float(skeleton, head), dtype)
         if settings is not None:
-            quantizer = transformers.quantizers.AutoHfQuantizer.from_config(settings, pre_quantized=False)
+            quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=False)
             quantizer.preprocess_model(model=skeleton, device_map={"": "cpu"})
             quantizer.postprocess_model(skeleton)
     skeleton.requires_grad_(False)
     quantization.prepare(skeleton)
+    skeleton.config.get_text_config().pad_token_id = padding_token
     return Base(skeleton, head, parameters, files)
 
 
@@ -80,13 +83,14 @@ def shapes_alone() -> Iterator[None]:
 
     transformers drops an attention mask of nothing but ones, unless it takes the shapes for the tracing of a graph.
     """
-    tracing = masking_utils.is_tracing
-    masking_utils.is_tracing = lambda tensor=None: False
+    library: Any = masking_utils
+    tracing = library.is_tracing
+    library.is_tracing = lambda tensor=None: False
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield
     finally:
-        masking_utils.is_tracing = tracing
+        library.is_tracing = tracing
 
 
 class ShapeRecorder(TorchDispatchMode):
@@ -95,17 +99,17 @@ class ShapeRecorder(TorchDispatchMode):
     reserved = None
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._events: list[tuple[int, str]] = []
 
     def __enter__(self) -> ShapeRecorder:
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
 
     def mark(self, phase: str) -> None:
         self._events.append((0, phase))
@@ -122,6 +126,9 @@ class ShapeRecorder(TorchDispatchMode):
         if func is torch.ops.bitsandbytes.gemm_4bit.default:
             with self:
                 return _gemm_4bit(*args, **kwargs)
+        if func in INDEXING and any(index is not None and index.dtype is torch.bool for index in args[1]):
+            with self:
+                return func(args[0], _positions(args[1]), *args[2:], **kwargs)
         outputs = func(*args, **kwargs)
         known = {_storage(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
         for tensor in tree_leaves(outputs):
@@ -137,6 +144,25 @@ class ShapeRecorder(TorchDispatchMode):
         weakref.finalize(storage, self._events.append, (-size, ""))
 
 
+INDEXING = {
+    torch.ops.aten.index.Tensor,
+    torch.ops.aten.index_put.default,
+    torch.ops.aten.index_put_.default,
+    torch.ops.aten._index_put_impl_.default,
+}
+
+
+def _positions(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """Indices in which a mask is the positions where it is true: all of them, as no more can be, and none is known."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        if index is None or index.dtype is not torch.bool:
+            found.append(index)
+        else:
+            found += [torch.empty(index.numel(), dtype=torch.int64) for _ in index.shape]
+    return found
+
+
 def _gemm_4bit(
     input: Tensor,
     packed: Tensor,
@@ -149,13 +175,14 @@ def _gemm_4bit(
     *rest: Any,
 ) -> Tensor:
     """What the operator does inside: the scales made float, the weight, the product."""
-    if absmax_8bit is not None:
-        absmax = torch.empty(absmax_8bit.shape) + 0.0
-    return nn.functional.linear(input, torch.empty(shape, dtype=input.dtype), bias)
+    scales = None if absmax_8bit is None else torch.empty(absmax_8bit.shape) + 0.0
+    output = nn.functional.linear(input, torch.empty(shape, dtype=input.dtype), bias)
+    del scales
+    return output
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def to_shapes(
@@ -186,8 +213,9 @@ def to_shapes(
         made[id(linear.weight)] = linear.weight  # type: ignore[assignment]
         note(weight, linear.weight)  # type: ignore[arg-type]
     for module in model.modules():
+        tensors: dict[str, Any]
         for tensors in (module._parameters, module._buffers):
-            tensors.update({name: twin(tensor) for name, tensor in tensors.items() if tensor is not None})  # type: ignore[arg-type]
+            tensors.update({name: twin(tensor) for name, tensor in tensors.items() if tensor is not None})  # type: ignore[misc]
         for value in vars(module).values():
             if isinstance(value, dict):  # e.g. what PiSSA started from
                 value.update({key: twin(tensor) for key, tensor in value.items() if type(tensor) is Tensor})

@@ -21,9 +21,7 @@ class Memory(Settings):
     held + transient, where accumulation does not make gradients and activations meet.
     """
 
-    base: (
-        int  # the base's parameters and buffers as they are stored, an untrained copy of the head included
-    )
+    base: int  # the base's parameters and buffers as they are stored, an untrained copy of the head included
     constants: int  # of the quantisation: scales, offsets, code books
     method: int  # the method's own parameters, buffers and copies
     head: int  # the task's head, as it trains
@@ -142,9 +140,7 @@ def read_step(marks: Sequence[Mark]) -> Step:
     step = marks[ends[-2] + 1 : ends[-1] + 1]
     rest = marks[ends[-2]].live
     inputs = next(mark.live for mark in step if mark.phase == "inputs") - rest
-    activations = max(
-        mark.live - before.live for before, mark in itertools.pairwise(step) if mark.phase == "forward"
-    )
+    activations = max(mark.live - before.live for before, mark in itertools.pairwise(step) if mark.phase == "forward")
     backward = [mark.live for mark in step if mark.phase == "backward"][-1]
     return Step(
         rest=rest,

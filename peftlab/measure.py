@@ -87,16 +87,12 @@ class Subject:
             mark=mark,
         )
 
-    def predict(self) -> Records:
-        return training.predict(
-            self.model,
-            task=self.task,
-            examples=self.examples,
-            padding_token=self.padding_token,
-            batch_tokens=self.tokens,
-            accelerator=self.accelerator,
-            autocast=self.autocast,
-        )
+    def forward(self, model: nn.Module) -> Any:
+        """The outputs of one forward pass, without gradients."""
+        batch = self.task.collate(self.examples, self.padding_token)
+        batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+        with torch.no_grad(), self.autocast():
+            return model(**self.task.inputs(batch, self.model))
 
 
 def measure(recipe: Recipe, *, examples: int | None = None, length: int | None = None, timed: bool = True) -> Ledger:
@@ -113,12 +109,16 @@ def load(recipe: Recipe, accelerator: Accelerator, *, examples: int | None, leng
     """As a run does it."""
     rows = recipe.rows()
     files = recipe.model.files()
-    task = recipe.task.fitted(row for split in rows.rows.values() for row in split)
+    task = recipe.task.from_training(rows.rows["train"])
+    task = task.fitted(row for split in rows.rows.values() for row in split)
     tokenizer = load_tokenizer(files, task)
     limit = longest_input(files, task, reserved=recipe.method.positions)
     count, length = batch_shape(recipe.training, limit, examples=examples, length=length)
     on_bad_row, part = recipe.data.on_bad_row, rows.rows["train"][:count]
-    chosen = encode(task, part, tokenizer, limit, files=files, what=rows.source, on_bad_row=on_bad_row)[0].examples
+    encoded, _ = encode(task, part, tokenizer, limit, files=files, what=rows.source, on_bad_row=on_bad_row)
+    chosen = task.training_examples(encoded.examples, limit)
+    if not chosen:
+        raise BadInput(f"data: the first {count} rows of the train split of {rows.source} have nothing to learn")
     precision = resolve_precision(recipe.training.precision, accelerator.device)
     base = load_base(
         recipe.model,
@@ -130,6 +130,7 @@ def load(recipe: Recipe, accelerator: Accelerator, *, examples: int | None, leng
         frozen=not recipe.method.trains_base,
         dropout=recipe.training.dropout,
         seed=recipe.seeds.initialization,
+        padding_token=tokenizer.pad_token_id,
     )
     return subject(
         recipe,
@@ -225,7 +226,8 @@ def memory_pass(subject: Subject, follow: Recorder, *, evaluate: bool = True) ->
 
     def evaluation() -> None:
         follow.mark("rest")
-        subject.predict()
+        subject.model.eval()
+        subject.forward(subject.model)
         follow.mark("evaluation")
 
     hook = register_optimizer_step_post_hook(look)
@@ -298,15 +300,12 @@ class _Silence:
 
 def _forward_seconds(subject: Subject, model: nn.Module) -> tuple[float, list[Tensor]]:
     """The median of several, and the logits that came out."""
-    batch = subject.task.collate(subject.examples, subject.padding_token)
-    inputs = {name: tensor.to(subject.accelerator.device) for name, tensor in batch.items() if name != "labels"}
     model.eval()
     seconds = []
-    with torch.no_grad(), subject.autocast():
-        for _ in range(WARMUP + TIMED):
-            start = _now(subject.accelerator.device)
-            outputs = model(**inputs)
-            seconds.append(_now(subject.accelerator.device) - start)
+    for _ in range(WARMUP + TIMED):
+        start = _now(subject.accelerator.device)
+        outputs = subject.forward(model)
+        seconds.append(_now(subject.accelerator.device) - start)
     found = [value.float() for name, value in outputs.items() if name.endswith("logits")]
     return quantile(seconds[WARMUP:], 0.5), found
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
 
 from peftlab.base import longest, resolve_precision
+from peftlab.examples import Example
 from peftlab.hollow import ShapeRecorder, full_config, hollow_base, shapes_alone, to_shapes
 from peftlab.ledger import MIB, Forecast, Memory
 from peftlab.measure import batch_shape, memory_pass, subject
-from peftlab.model import Files
+from peftlab.model import Files, Shape
 from peftlab.part import BadInput
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe
 from peftlab.small_model import byte_tokenizer
+from peftlab.tasks import Task
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -45,7 +49,7 @@ def plan(
     length: int | None = None,
 ) -> Iterator[Forecast]:
     """A forecast for the recipe as it is, and then for each other quantisation, with the batch cut so that it fits."""
-    others = [quantization() for kind, quantization in QUANTIZATIONS.items() if kind != recipe.quantization.kind]
+    others = [part(kind=kind) for kind, part in QUANTIZATIONS.items() if kind != recipe.quantization.kind]
     for quantization in [recipe.quantization, *others]:
         wanted = recipe.model_copy(update={"quantization": quantization})
         reason = wanted.unsupported(str(recipe.model.shape().values["model_type"]))
@@ -57,12 +61,14 @@ def plan(
 
 def fit(recipe: Recipe, *, limit: int | None, devices: int, examples: int | None, length: int | None) -> Forecast:
     """The recipe's own accumulation, or the least above it with which a step fits into `limit`."""
-    accumulation = recipe.training.accumulation
+    shape = recipe.model.shape()
+    batch = sample_batch(recipe, shape, devices=devices, examples=examples, length=length)
+    of_device = len(batch.share)
+    accumulation = min(recipe.training.accumulation, of_device)
     while True:
         settings = recipe.training.model_copy(update={"accumulation": accumulation})
         cut = recipe.model_copy(update={"training": settings})
-        count, length, memory = predict(cut, devices=devices, examples=examples, length=length)
-        of_device = -(-count // devices)
+        memory = predict(cut, shape, batch)
         needed = memory.peak + (memory.best_state or 0)
         if devices > 1:
             needed += memory.gradients  # the buckets in which processes exchange them
@@ -73,8 +79,8 @@ def fit(recipe: Recipe, *, limit: int | None, devices: int, examples: int | None
                 memory=memory,
                 needed=needed,
                 fits=fits,
-                examples=count,
-                length=length,
+                examples=batch.count,
+                length=batch.length,
                 accumulation=accumulation,
                 micro_batch=-(-of_device // accumulation),
                 devices=devices,
@@ -82,41 +88,59 @@ def fit(recipe: Recipe, *, limit: int | None, devices: int, examples: int | None
         accumulation = min(accumulation * 2, of_device)
 
 
-def predict(recipe: Recipe, *, devices: int, examples: int | None, length: int | None) -> tuple[int, int, Memory]:
-    """Examples and length of the batch, and what a device holds of a step on its share of it."""
-    shape = recipe.model.shape()
+@dataclass(frozen=True)
+class Batch:
+    """What a device is given in a step, made of the task's own sample."""
+
+    task: Task  # fitted
+    tokenizer: PreTrainedTokenizerBase
+    count: int  # examples of the step, on all devices
+    length: int  # tokens of each
+    share: Sequence[Example]  # of one device
+
+
+def sample_batch(
+    recipe: Recipe, shape: Shape, *, devices: int = 1, examples: int | None = None, length: int | None = None
+) -> Batch:
+    """The recipe's batch in size, or of `examples` of `length` tokens."""
     rows = recipe.task.sample()
-    task = recipe.task.fitted(rows)
+    task = recipe.task.from_training(rows).fitted(rows)
     limit = longest(shape.values, shape.source, task, reserved=recipe.method.positions)
     count, length = batch_shape(recipe.training, limit, examples=examples, length=length)
     tokenizer = byte_tokenizer(full_config(shape.values, task))
-    encoded = task.encode(rows, tokenizer, limit).examples
+    encoded = task.training_examples(task.encode(rows, tokenizer, limit).examples, limit)
     share = [task.drawn_out(encoded[i % len(encoded)], length) for i in range(-(-count // devices))]
+    return Batch(task, tokenizer, count, length, share)
+
+
+def predict(recipe: Recipe, shape: Shape, batch: Batch) -> Memory:
+    """What a device holds of a step."""
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     precision = resolve_precision(recipe.training.precision, accelerator.device)
     base = hollow_base(
         shape,
         Files(Path(), shape.source, ""),
-        task,
+        batch.task,
         recipe.quantization,
         compute=getattr(torch, precision),
         frozen=not recipe.method.trains_base,
         dropout=recipe.training.dropout,
+        padding_token=batch.tokenizer.pad_token_id,
     )
     with torch.device("meta"):
         ready = subject(
             recipe,
-            task,
+            batch.task,
             base,
-            share,
-            tokenize=lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]),
-            padding_token=tokenizer.pad_token_id,
+            batch.share,
+            tokenize=lambda text: list(batch.tokenizer(text, add_special_tokens=False)["input_ids"]),
+            padding_token=batch.tokenizer.pad_token_id,
             accelerator=accelerator,
             precision=precision,
         )
     with shapes_alone():
         ready = dataclasses.replace(ready, before=to_shapes(ready.model, recipe.quantization, ready.before))
-        return count, length, memory_pass(ready, ShapeRecorder(), evaluate=False)
+        return memory_pass(ready, ShapeRecorder(), evaluate=False)
 
 
 def lines(forecast: Forecast, limit: int | None) -> list[tuple[str, str]]:

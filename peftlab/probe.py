@@ -92,9 +92,9 @@ class Patient:
         batch = self.task.collate(self.examples, self.padding_token)
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
-    def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Any:
+    def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> Any:
         with autocast(self.precision, self.device):
-            return model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+            return model(**self.task.inputs(batch, model))
 
     def logits(self, model: nn.Module) -> Tensor:
         """All the float outputs in evaluation, at positions that are no padding if they are by position."""
@@ -189,7 +189,7 @@ def make_patient(
     config = small_config(shape, width)
     tokenizer = byte_tokenizer(config)
     rows = recipe.task.sample()
-    task = recipe.task.fitted(rows)
+    task = recipe.task.from_training(rows).fitted(rows)
     examples = task.encode(rows, tokenizer, limit=64).examples
     files = Files(folder, f"a small {config.model_type}", "")
     config = type(config).from_dict({**config.to_dict(), **task.model_settings()})
@@ -203,7 +203,8 @@ def make_patient(
 
     @functools.cache
     def load(quantization: Any, frozen: bool, compute: torch.dtype) -> Base:
-        return load_base(recipe.model, files, task, quantization, device=device, compute=compute, frozen=frozen)
+        settings = {"device": device, "compute": compute, "frozen": frozen, "padding_token": tokenizer.pad_token_id}
+        return load_base(recipe.model, files, task, quantization, **settings)
 
     def fresh(wanted: Recipe, compute: torch.dtype) -> Base:
         kept = load(wanted.quantization, not wanted.method.trains_base, compute)

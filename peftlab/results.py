@@ -90,7 +90,12 @@ class RunResult(Settings):
     started: str  # UTC, ISO 8601
     command: list[str]
     metrics: dict[str, dict[str, float]]  # split -> metric -> value
+    metric_signatures: dict[str, str] = Field(default={})  # how the libraries counted, of those metrics that say it
+    floor: dict[str, dict[str, float]] = Field(
+        default={}
+    )  # the same of always giving the answer most frequent in train
     selection: str  # the metric by which the best state was chosen, on validation
+    selection_minimized: bool = False  # smaller is better of it
     best_step: int | None
     stopped_early: bool
     curve: Curve
@@ -151,6 +156,10 @@ def summary(result: RunResult) -> list[tuple[str, str]]:
         (split, "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if "/" not in name))
         for split, scores in result.metrics.items()
     ]
+    for split, scores in result.floor.items():
+        if result.selection in scores:
+            value = f"{result.selection} {scores[result.selection]:.4f}"
+            lines.append(("floor", f"{split}: {value} for always giving the answer most frequent in train"))
     lines.append(
         (
             "parameters",

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import torch
@@ -20,20 +20,22 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from peftlab import artifact, training
+from peftlab import artifact, metrics, training
 from peftlab.base import Base, autocast, load_base, load_tokenizer, longest_input, resolve_precision
 from peftlab.console import Screen
 from peftlab.encoding import encode
 from peftlab.environment import environment
 from peftlab.examples import Encoded, Splits
 from peftlab.methods import Plan
-from peftlab.metrics import load_metric
 from peftlab.model import Files
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
 from peftlab.results import Cost, Curve, Parameters, RunResult, SplitCounts, write_result
 from peftlab.tasks import Task
 from peftlab.training import Records
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def run(recipe: Recipe, folder: Path) -> RunResult:
@@ -75,7 +77,8 @@ class _Run:
         with self.accelerator.main_process_first():  # one process fetches, the others find
             rows = self.recipe.rows()
             files = self.recipe.model.files()
-        task = self.recipe.task.fitted(row for split in rows.rows.values() for row in split)
+        task = self.recipe.task.from_training(rows.rows["train"])
+        task = task.fitted(row for split in rows.rows.values() for row in split)
         tokenizer = load_tokenizer(files, task)
         limit = longest_input(files, task, reserved=self.recipe.method.positions)
         encoded, skipped = self._encode(task, rows, tokenizer, limit, files)
@@ -90,14 +93,18 @@ class _Run:
             frozen=not self.recipe.method.trains_base,
             dropout=self.recipe.training.dropout,
             seed=self.recipe.seeds.initialization,
+            padding_token=tokenizer.pad_token_id,
         )
         examples = [example for split in ("train", "replay") if split in encoded for example in encoded[split].examples]
+        examples = task.training_examples(examples, limit)
+        if not examples:
+            raise BadInput(f"data: the train split of {rows.source} has nothing to learn")
         steps = training.schedule_length([len(e) for e in examples], self.recipe.training, self.recipe.seeds)
         plan = Plan(
             optimizer_steps=steps,
             task_type=task.task_type,
             head=base.head,
-            longest_input=max(len(e) for part in encoded.values() for e in part.examples),
+            longest_input=max(len(e) for part in encoded.values() for e in [*part.examples, *examples]),
             seed=self.recipe.seeds.initialization,
             tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         )
@@ -106,7 +113,7 @@ class _Run:
         self._say_model(parameters, base)
         load_seconds = time.perf_counter() - start
 
-        predict = self._predictor(task, model, encoded, tokenizer.pad_token_id)
+        predict = self._predictor(task, model, encoded, tokenizer)
         self.screen.selection = task.selection
         log = training.train(
             model,
@@ -119,14 +126,15 @@ class _Run:
             seeds=self.recipe.seeds,
             accelerator=self.accelerator,
             autocast=self._autocast,
-            evaluate=lambda: (score(task, records := predict("validation")), records),
+            evaluate=lambda: _selectable(task, predict("validation")),
             observer=self.screen,
         )
         self.screen.finished()
         predictions = {"validation": log.records}
         if self.recipe.score_test:
             predictions["test"] = predict("test")
-        metrics = {split: score(task, records) for split, records in predictions.items()}
+        scores = {split: score(task, records) for split, records in predictions.items()}
+        floors = {split: task.floor(rows.rows["train"], rows.rows[split]) for split in predictions}
 
         adapter_bytes = 0
         if self.accelerator.is_main_process:
@@ -148,8 +156,11 @@ class _Run:
             recipe=self.recipe.model_dump(mode="json"),
             started=self.started,
             command=_command(),
-            metrics=metrics,
+            metrics=scores,
+            metric_signatures=metrics.signatures(task.metrics),
+            floor={split: floor for split, floor in floors.items() if floor is not None},
             selection=task.selection,
+            selection_minimized=task.minimized,
             best_step=log.best_step if self.recipe.training.keep_best else None,
             stopped_early=log.stopped_early,
             curve=Curve(
@@ -203,7 +214,7 @@ class _Run:
         return autocast(self.precision, self.accelerator.device)
 
     def _predictor(
-        self, task: Task, model: torch.nn.Module, encoded: dict[str, Encoded], padding_token: int
+        self, task: Task, model: torch.nn.Module, encoded: dict[str, Encoded], tokenizer: PreTrainedTokenizerBase
     ) -> Callable[[str], Records]:
         def predict(split: str) -> Records:
             start = time.perf_counter()
@@ -211,7 +222,7 @@ class _Run:
                 model,
                 task=task,
                 examples=encoded[split].examples,
-                padding_token=padding_token,
+                tokenizer=tokenizer,
                 batch_tokens=EVALUATION_TOKENS,
                 accelerator=self.accelerator,
                 autocast=self._autocast,
@@ -277,6 +288,9 @@ def apply_method(recipe: Recipe, base: Base, plan: Plan) -> torch.nn.Module:
             raise BadInput(f"training.gradient_checkpointing: {base.model.config.model_type} does not support it")
         base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         base.model.disable_input_require_grads()
+    objection = recipe.task.objection(base.model)
+    if objection is not None:
+        raise BadInput(f"task: {objection}")
     if not any(p.requires_grad for p in model.parameters()):
         raise BadInput(f"method: {recipe.method.kind} left nothing to train in {base.files.source}")
     return model
@@ -294,13 +308,18 @@ def count_parameters(model: torch.nn.Module, base: Base) -> Parameters:
 
 def score(task: Task, records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The task's metrics over decoded records."""
-    scores: dict[str, float] = {}
-    for name in task.metrics:
-        scores |= load_metric(name).compute(
-            predictions=[record["predicted"] for record in records],
-            references=[record["expected"] for record in records],
+    return metrics.score(task.metrics, task.graded(records))
+
+
+def _selectable(task: Task, records: Records) -> tuple[dict[str, float], Records]:
+    """Scores of the validation split, by which the best state can be chosen, and the records."""
+    scores = score(task, records)
+    if task.selection not in scores:
+        raise BadInput(
+            f"data: {task.selection} is undefined on the validation split's {len(records)} examples, "
+            "so that no state can be chosen: they are too few or too much alike"
         )
-    return scores
+    return scores, records
 
 
 def _write_predictions(predictions: dict[str, Records], path: Path) -> None:

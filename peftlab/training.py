@@ -21,7 +21,7 @@ from peftlab.batching import Batch, epoch_batches, shares, split_batches
 from peftlab.examples import Example
 from peftlab.layer_decay import layer_rates
 from peftlab.methods.method import Method
-from peftlab.part import BadInput
+from peftlab.part import Diverged
 from peftlab.perturbation import Perturbation
 from peftlab.settings import Seeds, Training
 from peftlab.signs import Signs
@@ -29,9 +29,10 @@ from peftlab.tasks.task import Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerBase
 
 Scores = dict[str, float]
-Records = list[dict[str, Any]]  # one decoded prediction an example
+Records = list[dict[str, Any]]  # one decoded prediction a row
 Phase = Literal["inputs", "forward", "backward", "optimizer"]  # of a step, in this order; a micro-batch has its own two
 
 
@@ -164,7 +165,7 @@ def train(
                 with disturbed, contextlib.nullcontext() if last_one else accelerator.no_sync(forward):
                     with autocast():
                         # No name for the outputs: logits of a large vocabulary would be kept until the next are there.
-                        share = task.loss(forward(**_inputs(micro)), micro) / targets
+                        share = task.loss(forward(**task.inputs(micro, model)), micro) / targets
                     mark("forward")
                     # DDP averages over processes, the step's loss is a sum over them.
                     (share * accelerator.num_processes).backward()
@@ -196,7 +197,7 @@ def train(
         log.steps.append(Step(number, epoch, value, rate, tokens, log.seconds))
         observer.step(log.steps[-1], total, log)
         if not math.isfinite(value):
-            raise BadInput(
+            raise Diverged(
                 f"the loss is {value} at step {number} (examples {batch[:8]} ...); lower training.learning_rate"
             )
         if number == total or (number % settings.evaluate_every == 0 if settings.evaluate_every else last):
@@ -219,12 +220,12 @@ def predict(
     *,
     task: Task,
     examples: Sequence[Example],
-    padding_token: int,
+    tokenizer: PreTrainedTokenizerBase,
     batch_tokens: int,
     accelerator: Accelerator,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
 ) -> Records:
-    """A decoded record for each example, in order, the same on every process and for any number of them."""
+    """A decoded record for each row, in order, the same on every process and for any number of them."""
     lengths = [len(example) for example in examples]
     order = sorted(range(len(examples)), key=lambda i: lengths[i])
     batches = split_batches(order, lengths, tokens=batch_tokens)
@@ -236,15 +237,15 @@ def predict(
         # Whole batches go round the processes, so that each example meets the same neighbours on any number of them.
         for batch in batches[accelerator.process_index :: accelerator.num_processes]:
             chosen = [examples[i] for i in batch]
-            inputs = _to(task.collate(chosen, padding_token), accelerator.device)
-            outputs = model(**_inputs(inputs))
+            inputs = _to(task.collate(chosen, tokenizer.pad_token_id), accelerator.device)
+            outputs = task.predict(model, inputs, tokenizer)
             found += zip(batch, task.decode(outputs, chosen), strict=True)
     model.train(was_training)
     if accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
         found = gather_object(found)
-    return [record for _, record in sorted(found, key=lambda pair: pair[0])]
+    return task.merge([record for _, record in sorted(found, key=lambda pair: pair[0])], examples)
 
 
 def _epoch(lengths: Sequence[int], settings: Training, seeds: Seeds, epoch: int) -> list[Batch]:
@@ -263,10 +264,6 @@ def _batches(
             done += 1
             if done == total:
                 return
-
-
-def _inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
 def _to(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
@@ -291,10 +288,10 @@ def _evaluate(
     step = log.steps[-1]
     since = log.evaluations[-1].step if log.evaluations else 0
     loss = sum(past.loss for past in log.steps[since:]) / (step.number - since)
-    before = max((past.scores[task.selection] for past in log.evaluations if past.selectable), default=-math.inf)
+    before = max((task.rank(past.scores) for past in log.evaluations if past.selectable), default=-math.inf)
     selectable = method.selectable(step.number, total)
     log.evaluations.append(Evaluation(step.number, step.epoch, loss, scores, selectable))
-    better = selectable and scores[task.selection] > before
+    better = selectable and task.rank(scores) > before
     observer.evaluation(log.evaluations[-1], better)
     if better:
         log.best_step = step.number

@@ -1,6 +1,8 @@
 """The ledger: bytes that repeat, operations that add up, and what the golden table says of four ways to train."""
 
-import contextlib
+import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,11 +15,11 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from peftlab.base import Base
 from peftlab.examples import Example, Row
-from peftlab.ledger import MIB, Mark, Memory, memory_of, read_step
-from peftlab.measure import Subject, batch_shape, flops_pass, measured, memory_pass, subject
+from peftlab.ledger import MIB, Flops, Mark, read_step
+from peftlab.measure import Subject, batch_shape, flops_pass, inference_pass, measured, memory_pass, subject
 from peftlab.memory import HostRecorder, recorder
 from peftlab.model import Files
-from peftlab.quantization import QUANTIZATIONS
+from peftlab.part import BadInput
 from peftlab.recipe import Recipe
 from peftlab.settings import Training
 from peftlab.tasks import Task
@@ -31,8 +33,6 @@ class Labelled(Task):
     kind: Literal["labelled"] = "labelled"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     task_type: ClassVar[str] = "SEQ_CLS"
-    selection: ClassVar[str] = "accuracy"
-    metrics: ClassVar[tuple[str, ...]] = ()
 
     def collate(self, examples: Sequence[Example], padding_token: int) -> dict[str, Tensor]:
         return {
@@ -43,8 +43,9 @@ class Labelled(Task):
     def loss(self, outputs: Any, batch: dict[str, Tensor]) -> Tensor:
         return torch.nn.functional.cross_entropy(outputs.logits.float(), batch["labels"], reduction="sum")
 
-    def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
-        return [{"predicted": number} for number in outputs.logits.argmax(-1).tolist()]
+    @property
+    def selection(self) -> str:
+        return "accuracy"
 
 
 @pytest.fixture(autouse=True)
@@ -133,3 +134,133 @@ def test_the_golden_bytes(golden: Golden, method: str, quantization: str, cured:
     found = [memory.weights, memory.optimizer, memory.gradients, memory.held, memory.activations]
     assert [size / MIB for size in [*found, memory.peak - memory.kept]] == pytest.approx(table, abs=0.01)
     assert (memory.constants, memory.kept, memory.peak) == exact
+
+
+def small(subject: Subject, examples: int = 2, length: int = 32) -> Subject:
+    """The same on a smaller batch."""
+    cut = [Example({**e.features, "input_ids": e.features["input_ids"][:length]}, e.row) for e in subject.examples]
+    return dataclasses.replace(subject, examples=cut[:examples])
+
+
+def test_the_bytes_repeat(golden: Golden) -> None:
+    first, again = (memory_pass(small(golden("lora", "nf4")), HostRecorder()) for _ in range(2))
+    assert again.model_copy(update={"process_peak": first.process_peak}) == first
+
+
+def test_the_parts_come_to_the_peak(golden: Golden) -> None:
+    memory = memory_pass(small(golden("lora")), HostRecorder())
+    parts = memory.weights + memory.optimizer + memory.kept + memory.inputs + memory.activations + memory.transient
+    assert parts == memory.peak
+    assert memory.best_state == memory.gradients
+    assert memory.evaluation_peak is not None and memory.weights < memory.evaluation_peak < memory.peak
+    assert memory.process_peak is not None and memory.process_peak > memory.peak
+
+
+def test_micro_batches_hold_fewer_activations(golden: Golden) -> None:
+    whole = memory_pass(small(golden("lora"), 4), HostRecorder(), evaluate=False)
+    cut = memory_pass(small(golden("lora", accumulation=4), 4), HostRecorder(), evaluate=False)
+    assert cut.activations == pytest.approx(whole.activations / 4, rel=0.01)
+    assert (cut.gradients, cut.held, cut.optimizer) == (whole.gradients, whole.held, whole.optimizer)
+
+
+def test_what_a_layer_keeps_after_the_backward_pass_is_held(golden: Golden) -> None:
+    subject, kept = small(golden("lora")), []
+    layer = subject.model.get_submodule("base_model.model.bert.encoder.layer.0")
+    layer.register_forward_hook(lambda module, inputs, output: kept.__setitem__(slice(None), [output + 0]))
+    memory = memory_pass(subject, HostRecorder(), evaluate=False)
+    assert memory.held == 0  # of the step before, as much was given back
+    assert memory.kept > 2 * 32 * 512 * 4
+    kept.clear()
+
+
+def ratio(flops: Flops) -> float:
+    return round((flops.forward + flops.backward) / flops.forward, 2)
+
+
+def test_operations_of_a_step_in_forward_passes(golden: Golden) -> None:
+    """Full fine-tuning three; LoRA in every layer short of two; the head alone little more than one."""
+    found = {method: flops_pass(golden(method)) for method in ("full", "lora", "head")}
+    # 2 (24 d^2) multiply-adds a layer and token, d = 512, and the attention's 4 L d.
+    assert found["full"].forward == pytest.approx(4 * (24 * 512**2 + 4 * 128 * 512), rel=0.01)
+    assert ratio(found["full"]) == pytest.approx(3, abs=0.05)
+    assert ratio(found["lora"]) == pytest.approx(1.94, abs=0.05)
+    assert ratio(found["head"]) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantised_layers_are_counted(golden: Golden, quantization: str) -> None:
+    plain, quantized = flops_pass(small(golden("lora"))), flops_pass(small(golden("lora", quantization)))
+    assert quantized == plain
+
+
+def test_checkpointing_adds_a_forward_pass(golden: Golden) -> None:
+    plain = flops_pass(small(golden("lora")))
+    again = flops_pass(small(golden("lora", gradient_checkpointing=True)))
+    assert again.forward == plain.forward
+    assert again.backward - plain.backward == pytest.approx(plain.forward, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["int8_scaled_mm", "int8_linear_matmul"])
+def test_the_operators_of_a_gpu_are_counted(name: str) -> None:
+    """int8 training on a GPU goes through operators that a CPU uses only in evaluation."""
+    from peftlab.flops import formulas
+
+    count = formulas()[getattr(torch.ops.bitsandbytes, name)]
+    assert count((4, 16, 64), (32, 64), out_shape=(4, 16, 32)) == 2 * 4 * 16 * 64 * 32
+
+
+def test_the_whole_ledger_is_a_record_that_is_read_without_torch(golden: Golden, tmp_path: Path) -> None:
+    ledger = measured(small(golden("lora")))
+    assert ledger.times is not None and ledger.inference is not None
+    assert ledger.times.steps == 10
+    assert ledger.times.quartiles[0] <= ledger.times.median <= ledger.times.quartiles[1]
+    assert ledger.times.tokens_per_second == pytest.approx(64 / ledger.times.median)
+    assert ledger.inference.merge_error is not None and ledger.inference.merge_error < 1e-4
+    assert ledger.inference.base is not None
+    path = tmp_path / "ledger.json"
+    path.write_text(ledger.model_dump_json())
+    code = (
+        "import sys; from pathlib import Path; from peftlab.ledger import Ledger, lines; "
+        f"print(lines(Ledger.model_validate_json(Path({str(path)!r}).read_text()))[-1]); "
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "merging" in done.stdout
+
+
+def test_a_method_that_cannot_be_taken_off_or_merged_says_nothing_of_it(golden: Golden) -> None:
+    found = inference_pass(small(golden("lora", "nf4")))
+    assert found.merged is None and found.merge_error is None and found.base is not None
+    assert inference_pass(small(golden("head"))).base is None
+
+
+def test_a_batch_longer_than_the_base_is_refused() -> None:
+    with pytest.raises(BadInput, match="--length 513"):
+        batch_shape(Training(), 512, examples=None, length=513)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_tells_the_same_gradients() -> None:
+    device = torch.device("cuda")
+    weight = torch.nn.Parameter(torch.zeros(1024, 1024, device=device))
+    follow = recorder(device)
+    with follow:
+        for _ in range(2):
+            follow.mark("inputs")
+            loss = (weight * 2).sum()
+            follow.mark("forward")
+            loss.backward()  # type: ignore[no-untyped-call]
+            follow.mark("backward")
+            weight.grad = None
+            del loss
+            follow.mark("optimizer")
+    step = read_step(follow.marks())
+    assert step.after_backward == pytest.approx(weight.numel() * 4, abs=1024)
+    assert step.rest == 0
+    assert follow.reserved is not None and follow.reserved >= step.peak
+
+
+def test_marks_without_two_steps_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 were recorded"):
+        read_step([Mark("inputs", 1, 1), Mark("optimizer", 1, 1)])

@@ -12,6 +12,7 @@ from peftlab.methods.method import Plan
 from peftlab.methods.peft_method import PeftMethod
 from peftlab.methods.targets import Targets, chosen_layers
 from peftlab.part import BadInput
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     from peft import AdaLoraConfig, PeftModel
@@ -30,6 +31,15 @@ class AdaLora(PeftMethod):
     kind: Literal["adalora"] = "adalora"
     title: ClassVar[str] = "AdaLoRA"
     paper: ClassVar[str | None] = "Zhang et al., 2023, arXiv:2303.10512"
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "zhang2023adalora",
+            "Zhang, Qingru and others",
+            "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning",
+            2023,
+            "2303.10512",
+        ),
+    )
     fidelity: ClassVar[str | None] = (
         "the orthogonality penalty is PEFT's, the mean of the matrices' norms (paper: the sum of their squares)"
     )

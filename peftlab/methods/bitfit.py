@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from peftlab.methods.direct_method import DirectMethod
 from peftlab.methods.method import Plan, Setting
 from peftlab.part import BadInput
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,6 +27,15 @@ class BitFit(DirectMethod):
     kind: Literal["bitfit"] = "bitfit"
     title: ClassVar[str] = "BitFit"
     paper: ClassVar[str | None] = "Ben Zaken et al., 2021, arXiv:2106.10199"
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "benzaken2021bitfit",
+            "Ben Zaken, Elad and others",
+            "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models",
+            2021,
+            "2106.10199",
+        ),
+    )
     learning_rate: ClassVar[float] = 1e-3
 
     @property

@@ -14,6 +14,7 @@ from peftlab.methods.method import Plan, Setting
 from peftlab.methods.peft_method import PeftMethod
 from peftlab.methods.targets import Targets, chosen_layers
 from peftlab.part import BadInput
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -27,6 +28,15 @@ class Lora(PeftMethod):
     kind: Literal["lora"] = "lora"
     title: ClassVar[str] = "LoRA"
     paper: ClassVar[str | None] = "Hu et al., 2021, arXiv:2106.09685"
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "hu2021lora",
+            "Hu, Edward J. and others",
+            "LoRA: Low-Rank Adaptation of Large Language Models",
+            2021,
+            "2106.09685",
+        ),
+    )
     learning_rate: ClassVar[float] = 5e-4
     merges: ClassVar[bool] = True
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftlab.part import Part
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,6 +35,7 @@ class Setting:
     quantization: str  # kind
     task_type: str  # one of PEFT's TaskType names
     gradient_checkpointing: bool = False
+    packed: bool = False  # several rows share a sequence
 
 
 class Method(Part):
@@ -45,6 +47,7 @@ class Method(Part):
 
     title: ClassVar[str]  # as in a table: "LoRA"
     paper: ClassVar[str | None] = None  # "Hu et al., 2021, arXiv:2106.09685"
+    references: ClassVar[tuple[Reference, ...]] = ()  # for a bibliography
     fidelity: ClassVar[str | None] = None  # what this implementation does that the paper does not, or the reverse
     learning_rate: ClassVar[float]  # sensible centre for a BERT-sized encoder
     folder: ClassVar[str] = "adapter"  # of a run, for what `save` writes

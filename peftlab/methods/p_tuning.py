@@ -9,6 +9,7 @@ from pydantic import Field
 
 from peftlab.methods.method import Plan
 from peftlab.methods.virtual_tokens import EmbeddedTokens, embedded_shape
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -22,6 +23,9 @@ class PTuning(EmbeddedTokens):
     kind: Literal["p_tuning"] = "p_tuning"
     title: ClassVar[str] = "P-tuning"
     paper: ClassVar[str | None] = "Liu et al., 2021, arXiv:2103.10385"
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference("liu2021ptuning", "Liu, Xiao and others", "GPT Understands, Too", 2021, "2103.10385"),
+    )
     fidelity: ClassVar[str | None] = "all virtual tokens stand before the input (paper: anywhere in a template)"
     learning_rate: ClassVar[float] = 1e-3
     samples: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 4}, {"length": 4, "encoder": "mlp"})

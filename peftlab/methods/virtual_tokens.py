@@ -24,6 +24,8 @@ LAST_TOKEN = {
     *("mbart", "mistral", "mixtral", "mt5", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "t5", "umt5"),
 }
 
+ENCODER_DECODERS = {"bart", "mbart", "mt5", "t5", "umt5"}
+
 
 class VirtualTokens(PeftMethod):
     """A subclass says what the tokens are; once trained, they are kept as plain vectors, without what made them."""
@@ -33,6 +35,11 @@ class VirtualTokens(PeftMethod):
     @property
     def positions(self) -> int:
         return self.length
+
+    def unsupported(self, setting: Setting) -> str | None:
+        if setting.packed:
+            return f"{self.title} comes before the first row of a sequence alone; set task.packing: false"
+        return None
 
     def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
         _check_positions(model, self.length, plan.longest_input)
@@ -68,7 +75,7 @@ class EmbeddedTokens(VirtualTokens):
     def unsupported(self, setting: Setting) -> str | None:
         if setting.task_type == "SEQ_CLS" and setting.architecture in LAST_TOKEN:
             return _no_pooling(self.title, setting.architecture)
-        return None
+        return no_answers(self.title, setting) or super().unsupported(setting)
 
     def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
         if plan.task_type == "SEQ_CLS" and {"score", "classification_head"}.intersection(plan.head):
@@ -115,6 +122,16 @@ def _check_positions(model: PreTrainedModel, length: int, longest_input: int | N
             f"{longest_input + length} positions, but {model.config.model_type} has {positions}; "
             f"set task.max_length to at most {positions - length}"
         )
+
+
+def no_answers(title: str, setting: Setting) -> str | None:
+    """Why virtual tokens cannot be had in this question answering, if they cannot."""
+    if setting.task_type != "QUESTION_ANS" or setting.architecture not in ENCODER_DECODERS:
+        return None
+    return (
+        f"{title} cannot answer questions with {setting.architecture}, whose decoder reads the input once more and "
+        "without virtual tokens; use lora"
+    )
 
 
 def _no_pooling(title: str, architecture: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from peftlab.quantization.quantization import Quantization, quantized_linears
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +20,15 @@ class FourBit(Quantization):
     """Half a byte a weight. A subclass fixes the sixteen values a weight can take."""
 
     paper: ClassVar[str | None] = "Dettmers et al., 2023, arXiv:2305.14314"
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "dettmers2023qlora",
+            "Dettmers, Tim and others",
+            "QLoRA: Efficient Finetuning of Quantized LLMs",
+            2023,
+            "2305.14314",
+        ),
+    )
     double_quantization: bool = True  # quantise the scales too: 0.37 bits a weight less
     storage: Literal["uint8", "float32", "bfloat16"] = "uint8"  # dtype of the packed tensor; FSDP needs the base's own
 

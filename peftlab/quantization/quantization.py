@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from peftlab.part import Part
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,7 @@ class Quantization(Part):
 
     title: ClassVar[str]  # as in a table: "NF4"
     paper: ClassVar[str | None] = None
+    references: ClassVar[tuple[Reference, ...]] = ()  # for a bibliography
     quantizes: ClassVar[bool] = True
 
     def config(self, keep: Sequence[str], compute: torch.dtype) -> BitsAndBytesConfig | None:

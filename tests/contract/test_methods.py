@@ -86,6 +86,26 @@ def test_merged_into_a_float_base_it_computes_the_same(trained: Trained) -> None
     assert (bases.logits(merged, family) - expected).abs().max() <= 1e-4
 
 
+def test_what_it_generates_is_what_its_forward_says(trained: Trained, fresh: Fresh) -> None:
+    """Beams over caches, in which virtual tokens must have their place, score as the whole text does at once."""
+    family = trained.combination.family
+    if family != "encoder-decoder":
+        pytest.skip("generates nothing here")
+    given = {name: tensor for name, tensor in bases.inputs(family).items() if name != "decoder_input_ids"}
+    loaded = trained.method.load(fresh(family, trained.combination.precision), trained.saved)
+    for model in (trained.model, loaded):
+        model.eval()
+        found = model.generate(  # type: ignore[operator]
+            **given, max_new_tokens=6, num_beams=3, length_penalty=0.0, return_dict_in_generate=True, output_scores=True
+        )
+        texts = found.sequences
+        with torch.no_grad():
+            logits = model(**given, decoder_input_ids=texts[:, :-1]).logits
+        likely = logits.log_softmax(-1).gather(2, texts[:, 1:, None])[..., 0]
+        ended = (texts[:, 1:] == 1).cumsum(1).cumsum(1) > 1  # T5's end of text is token 1
+        assert torch.allclose(likely.masked_fill(ended, 0.0).sum(1), found.sequences_scores, atol=1e-4)
+
+
 def test_two_on_one_base_do_not_disturb_each_other(trained: Trained, fresh: Fresh) -> None:
     model = trained.method.load(fresh(trained.combination.family, trained.combination.precision), trained.halfway)
     if not hasattr(model, "load_adapter") or not hasattr(model, "peft_config"):
