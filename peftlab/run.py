@@ -133,6 +133,9 @@ class _Run:
             observer=self.screen,
         )
         self.screen.finished()
+        if log.unused:
+            parameters = count_parameters(model, base)
+            self.screen.line("frozen", f"{len(log.unused)} tensors that no forward used, e.g. {log.unused[0]}")
         predictions = {"validation": log.records}
         if self.recipe.score_test:
             predictions["test"] = predict("test")
@@ -172,6 +175,7 @@ class _Run:
                 losses=[look.loss for look in log.evaluations],
             ),
             parameters=parameters,
+            unused=log.unused,
             method_figures=self.recipe.method.figures(model),
             fidelity=self.recipe.method.fidelity,
             cost=Cost(

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Scores = dict[str, float]
 Records = list[dict[str, Any]]  # one decoded prediction a row
+Phase = Literal["inputs", "forward", "backward", "optimizer"]  # of a step, in this order; a micro-batch has its own two
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class TrainLog:
     records: Records = field(default_factory=list)  # validation's, by the state that training ended with
     tokens: int = 0  # without padding, over all steps and processes
     padded_tokens: int = 0  # with padding
+    unused: list[str] = field(default_factory=list)  # tensors of a base trained whole that no forward used: frozen
     seconds: float = 0.0  # of training alone: no loading, no evaluation
 
 
@@ -117,8 +119,12 @@ def train(
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
     evaluate: Callable[[], tuple[Scores, Records]],
     observer: Observer,
+    mark: Callable[[Phase], object] = lambda phase: None,
 ) -> TrainLog:
-    """Train the parameters of `model` that require a gradient. `evaluate` scores the model on validation as it is."""
+    """Train the parameters of `model` that require a gradient. `evaluate` scores the model on validation as it is.
+
+    `mark` is called at the end of each phase of each step: what is measured of a step is measured there.
+    """
     lengths = [len(example) for example in examples]
     total = schedule_length(lengths, settings, seeds)
     groups = method.parameter_groups(model, learning_rate, settings.weight_decay)
@@ -153,23 +159,28 @@ def train(
         counts = torch.stack([task.targets(micro) for micro in micro_batches]).sum()
         targets = max(1, int(accelerator.reduce(counts, reduction="sum")))
         loss = torch.zeros((), device=accelerator.device)
+        mark("inputs")
         for position, (part, micro) in enumerate(zip(own, micro_batches, strict=True)):
             for turn, disturbed in enumerate(perturbation.passes(micro, part, number), start=1):
                 last_one = position + 1 == len(micro_batches) and turn == perturbation.turns
                 with disturbed, contextlib.nullcontext() if last_one else accelerator.no_sync(forward):
                     with autocast():
-                        outputs = forward(**task.inputs(micro, model))
-                        share = task.loss(outputs, micro) / targets
+                        # No name for the outputs: logits of a large vocabulary would be kept until the next are there.
+                        share = task.loss(forward(**task.inputs(micro, model)), micro) / targets
+                    mark("forward")
                     # DDP averages over processes, the step's loss is a sum over them.
                     (share * accelerator.num_processes).backward()
                 if turn == 1:
                     loss += share.detach()
+                mark("backward")
+                del share  # and with it the graph, and what its nodes may hold on to
         penalty = method.penalty(model)
         if penalty is not None:
             with accelerator.no_sync(forward):  # every process has the whole of it already
                 penalty.backward()
+            mark("backward")
         if alive is None or (log.evaluations and number == log.evaluations[0].step + 1):
-            alive = signs.check(model, number, alive)
+            alive = signs.check(model, number, alive, whole_base=method.trains_whole_base)
         if settings.clip is not None:
             torch.nn.utils.clip_grad_norm_(trainable, settings.clip)
         rate = float(schedule.get_last_lr()[0])
@@ -177,6 +188,8 @@ def train(
         schedule.step()
         method.after_step(model, number)
         optimizer.zero_grad()
+        del micro, micro_batches
+        mark("optimizer")
         value = float(accelerator.reduce(loss, reduction="sum"))
         log.seconds += _now(accelerator) - start
         tokens = sum(lengths[i] for i in batch)
@@ -195,6 +208,7 @@ def train(
             if settings.patience is not None and _stale(log) >= settings.patience:
                 log.stopped_early = number < total
                 break
+    log.unused = _freeze_unused(model, optimizer)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if best is not None and name in best:
@@ -287,6 +301,15 @@ def _evaluate(
         return best
     log.records = records
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _freeze_unused(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Of the optimiser's parameters, those that never had a gradient, and so have no moments."""
+    own = {id(p) for group in optimizer.param_groups for p in group["params"] if p not in optimizer.state}
+    names = [name for name, p in model.named_parameters() if id(p) in own]
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
+    return names
 
 
 def _stale(log: TrainLog) -> int:

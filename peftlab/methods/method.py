@@ -52,6 +52,7 @@ class Method(Part):
     learning_rate: ClassVar[float]  # sensible centre for a BERT-sized encoder
     folder: ClassVar[str] = "adapter"  # of a run, for what `save` writes
     merges: ClassVar[bool] = False  # `merge` folds the method into the base's weights
+    trains_whole_base: ClassVar[bool] = False  # all it finds there, also parts that the task's forward does not use
 
     # Settings that fit a model 64 wide, one for each way through the code: what the contract tests and the doctor try.
     samples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
@@ -59,6 +60,16 @@ class Method(Part):
     @property
     def trains_base(self) -> bool:
         """Whether some of the base's own weights change, so that it is loaded in float32."""
+        return False
+
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether it computes what the base does until it is trained."""
+        return True
+
+    @property
+    def moves_base(self) -> bool:
+        """Whether `apply` takes something out of the base's weights, which the method's parameters then hold."""
         return False
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -12,8 +11,7 @@ from peftlab.methods.virtual_tokens import EmbeddedTokens, embedded_shape
 from peftlab.reference import Reference
 
 if TYPE_CHECKING:
-    from peft import PeftConfig, PeftModel
-    from torch import Tensor
+    from peft import PeftConfig
     from transformers import PreTrainedModel
 
 
@@ -47,18 +45,3 @@ class PTuning(EmbeddedTokens):
             modules_to_save=list(plan.head) or None,
             **shape,
         )
-
-    def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
-        wrapped: Any = super().apply(model, plan)
-        if self.encoder == "lstm":
-            lstm = wrapped.prompt_encoder["default"].lstm_head
-            lstm.forward = MethodType(_in_float32, lstm)
-        return wrapped  # type: ignore[no-any-return]
-
-
-def _in_float32(lstm: Any, tokens: Tensor) -> Any:
-    """An LSTM's forward as it is without autocast: on a CPU it has none in bfloat16."""
-    import torch
-
-    with torch.autocast(tokens.device.type, enabled=False):
-        return type(lstm).forward(lstm, tokens.float())

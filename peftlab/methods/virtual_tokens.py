@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -15,7 +16,7 @@ from peftlab.part import BadInput
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 # Those that classify a sequence by its last token.
@@ -33,6 +34,10 @@ class VirtualTokens(PeftMethod):
     length: int = Field(20, ge=1)  # virtual tokens
 
     @property
+    def starts_as_base(self) -> bool:
+        return False
+
+    @property
     def positions(self) -> int:
         return self.length
 
@@ -43,7 +48,10 @@ class VirtualTokens(PeftMethod):
 
     def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
         _check_positions(model, self.length, plan.longest_input)
-        return super().apply(model, plan)
+        wrapped: Any = super().apply(model, plan)
+        encoder = wrapped.prompt_encoder["default"]
+        encoder.forward = MethodType(_in_float32, encoder)
+        return wrapped  # type: ignore[no-any-return]
 
     def save(self, model: nn.Module, folder: Path) -> None:
         import torch
@@ -84,6 +92,14 @@ class EmbeddedTokens(VirtualTokens):
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
         return _without_virtual_outputs(super().load(base, folder, trainable=trainable))
+
+
+def _in_float32(encoder: nn.Module, tokens: Tensor) -> Tensor:
+    """What makes the virtual tokens, without autocast: they are saved as float32, and an LSTM has no CPU bfloat16."""
+    import torch
+
+    with torch.autocast(tokens.device.type, enabled=False):
+        return type(encoder).forward(encoder, tokens)  # type: ignore[no-any-return]
 
 
 def embedded_shape(model: PreTrainedModel) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from peftlab.part import BadInput
-from peftlab.probe import Patient, make_patient
+from peftlab.patient import Patient, make_patient
 from peftlab.recipe import Recipe
 from peftlab.shapes import shapes
 from peftlab.small_model import byte_tokenizer
