@@ -133,7 +133,9 @@ def test_padding_with_the_token_that_ends_an_answer_does_not_hide_it(tokenizer: 
     assert int(task.targets(batch)) == sum(label != IGNORED for e in found.examples for label in e.features["labels"])
 
 
-def test_a_token_that_begins_before_the_answer_is_not_learnt_and_counted(tokenizer: PreTrainedTokenizerFast) -> None:
+@pytest.mark.parametrize("trim", [False, True])
+def test_a_token_that_begins_before_the_answer_is_not_learnt_and_counted(trim: bool) -> None:
+    tokenizer = make_tokenizer(trim=trim)
     messages = [TALK[1], {"role": "assistant", "content": "\n\nIt is Paris."}]
     _, found = encoded([chat(messages)], tokenizer)
     assert found.counts["tokens_astride_an_answer"] == 1  # two line feeds, one of them the prompt's
