@@ -5,13 +5,27 @@ import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping
 from types import ModuleType
-from typing import Annotated, Any, TypeVar, Union
+from typing import Annotated, Any, ClassVar, TypeVar, Union
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class BadInput(ValueError):
     """What a user can mend, said in one line: where, what was found, what was wanted. The command line exits with 2."""
+
+    code: ClassVar[int] = 2  # of the command line
+
+
+class Diverged(BadInput):
+    """Training came to a loss or a gradient that is no number."""
+
+    code: ClassVar[int] = 3
+
+
+class OutOfMemory(BadInput):
+    """Memory ran out. Of several processes it may be one alone that says so."""
+
+    code: ClassVar[int] = 4
 
 
 class Settings(BaseModel):

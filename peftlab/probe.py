@@ -32,7 +32,8 @@ from peftlab.settings import Precision, Training
 from peftlab.signs import Signs
 from peftlab.small_model import byte_tokenizer, small_config
 from peftlab.tasks import Task
-from peftlab.training import Evaluation, Step, TrainLog, train
+from peftlab.train_log import Evaluation, Halving, Step, TrainLog
+from peftlab.training import train
 
 STEPS = 10  # of a training, an evaluation half-way
 WIDTH = 256  # of the small model, where the base is wider
@@ -521,6 +522,7 @@ class _Nobody:
 
     def step(self, step: Step, total: int, log: TrainLog) -> None: ...
     def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
+    def halving(self, halving: Halving) -> None: ...
 
 
 def _alive(name: str, seen: Sequence[Signs], cure: str) -> Check:
