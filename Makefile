@@ -1,5 +1,5 @@
-# make recipe name=lora-ner [force=1]   train, evaluate and save what recipes/lora-ner.yaml says
-# make test | test-all | check          the tests; all of them; lint, types and tests
+# make recipe name=lora-ner [force=1] [resume=1]   train, evaluate and save what recipes/lora-ner.yaml says
+# make test | test-all | check                     the tests; all of them; lint, types and tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ READY := $(VENV)/ready
 
 recipe: $(READY)
 	@test -n "$(name)" || { echo "make recipe needs a name, e.g. make recipe name=lora-ner; there are:"; ls recipes | sed -n 's/\.yaml$$//p'; exit 2; }
-	@$(BIN)/peftlab run recipes/$(name).yaml $(if $(force),--force)
+	@$(BIN)/peftlab run recipes/$(name).yaml $(if $(force),--force) $(if $(resume),--resume)
 
 # The tests of two cores: a process each, one thread each.
 test: $(READY)

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -174,7 +174,7 @@ def read(path: Path) -> tuple[Manifest, Snapshot]:
     try:
         if not stat.S_ISDIR(path.lstat().st_mode):
             raise Damaged("not a folder")
-        manifest = _read_manifest(path / MANIFEST)
+        manifest = read_manifest(path / MANIFEST)
         here = {entry.name for entry in path.iterdir()}
         if strange := sorted(here ^ {MANIFEST, *manifest.files}):
             raise Damaged(f"{strange[0]} {'does not belong there' if strange[0] in here else 'is missing'}")
@@ -193,6 +193,40 @@ def read(path: Path) -> tuple[Manifest, Snapshot]:
         raise Damaged(f"cannot be read: {error.strerror}") from None
     except (SafetensorError, ValueError, RecursionError) as error:
         raise Damaged(f"cannot be read: {error}") from None
+
+
+def refuse_edited(folder: Path, identity: Identity) -> None:
+    """Raise BadInput if the same `peftlab run` has begun a run that is not this one: its recipe has been edited since.
+
+    A command that does several runs (a suite) may leave some of them unfinished; this is none of its edits.
+    """
+    if identity.command[1:2] != ["run"] or not folder.parent.is_dir():
+        return
+    for beside in sorted(folder.parent.glob("*.checkpoints")):
+        for path in names(beside):
+            try:
+                then = read_manifest(path / MANIFEST).identity
+            except (Damaged, OSError):
+                continue
+            if _without_options(then.command) == _without_options(identity.command):
+                raise BadInput(
+                    f"--resume: {path} was begun by the same command, but {'; '.join(differences(then, identity))}; "
+                    "undo the change, or start anew without --resume"
+                )
+            break
+
+
+def _without_options(command: Sequence[str]) -> list[str]:
+    """The words of a command that say what to run."""
+    left, words = [], iter(command)
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name in ("--checkpoint-every", "--keep-checkpoints"):
+            if not equals:
+                next(words, None)
+        elif word not in ("--resume", "--force"):
+            left.append(word)
+    return left
 
 
 def clear(folder: Path) -> None:
@@ -249,7 +283,8 @@ def check_header(path: Path) -> None:
         raise Damaged(f"{path.name} claims a header of {length} bytes")
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """Raises Damaged or OSError."""
     size = path.lstat().st_size
     if size > LARGEST_MANIFEST:
         raise Damaged(f"{MANIFEST} is absurdly long: {size} bytes")

@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupted(BaseException):
     """Not an Exception, so that no library takes it for a failure of its own. The exit code is 128 + `number`."""
 
-    def __init__(self, number: int, kept: str = "nothing was kept") -> None:
+    def __init__(self, number: int, kept: str = "nothing new was kept") -> None:
         self.number = number
         word = "interrupted" if number == signal.SIGINT else "terminated"
         super().__init__(f"{word}: {kept}")

@@ -41,8 +41,8 @@ def limits(device: torch.device) -> str:
     """What this process may have of the device's memory, and the most that it had."""
     if device.type == "cuda":
         free, whole = torch.cuda.mem_get_info(device)
-        peak = torch.cuda.max_memory_allocated(device)
-        return f"the device has {size(whole)}, {size(free)} of it free; the peak of tensors was {size(peak)}"
+        most = torch.cuda.max_memory_allocated(device)
+        return f"the device has {size(whole)}, {size(free)} of it free; the peak of tensors was {size(most)}"
     known = []
     if (limit := _limit()) is not None:
         known.append(f"the process may have {size(limit)}")

@@ -258,6 +258,7 @@ class _Run:
             found = kept.newest() if resume else None
         if found is None:
             if resume:
+                checkpoint.refuse_edited(kept.folder, kept.identity)
                 self.screen.line("resume", "there is nothing to go on from: it starts anew")
             elif (path := next(checkpoint.names(kept.folder), None)) is not None:
                 self.screen.line("anew", f"{path.name} of an earlier attempt is here, --resume would go on from it")

@@ -31,8 +31,17 @@ model: tiny
 task: token_classification
 data: {{train: rows.jsonl, validation: rows.jsonl, test: rows.jsonl}}
 method: {{kind: lora, rank: 2, dropout: 0.1}}
-training: {{steps: {STEPS}, evaluate_every: 3, batch_examples: 4, learning_rate: 2e-2, dropout: 0.1, precision: float32}}
+training: {{steps: {STEPS}, evaluate_every: 3, batch_examples: 4, learning_rate: 2e-2, precision: float32,
+  dropout: 0.1}}
 """
+NIGHT = os.environ.get("PEFTLAB_FAULTS") == "all"  # the counts of a night
+
+
+def counted(change: int, night: int) -> int:
+    """How many to try on every change, and over night."""
+    return night if NIGHT else change
+
+
 COMBINATIONS = [
     combination
     for combination in bases.SUPPORTED

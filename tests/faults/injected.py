@@ -7,59 +7,103 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # What the interpreter reports of the file operations that a save is made of.
-OPERATIONS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree")
+OPERATIONS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove")
 _counted = {"operations": 0, "steps": 0}
 
 
-def kill_at_operation(number: int, folder: str, word: str = "") -> None:
-    """SIGKILL before the `number`th file operation below `folder` (whose path has `word` in it), from 1."""
+def _watch(counting: Callable[[], bool], folder: str, at: int) -> None:
+    """Count the file operations below `folder` while `counting`; SIGKILL before the one with this number, from 1."""
+
+    def count() -> None:
+        if counting():
+            _counted["operations"] += 1
+            if _counted["operations"] == at:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event not in OPERATIONS or not arguments:
-            return
-        path = os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes | os.PathLike) else ""
-        if event == "open" and not path:
-            return
-        if folder in path and word in path:
-            _counted["operations"] += 1
-            if _counted["operations"] == number:
+        if event in OPERATIONS and isinstance(arguments[0], str | os.PathLike):
+            # rmtree names what it removes by a folder's descriptor and a relative path
+            if event != "open" or folder in os.fspath(arguments[0]):
+                count()
+
+    sys.addaudithook(hook)
+    real = os.fsync  # not reported by the interpreter
+
+    def fsync(descriptor: int) -> None:
+        count()
+        real(descriptor)
+
+    os.fsync = fsync
+
+
+def kill_at_operation_of_save(step: int, number: int) -> None:
+    """SIGKILL before the `number`th file operation of the save of this step, deletions included."""
+    from peftlab.checkpoint import Checkpoints
+
+    real, saving = Checkpoints.save, [False]
+
+    def save(self: Any, snapshot: Any) -> Any:
+        saving[0] = snapshot.step == step
+        try:
+            return real(self, snapshot)
+        finally:
+            saving[0] = False
+
+    Checkpoints.save = save  # type: ignore[method-assign]
+    _watch(lambda: saving[0], ".checkpoints", number)
+
+
+def count_operations_of_save(step: int, file: str) -> None:
+    """How many there are, written into `file`."""
+    from peftlab import checkpoint
+
+    kill_at_operation_of_save(step, -1)
+    real = checkpoint.clear
+
+    def clear(folder: Path) -> None:
+        Path(file).write_text(str(_counted["operations"]))
+        real(folder)
+
+    checkpoint.clear = clear
+
+
+def kill_while_publishing(number: int) -> None:
+    """SIGKILL before the `number`th file operation from when result.json is written."""
+    from peftlab import run
+
+    real, writing = run.write_result, [False]
+
+    def write_result(*arguments: Any) -> Any:
+        writing[0] = True
+        return real(*arguments)
+
+    run.write_result = write_result
+    _watch(lambda: writing[0], "/tiny/", number)
+
+
+def kill_at_rename(number: int) -> None:
+    """SIGKILL before the `number`th rename of a run's folder."""
+    seen = [0]
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "os.rename" and "/tiny/" in os.fspath(arguments[0]) and Path(arguments[0]).is_dir():
+            seen[0] += 1
+            if seen[0] == number:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
-    _before_every(("fsync",), folder, number)
 
 
-def count_operations(folder: str, file: str, word: str = "") -> None:
-    """Write into `file` how many operations there were; `kill_at_operation` would count the same ones."""
-    import atexit
+def other_version(library: str, version: str) -> None:
+    from peftlab import environment
 
-    kill_at_operation(-1, folder, word)
-    exit_now = os._exit
-
-    def leave(code: int) -> None:
-        with open(file, "w") as out:
-            out.write(str(_counted["operations"]))
-        exit_now(code)
-
-    atexit.register(lambda: None)
-    os._exit = leave  # type: ignore[assignment]
-
-
-def _before_every(names: tuple[str, ...], folder: str, number: int) -> None:
-    """fsync is not reported: it is replaced by itself with a count."""
-    for name in names:
-        real = getattr(os, name)
-
-        def counted(*arguments: Any, real: Any = real) -> Any:
-            _counted["operations"] += 1
-            if _counted["operations"] == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments)
-
-        setattr(os, name, counted)
+    real = environment._version
+    environment._version = lambda name: version if name == library else real(name)
 
 
 def kill_at_step(number: int) -> None:
@@ -118,10 +162,18 @@ def signal_at(number: int, sent: int, module: str, name: str) -> None:
     setattr(owner, last, wrapped)
 
 
-def kill_after(seconds: float) -> None:
-    """Killed by the system's clock, whatever the interpreter is at."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+def kill_in_training_after(seconds: float) -> None:
+    """Killed by the system's clock, whatever the interpreter is at, so long after training began."""
+    from peftlab import training
+
+    real = training.train
+
+    def train(*arguments: Any, **keywords: Any) -> Any:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds + 1e-6)
+        return real(*arguments, **keywords)
+
+    training.train = train
 
 
 def not_a_number_at_step(number: int) -> None:
@@ -157,8 +209,7 @@ def out_of_memory_at_step(number: int, largest: int = 0) -> None:
 
 def addresses(megabytes: int) -> None:
     """RLIMIT_AS so many MiB above what the process has now."""
-    with open("/proc/self/statm") as statm:
-        pages = int(statm.read().split()[0])
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + megabytes * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
