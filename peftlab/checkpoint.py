@@ -188,6 +188,8 @@ def read(path: Path) -> tuple[Manifest, Snapshot]:
                 raise Damaged(f"{name} is not what was written")
         check_header(path / TENSORS)
         values = json.loads((path / VALUES).read_bytes())
+        if not isinstance(values, dict):
+            raise Damaged(f"{VALUES} holds no values")
         return manifest, Snapshot(manifest.step, load_file(path / TENSORS), values)
     except OSError as error:
         raise Damaged(f"cannot be read: {error.strerror}") from None

@@ -18,6 +18,7 @@ from typing import Any
 import filelock
 import torch
 from accelerate import Accelerator
+from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from peftlab import artifact, checkpoint, interruption, out_of_memory, training
@@ -30,7 +31,7 @@ from peftlab.interruption import Interrupted
 from peftlab.keeper import RunKeeper
 from peftlab.methods import Plan
 from peftlab.metrics import load_metric
-from peftlab.part import BadInput, OutOfMemory
+from peftlab.part import BadInput, OutOfMemory, Settings
 from peftlab.progress import Snapshot
 from peftlab.recipe import Recipe
 from peftlab.results import (
@@ -82,6 +83,15 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, keeping: Keeping 
         screen.summary(result, folder)
     accelerator.end_training()
     return result
+
+
+class _Past(Settings):
+    """What a checkpoint holds of the run beside its training."""
+
+    started: str
+    load_seconds: float
+    evaluate_seconds: float
+    resumes: list[Resume]
 
 
 class _Run:
@@ -242,13 +252,12 @@ class _Run:
         )
 
     def _more(self) -> dict[str, Any]:
-        """What a checkpoint holds of the run beside its training."""
-        return {
-            "started": self.started,
-            "load_seconds": self.load_seconds,
-            "evaluate_seconds": self.evaluate_seconds,
-            "resumes": [resume.model_dump() for resume in self.resumes],
-        }
+        return _Past(
+            started=self.started,
+            load_seconds=self.load_seconds,
+            evaluate_seconds=self.evaluate_seconds,
+            resumes=self.resumes,
+        ).model_dump()
 
     def _resumed(self, kept: Checkpoints, *, resume: bool) -> Snapshot | None:
         """The newest state that is kept, if it is asked for and there is one."""
@@ -269,11 +278,14 @@ class _Run:
         for remark in remarks:
             self.screen.line("differs", remark)
         self.screen.line("resume", f"from step {found.manifest.step}, kept {found.manifest.written}")
-        more = found.snapshot.values["run"]
-        self.started = more["started"]
-        self.load_seconds += more["load_seconds"]
-        self.evaluate_seconds += more["evaluate_seconds"]
-        self.resumes = [Resume.model_validate(past) for past in more["resumes"]]
+        try:
+            past = _Past.model_validate(found.snapshot.values.get("run"))
+        except ValidationError:
+            raise BadInput(f"--resume: {found.path} does not fit this run: it says nothing of its start") from None
+        self.started = past.started
+        self.load_seconds += past.load_seconds
+        self.evaluate_seconds += past.evaluate_seconds
+        self.resumes = past.resumes
         processes = self.accelerator.num_processes
         self.resumes.append(Resume(step=found.manifest.step, processes=processes, differences=remarks))
         return found.snapshot

@@ -26,10 +26,10 @@ def _watch(counting: Callable[[], bool], folder: str, at: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in OPERATIONS and isinstance(arguments[0], str | os.PathLike):
-            # rmtree names what it removes by a folder's descriptor and a relative path
-            if event != "open" or folder in os.fspath(arguments[0]):
-                count()
+        named = event in OPERATIONS and isinstance(arguments[0], str | os.PathLike)
+        # rmtree names what it removes by a folder's descriptor and a relative path
+        if named and (event != "open" or folder in os.fspath(arguments[0])):
+            count()
 
     sys.addaudithook(hook)
     real = os.fsync  # not reported by the interpreter
