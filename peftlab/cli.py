@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +12,17 @@ from typing import Annotated
 
 import typer
 
-from peftlab import assets, results, suite_commands
+from peftlab import assets, interruption, results, suite_commands
 from peftlab.data import DATA
 from peftlab.data.registry import REGISTRY
+from peftlab.interruption import Interrupted
 from peftlab.methods import METHODS
 from peftlab.metrics import METRICS
-from peftlab.part import BadInput
+from peftlab.part import BadInput, OutOfMemory
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe, load_recipe, recipe_schema
 from peftlab.results import result_folder
+from peftlab.settings import Keeping
 from peftlab.tasks import TASKS
 
 TEXT_FILES = (".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".conll")  # a name with such an end is meant as a file
@@ -41,22 +43,28 @@ Overrides = Annotated[list[str], typer.Option("--set", help="key=value, e.g. --s
 
 @contextmanager
 def _bad_input() -> Iterator[None]:
-    """Bad input is a line on standard error and exit code 2, never a traceback; so is an interruption, with 130."""
-    signal.signal(signal.SIGTERM, _stop)
+    """What went wrong is a line on standard error, never a traceback.
+
+    The exit code is 2 for bad input, 3 if training diverged, 4 if memory ran out, 130 or 143 after SIGINT or SIGTERM.
+    """
+    interruption.install()
     try:
         yield
     except BadInput as error:
+        _complain(error)
+        raise SystemExit(error.code) from None
+    except Interrupted as error:
+        _complain(error)
+        raise SystemExit(128 + error.number) from None
+
+
+def _complain(error: BaseException) -> None:
+    """Of several processes the first one speaks, and one whose trouble is its own."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
         print(error, file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted: nothing was kept", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
-def _stop(number: int, frame: object) -> None:
-    """SIGTERM ends a run as SIGINT does: what it had begun to write goes."""
-    print("terminated: nothing was kept", file=sys.stderr)
-    raise SystemExit(128 + number)
+    elif isinstance(error, OutOfMemory):
+        print(f"process {rank}: {error}", file=sys.stderr)
 
 
 @app.command()
@@ -65,11 +73,19 @@ def run(
     overrides: Overrides = [],  # noqa: B006 (typer copies it)
     output: Annotated[Path, typer.Option(help="Folder for results.")] = Path("runs"),
     force: Annotated[bool, typer.Option("--force", help="Run again even if the result exists.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint, or start if there is none.")
+    ] = False,
+    checkpoint_every: Annotated[
+        str, typer.Option(metavar="STEPS|MINUTESm|never", help="How often the state is kept.")
+    ] = "10m",
+    keep_checkpoints: Annotated[int, typer.Option(min=1, help="How many of the newest stay.")] = 2,
 ) -> None:
     """Train, evaluate and save what a recipe says."""
     with _bad_input():
         loaded = load_recipe(recipe, overrides)
         folder = result_folder(output, loaded.name, loaded.digest)
+        keeping = _keeping(checkpoint_every, keep_checkpoints)
         if results.is_finished(folder) and not force:
             result = results.read_result(folder)
             _refuse_outdated(result, loaded)
@@ -80,7 +96,7 @@ def run(
         _quiet()
         from peftlab.run import run as run_recipe
 
-        run_recipe(loaded, folder)
+        run_recipe(loaded, folder, resume=resume, keeping=keeping)
 
 
 @app.command()
@@ -252,6 +268,18 @@ def _refuse_outdated(result: results.RunResult, recipe: Recipe) -> None:
     for what, now, then in (("data", data, result.data_fingerprint), ("model", model, result.model_fingerprint)):
         if now != then:
             raise BadInput(f"the {what} of this run have changed since {result.started}; --force runs it again")
+
+
+def _keeping(every: str, kept: int) -> Keeping:
+    """`50` is steps, `5m` minutes."""
+    if every == "never":
+        return Keeping(minutes=None, kept=kept)
+    try:
+        if every.endswith("m"):
+            return Keeping(minutes=float(every.removesuffix("m")), kept=kept)
+        return Keeping(steps=int(every), minutes=None, kept=kept)
+    except ValueError:
+        raise BadInput(f"--checkpoint-every {every}: steps, e.g. 50, or minutes, e.g. 5m, or never") from None
 
 
 def _quiet() -> None:
