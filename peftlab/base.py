@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -72,6 +72,11 @@ def longest_input(files: Files, task: Task, *, reserved: int = 0) -> int:
     """How many tokens an example may have: the recipe's word, within the base's positions less those `reserved`."""
     with _readable(files, "config"):
         config = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
+    return longest(config, files.source, task, reserved=reserved)
+
+
+def longest(config: Mapping[str, Any], source: str, task: Task, *, reserved: int = 0) -> int:
+    """The same, by what is known of a config.json."""
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     if positions is None or config.get("model_type") in RELATIVE:
         return task.max_length or 512
@@ -80,9 +85,7 @@ def longest_input(files: Files, task: Task, *, reserved: int = 0) -> int:
     free = int(positions) - reserved
     if task.max_length is not None and task.max_length > free:
         taken = f", of which the method takes {reserved}" if reserved else ""
-        raise BadInput(
-            f"task.max_length: {task.max_length} tokens, but {files.source} has {positions} positions{taken}"
-        )
+        raise BadInput(f"task.max_length: {task.max_length} tokens, but {source} has {positions} positions{taken}")
     return task.max_length or free
 
 
@@ -109,7 +112,7 @@ def load_base(
     with _readable(files, f"config that serves {task.kind}"):
         config = transformers.AutoConfig.from_pretrained(files.folder, **task.model_settings())
         if dropout is not None:
-            _set_dropout(config, dropout)
+            set_dropout(config, dropout)
         with torch.device("meta"):
             skeleton = auto.from_config(config)
     head = head_modules(skeleton, task)
@@ -118,7 +121,7 @@ def load_base(
     def load() -> tuple[Any, list[str]]:
         """The model, and which of its tensors outside the head the files lack."""
         settings: dict[str, Any] = {}
-        quantized = quantization.config(_kept_float(skeleton, head), dtype)
+        quantized = quantization.config(kept_float(skeleton, head), dtype)
         if quantized is not None:
             settings = {"quantization_config": quantized, "device_map": {"": device}}
         torch.manual_seed(seed)
@@ -207,13 +210,13 @@ def _tied(model: PreTrainedModel) -> bool:
     return output is not None and output.weight is model.get_input_embeddings().weight
 
 
-def _kept_float(skeleton: PreTrainedModel, head: Sequence[str]) -> list[str]:
+def kept_float(skeleton: PreTrainedModel, head: Sequence[str]) -> list[str]:
     """What must not be quantised. transformers' own guess misses a head with a bias, and a list replaces the guess."""
     output = skeleton.get_output_embeddings()
     return [*head, *(name for name, module in skeleton.named_modules() if output is not None and module is output)]
 
 
-def _set_dropout(config: PretrainedConfig, rate: float) -> None:
+def set_dropout(config: PretrainedConfig, rate: float) -> None:
     for name, value in config.to_dict().items():
         if _DROPOUT.search(name) and isinstance(value, (int, float)) and not isinstance(value, bool):
             setattr(config, name, rate)

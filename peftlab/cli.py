@@ -1,4 +1,4 @@
-"""The command line: `peftlab run | bench | table | validate | doctor | list | schema | predict | merge`."""
+"""The command line: `peftlab run | bench | table | validate | doctor | ledger | plan | list | schema | predict ...`."""
 
 from __future__ import annotations
 
@@ -132,6 +132,56 @@ def doctor(
             show_check(check.name, check.ok, check.detail, check.cure)
             bad += check.ok is False
         raise SystemExit(1 if bad else 0)
+
+
+@app.command()
+def ledger(
+    recipe: RecipeFile,
+    overrides: Overrides = [],  # noqa: B006
+    examples: Annotated[int | None, typer.Option(min=1, help="Of the batch; the recipe's if not given.")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Tokens of each example; at most 128 if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record instead.")] = False,
+) -> None:
+    """Measure what a training step of a recipe takes: bytes by phase, operations, seconds."""
+    with _bad_input():
+        loaded = load_recipe(recipe, overrides)
+        _quiet()
+        from peftlab.ledger import lines
+        from peftlab.measure import measure
+
+        measured = measure(loaded, examples=examples, length=length)
+        if as_json:
+            print(measured.model_dump_json(indent=2))
+            return
+        for label, line in lines(measured):
+            print(f"{label:<14}{line}")
+
+
+@app.command(name="plan")
+def plan_recipe(
+    recipe: RecipeFile,
+    overrides: Overrides = [],  # noqa: B006
+    device: Annotated[str | None, typer.Option(help='Memory of a device, e.g. "24 GiB".', show_default=False)] = None,
+    devices: Annotated[int, typer.Option(min=1, help="How many of them share a step.")] = 1,
+    examples: Annotated[int | None, typer.Option(min=1, help="Of the batch; the recipe's if not given.")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Tokens of each example; at most 128 if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a record a line instead.")] = False,
+) -> None:
+    """Forecast what a recipe needs, with each quantisation of its base, and cut its batch so that it fits a device."""
+    with _bad_input():
+        loaded = load_recipe(recipe, overrides)
+        _quiet()
+        from peftlab import plan
+
+        limit = None if device is None else plan.parse_size(device)
+        forecasts = plan.plan(loaded, limit=limit, devices=devices, examples=examples, length=length)
+        for forecast in forecasts:
+            if as_json:
+                print(forecast.model_dump_json())
+                continue
+            print(f"quantization: {forecast.quantization}")
+            for label, line in plan.lines(forecast, limit):
+                print(f"  {label:<14}{line}")
 
 
 @app.command(name="list")

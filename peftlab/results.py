@@ -93,7 +93,7 @@ class RunResult(Settings):
     metric_signatures: dict[str, str] = Field(default={})  # how the libraries counted, of those metrics that say it
     floor: dict[str, dict[str, float]] = Field(
         default={}
-    )  # the same of always giving the answer most frequent in train
+    )  # the same of one answer always: train's mean or most frequent
     selection: str  # the metric by which the best state was chosen, on validation
     selection_minimized: bool = False  # smaller is better of it
     best_step: int | None
@@ -160,7 +160,9 @@ def summary(result: RunResult) -> list[tuple[str, str]]:
     for split, scores in result.floor.items():
         if result.selection in scores:
             value = f"{result.selection} {scores[result.selection]:.4f}"
-            lines.append(("floor", f"{split}: {value} for always giving the answer most frequent in train"))
+            lines.append(
+                ("floor", f"{split}: {value} for always giving the same answer, train's mean or most frequent")
+            )
     lines.append(
         (
             "parameters",

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Scores = dict[str, float]
 Records = list[dict[str, Any]]  # one decoded prediction a row
+Phase = Literal["inputs", "forward", "backward", "optimizer"]  # of a step, in this order; a micro-batch has its own two
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,12 @@ def train(
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
     evaluate: Callable[[], tuple[Scores, Records]],
     observer: Observer,
+    mark: Callable[[Phase], object] = lambda phase: None,
 ) -> TrainLog:
-    """Train the parameters of `model` that require a gradient. `evaluate` scores the model on validation as it is."""
+    """Train the parameters of `model` that require a gradient. `evaluate` scores the model on validation as it is.
+
+    `mark` is called at the end of each phase of each step: what is measured of a step is measured there.
+    """
     lengths = [len(example) for example in examples]
     total = schedule_length(lengths, settings, seeds)
     groups = method.parameter_groups(model, learning_rate, settings.weight_decay)
@@ -154,21 +159,26 @@ def train(
         counts = torch.stack([task.targets(micro) for micro in micro_batches]).sum()
         targets = max(1, int(accelerator.reduce(counts, reduction="sum")))
         loss = torch.zeros((), device=accelerator.device)
+        mark("inputs")
         for position, (part, micro) in enumerate(zip(own, micro_batches, strict=True)):
             for turn, disturbed in enumerate(perturbation.passes(micro, part, number), start=1):
                 last_one = position + 1 == len(micro_batches) and turn == perturbation.turns
                 with disturbed, contextlib.nullcontext() if last_one else accelerator.no_sync(forward):
                     with autocast():
-                        outputs = forward(**task.inputs(micro, model))
-                        share = task.loss(outputs, micro) / targets
+                        # No name for the outputs: logits of a large vocabulary would be kept until the next are there.
+                        share = task.loss(forward(**task.inputs(micro, model)), micro) / targets
+                    mark("forward")
                     # DDP averages over processes, the step's loss is a sum over them.
                     (share * accelerator.num_processes).backward()
                 if turn == 1:
                     loss += share.detach()
+                mark("backward")
+                del share  # and with it the graph, and what its nodes may hold on to
         penalty = method.penalty(model)
         if penalty is not None:
             with accelerator.no_sync(forward):  # every process has the whole of it already
                 penalty.backward()
+            mark("backward")
         if alive is None or (log.evaluations and number == log.evaluations[0].step + 1):
             alive = signs.check(model, number, alive, whole_base=method.trains_whole_base)
         if settings.clip is not None:
@@ -178,6 +188,8 @@ def train(
         schedule.step()
         method.after_step(model, number)
         optimizer.zero_grad()
+        del micro, micro_batches
+        mark("optimizer")
         value = float(accelerator.reduce(loss, reduction="sum"))
         log.seconds += _now(accelerator) - start
         tokens = sum(lengths[i] for i in batch)

@@ -27,7 +27,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SUITE = """\
 description: A made-up suite
 seeds: [1, 2, 3, 4]
-margin: 0.05
+margin: 0.1
 model: sentence-transformers/all-MiniLM-L6-v2
 task: token_classification
 data: datamade/usaddress
@@ -120,7 +120,7 @@ def test_a_row_is_mean_deviation_interval_difference_and_tests_of_its_runs(suite
     assert score == f"**{np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f}**"
     assert float(interval.split(" to ")[0]) < np.mean(scores) < float(interval.split(" to ")[1])
     assert float(p) > 0.05
-    assert float(no_worse) < 0.05
+    assert no_worse == "< 0.001" or float(no_worse) < 0.05
     full = rows["full fine-tuning", "unquantised"]
     assert full[6:] == ["–"] * 3  # the reference is compared with nothing
     gap = np.mean(scores) - float(full[4].strip("*").split()[0])
@@ -132,7 +132,7 @@ def test_a_worse_method_is_not_bold_and_its_diverged_run_is_counted_and_told(sui
     row = table_rows(text)["BitFit", "unquantised"]
     assert row[3] == "3 of 4, 1 diverged"
     assert not row[4].startswith("**")
-    assert row[7] == "< 0.001" or float(row[7]) < 0.01
+    assert row[7] == "< 0.001" or float(row[7]) < 0.05
     assert "1 of 4 runs diverged: the loss is nan" in text
 
 
@@ -295,9 +295,7 @@ def test_the_page_is_whole_and_every_number_leads_to_its_runs(suite_folder: Path
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_the_page_sorts_numbers_by_size_and_puts_what_is_missing_last(suite_folder: Path) -> None:
     script = page(read_findings(suite_folder)).split("<script>")[1].split("</script>")[0]
-    code = (
-        script + 'console.log(["10", "", "9", "-0.5", "1e3"].sort(order).join("|"), ["b", "a"].sort(order).join("|"))'
-    )
+    code = script + 'for (const v of [["10", "", "9", "-0.5", "1e3"], ["b", "a"]]) console.log(v.sort(order).join("|"))'
     done = subprocess.run(["node", "-e", code], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     assert done.stdout.strip() == "-0.5|9|10|1e3|\na|b"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from peftlab.methods.method import Plan, Setting
-from peftlab.methods.virtual_tokens import VirtualTokens, no_answers, text_tokens
+from peftlab.methods.virtual_tokens import ENCODER_DECODERS, VirtualTokens, no_answers, text_tokens
 from peftlab.part import BadInput
 from peftlab.reference import Reference
 
@@ -63,6 +63,8 @@ class PrefixTuning(VirtualTokens):
             return "prefix tuning reaches T5's decoder, and its token classifier has none; use lora"
         if no_answers(self.title, setting) is not None:
             return no_answers(self.title, setting)
+        if setting.architecture in ENCODER_DECODERS and setting.task_type == "SEQ_CLS":
+            return f"PEFT masks the encoder's input for a prefix that {setting.architecture}'s decoder has; use lora"
         if setting.gradient_checkpointing:
             return "prefix tuning does not train with gradient checkpointing, whose second forward misses the prefix"
         return super().unsupported(setting)

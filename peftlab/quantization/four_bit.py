@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from peftlab.quantization.quantization import Quantization, heed_autocast, quantized_linears
 from peftlab.reference import Reference
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import BitsAndBytesConfig
+
+BLOCK, SCALE_BLOCK = 64, 256  # weights that share a scale, scales that share a scale of their own: bitsandbytes' own
 
 
 class FourBit(Quantization):
@@ -48,6 +50,40 @@ class FourBit(Quantization):
         # and every step after it would train nothing.
         for linear in quantized_linears(model).values():
             linear.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+    def hollow(self, linear: nn.Module) -> None:
+        import torch
+        from bitsandbytes.functional import QuantState
+        from torch import nn
+
+        rows, columns = int(linear.out_features), int(linear.in_features)  # type: ignore[arg-type]
+        storage: torch.dtype = getattr(torch, self.storage)
+        blocks = -(-rows * columns // BLOCK)
+        weight: Any = nn.Parameter(
+            torch.empty((rows * columns + 1) // (2 * storage.itemsize), 1, dtype=storage), requires_grad=False
+        )
+        # bitsandbytes has 16 values a weight can take and, where scales are quantised too, 256 that a scale can take.
+        inner = None
+        if self.double_quantization:
+            inner = QuantState(
+                absmax=torch.empty(-(-blocks // SCALE_BLOCK)),
+                code=torch.empty(256),
+                blocksize=SCALE_BLOCK,
+                dtype=torch.float32,
+            )
+        weight.quant_state = QuantState(
+            absmax=torch.empty(blocks, dtype=torch.uint8 if inner else torch.float32),
+            shape=torch.Size((rows, columns)),
+            code=torch.empty(16),
+            blocksize=BLOCK,
+            quant_type=self.kind,
+            dtype=linear.compute_dtype,
+            offset=torch.empty(()) if inner else None,
+            state2=inner,
+        )
+        weight.compress_statistics, weight.quant_type = self.double_quantization, self.kind
+        weight.quant_storage, weight.blocksize, weight.bnb_quantized = storage, BLOCK, True
+        linear.weight, linear.quant_state = weight, weight.quant_state
 
 
 class NF4(FourBit):

@@ -46,6 +46,15 @@ class Int8(Quantization):
             linear.register_forward_pre_hook(_keep_scales)
             linear.register_forward_hook(_forget_input)
 
+    def hollow(self, linear: nn.Module) -> None:
+        import torch
+        from torch import nn
+
+        rows, columns = linear.out_features, linear.in_features
+        weight: Any = nn.Parameter(torch.empty(rows, columns, dtype=torch.int8), requires_grad=False)  # type: ignore[call-overload]
+        weight.CB, weight.SCB, weight.has_fp16_weights = weight.data, torch.empty(rows), False  # type: ignore[call-overload]
+        linear.weight = weight
+
 
 def _keep_scales(linear: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     """Whoever reads the weight (DoRA at every forward) leaves it without scales, which bitsandbytes then takes over."""

@@ -35,6 +35,10 @@ class Quantization(Part):
     def prepare(self, model: nn.Module) -> None:
         """Called once on the loaded base: whatever it takes to train through it."""
 
+    def hollow(self, linear: nn.Module) -> None:
+        """Give a linear layer of `config` whose weight was never loaded what it would hold, as empty tensors."""
+        raise NotImplementedError
+
 
 def heed_autocast(model: nn.Module) -> None:
     """Have quantised layers compute and answer in autocast's dtype, as float ones do: bitsandbytes' know nothing of it.

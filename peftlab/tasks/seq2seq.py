@@ -76,6 +76,12 @@ class Seq2Seq(Task):
         shifted = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])  # type: ignore[operator]
         return {**super().inputs(batch, model), "decoder_input_ids": shifted}
 
+    def drawn_out(self, example: Example, length: int) -> Example:
+        longer = super().drawn_out(example, length)
+        target = example.features["labels"]
+        labels = [target[i % len(target)] for i in range(min(length, self.max_target))]
+        return Example({**longer.features, "labels": labels}, example.row)
+
     def loss(self, outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         from torch.nn.functional import cross_entropy
 

@@ -140,6 +140,18 @@ class Task(Part):
         """A few short rows with targets that fit these settings: what the doctor trains on. Lengths differ."""
         raise NotImplementedError
 
+    def drawn_out(self, example: Example, length: int) -> Example:
+        """The same example at exactly so many tokens, what it says repeated or cut off: to measure with, not to learn.
+
+        What stands beside each token goes with it; everything else stays.
+        """
+        own = len(example)
+        features = {
+            name: [values[i % own] for i in range(length)] if len(values) == own else values
+            for name, values in example.features.items()
+        }
+        return Example(features, example.row)
+
     def answer(self, record: dict[str, Any]) -> dict[str, Any]:
         """What a user wants to see of a decoded record."""
         raise NotImplementedError
