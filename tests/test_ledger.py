@@ -152,8 +152,10 @@ def test_the_parts_come_to_the_peak(golden: Golden) -> None:
     parts = memory.weights + memory.optimizer + memory.kept + memory.inputs + memory.activations + memory.transient
     assert parts == memory.peak
     assert memory.best_state == memory.gradients
-    assert memory.evaluation_peak is not None and memory.weights < memory.evaluation_peak < memory.peak
-    assert memory.process_peak is not None and memory.process_peak > memory.peak
+    assert memory.evaluation_peak is not None
+    assert memory.weights < memory.evaluation_peak < memory.peak
+    assert memory.process_peak is not None
+    assert memory.process_peak > memory.peak
 
 
 def test_micro_batches_hold_fewer_activations(golden: Golden) -> None:
@@ -178,12 +180,16 @@ def ratio(flops: Flops) -> float:
 
 
 def test_operations_of_a_step_in_forward_passes(golden: Golden) -> None:
-    """Full fine-tuning three; LoRA in every layer short of two; the head alone little more than one."""
+    """Full fine-tuning three; LoRA in every layer about two; the head alone little more than one."""
     found = {method: flops_pass(golden(method)) for method in ("full", "lora", "head")}
     # 2 (24 d^2) multiply-adds a layer and token, d = 512, and the attention's 4 L d.
     assert found["full"].forward == pytest.approx(4 * (24 * 512**2 + 4 * 128 * 512), rel=0.01)
     assert ratio(found["full"]) == pytest.approx(3, abs=0.05)
-    assert ratio(found["lora"]) == pytest.approx(1.94, abs=0.05)
+    assert ratio(found["lora"]) == pytest.approx(2, abs=0.02)
+    # Of the linear layers alone, as torch counts on a CPU: nothing goes back below the first layer's query and value.
+    attention = 4 * 4 * 128 * 512
+    linears = (found["lora"].backward - 2.5 * attention) / (found["lora"].forward - attention)
+    assert 1 + linears == pytest.approx(1.94, abs=0.01)
     assert ratio(found["head"]) == pytest.approx(1, abs=0.01)
 
 
@@ -211,11 +217,13 @@ def test_the_operators_of_a_gpu_are_counted(name: str) -> None:
 
 def test_the_whole_ledger_is_a_record_that_is_read_without_torch(golden: Golden, tmp_path: Path) -> None:
     ledger = measured(small(golden("lora")))
-    assert ledger.times is not None and ledger.inference is not None
+    assert ledger.times is not None
+    assert ledger.inference is not None
     assert ledger.times.steps == 10
     assert ledger.times.quartiles[0] <= ledger.times.median <= ledger.times.quartiles[1]
     assert ledger.times.tokens_per_second == pytest.approx(64 / ledger.times.median)
-    assert ledger.inference.merge_error is not None and ledger.inference.merge_error < 1e-4
+    assert ledger.inference.merge_error is not None
+    assert ledger.inference.merge_error < 1e-4
     assert ledger.inference.base is not None
     path = tmp_path / "ledger.json"
     path.write_text(ledger.model_dump_json())
@@ -231,7 +239,9 @@ def test_the_whole_ledger_is_a_record_that_is_read_without_torch(golden: Golden,
 
 def test_a_method_that_cannot_be_taken_off_or_merged_says_nothing_of_it(golden: Golden) -> None:
     found = inference_pass(small(golden("lora", "nf4")))
-    assert found.merged is None and found.merge_error is None and found.base is not None
+    assert found.merged is None
+    assert found.merge_error is None
+    assert found.base is not None
     assert inference_pass(small(golden("head"))).base is None
 
 
@@ -258,7 +268,8 @@ def test_a_gpu_tells_the_same_gradients() -> None:
     step = read_step(follow.marks())
     assert step.after_backward == pytest.approx(weight.numel() * 4, abs=1024)
     assert step.rest == 0
-    assert follow.reserved is not None and follow.reserved >= step.peak
+    assert follow.reserved is not None
+    assert follow.reserved >= step.peak
 
 
 def test_marks_without_two_steps_are_refused() -> None:

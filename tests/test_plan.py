@@ -155,11 +155,13 @@ def test_a_batch_is_cut_until_it_fits_and_stays_the_same_batch(bases: dict[str, 
     wanted = recipe(bases["encoder"], "encoder", LORA, batch_examples=8)
     whole = plan.fit(wanted, limit=None, devices=1, examples=None, length=64)
     assert (whole.accumulation, whole.micro_batch, whole.fits) == (1, 8, None)
-    assert whole.memory is not None and whole.needed is not None
+    assert whole.memory is not None
+    assert whole.needed is not None
     assert whole.needed == whole.memory.peak + whole.memory.gradients  # the best state is a copy of what trains
     cut = plan.fit(wanted, limit=whole.needed - 1, devices=1, examples=None, length=64)
     assert (cut.accumulation, cut.micro_batch, cut.examples, cut.fits) == (2, 4, 8, True)
-    assert cut.needed is not None and cut.needed < whole.needed
+    assert cut.needed is not None
+    assert cut.needed < whole.needed
     never = plan.fit(wanted, limit=1_000_000, devices=1, examples=2, length=64)
     assert (never.accumulation, never.micro_batch, never.fits) == (2, 1, False)
 
@@ -168,7 +170,8 @@ def test_devices_share_a_step(bases: dict[str, Path]) -> None:
     wanted = recipe(bases["encoder"], "encoder", LORA, batch_examples=4)
     alone = plan.fit(wanted, limit=None, devices=1, examples=2, length=32)
     shared = plan.fit(wanted, limit=None, devices=2, examples=4, length=32)
-    assert alone.memory is not None and alone.needed is not None
+    assert alone.memory is not None
+    assert alone.needed is not None
     assert shared.memory == alone.memory
     assert shared.needed == alone.needed + alone.memory.gradients  # exchanged in buckets of their own
 
