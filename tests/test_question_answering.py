@@ -90,6 +90,12 @@ def test_every_answer_of_squad_can_be_read_back_from_its_labels(tokenizer: PreTr
     assert whole >= 990
 
 
+def test_disfl_qa_has_an_answer_that_stands_in_the_passage_or_none() -> None:
+    rows = Hub(id="google-research-datasets/disfl_qa/test-1000").read()[0]["train"]
+    QuestionAnswering(no_answer=True).fitted(rows)
+    assert (len(rows), sum(not row.fields["answers"]["text"] for row in rows)) == (1000, 245)
+
+
 def test_a_long_context_is_read_in_windows_that_overlap_and_lose_no_token(tokenizer: PreTrainedTokenizerBase) -> None:
     task = QuestionAnswering(stride=16)
     examples = task.encode([row(context=LONG), row()], tokenizer, 64).examples

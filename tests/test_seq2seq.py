@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 
 from peftlab import artifact, assets
 from peftlab.base import Base, load_base, load_tokenizer, longest_input
+from peftlab.data.hub import Hub
 from peftlab.examples import Row
 from peftlab.inference import answers, merge
 from peftlab.model import Files, Model
@@ -81,6 +82,13 @@ def test_the_loss_is_the_models_own_summed_over_targets(small: Files, tokenizer:
         own = model(**batch).loss  # transformers' mean
         ours = task.loss(model(**task.inputs(batch, model)), batch) / task.targets(batch)
     assert float(ours) == pytest.approx(float(own), rel=1e-5)
+
+
+def test_xsum_is_articles_with_their_summaries_but_for_an_empty_one() -> None:
+    data = Hub(id="EdinburghNLP/xsum/test-1000", columns={"source": "document", "target": "summary"})
+    rows = [row for part in data.load(Seq2Seq.fields).rows.values() for row in part]
+    Seq2Seq().fitted(rows)  # refuses an empty text
+    assert len(rows) == 999
 
 
 def test_the_prefix_stands_before_sources_only(tokenizer: PreTrainedTokenizerBase) -> None:
