@@ -36,3 +36,26 @@ def test_two_processes_give_the_losses_the_metrics_and_the_result_of_one(recipe_
     assert two["curve"]["losses"] == pytest.approx(one["curve"]["losses"], abs=1e-5)
     assert two["cost"]["tokens"] == one["cost"]["tokens"]
     assert two["cost"]["optimizer_steps"] == one["cost"]["optimizer_steps"]
+
+
+QUESTIONS = """\
+model: sentence-transformers/all-MiniLM-L6-v2
+task: {kind: question_answering, max_length: 96}
+data: {id: rajpurkar/squad/validation-1000, group: title, train_examples: 12, test_examples: 7}
+method: {kind: lora, rank: 4, targets: attention}
+training: {steps: 2, evaluate_every: 2, batch_examples: 6, learning_rate: 5e-3, precision: float32}
+"""
+
+
+def test_windows_on_two_processes_give_the_answers_of_one(tmp_path: Path) -> None:
+    (tmp_path / "qa.yaml").write_text(QUESTIONS)
+    one = result_of(tmp_path / "qa.yaml", tmp_path / "one", 1)
+    two = result_of(tmp_path / "qa.yaml", tmp_path / "two", 2)
+    assert one["splits"]["validation"]["examples"] > 13  # windows
+    assert two["metrics"] == one["metrics"]
+    spoken = [
+        [json.loads(line)["predicted"] for line in next((tmp_path / run).rglob("predictions.jsonl")).open()]
+        for run in ("one", "two")
+    ]
+    assert spoken[0] == spoken[1]
+    assert len(spoken[0]) == 13 + 7
