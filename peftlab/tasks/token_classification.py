@@ -29,6 +29,7 @@ class TokenClassification(Task):
     given_fields: ClassVar[tuple[str, ...]] = ("tokens",)
     selection: ClassVar[str] = "entity_f1"
     metrics: ClassVar[tuple[str, ...]] = ("entity_f1",)
+    starter: ClassVar[str | None] = "sentence-transformers/all-MiniLM-L6-v2"
     pretokenized: ClassVar[bool] = True
 
     labels: Annotated[list[str], Field(min_length=1)] | None = None

@@ -1,0 +1,161 @@
+"""`peftlab init`: a valid recipe for one's own file, or one line that says what is missing."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from peftlab import first_recipe
+from peftlab.examples import Row
+from peftlab.part import BadInput
+from peftlab.recipe import load_recipe
+from peftlab.tasks import TASKS
+from peftlab.tasks.token_classification import TokenClassification
+from tests.test_cli import peftlab, refused
+
+ROWS = [{"id": i, "words": ["Ada", f"No{i}"], "ner": ["B-PER", "O"], "source": "mail"} for i in range(60)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "My rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return tmp_path
+
+
+def init(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return peftlab("init", "--train", "My rows.jsonl", *words, folder=folder)
+
+
+def test_task_and_columns_are_guessed_and_the_recipe_is_valid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = init(folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("lora-my-rows.yaml: token_classification, lora; rows: ")
+    monkeypatch.chdir(folder)
+    recipe = load_recipe(folder / "lora-my-rows.yaml")
+    assert recipe.data.columns == {"tokens": "words", "labels": "ner"}
+    assert recipe.task.kind == "token_classification"
+    assert sum(len(part) for part in recipe.rows().rows.values()) == 60
+    text = (folder / "lora-my-rows.yaml").read_text()
+    assert "# the task's field: the file's column" in text
+    assert [path.name for path in sorted(folder.iterdir())] == ["My rows.jsonl", "lora-my-rows.yaml"]
+
+
+def test_flags_say_what_is_not_to_be_guessed(folder: Path) -> None:
+    words = ["--task", "token_classification", "--model", "someone/a-bert", "--method", "bitfit", "--name", "first"]
+    assert init(folder, *words, "--output", "deep/there.yaml").returncode == 0
+    text = (folder / "deep" / "there.yaml").read_text()
+    for line in ("name: first", "model: someone/a-bert", "method: bitfit", "task: token_classification"):
+        assert line in text
+
+
+def test_a_recipe_is_not_overwritten_unless_it_is_said(folder: Path) -> None:
+    (folder / "lora-my-rows.yaml").write_text("precious")
+    line = refused("init", "--train", "My rows.jsonl", folder=folder)
+    assert line == "lora-my-rows.yaml: is there already; --force overwrites it"
+    assert (folder / "lora-my-rows.yaml").read_text() == "precious"
+    assert init(folder, "--force").returncode == 0
+    assert (folder / "lora-my-rows.yaml").read_text() != "precious"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "init: --train is missing"),
+        (["--train", "nowhere.jsonl"], "nowhere.jsonl: cannot be read: No such file"),
+        (["--train", "odd.xyz"], "data: odd.xyz ends in '.xyz'; known are .jsonl"),
+        (["--train", "broken.jsonl"], "broken.jsonl:1: not JSON"),
+        (["--train", "numbers.jsonl"], "numbers.jsonl:1: has a, b, which fits no task (token_classification: tokens,"),
+        (["--train", "My rows.jsonl", "--task", "token_clasification"], "(did you mean 'token_classification'?)"),
+        (["--train", "My rows.jsonl", "--method", "lorra"], "--method lorra: unknown (did you mean 'lora'?)"),
+        (["--train", "My rows.jsonl", "--name", "../up"], "--name ../up: does not match"),
+        (["--train", "My rows.jsonl", "--model", "a b"], "model: string should match pattern"),
+        (["--train", "My rows.jsonl", "--column", "labels"], "--column labels: FIELD=COLUMN was expected"),
+        (["--train", "My rows.jsonl", "--column", "labels=nre"], "(did you mean 'ner'?)"),
+        (["--train", "My rows.jsonl", "--method", "peft"], "method.type: missing"),
+        (
+            ["--train", "My rows.jsonl", "--output", "broken.jsonl/x.yaml"],
+            "--output broken.jsonl/x.yaml: cannot be written: ",
+        ),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_nothing_is_written(folder: Path, words: list[str], says: str) -> None:
+    (folder / "broken.jsonl").write_text("{\n")
+    (folder / "numbers.jsonl").write_text('{"a": 1, "b": 2}\n')
+    assert says in refused("init", *words, folder=folder)
+    assert list(folder.rglob("*.yaml")) == []
+
+
+def test_bad_rows_are_said_but_are_no_obstacle(folder: Path) -> None:
+    with (folder / "My rows.jsonl").open("a") as file:
+        file.write('{"words": ["a", "b"], "ner": ["O"]}\n')
+    done = init(folder)
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [
+        "lora-my-rows.yaml: written, but it will not run yet:",
+        "My rows.jsonl:61: labels: 1 tags for 2 tokens",
+    ]
+
+
+def test_a_person_is_asked_for_what_is_not_given(folder: Path) -> None:
+    master, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "peftlab", "init"], cwd=folder, stdin=terminal, stdout=subprocess.PIPE, text=True
+    )
+    os.write(master, b"My rows.jsonl\n\n\nbitfit\n")  # task and model as proposed
+    shown, _ = process.communicate(timeout=60)
+    os.close(master)
+    os.close(terminal)
+    assert process.returncode == 0
+    assert "Task (" in shown
+    assert "[sentence-transformers/all-MiniLM-L6-v2]" in shown
+    assert "method: bitfit" in (folder / "bitfit-my-rows.yaml").read_text()
+
+
+def test_it_imports_no_torch(folder: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['peftlab', 'init', '--train', 'My rows.jsonl']\n"
+        "from peftlab.cli import app\n"
+        "try: app()\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=folder, timeout=60).returncode == 0
+
+
+class Sums(TokenClassification):
+    """A task of texts and classes or numbers, as it might come."""
+
+    fields: ClassVar[tuple[str, ...]] = ("text", "label")
+
+    @classmethod
+    def forms(cls) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        return [({}, {"text": "a", "label": "b"}), ({"max_length": 16}, {"text": "a", "label": 0.5})]
+
+    def check(self, row: Row) -> None: ...
+
+
+def rows(**columns: Any) -> list[Row]:
+    return [Row("mine:1", columns)] * 9
+
+
+def test_a_tasks_form_brings_its_settings_and_its_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "sums", Sums)
+    fit = first_recipe.choose(rows(review="fine", stars=4.0, id=3), {"label": "stars"}, None)
+    assert (fit.kind, fit.settings, fit.columns) == ("sums", {"max_length": 16}, {"text": "review", "label": "stars"})
+    assert first_recipe.choose(rows(body="fine", mood="glad"), {}, None).columns == {"text": "body", "label": "mood"}
+    assert first_recipe.choose(rows(x="fine", label="glad"), {}, None).columns == {"text": "x", "label": "label"}
+    with pytest.raises(BadInput, match="has x, y, which fits no task"):
+        first_recipe.choose(rows(x="fine", y="glad"), {}, None)
+
+
+def test_what_may_be_two_tasks_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "sums", Sums)
+    monkeypatch.setitem(TASKS, "others", Sums)
+    with pytest.raises(BadInput, match="which may be sums, others; --task says which"):
+        first_recipe.choose(rows(text="fine", label="glad"), {}, None)
+    assert first_recipe.choose(rows(text="fine", label="glad"), {}, "others").kind == "others"
