@@ -79,7 +79,7 @@ def test_a_recipe_is_not_overwritten_unless_it_is_said(folder: Path) -> None:
         (["--train", "My rows.jsonl", "--method", "peft"], "method.type: missing"),
         (
             ["--train", "My rows.jsonl", "--output", "broken.jsonl/x.yaml"],
-            "--output broken.jsonl/x.yaml: cannot be written: ",
+            "broken.jsonl/x.yaml: cannot be written: ",
         ),
     ],
 )

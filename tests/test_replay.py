@@ -62,7 +62,7 @@ def test_a_run_trains_on_both_and_says_so(tmp_path: Path) -> None:
         recipe(tmp_path).model_copy(update={"replay": None}),
         tmp_path / "plain",
     )
-    assert result.splits["replay"].examples == 20
+    assert result.splits["replay"].examples == round(result.splits["train"].examples / 4)
     assert set(plain.splits) == {"train", "validation", "test"}
     assert result.splits["train"] == plain.splits["train"]
     assert result.data_fingerprint != plain.data_fingerprint
