@@ -44,9 +44,14 @@ class Base:
 def load_tokenizer(files: Files, task: Task) -> PreTrainedTokenizerBase:
     """The base's fast tokenizer, without any truncation or padding that its file may prescribe."""
     with _readable(files, "tokenizer"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder)
+        # Segments go only to a model that has an embedding for the second: some tokenizers number them for every model.
+        segments = getattr(transformers.AutoConfig.from_pretrained(files.folder), "type_vocab_size", None) or 0
+        inputs = ["input_ids", *(["token_type_ids"] if segments > 1 else []), "attention_mask"]
+        tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, model_input_names=inputs)
         if task.pretokenized and getattr(tokenizer, "add_prefix_space", None) is False:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, add_prefix_space=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                files.folder, model_input_names=inputs, add_prefix_space=True
+            )
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made from nothing, where there is no file
         raise BadInput(f"model: {files.source} has no usable tokenizer: its vocabulary is empty")
     if not tokenizer.is_fast:
@@ -89,11 +94,13 @@ def load_base(
     frozen: bool = True,
     dropout: float | None = 0.0,
     seed: int = 0,
+    padding_token: int | None = None,
 ) -> Base:
     """Load the base with the task's head.
 
     `compute` is the dtype of the frozen weights and of quantised matmuls; a base that trains (not `frozen`) stays
-    float32, as does the head. `seed` draws the new head. Raises BadInput if the base has no such head.
+    float32, as does the head. `seed` draws the new head. `padding_token` is what batches are filled up with, if not
+    what the base's config says. Raises BadInput if the base has no such head.
     """
     auto = getattr(transformers, task.auto_class)
     with _readable(files, f"config that serves {task.kind}"):
@@ -104,24 +111,37 @@ def load_base(
             skeleton = auto.from_config(config)
     head = head_modules(skeleton, task)
     dtype = compute if frozen else torch.float32
-    settings: dict[str, Any] = {}
-    quantized = quantization.config(_kept_float(skeleton, head), dtype)
-    if quantized is not None:
-        settings = {"quantization_config": quantized, "device_map": {"": device}}
-    torch.manual_seed(seed)
-    with _readable(files, "weights in safetensors"):
-        loaded, report = auto.from_pretrained(
-            files.folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **settings
-        )
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(tuple(f"{name}." for name in head)))
+
+    def load() -> tuple[Any, list[str]]:
+        """The model, and which of its tensors outside the head the files lack."""
+        settings: dict[str, Any] = {}
+        quantized = quantization.config(_kept_float(skeleton, head), dtype)
+        if quantized is not None:
+            settings = {"quantization_config": quantized, "device_map": {"": device}}
+        torch.manual_seed(seed)
+        with _readable(files, "weights in safetensors"):
+            model, report = auto.from_pretrained(
+                files.folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **settings
+            )
+        known = tuple(f"{name}." for name in head)
+        return model, sorted(key for key in report["missing_keys"] if not key.startswith(known))
+
+    loaded, missing = load()
+    pooler = f"{loaded.base_model_prefix}.pooler"
+    if task.new_head and any(key.startswith(f"{pooler}.") for key in missing):
+        # A base of masked language modelling has none: it is as new as the head, so trained, saved and float with it.
+        head = (pooler, *head)
+        loaded, missing = load()
     if missing:  # the library would draw them at random, and say so where nobody looks
         raise BadInput(f"model: {files.source} lacks {len(missing)} of the base's tensors, e.g. {missing[0]!r}")
-    if quantized is None:
+    if not quantization.quantizes:
         loaded.to(device)
     loaded.requires_grad_(False)
     for name in head:
         loaded.get_submodule(name).float()
     quantization.prepare(loaded)
+    if padding_token is not None:  # decoders look for the last token that is not this one to classify a text by
+        loaded.config.get_text_config().pad_token_id = padding_token
     loaded.config._name_or_path = loaded.name_or_path = (
         model.id
     )  # an adapter names its base by id, not by a local folder

@@ -60,7 +60,7 @@ def fits(rows: Sequence[Row], given: Mapping[str, str], kind: str | None = None)
     found = []
     for name in [kind] if kind is not None else TASKS:
         for settings, fields in TASKS[name].forms():
-            columns = _columns(rows, fields, given)
+            columns = _columns(rows, fields, given, TASKS[name].fields)
             if columns is None:
                 continue
             task = TASKS[name].model_validate(settings)
@@ -130,8 +130,10 @@ def _rank(fit: Fit) -> tuple[bool, int]:
     return fit.named == len(fit.columns), fit.named
 
 
-def _columns(rows: Sequence[Row], fields: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, str] | None:
-    """A column for each field: as given, of its name, of a usual name, or the only one left of its shape."""
+def _columns(
+    rows: Sequence[Row], fields: Mapping[str, Any], given: Mapping[str, str], needed: Sequence[str]
+) -> dict[str, str] | None:
+    """A column for each field: as given, of its name, of a usual name, or for a needed field the only one of its shape."""
     found = dict(given)
     fitting = {
         field: [c for c in map(str, rows[0].fields) if all(_like(row.fields.get(c), value) for row in rows[:FEW])]
@@ -147,7 +149,7 @@ def _columns(rows: Sequence[Row], fields: Mapping[str, Any], given: Mapping[str,
     for field in fields:
         free = [column for column in fitting[field] if column not in found.values()]
         if field not in found:
-            if len(free) != 1:
+            if len(free) != 1 or (needed and field not in needed):
                 return None
             found[field] = free[0]
     return found
@@ -164,7 +166,7 @@ def _like(value: Any, pattern: Any) -> bool:
     if isinstance(pattern, dict):
         return isinstance(value, dict) and pattern.keys() <= value.keys()
     if isinstance(pattern, (int, float)):
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, int if isinstance(pattern, int) else (int, float)) and not isinstance(value, bool)
     return isinstance(value, type(pattern))
 
 

@@ -189,7 +189,7 @@ def make_patient(
     config = small_config(shape, width)
     tokenizer = byte_tokenizer(config)
     rows = recipe.task.sample()
-    task = recipe.task.fitted(rows)
+    task = recipe.task.from_training(rows).fitted(rows)
     examples = task.encode(rows, tokenizer, limit=64).examples
     files = Files(folder, f"a small {config.model_type}", "")
     config = type(config).from_dict({**config.to_dict(), **task.model_settings()})
@@ -203,7 +203,8 @@ def make_patient(
 
     @functools.cache
     def load(quantization: Any, frozen: bool, compute: torch.dtype) -> Base:
-        return load_base(recipe.model, files, task, quantization, device=device, compute=compute, frozen=frozen)
+        settings = {"device": device, "compute": compute, "frozen": frozen, "padding_token": tokenizer.pad_token_id}
+        return load_base(recipe.model, files, task, quantization, **settings)
 
     def fresh(wanted: Recipe, compute: torch.dtype) -> Base:
         kept = load(wanted.quantization, not wanted.method.trains_base, compute)

@@ -90,6 +90,9 @@ class RunResult(Settings):
     started: str  # UTC, ISO 8601
     command: list[str]
     metrics: dict[str, dict[str, float]]  # split -> metric -> value
+    floor: dict[str, dict[str, float]] = Field(
+        default={}
+    )  # the same of always giving the answer most frequent in train
     selection: str  # the metric by which the best state was chosen, on validation
     best_step: int | None
     stopped_early: bool
@@ -151,6 +154,10 @@ def summary(result: RunResult) -> list[tuple[str, str]]:
         (split, "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if "/" not in name))
         for split, scores in result.metrics.items()
     ]
+    for split, scores in result.floor.items():
+        if result.selection in scores:
+            value = f"{result.selection} {scores[result.selection]:.4f}"
+            lines.append(("floor", f"{split}: {value} for always giving the answer most frequent in train"))
     lines.append(
         (
             "parameters",

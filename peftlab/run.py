@@ -20,14 +20,13 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from peftlab import artifact, training
+from peftlab import artifact, metrics, training
 from peftlab.base import Base, autocast, load_base, load_tokenizer, longest_input, resolve_precision
 from peftlab.console import Screen
 from peftlab.encoding import encode
 from peftlab.environment import environment
 from peftlab.examples import Encoded, Splits
 from peftlab.methods import Plan
-from peftlab.metrics import load_metric
 from peftlab.model import Files
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
@@ -75,7 +74,8 @@ class _Run:
         with self.accelerator.main_process_first():  # one process fetches, the others find
             rows = self.recipe.rows()
             files = self.recipe.model.files()
-        task = self.recipe.task.fitted(row for split in rows.rows.values() for row in split)
+        task = self.recipe.task.from_training(rows.rows["train"])
+        task = task.fitted(row for split in rows.rows.values() for row in split)
         tokenizer = load_tokenizer(files, task)
         limit = longest_input(files, task, reserved=self.recipe.method.positions)
         encoded, skipped = self._encode(task, rows, tokenizer, limit, files)
@@ -90,6 +90,7 @@ class _Run:
             frozen=not self.recipe.method.trains_base,
             dropout=self.recipe.training.dropout,
             seed=self.recipe.seeds.initialization,
+            padding_token=tokenizer.pad_token_id,
         )
         examples = [example for split in ("train", "replay") if split in encoded for example in encoded[split].examples]
         steps = training.schedule_length([len(e) for e in examples], self.recipe.training, self.recipe.seeds)
@@ -119,14 +120,15 @@ class _Run:
             seeds=self.recipe.seeds,
             accelerator=self.accelerator,
             autocast=self._autocast,
-            evaluate=lambda: (score(task, records := predict("validation")), records),
+            evaluate=lambda: _selectable(task, predict("validation")),
             observer=self.screen,
         )
         self.screen.finished()
         predictions = {"validation": log.records}
         if self.recipe.score_test:
             predictions["test"] = predict("test")
-        metrics = {split: score(task, records) for split, records in predictions.items()}
+        scores = {split: score(task, records) for split, records in predictions.items()}
+        floors = {split: task.floor(rows.rows["train"], rows.rows[split]) for split in predictions}
 
         adapter_bytes = 0
         if self.accelerator.is_main_process:
@@ -148,7 +150,8 @@ class _Run:
             recipe=self.recipe.model_dump(mode="json"),
             started=self.started,
             command=_command(),
-            metrics=metrics,
+            metrics=scores,
+            floor={split: floor for split, floor in floors.items() if floor is not None},
             selection=task.selection,
             best_step=log.best_step if self.recipe.training.keep_best else None,
             stopped_early=log.stopped_early,
@@ -294,13 +297,18 @@ def count_parameters(model: torch.nn.Module, base: Base) -> Parameters:
 
 def score(task: Task, records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The task's metrics over decoded records."""
-    scores: dict[str, float] = {}
-    for name in task.metrics:
-        scores |= load_metric(name).compute(
-            predictions=[record["predicted"] for record in records],
-            references=[record["expected"] for record in records],
+    return metrics.score(task.metrics, task.graded(records))
+
+
+def _selectable(task: Task, records: Records) -> tuple[dict[str, float], Records]:
+    """Scores of the validation split, by which the best state can be chosen, and the records."""
+    scores = score(task, records)
+    if task.selection not in scores:
+        raise BadInput(
+            f"data: {task.selection} is undefined on the validation split's {len(records)} examples, "
+            "so that no state can be chosen: they are too few or too much alike"
         )
-    return scores
+    return scores, records
 
 
 def _write_predictions(predictions: dict[str, Records], path: Path) -> None:

@@ -6,7 +6,7 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -15,7 +15,6 @@ from peftlab.examples import Row
 from peftlab.part import BadInput
 from peftlab.recipe import load_recipe
 from peftlab.tasks import TASKS
-from peftlab.tasks.token_classification import TokenClassification
 from tests.test_cli import peftlab, refused
 
 ROWS = [{"id": i, "words": ["Ada", f"No{i}"], "ner": ["B-PER", "O"], "source": "mail"} for i in range(60)]
@@ -69,7 +68,7 @@ def test_a_recipe_is_not_overwritten_unless_it_is_said(folder: Path) -> None:
         (["--train", "nowhere.jsonl"], "nowhere.jsonl: cannot be read: No such file"),
         (["--train", "odd.xyz"], "data: odd.xyz ends in '.xyz'; known are .jsonl"),
         (["--train", "broken.jsonl"], "broken.jsonl:1: not JSON"),
-        (["--train", "numbers.jsonl"], "numbers.jsonl:1: has a, b, which fits no task (token_classification: tokens,"),
+        (["--train", "numbers.jsonl"], "numbers.jsonl:1: has a, b, which fits no task ("),
         (["--train", "My rows.jsonl", "--task", "token_clasification"], "(did you mean 'token_classification'?)"),
         (["--train", "My rows.jsonl", "--method", "lorra"], "--method lorra: unknown (did you mean 'lora'?)"),
         (["--train", "My rows.jsonl", "--name", "../up"], "--name ../up: does not match"),
@@ -127,35 +126,55 @@ def test_it_imports_no_torch(folder: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=folder, timeout=60).returncode == 0
 
 
-class Sums(TokenClassification):
-    """A task of texts and classes or numbers, as it might come."""
-
-    fields: ClassVar[tuple[str, ...]] = ("text", "label")
-
-    @classmethod
-    def forms(cls) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        return [({}, {"text": "a", "label": "b"}), ({"max_length": 16}, {"text": "a", "label": 0.5})]
-
-    def check(self, row: Row) -> None: ...
+def fit(**columns: Any) -> first_recipe.Fit:
+    return first_recipe.choose([Row("mine:1", columns)] * 9, {}, None)
 
 
-def rows(**columns: Any) -> list[Row]:
-    return [Row("mine:1", columns)] * 9
+@pytest.mark.parametrize(
+    ("columns", "kind", "settings", "mapping"),
+    [
+        ({"tokens": ["a"], "ner_tags": ["B-X"], "id": "7"}, "token_classification", {}, {"labels": "ner_tags"}),
+        ({"tokens": ["a"], "pos": ["NN"]}, "token_classification", {"scheme": "plain"}, {"labels": "pos"}),
+        ({"review": "fine", "stars": "5"}, "sequence_classification", {}, {"text": "review", "label": "stars"}),
+        ({"id": 3, "text": "fine", "label": 1}, "sequence_classification", {}, {}),
+        ({"text": "fine", "score": 0.5}, "sequence_classification", {"problem": "regression"}, {"label": "score"}),
+        ({"text": "fine", "labels": ["a"]}, "sequence_classification", {"problem": "multi_label"}, {"label": "labels"}),
+        (
+            {"premise": "a", "hypothesis": "b", "label": "yes"},
+            "sequence_classification",
+            {},
+            {"text": "premise", "text_pair": "hypothesis"},
+        ),
+    ],
+)  # fmt: skip
+def test_rows_say_task_settings_and_columns(
+    columns: dict[str, Any], kind: str, settings: dict[str, Any], mapping: dict[str, str]
+) -> None:
+    found = fit(**columns)
+    renamed = {field: column for field, column in found.columns.items() if field != column}
+    assert (found.kind, found.settings, renamed) == (kind, settings, mapping)
 
 
-def test_a_tasks_form_brings_its_settings_and_its_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TASKS, "sums", Sums)
-    fit = first_recipe.choose(rows(review="fine", stars=4.0, id=3), {"label": "stars"}, None)
-    assert (fit.kind, fit.settings, fit.columns) == ("sums", {"max_length": 16}, {"text": "review", "label": "stars"})
-    assert first_recipe.choose(rows(body="fine", mood="glad"), {}, None).columns == {"text": "body", "label": "mood"}
-    assert first_recipe.choose(rows(x="fine", label="glad"), {}, None).columns == {"text": "x", "label": "label"}
-    with pytest.raises(BadInput, match="has x, y, which fits no task"):
-        first_recipe.choose(rows(x="fine", y="glad"), {}, None)
+def test_what_is_given_comes_first_and_what_fits_nothing_is_said() -> None:
+    row = Row("mine:1", {"x": "fine", "y": "glad", "z": "b"})
+    assert first_recipe.choose([row], {"text": "x", "label": "y"}, "sequence_classification").columns == {
+        "text": "x", "label": "y"
+    }  # fmt: skip
+    with pytest.raises(BadInput, match="has x, y, z, which fits no task"):
+        first_recipe.choose([row], {}, "sequence_classification")
+    with pytest.raises(BadInput, match="has x, y, z, which fits no task"):
+        first_recipe.choose([row], {"tokens": "x"}, None)
 
 
 def test_what_may_be_two_tasks_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TASKS, "sums", Sums)
-    monkeypatch.setitem(TASKS, "others", Sums)
-    with pytest.raises(BadInput, match="which may be sums, others; --task says which"):
-        first_recipe.choose(rows(text="fine", label="glad"), {}, None)
-    assert first_recipe.choose(rows(text="fine", label="glad"), {}, "others").kind == "others"
+    monkeypatch.setitem(TASKS, "others", TASKS["sequence_classification"])
+    with pytest.raises(BadInput, match="which may be sequence_classification, others; --task says which"):
+        fit(text="fine", label="glad")
+    assert first_recipe.choose([Row("mine:1", {"text": "fine", "label": "b"})], {}, "others").kind == "others"
+
+
+def test_a_made_recipe_of_each_sort_of_rows_is_valid(tmp_path: Path) -> None:
+    table = tmp_path / "mine.csv"
+    table.write_text("review,mood\n" + "".join(f"text {i},{'good' if i % 2 else 'bad'}\n" for i in range(90)))
+    done = peftlab("init", "--train", "mine.csv", folder=tmp_path)
+    assert done.stdout.startswith("lora-mine.yaml: sequence_classification, lora; rows: ")

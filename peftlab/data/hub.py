@@ -60,10 +60,10 @@ class Hub(Data):
             raise BadInput(
                 f"data: {self.id!r} is not a folder here{known}, nor to be had from the hub: {reason}"
             ) from None
+        given = set(self.splits.values())  # to another split, and so not to the one of its own name too
+        names = {split: self.splits.get(split, "" if split in given else split) for split in SPLITS}
         return {
-            split: dataset_rows(loaded[name], f"{self.id} {name}")
-            for split in SPLITS
-            if (name := self.splits.get(split, split)) in loaded
+            split: dataset_rows(loaded[name], f"{self.id} {name}") for split, name in names.items() if name in loaded
         }
 
     def _saved(self) -> Mapping[str, Any] | None:

@@ -27,11 +27,12 @@ class Task(Part):
     fields: ClassVar[tuple[str, ...]]  # what a row must carry
     optional_fields: ClassVar[tuple[str, ...]] = ()  # what it may carry besides
     given_fields: ClassVar[tuple[str, ...]] = ()  # of all these, what the model is given; all of them if none is named
-    selection: ClassVar[str]  # the metric by which the best state is chosen; larger is better
-    metrics: ClassVar[tuple[str, ...]]  # modules of peftlab.metrics
     starter: ClassVar[str | None] = None  # a small base to begin with, by hub id
     new_head: ClassVar[bool] = True  # the head is not pretrained
     pretokenized: ClassVar[bool] = False  # rows hold words, not text
+
+    # Settings, one for each way through the code: what the contract tests try.
+    samples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     max_length: int | None = Field(None, ge=8)  # tokens; the model's own limit if not given
     truncate: bool = False  # cut what is longer, and count it; otherwise it is an error
@@ -40,6 +41,20 @@ class Task(Part):
     def forms(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
         """What rows can look like: settings, and the fields of a row that fits them. The simplest comes first."""
         return [({}, cls.model_validate({}).sample()[0].fields)]
+
+    @property
+    def selection(self) -> str:
+        """The metric by which the best state is chosen; larger is better."""
+        raise NotImplementedError
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Modules of peftlab.metrics."""
+        raise NotImplementedError
+
+    def from_training(self: Self, train: Sequence[Row]) -> Self:
+        """A copy that knows what only the training rows may tell, e.g. class weights. `fitted` comes after it."""
+        return self
 
     def fitted(self: Self, rows: Iterable[Row]) -> Self:
         """A copy that knows what is to be learnt, e.g. its labels. Raises BadInput at the first bad row."""
@@ -82,6 +97,14 @@ class Task(Part):
     def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """One JSON-ready record an example, with `predicted` and `expected`."""
         raise NotImplementedError
+
+    def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        """The records as the metrics see them: one for each answer."""
+        return records
+
+    def floor(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float] | None:
+        """The metrics on `rows` of the answer that is right most often in `train`, whatever the input."""
+        return None
 
     def row(self, text: str, where: str) -> Row:
         """A row without targets, from what a user typed."""
