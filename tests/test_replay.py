@@ -37,7 +37,7 @@ def test_the_share_is_of_all_that_is_trained_on(tmp_path: Path, share: float) ->
 
 
 def test_what_the_new_are_tested_on_is_never_replayed(tmp_path: Path) -> None:
-    found = recipe(tmp_path, 0.75).rows().rows
+    found = recipe(tmp_path, 0.75, split_seed=1).rows().rows  # else the hash would keep them apart by itself
     asked = {row.fields["tokens"][1] for split in ("validation", "test") for row in found[split]}
     replayed = [row.fields["tokens"] for row in found["replay"]]
     assert asked
