@@ -28,6 +28,9 @@ AFTER_PADDING = (
     *("xlm-roberta", "xlm-roberta-xl", "xmod"),
 )
 
+# Their positions are relative, without an end; what their config.json names is the length they were pretrained at.
+RELATIVE = ("longt5", "mt5", "switch_transformers", "t5", "umt5")
+
 _DROPOUT = re.compile(r"(dropout|pdrop|dropout_prob|dropout_rate|(?<!layer)drop)$")  # layerdrop drops whole layers
 
 
@@ -70,7 +73,7 @@ def longest_input(files: Files, task: Task, *, reserved: int = 0) -> int:
     with _readable(files, "config"):
         config = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
     positions = config.get("max_position_embeddings") or config.get("n_positions")
-    if positions is None:
+    if positions is None or config.get("model_type") in RELATIVE:
         return task.max_length or 512
     if config.get("model_type") in AFTER_PADDING:
         positions -= config.get("pad_token_id", 1) + 1
@@ -145,7 +148,7 @@ def load_base(
     loaded.config._name_or_path = loaded.name_or_path = (
         model.id
     )  # an adapter names its base by id, not by a local folder
-    return Base(loaded, head, count(skeleton), files)
+    return Base(loaded, head, count(skeleton) + _untied(loaded, skeleton), files)
 
 
 def resolve_precision(wanted: Literal["auto", "float32", "bfloat16"], device: torch.device) -> Precision:
@@ -178,16 +181,30 @@ def head_modules(model: PreTrainedModel, task: Task) -> tuple[str, ...]:
     """The modules that the task adds to the pretrained trunk; none for a task that uses the pretrained output."""
     if not task.new_head:
         return ()
+    trunk = {model.base_model_prefix}
+    if not hasattr(model, model.base_model_prefix):  # T5's question answering has the trunk's parts beside the head
+        with torch.device("meta"):
+            trunk = {name for name, _ in transformers.AutoModel.from_config(model.config).named_children()}
     return tuple(
-        name
-        for name, child in model.named_children()
-        if name != model.base_model_prefix and any(True for _ in child.parameters())
+        name for name, child in model.named_children() if name not in trunk and any(True for _ in child.parameters())
     )
 
 
 def count(model: torch.nn.Module) -> int:
     """How many numbers the parameters of an unquantised model are, shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _untied(loaded: PreTrainedModel, skeleton: PreTrainedModel) -> int:
+    """The numbers of an output layer of its own, where the config ties it to the input's: T5 v1.1 and flan-T5."""
+    if _tied(skeleton) and not _tied(loaded):
+        return int(loaded.get_output_embeddings().weight.numel())
+    return 0
+
+
+def _tied(model: PreTrainedModel) -> bool:
+    output = model.get_output_embeddings()
+    return output is not None and output.weight is model.get_input_embeddings().weight
 
 
 def _kept_float(skeleton: PreTrainedModel, head: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The command line: `peftlab run | validate | init | doctor | list | schema | predict | merge`."""
+"""The command line: `peftlab run | bench | table | validate | init | doctor | list | schema | predict | merge`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from peftlab import assets, results
+from peftlab import assets, results, suite_commands
 from peftlab.data import DATA
 from peftlab.data.registry import REGISTRY
 from peftlab.methods import METHODS
@@ -32,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+suite_commands.register(app)
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/lora-ner.yaml.", show_default=False)]
 Overrides = Annotated[list[str], typer.Option("--set", help="key=value, e.g. --set method.rank=8; may be repeated.")]
@@ -281,10 +283,17 @@ def _input(text: str) -> tuple[list[str], str]:
     try:
         if text == "-":
             return sys.stdin.buffer.read().decode("utf-8-sig").splitlines(), "standard input"
-        if len(text) < 1000 and (path.exists() or (path.suffix in TEXT_FILES and " " not in text)):
+        if _exists(path) or (path.suffix in TEXT_FILES and " " not in text and len(text) < 1000):
             return path.read_text(encoding="utf-8-sig").splitlines(), text
     except OSError as error:
         raise BadInput(f"{text}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{text}: not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}") from None
     return [text], "text"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a text longer than a name may be
+        return False

@@ -29,7 +29,10 @@ class Splits:
 
 @dataclass(frozen=True)
 class Example:
-    """One encoded row: equally long integer sequences by the model's argument names, not padded."""
+    """One encoded row, or a window of it: integer sequences by the model's argument names, not padded.
+
+    Its length is that of what the model reads.
+    """
 
     features: dict[str, list[int]]
     row: Row

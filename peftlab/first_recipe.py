@@ -133,7 +133,7 @@ def _rank(fit: Fit) -> tuple[bool, int]:
 def _columns(
     rows: Sequence[Row], fields: Mapping[str, Any], given: Mapping[str, str], needed: Sequence[str]
 ) -> dict[str, str] | None:
-    """A column for each field: as given, of its name, of a usual name, or for a needed field the only one of its shape."""
+    """A column for each field: as given, of its name, a usual one, or for a needed field the only one of its shape."""
     found = dict(given)
     fitting = {
         field: [c for c in map(str, rows[0].fields) if all(_like(row.fields.get(c), value) for row in rows[:FEW])]

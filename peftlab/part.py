@@ -14,6 +14,10 @@ class BadInput(ValueError):
     """What a user can mend, said in one line: where, what was found, what was wanted. The command line exits with 2."""
 
 
+class Diverged(BadInput):
+    """The loss is no number any more: a finding about the settings, which a table counts."""
+
+
 class Settings(BaseModel):
     """Frozen, strictly typed values that cross a file; an unknown key is an error."""
 

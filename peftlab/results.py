@@ -90,14 +90,17 @@ class RunResult(Settings):
     started: str  # UTC, ISO 8601
     command: list[str]
     metrics: dict[str, dict[str, float]]  # split -> metric -> value
+    metric_signatures: dict[str, str] = Field(default={})  # how the libraries counted, of those metrics that say it
     floor: dict[str, dict[str, float]] = Field(
         default={}
-    )  # the same of always giving the answer most frequent in train
+    )  # the same of one answer always: train's mean or most frequent
     selection: str  # the metric by which the best state was chosen, on validation
+    selection_minimized: bool = False  # smaller is better of it
     best_step: int | None
     stopped_early: bool
     curve: Curve
     parameters: Parameters
+    unused: list[str] = Field(default=[])  # tensors of a base trained whole that no forward used: frozen
     method_figures: dict[str, Any]
     fidelity: str | None
     cost: Cost
@@ -157,7 +160,9 @@ def summary(result: RunResult) -> list[tuple[str, str]]:
     for split, scores in result.floor.items():
         if result.selection in scores:
             value = f"{result.selection} {scores[result.selection]:.4f}"
-            lines.append(("floor", f"{split}: {value} for always giving the answer most frequent in train"))
+            lines.append(
+                ("floor", f"{split}: {value} for always giving the same answer, train's mean or most frequent")
+            )
     lines.append(
         (
             "parameters",

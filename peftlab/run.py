@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import torch
@@ -33,6 +33,9 @@ from peftlab.recipe import Recipe
 from peftlab.results import Cost, Curve, Parameters, RunResult, SplitCounts, write_result
 from peftlab.tasks import Task
 from peftlab.training import Records
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def run(recipe: Recipe, folder: Path) -> RunResult:
@@ -93,12 +96,15 @@ class _Run:
             padding_token=tokenizer.pad_token_id,
         )
         examples = [example for split in ("train", "replay") if split in encoded for example in encoded[split].examples]
+        examples = task.training_examples(examples, limit)
+        if not examples:
+            raise BadInput(f"data: the train split of {rows.source} has nothing to learn")
         steps = training.schedule_length([len(e) for e in examples], self.recipe.training, self.recipe.seeds)
         plan = Plan(
             optimizer_steps=steps,
             task_type=task.task_type,
             head=base.head,
-            longest_input=max(len(e) for part in encoded.values() for e in part.examples),
+            longest_input=max(len(e) for part in encoded.values() for e in [*part.examples, *examples]),
             seed=self.recipe.seeds.initialization,
             tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         )
@@ -107,7 +113,7 @@ class _Run:
         self._say_model(parameters, base)
         load_seconds = time.perf_counter() - start
 
-        predict = self._predictor(task, model, encoded, tokenizer.pad_token_id)
+        predict = self._predictor(task, model, encoded, tokenizer)
         self.screen.selection = task.selection
         log = training.train(
             model,
@@ -124,6 +130,9 @@ class _Run:
             observer=self.screen,
         )
         self.screen.finished()
+        if log.unused:
+            parameters = count_parameters(model, base)
+            self.screen.line("frozen", f"{len(log.unused)} tensors that no forward used, e.g. {log.unused[0]}")
         predictions = {"validation": log.records}
         if self.recipe.score_test:
             predictions["test"] = predict("test")
@@ -151,8 +160,10 @@ class _Run:
             started=self.started,
             command=_command(),
             metrics=scores,
+            metric_signatures=metrics.signatures(task.metrics),
             floor={split: floor for split, floor in floors.items() if floor is not None},
             selection=task.selection,
+            selection_minimized=task.minimized,
             best_step=log.best_step if self.recipe.training.keep_best else None,
             stopped_early=log.stopped_early,
             curve=Curve(
@@ -161,6 +172,7 @@ class _Run:
                 losses=[look.loss for look in log.evaluations],
             ),
             parameters=parameters,
+            unused=log.unused,
             method_figures=self.recipe.method.figures(model),
             fidelity=self.recipe.method.fidelity,
             cost=Cost(
@@ -206,7 +218,7 @@ class _Run:
         return autocast(self.precision, self.accelerator.device)
 
     def _predictor(
-        self, task: Task, model: torch.nn.Module, encoded: dict[str, Encoded], padding_token: int
+        self, task: Task, model: torch.nn.Module, encoded: dict[str, Encoded], tokenizer: PreTrainedTokenizerBase
     ) -> Callable[[str], Records]:
         def predict(split: str) -> Records:
             start = time.perf_counter()
@@ -214,7 +226,7 @@ class _Run:
                 model,
                 task=task,
                 examples=encoded[split].examples,
-                padding_token=padding_token,
+                tokenizer=tokenizer,
                 batch_tokens=EVALUATION_TOKENS,
                 accelerator=self.accelerator,
                 autocast=self._autocast,
@@ -280,6 +292,9 @@ def apply_method(recipe: Recipe, base: Base, plan: Plan) -> torch.nn.Module:
             raise BadInput(f"training.gradient_checkpointing: {base.model.config.model_type} does not support it")
         base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         base.model.disable_input_require_grads()
+    objection = recipe.task.objection(base.model)
+    if objection is not None:
+        raise BadInput(f"task: {objection}")
     if not any(p.requires_grad for p in model.parameters()):
         raise BadInput(f"method: {recipe.method.kind} left nothing to train in {base.files.source}")
     return model

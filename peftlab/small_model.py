@@ -11,6 +11,10 @@ from peftlab.part import BadInput, nearest
 
 VOCABULARY = 512
 FIRST_BYTE = 256  # token id of byte 0; special tokens are below it
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'][0] + ':' + message['content'] + '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
 # Keys of a config.json by what they count, in the words of all architectures.
 LAYERS = (
     *("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"),
@@ -110,7 +114,9 @@ def byte_tokenizer(config: Any) -> transformers.PreTrainedTokenizerFast:
         )
     segments = getattr(config, "type_vocab_size", None) or 0
     inputs = ["input_ids", *(["token_type_ids"] if segments > 1 else []), "attention_mask"]
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
+    whole = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
+    whole.chat_template = CHAT_TEMPLATE
+    return whole
 
 
 def _two_of(kinds: Sequence[str]) -> list[str]:

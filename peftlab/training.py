@@ -21,7 +21,7 @@ from peftlab.batching import Batch, epoch_batches, shares, split_batches
 from peftlab.examples import Example
 from peftlab.layer_decay import layer_rates
 from peftlab.methods.method import Method
-from peftlab.part import BadInput
+from peftlab.part import Diverged
 from peftlab.perturbation import Perturbation
 from peftlab.settings import Seeds, Training
 from peftlab.signs import Signs
@@ -29,9 +29,10 @@ from peftlab.tasks.task import Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerBase
 
 Scores = dict[str, float]
-Records = list[dict[str, Any]]  # one decoded prediction an example
+Records = list[dict[str, Any]]  # one decoded prediction a row
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class TrainLog:
     records: Records = field(default_factory=list)  # validation's, by the state that training ended with
     tokens: int = 0  # without padding, over all steps and processes
     padded_tokens: int = 0  # with padding
+    unused: list[str] = field(default_factory=list)  # tensors of a base trained whole that no forward used: frozen
     seconds: float = 0.0  # of training alone: no loading, no evaluation
 
 
@@ -157,7 +159,7 @@ def train(
                 last_one = position + 1 == len(micro_batches) and turn == perturbation.turns
                 with disturbed, contextlib.nullcontext() if last_one else accelerator.no_sync(forward):
                     with autocast():
-                        outputs = forward(**{name: tensor for name, tensor in micro.items() if name != "labels"})
+                        outputs = forward(**task.inputs(micro, model))
                         share = task.loss(outputs, micro) / targets
                     # DDP averages over processes, the step's loss is a sum over them.
                     (share * accelerator.num_processes).backward()
@@ -168,7 +170,7 @@ def train(
             with accelerator.no_sync(forward):  # every process has the whole of it already
                 penalty.backward()
         if alive is None or (log.evaluations and number == log.evaluations[0].step + 1):
-            alive = signs.check(model, number, alive)
+            alive = signs.check(model, number, alive, whole_base=method.trains_whole_base)
         if settings.clip is not None:
             torch.nn.utils.clip_grad_norm_(trainable, settings.clip)
         rate = float(schedule.get_last_lr()[0])
@@ -184,7 +186,7 @@ def train(
         log.steps.append(Step(number, epoch, value, rate, tokens, log.seconds))
         observer.step(log.steps[-1], total, log)
         if not math.isfinite(value):
-            raise BadInput(
+            raise Diverged(
                 f"the loss is {value} at step {number} (examples {batch[:8]} ...); lower training.learning_rate"
             )
         if number == total or (number % settings.evaluate_every == 0 if settings.evaluate_every else last):
@@ -194,6 +196,7 @@ def train(
             if settings.patience is not None and _stale(log) >= settings.patience:
                 log.stopped_early = number < total
                 break
+    log.unused = _freeze_unused(model, optimizer)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if best is not None and name in best:
@@ -207,12 +210,12 @@ def predict(
     *,
     task: Task,
     examples: Sequence[Example],
-    padding_token: int,
+    tokenizer: PreTrainedTokenizerBase,
     batch_tokens: int,
     accelerator: Accelerator,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
 ) -> Records:
-    """A decoded record for each example, in order, the same on every process and for any number of them."""
+    """A decoded record for each row, in order, the same on every process and for any number of them."""
     lengths = [len(example) for example in examples]
     order = sorted(range(len(examples)), key=lambda i: lengths[i])
     batches = split_batches(order, lengths, tokens=batch_tokens)
@@ -224,15 +227,15 @@ def predict(
         # Whole batches go round the processes, so that each example meets the same neighbours on any number of them.
         for batch in batches[accelerator.process_index :: accelerator.num_processes]:
             chosen = [examples[i] for i in batch]
-            inputs = _to(task.collate(chosen, padding_token), accelerator.device)
-            outputs = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
+            inputs = _to(task.collate(chosen, tokenizer.pad_token_id), accelerator.device)
+            outputs = task.predict(model, inputs, tokenizer)
             found += zip(batch, task.decode(outputs, chosen), strict=True)
     model.train(was_training)
     if accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
         found = gather_object(found)
-    return [record for _, record in sorted(found, key=lambda pair: pair[0])]
+    return task.merge([record for _, record in sorted(found, key=lambda pair: pair[0])], examples)
 
 
 def _epoch(lengths: Sequence[int], settings: Training, seeds: Seeds, epoch: int) -> list[Batch]:
@@ -275,10 +278,10 @@ def _evaluate(
     step = log.steps[-1]
     since = log.evaluations[-1].step if log.evaluations else 0
     loss = sum(past.loss for past in log.steps[since:]) / (step.number - since)
-    before = max((past.scores[task.selection] for past in log.evaluations if past.selectable), default=-math.inf)
+    before = max((task.rank(past.scores) for past in log.evaluations if past.selectable), default=-math.inf)
     selectable = method.selectable(step.number, total)
     log.evaluations.append(Evaluation(step.number, step.epoch, loss, scores, selectable))
-    better = selectable and scores[task.selection] > before
+    better = selectable and task.rank(scores) > before
     observer.evaluation(log.evaluations[-1], better)
     if better:
         log.best_step = step.number
@@ -286,6 +289,15 @@ def _evaluate(
         return best
     log.records = records
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _freeze_unused(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Of the optimiser's parameters, those that never had a gradient, and so have no moments."""
+    own = {id(p) for group in optimizer.param_groups for p in group["params"] if p not in optimizer.state}
+    names = [name for name, p in model.named_parameters() if id(p) in own]
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
+    return names
 
 
 def _stale(log: TrainLog) -> int:

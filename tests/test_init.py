@@ -139,6 +139,26 @@ def fit(**columns: Any) -> first_recipe.Fit:
         ({"id": 3, "text": "fine", "label": 1}, "sequence_classification", {}, {}),
         ({"text": "fine", "score": 0.5}, "sequence_classification", {"problem": "regression"}, {"label": "score"}),
         ({"text": "fine", "labels": ["a"]}, "sequence_classification", {"problem": "multi_label"}, {"label": "labels"}),
+        ({"story": 1, "text": "Ada sang."}, "causal_lm", {"form": "text"}, {}),
+        (
+            {"prompt": "Who?", "output": "Ada."},
+            "causal_lm",
+            {"form": "instruction"},
+            {"instruction": "prompt"},
+        ),
+        (
+            {"conversations": [{"role": role, "content": "Ada."} for role in ("user", "assistant")]},
+            "causal_lm",
+            {"form": "chat"},
+            {"messages": "conversations"},
+        ),
+        ({"article": "Ada sang.", "headline": "Song"}, "seq2seq", {}, {"source": "article", "target": "headline"}),
+        (
+            {"title": "Ada", "question": "Who?", "passage": "Ada.", "answers": {"text": ["Ada"], "answer_start": [0]}},
+            "question_answering",
+            {},
+            {"context": "passage"},
+        ),
         (
             {"premise": "a", "hypothesis": "b", "label": "yes"},
             "sequence_classification",

@@ -102,12 +102,13 @@ class Data(Part):
         if strange:
             raise BadInput(f"data.numbers: {strange[0]!r} is the column of no field of the task")
         whole = [row for part in rows.values() for row in part if row.fault is None]
+        there = dict.fromkeys(name for row in whole for name in row.fields)
         for field in known:
             column = self.columns.get(field, field)
             if field in optional and field not in self.columns:
                 continue
-            if whole and not any(column in row.fields for row in whole):
-                raise BadInput(f"{whole[0].where}: {_lacks(whole[0], column, field)}")
+            if whole and column not in there:
+                raise BadInput(f"{whole[0].where}: {_lacks(there, column, field)}")
 
     def _named(self, row: Row, fields: Sequence[str], optional: Sequence[str], check: Callable[[Row], object]) -> Row:
         """The row under the task's names, with a fault if it will not do."""
@@ -119,7 +120,7 @@ class Data(Part):
             if field in optional and row.fields.get(column) is None:
                 continue
             if column not in row.fields:
-                return Row(row.where, {}, f"{field}: {_lacks(row, column, field)}")
+                return Row(row.where, {}, f"{field}: {_lacks(row.fields, column, field)}")
             value = row.fields[column]
             if column in self.numbers and isinstance(value, str):
                 try:
@@ -176,6 +177,7 @@ def fingerprint(rows: Mapping[str, Sequence[Row]]) -> str:
     return digest.hexdigest()
 
 
-def _lacks(row: Row, column: str, field: str) -> str:
-    hint = nearest(column, row.fields) or f"; it has: {', '.join(map(str, row.fields))}"
+def _lacks(there: Iterable[str], column: str, field: str) -> str:
+    there = list(map(str, there))
+    hint = nearest(column, there) or f"; it has: {', '.join(there)}"
     return f"no column {column!r} for the task's field {field!r}{hint}"

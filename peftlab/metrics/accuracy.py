@@ -16,6 +16,8 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     {'accuracy': 0.5}
     """
 
+    counted = ("accuracy", "mean")
+
     def _info(self) -> evaluate.MetricInfo:
         label = datasets.Value("string")
         return evaluate.MetricInfo(
@@ -27,3 +29,7 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
 
     def _compute(self, *, predictions: list[str], references: list[str]) -> dict[str, float]:
         return {"accuracy": float(accuracy_score(references, predictions))}
+
+    def counts(self, *, predictions: list[str], references: list[str]) -> list[list[float]]:
+        """Of each answer whether it is right."""
+        return [[float(p == r)] for p, r in zip(predictions, references, strict=True)]

@@ -18,9 +18,11 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     >>> scores = Metric(keep_in_memory=True).compute(predictions=[["a"], ["a", "b"]], references=[["a"], ["b"]])
     >>> {name: round(value, 3) for name, value in scores.items()}
     {'exact_match': 0.5, 'macro_f1': 0.833, 'micro_f1': 0.8, 'f1/a': 0.667, 'f1/b': 1.0}
-    >>> Metric(keep_in_memory=True).compute(predictions=[["a"], []], references=[["a"], []])
-    {'exact_match': 1.0, 'macro_f1': 1.0, 'micro_f1': 1.0, 'f1/a': 1.0}
+    >>> Metric(keep_in_memory=True).compute(predictions=[["a"], ["a"], ["a"]], references=[["a"], [], []])["f1/a"]
+    0.5
     """
+
+    counted = ("micro_f1", "f1")
 
     def _info(self) -> evaluate.MetricInfo:
         labels = datasets.List(datasets.Value("string"))
@@ -45,3 +47,8 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
             scores[f"{average}_f1"] = float(f1_score(right, found, labels=columns, average=average, zero_division=0))
         each = f1_score(right, found, labels=columns, average=None, zero_division=0)
         return scores | {f"f1/{label}": float(value) for label, value in zip(labels, each, strict=True)}
+
+    def counts(self, *, predictions: list[list[str]], references: list[list[str]]) -> list[list[float]]:
+        """Of each example the labels found rightly, predicted, expected."""
+        pairs = [(set(one), set(other)) for one, other in zip(predictions, references, strict=True)]
+        return [[len(one & other), len(one), len(other)] for one, other in pairs]

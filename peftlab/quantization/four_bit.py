@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from peftlab.quantization.quantization import Quantization, quantized_linears
+from peftlab.quantization.quantization import Quantization, heed_autocast, quantized_linears
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +18,15 @@ class FourBit(Quantization):
     """Half a byte a weight. A subclass fixes the sixteen values a weight can take."""
 
     paper: ClassVar[str | None] = "Dettmers et al., 2023, arXiv:2305.14314"
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "dettmers2023qlora",
+            "Dettmers, Tim and others",
+            "QLoRA: Efficient Finetuning of Quantized LLMs",
+            2023,
+            "2305.14314",
+        ),
+    )
     double_quantization: bool = True  # quantise the scales too: 0.37 bits a weight less
     storage: Literal["uint8", "float32", "bfloat16"] = "uint8"  # dtype of the packed tensor; FSDP needs the base's own
 
@@ -33,6 +43,7 @@ class FourBit(Quantization):
         )
 
     def prepare(self, model: nn.Module) -> None:
+        heed_autocast(model)
         # On a CPU with AVX512-BF16 the first evaluation would repack the weights for a kernel without a backward,
         # and every step after it would train nothing.
         for linear in quantized_linears(model).values():

@@ -192,6 +192,9 @@ class SequenceClassification(Classification):
             records.append(record | ({"tokens_lost": fields["tokens_lost"]} if "tokens_lost" in fields else {}))
         return records
 
+    def truth(self, row: Row) -> dict[str, Any]:
+        return {"expected": self._expected(row)}
+
     def floor(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float]:
         """Of the mean, the most frequent label with its share as probability, or the labels of more than half."""
         constant: dict[str, Any]
@@ -306,13 +309,12 @@ class SequenceClassification(Classification):
     def _text(self, row: Row) -> tuple[str, str | None, int]:
         """The text and the second one, if there is; with entities, marked, and where the last marker ends."""
         text, end = row.fields["text"], 0
-        wanted = INPUTS[self.input or _input(row)]
+        sort = self.input or _input(row)
+        wanted = INPUTS[sort]
         for name in (*INPUTS["pair"], *INPUTS["entities"]):
             if (row.fields.get(name) is None) is (name in wanted):
                 state = "missing" if name in wanted else "not wanted"
-                raise BadInput(
-                    f"{row.where}: {name}: {state}, as the input is {self.input!r} in task.input or the first row"
-                )
+                raise BadInput(f"{row.where}: {name}: {state}, as the input is {sort!r} in task.input or the first row")
         if "head" in wanted:
             text, end = marked(_words(row), _span(row, "head"), _span(row, "tail"))
         for name, value in (("text", text), ("text_pair", row.fields.get("text_pair", "-"))):

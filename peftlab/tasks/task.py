@@ -12,7 +12,7 @@ from peftlab.part import BadInput, Part
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 IGNORED = -100  # the label of a position that has no target, as in transformers
 
@@ -28,6 +28,7 @@ class Task(Part):
     optional_fields: ClassVar[tuple[str, ...]] = ()  # what it may carry besides
     given_fields: ClassVar[tuple[str, ...]] = ()  # of all these, what the model is given; all of them if none is named
     starter: ClassVar[str | None] = None  # a small base to begin with, by hub id
+    minimized: ClassVar[bool] = False  # smaller is better of the selection metric
     new_head: ClassVar[bool] = True  # the head is not pretrained
     pretokenized: ClassVar[bool] = False  # rows hold words, not text
 
@@ -43,8 +44,13 @@ class Task(Part):
         return [({}, cls.model_validate({}).sample()[0].fields)]
 
     @property
+    def packs(self) -> bool:
+        """Whether several rows may share a training sequence, told apart by their positions alone."""
+        return False
+
+    @property
     def selection(self) -> str:
-        """The metric by which the best state is chosen; larger is better."""
+        """The metric by which the best state is chosen."""
         raise NotImplementedError
 
     @property
@@ -76,6 +82,14 @@ class Task(Part):
         """Examples of at most `limit` tokens. Raises BadInput if a row is longer and `truncate` is off."""
         raise NotImplementedError
 
+    def training_examples(self, examples: Sequence[Example], limit: int) -> list[Example]:
+        """What of a split's examples is trained on: e.g. packed into sequences of at most `limit` tokens."""
+        return list(examples)
+
+    def objection(self, model: PreTrainedModel) -> str | None:
+        """Why this very model cannot do what these settings ask, found by trying, in one line; None if it can."""
+        return None
+
     def collate(self, examples: Sequence[Example], padding_token: int) -> dict[str, torch.Tensor]:
         """A padded batch: `input_ids`, `attention_mask`, `labels` (batch, length) int64."""
         raise NotImplementedError
@@ -94,9 +108,31 @@ class Task(Part):
 
         return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
 
+    def inputs(self, batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """What the model's forward is given of a batch: all but the labels."""
+        return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+    def predict(
+        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase
+    ) -> Any:
+        """What `decode` takes: the outputs of one forward, or of as many as a generated text needs."""
+        return model(**self.inputs(batch, model))
+
     def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """One JSON-ready record an example, with `predicted` and `expected`."""
         raise NotImplementedError
+
+    def truth(self, row: Row) -> dict[str, Any]:
+        """What of a decoded record the row says: `expected`, and whatever else `graded` looks at."""
+        return {"expected": row.fields[self.fields[-1]]}
+
+    def merge(self, records: Sequence[dict[str, Any]], examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """One record a row, from those of its examples, which stand next to each other."""
+        return list(records)
+
+    def rank(self, scores: Mapping[str, float]) -> float:
+        """The selection metric, turned so that larger is better."""
+        return -scores[self.selection] if self.minimized else scores[self.selection]
 
     def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         """The records as the metrics see them: one for each answer."""

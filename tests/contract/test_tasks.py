@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from peftlab.part import BadInput
-from peftlab.probe import Patient, make_patient
+from peftlab.patient import Patient, make_patient
 from peftlab.recipe import Recipe
 from peftlab.shapes import shapes
+from peftlab.small_model import byte_tokenizer
 from peftlab.tasks import TASKS
 
 BASES = ("google-bert/bert-base-cased", "meta-llama/Llama-3.2-1B", "google-t5/t5-small")  # one of each family
@@ -45,7 +46,7 @@ def test_the_loss_of_a_batch_is_the_sum_of_its_examples_losses_whatever_the_padd
     with torch.no_grad():
         for examples in batches:
             batch = task.collate(examples, patient.padding_token)
-            outputs = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+            outputs = model(**task.inputs(batch, model))
             losses.append(float(task.loss(outputs, batch)))
             counts.append(int(task.targets(batch)))
             nothing = task.without_targets(batch)
@@ -61,8 +62,8 @@ def test_records_are_json_and_the_metrics_take_them(patient: Patient) -> None:
     task, model = patient.task, patient.base().model.eval()
     batch = task.collate(patient.examples, patient.padding_token)
     with torch.no_grad():
-        outputs = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
-    records = task.decode(outputs, patient.examples)
+        outputs = task.predict(model, batch, byte_tokenizer(model.config))
+    records = task.merge(task.decode(outputs, patient.examples), patient.examples)
     assert json.loads(json.dumps(records)) == records
     assert all({"predicted", "expected"} <= record.keys() for record in records)
     assert task.selection in score(task.metrics, task.graded(records))
