@@ -12,9 +12,9 @@ import pytest
 SETTINGS = ("data.validation_examples=13", "training.accumulation=2")  # 13: the last batch does not divide by two
 
 
-def result_of(recipe: Path, output: Path, processes: int) -> dict[str, Any]:
+def result_of(recipe: Path, output: Path, processes: int, *options: str) -> dict[str, Any]:
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
-    overrides = [word for setting in SETTINGS for word in ("--set", setting)]
+    overrides = [word for setting in (*SETTINGS, *options) for word in ("--set", setting)]
     done = subprocess.run(
         [sys.executable, *launcher, "-m", "peftlab", "run", str(recipe), "--output", str(output), *overrides],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
@@ -59,3 +59,13 @@ def test_windows_on_two_processes_give_the_answers_of_one(tmp_path: Path) -> Non
     ]
     assert spoken[0] == spoken[1]
     assert len(spoken[0]) == 13 + 7
+
+
+def test_two_processes_perturb_and_decay_as_one(recipe_file: Path, tmp_path: Path) -> None:
+    options = ("training.adversarial=1.0", "training.embedding_noise=5", "training.layer_decay=0.8")
+    one = result_of(recipe_file, tmp_path / "one", 1, *options)
+    two = result_of(recipe_file, tmp_path / "two", 2, *options)
+    plain = result_of(recipe_file, tmp_path / "plain", 1)
+    assert two["metrics"] == one["metrics"]
+    assert two["curve"]["losses"] == pytest.approx(one["curve"]["losses"], abs=1e-5)
+    assert plain["curve"]["losses"] != pytest.approx(one["curve"]["losses"], abs=1e-4)
