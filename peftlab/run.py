@@ -145,6 +145,9 @@ class _Run:
             seed=self.recipe.seeds.initialization,
             padding_token=tokenizer.pad_token_id,
         )
+        objection = task.objection(base.model)
+        if objection is not None:
+            raise BadInput(f"task: {objection}")
         examples = [example for split in ("train", "replay") if split in encoded for example in encoded[split].examples]
         examples = task.training_examples(examples, limit)
         if not examples:
@@ -402,9 +405,6 @@ def apply_method(recipe: Recipe, base: Base, plan: Plan) -> torch.nn.Module:
             raise BadInput(f"training.gradient_checkpointing: {base.model.config.model_type} does not support it")
         base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         base.model.disable_input_require_grads()
-    objection = recipe.task.objection(base.model)
-    if objection is not None:
-        raise BadInput(f"task: {objection}")
     if not any(p.requires_grad for p in model.parameters()):
         raise BadInput(f"method: {recipe.method.kind} left nothing to train in {base.files.source}")
     return model

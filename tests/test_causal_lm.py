@@ -27,7 +27,8 @@ from peftlab.part import BadInput
 from peftlab.recipe import load_recipe
 from peftlab.settings import Seeds, Training
 from peftlab.tasks.causal_lm import CausalLM
-from peftlab.tasks.task import IGNORED
+from peftlab.tasks.multiple_choice import MultipleChoice
+from peftlab.tasks.task import IGNORED, Task
 from peftlab.train_log import Evaluation, Halving, Step, TrainLog
 from peftlab.training import predict, train
 from tests.contract.bases import tiny
@@ -281,6 +282,15 @@ def test_a_model_that_leaks_is_refused_in_words(architecture: str, sizes: dict[s
     assert "a row sees the row packed before it; set task.packing: false" in str(reason)
     assert torch.equal(torch.get_rng_state(), chance)
     assert CausalLM().objection(model) is None
+
+
+@pytest.mark.parametrize("task", [CausalLM(), MultipleChoice()])
+def test_a_model_that_sees_what_it_is_to_tell_is_refused_in_words(task: Task) -> None:
+    assert "bert sees the tokens after the one it predicts" in str(task.objection(tiny("bert", "AutoModelForCausalLM")))
+    for architecture in ("llama", "gpt2", "opt"):
+        sizes = {"ffn_dim": 128, "word_embed_proj_dim": 64} if architecture == "opt" else {}
+        assert task.objection(tiny(architecture, "AutoModelForCausalLM", **sizes)) is None
+    assert task.objection(tiny("bert", "AutoModelForCausalLM", is_decoder=True)) is None
 
 
 @pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning", "p_tuning"])
