@@ -310,7 +310,11 @@ def _ending(error: Exception) -> tuple[State, str]:
     first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
     if isinstance(error, Diverged):
         return "diverged", first
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+    if (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "allocate memory" in str(error)
+        or first.startswith("out of memory")
+    ):
         return "out of memory", first
     return "failed", first if isinstance(error, BadInput) else f"{type(error).__name__}: {first}"
 

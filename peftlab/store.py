@@ -122,11 +122,11 @@ def file_stem(recipe: Recipe) -> str:
 
 
 def validation_scores(records: Mapping[str, Stored]) -> dict[str, float | None]:
-    """By digest, for the choice of learning rates."""
+    """By digest, for the choice of learning rates: turned so that larger is better."""
     scores: dict[str, float | None] = {}
     for digest, stored in records.items():
         result = stored.record.result
-        scores[digest] = None if result is None else result.metrics["validation"][result.selection]
+        scores[digest] = None if result is None else stored.recipe.task.rank(result.metrics["validation"])
     return scores
 
 
