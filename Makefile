@@ -1,15 +1,21 @@
 # make recipe name=lora-ner [force=1] [resume=1]   train, evaluate and save what recipes/lora-ner.yaml says
-# make test | test-all | check                     the tests; all of them; lint, types and tests
+# make bench suite=quick [jobs=2]                run what the suite has no result of, and write its tables and figures
+# make test | test-all | check                    the tests; all of them; lint, types and tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: recipe test test-all check schema
+.PHONY: recipe bench test test-all check schema
 
 recipe: $(READY)
 	@test -n "$(name)" || { echo "make recipe needs a name, e.g. make recipe name=lora-ner; there are:"; ls recipes | sed -n 's/\.yaml$$//p'; exit 2; }
 	@$(BIN)/peftlab run recipes/$(name).yaml $(if $(force),--force) $(if $(resume),--resume)
+
+bench: $(READY)
+	@test -n "$(suite)" || { echo "make bench needs a suite, e.g. make bench suite=quick; there are:"; ls -d benchmarks/*/ | cut -d/ -f2; exit 2; }
+	@$(BIN)/peftlab bench benchmarks/$(suite) --jobs $(or $(jobs),2)
+	@$(BIN)/peftlab table benchmarks/$(suite)
 
 # The tests of two cores: a process each, one thread each.
 test: $(READY)

@@ -113,6 +113,7 @@ def load(
             f"{folder}: trained on another version of {card.model.id}: "
             f"found {files.fingerprint[:12]}, wanted {card.model_fingerprint[:12]}"
         )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(inner)
     base = load_base(
         card.model,
         files,
@@ -121,8 +122,9 @@ def load(
         device=device,
         compute=getattr(torch, card.precision) if compute is None else compute,
         frozen=not card.method.trains_base,
+        padding_token=tokenizer.pad_token_id,
     )
     model = card.method.load(base.model, inner)
     model.to(device)
     model.eval()
-    return Tuned(card, model, transformers.AutoTokenizer.from_pretrained(inner), base)
+    return Tuned(card, model, tokenizer, base)

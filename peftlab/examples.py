@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -11,8 +11,9 @@ from typing import Any
 class Row:
     """One record of a data set, its fields under the task's names."""
 
-    where: str  # "train.jsonl:12", for messages
+    where: str  # "data/train.jsonl:12", a path that finds the file, for messages
     fields: Mapping[str, Any]
+    fault: str | None = None  # "not JSON: ...": why nothing can be made of it, if so
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,16 @@ class Splits:
     rows: dict[str, list[Row]]  # "train", "validation", "test"
     source: str  # where they came from, for people
     fingerprint: str  # sha256 of the rows' content
+    skipped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # split -> reason -> rows left out
+    leaks: Mapping[str, int] = field(default_factory=dict)  # split -> rows whose input is in train too
 
 
 @dataclass(frozen=True)
 class Example:
-    """One encoded row: equally long integer sequences by the model's argument names, not padded."""
+    """One encoded row, or a window of it: integer sequences by the model's argument names, not padded.
+
+    Its length is that of what the model reads.
+    """
 
     features: dict[str, list[int]]
     row: Row

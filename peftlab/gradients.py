@@ -6,7 +6,7 @@ import contextlib
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -14,10 +14,13 @@ from peftlab import out_of_memory
 from peftlab.batching import Batch, shares
 from peftlab.examples import Example
 from peftlab.methods.method import Method
+from peftlab.perturbation import Perturbation
 from peftlab.tasks.task import Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+Phase = Literal["inputs", "forward", "backward", "optimizer"]  # of a step, in this order; a micro-batch has its own two
 
 
 @dataclass(frozen=True)
@@ -32,31 +35,42 @@ class Gradients:
     padding_token: int
     accelerator: Accelerator
     autocast: Callable[[], contextlib.AbstractContextManager[Any]]
+    perturbation: Perturbation
+    mark: Callable[[Phase], object]
 
-    def add(self, batch: Batch, accumulation: int) -> torch.Tensor:
+    def add(self, batch: Batch, accumulation: int, step: int) -> torch.Tensor:
         """Add the step's gradients to the parameters'; return this process's share of its loss."""
         accelerator, processes = self.accelerator, self.accelerator.num_processes
-        micro_batches = []
+        micro_batches, own = [], []
         for part in self._parts(batch, accumulation)[accelerator.process_index :: processes]:
             # Each forward is a meeting of the processes: a share without examples borrows one and learns nothing.
-            micro = self.task.collate([self.examples[i] for i in part or batch[:1]], self.padding_token)
+            own.append(part or batch[:1])
+            micro = self.task.collate([self.examples[i] for i in own[-1]], self.padding_token)
             micro_batches.append(to_device(micro if part else self.task.without_targets(micro), accelerator.device))
         counts = torch.stack([self.task.targets(micro) for micro in micro_batches]).sum()
         targets = max(1, int(accelerator.reduce(counts, reduction="sum")))
         loss = torch.zeros((), device=accelerator.device)
-        for position, micro in enumerate(micro_batches):
-            last_one = position + 1 == len(micro_batches)
-            with contextlib.nullcontext() if last_one else accelerator.no_sync(self.forward):
-                with self.autocast():
-                    outputs = self.forward(**{name: tensor for name, tensor in micro.items() if name != "labels"})
-                    share = self.task.loss(outputs, micro) / targets
-                # DDP averages over processes, the step's loss is a sum over them.
-                (share * processes).backward()
-            loss += share.detach()
+        self.mark("inputs")
+        for position, (part, micro) in enumerate(zip(own, micro_batches, strict=True)):
+            for turn, disturbed in enumerate(self.perturbation.passes(micro, part, step), start=1):
+                last_one = position + 1 == len(micro_batches) and turn == self.perturbation.turns
+                with disturbed, contextlib.nullcontext() if last_one else accelerator.no_sync(self.forward):
+                    with self.autocast():
+                        # No name for the outputs: logits of a large vocabulary would be kept until the next are there.
+                        inputs = self.task.inputs(micro, self.model)
+                        share = self.task.loss(self.forward(**inputs), micro) / targets
+                    self.mark("forward")
+                    # DDP averages over processes, the step's loss is a sum over them.
+                    (share * processes).backward()
+                if turn == 1:
+                    loss += share.detach()
+                self.mark("backward")
+                del share  # and with it the graph, and what its nodes may hold on to
         penalty = self.method.penalty(self.model)
         if penalty is not None:
             with accelerator.no_sync(self.forward):  # every process has the whole of it already
                 penalty.backward()
+            self.mark("backward")
         return loss
 
     def forget(self) -> None:

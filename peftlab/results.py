@@ -68,6 +68,8 @@ class SplitCounts(Settings):
     examples: int
     tokens: int
     dropped: dict[str, int]  # e.g. truncated sentences and lost entities
+    skipped: dict[str, int] = Field(default={})  # rows left out, by reason: bad ones, leaks
+    leaks: int | None = None  # of validation and test: examples whose input is in train too
 
 
 class Curve(Settings):
@@ -103,11 +105,17 @@ class RunResult(Settings):
     started: str  # UTC, ISO 8601
     command: list[str]
     metrics: dict[str, dict[str, float]]  # split -> metric -> value
+    metric_signatures: dict[str, str] = Field(default={})  # how the libraries counted, of those metrics that say it
+    floor: dict[str, dict[str, float]] = Field(
+        default={}
+    )  # the same of one answer always: train's mean or most frequent
     selection: str  # the metric by which the best state was chosen, on validation
+    selection_minimized: bool = False  # smaller is better of it
     best_step: int | None
     stopped_early: bool
     curve: Curve
     parameters: Parameters
+    unused: list[str] = Field(default=[])  # tensors of a base trained whole that no forward used: frozen
     method_figures: dict[str, Any]
     fidelity: str | None
     cost: Cost
@@ -171,6 +179,12 @@ def summary(result: RunResult) -> list[tuple[str, str]]:
         (split, "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if "/" not in name))
         for split, scores in result.metrics.items()
     ]
+    for split, scores in result.floor.items():
+        if result.selection in scores:
+            value = f"{result.selection} {scores[result.selection]:.4f}"
+            lines.append(
+                ("floor", f"{split}: {value} for always giving the same answer, train's mean or most frequent")
+            )
     lines.append(
         (
             "parameters",
@@ -193,4 +207,9 @@ def summary(result: RunResult) -> list[tuple[str, str]]:
         lost = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.dropped.items() if count)
         if lost:
             lines.append(("dropped", f"{split}: {lost}"))
+        if counts.skipped:
+            reasons = ", ".join(f"{count} ({reason})" for reason, count in counts.skipped.items())
+            lines.append(("skipped", f"rows of {split}: {reasons}"))
+        if counts.leaks:
+            lines.append(("leaks", f"{counts.leaks:,} of {counts.examples:,} of {split} are in train too"))
     return lines

@@ -13,24 +13,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import torch
 from accelerate import Accelerator
 from pydantic import ValidationError
 from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
 
-from peftlab import artifact, checkpoint, interruption, out_of_memory, training
+from peftlab import artifact, checkpoint, interruption, metrics, out_of_memory, training
 from peftlab.base import Base, autocast, load_base, load_tokenizer, longest_input, resolve_precision
 from peftlab.checkpoint import Checkpoints
 from peftlab.console import Screen
+from peftlab.encoding import encode
 from peftlab.environment import environment
-from peftlab.examples import Encoded
+from peftlab.examples import Encoded, Splits
 from peftlab.interruption import Interrupted
 from peftlab.keeper import RunKeeper
 from peftlab.methods import Plan
-from peftlab.metrics import load_metric
+from peftlab.model import Files
 from peftlab.part import BadInput, OutOfMemory, Settings
 from peftlab.progress import Snapshot
 from peftlab.recipe import Recipe
@@ -48,6 +50,9 @@ from peftlab.results import (
 from peftlab.settings import Keeping
 from peftlab.tasks import Task
 from peftlab.train_log import Records
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def run(recipe: Recipe, folder: Path, *, resume: bool = False, keeping: Keeping | None = None) -> RunResult:
@@ -126,13 +131,14 @@ class _Run:
     def result(self, checkpoints: Path, keeping: Keeping, *, resume: bool) -> RunResult:
         start = time.perf_counter()
         with self.accelerator.main_process_first():  # one process fetches, the others find
-            rows = self.recipe.data.load(self.recipe.task.fields)
+            rows = self.recipe.rows()
             files = self.recipe.model.files()
-        task = self.recipe.task.fitted(row for split in rows.rows.values() for row in split)
+        task = self.recipe.task.from_training(rows.rows["train"])
+        task = task.fitted(row for split in rows.rows.values() for row in split)
         tokenizer = load_tokenizer(files, task)
         limit = longest_input(files, task, reserved=self.recipe.method.positions)
-        encoded = {split: task.encode(part, tokenizer, limit) for split, part in rows.rows.items()}
-        self._say_data(files.source, rows.source, encoded, task)
+        encoded, skipped = self._encode(task, rows, tokenizer, limit, files)
+        self._say_data(files.source, rows, encoded)
         base = load_base(
             self.recipe.model,
             files,
@@ -143,14 +149,21 @@ class _Run:
             frozen=not self.recipe.method.trains_base,
             dropout=self.recipe.training.dropout,
             seed=self.recipe.seeds.initialization,
+            padding_token=tokenizer.pad_token_id,
         )
-        examples = encoded["train"].examples
+        objection = task.objection(base.model)
+        if objection is not None:
+            raise BadInput(f"task: {objection}")
+        examples = [example for split in ("train", "replay") if split in encoded for example in encoded[split].examples]
+        examples = task.training_examples(examples, limit)
+        if not examples:
+            raise BadInput(f"data: the train split of {rows.source} has nothing to learn")
         steps = training.schedule_length([len(e) for e in examples], self.recipe.training, self.recipe.seeds)
         plan = Plan(
             optimizer_steps=steps,
             task_type=task.task_type,
             head=base.head,
-            longest_input=max(len(e) for part in encoded.values() for e in part.examples),
+            longest_input=max(len(e) for part in encoded.values() for e in [*part.examples, *examples]),
             seed=self.recipe.seeds.initialization,
             tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         )
@@ -159,7 +172,7 @@ class _Run:
         self._say_model(parameters, base)
         self.load_seconds = time.perf_counter() - start
 
-        predict = self._predictor(task, model, encoded, tokenizer.pad_token_id)
+        predict = self._predictor(task, model, encoded, tokenizer)
         self.screen.selection = task.selection
         kept = Checkpoints(checkpoints, self._identity(files.fingerprint, rows.fingerprint), kept=keeping.kept)
         resumed = self._resumed(kept, resume=resume)
@@ -176,19 +189,23 @@ class _Run:
             seeds=self.recipe.seeds,
             accelerator=self.accelerator,
             autocast=self._autocast,
-            evaluate=lambda: (score(task, records := predict("validation")), records),
+            evaluate=lambda: _selectable(task, predict("validation")),
             observer=self.screen,
             keeper=keeper,
             resumed=resumed,
         )
         self.screen.finished()
+        if log.unused:
+            parameters = count_parameters(model, base)
+            self.screen.line("frozen", f"{len(log.unused)} tensors that no forward used, e.g. {log.unused[0]}")
         predictions = {"validation": log.records}
         if self.recipe.score_test:
             try:
                 predictions["test"] = predict("test")
             except Interrupted:
                 keeper.stop()
-        metrics = {split: score(task, records) for split, records in predictions.items()}
+        scores = {split: score(task, records) for split, records in predictions.items()}
+        floors = {split: task.floor(rows.rows["train"], rows.rows[split]) for split in predictions}
 
         adapter_bytes = 0
         if self.accelerator.is_main_process:
@@ -210,8 +227,11 @@ class _Run:
             recipe=self.recipe.model_dump(mode="json"),
             started=self.started,
             command=_command(),
-            metrics=metrics,
+            metrics=scores,
+            metric_signatures=metrics.signatures(task.metrics),
+            floor={split: floor for split, floor in floors.items() if floor is not None},
             selection=task.selection,
+            selection_minimized=task.minimized,
             best_step=log.best_step if self.recipe.training.keep_best else None,
             stopped_early=log.stopped_early,
             curve=Curve(
@@ -220,6 +240,7 @@ class _Run:
                 losses=[look.loss for look in log.evaluations],
             ),
             parameters=parameters,
+            unused=log.unused,
             method_figures=self.recipe.method.figures(model),
             fidelity=self.recipe.method.fidelity,
             cost=Cost(
@@ -234,7 +255,11 @@ class _Run:
             ),
             splits={
                 split: SplitCounts(
-                    examples=len(part.examples), tokens=sum(len(e) for e in part.examples), dropped=part.counts
+                    examples=len(part.examples),
+                    tokens=sum(len(e) for e in part.examples),
+                    dropped=part.counts,
+                    skipped=skipped[split],
+                    leaks=rows.leaks.get(split),
                 )
                 for split, part in encoded.items()
             },
@@ -246,6 +271,18 @@ class _Run:
             resumes=self.resumes,
             micro_batch_halvings=[Halving(**dataclasses.asdict(halving)) for halving in log.halvings],
         )
+
+    def _encode(
+        self, task: Task, rows: Splits, tokenizer: PreTrainedTokenizerBase, limit: int, files: Files
+    ) -> tuple[dict[str, Encoded], dict[str, dict[str, int]]]:
+        """Examples by split, and how many rows were left out by reason."""
+        encoded, skipped = {}, {}
+        for split, part in rows.rows.items():
+            what = f"the {split} split of {rows.source}"
+            on_bad_row = self.recipe.data.on_bad_row
+            encoded[split], unfit = encode(task, part, tokenizer, limit, files=files, what=what, on_bad_row=on_bad_row)
+            skipped[split] = {**rows.skipped.get(split, {}), **unfit}
+        return encoded, skipped
 
     def _identity(self, model_fingerprint: str, data_fingerprint: str) -> checkpoint.Identity:
         return checkpoint.Identity(
@@ -300,7 +337,7 @@ class _Run:
         return autocast(self.precision, self.accelerator.device)
 
     def _predictor(
-        self, task: Task, model: torch.nn.Module, encoded: dict[str, Encoded], padding_token: int
+        self, task: Task, model: torch.nn.Module, encoded: dict[str, Encoded], tokenizer: PreTrainedTokenizerBase
     ) -> Callable[[str], Records]:
         def predict(split: str) -> Records:
             start = time.perf_counter()
@@ -308,7 +345,7 @@ class _Run:
                 model,
                 task=task,
                 examples=encoded[split].examples,
-                padding_token=padding_token,
+                tokenizer=tokenizer,
                 batch_tokens=EVALUATION_TOKENS,
                 accelerator=self.accelerator,
                 autocast=self._autocast,
@@ -318,14 +355,21 @@ class _Run:
 
         return predict
 
-    def _say_data(self, model_source: str, data_source: str, encoded: dict[str, Encoded], task: Task) -> None:
+    def _say_data(self, model_source: str, rows: Splits, encoded: dict[str, Encoded]) -> None:
         self.screen.line("recipe", f"{self.recipe.name}  {self.recipe.digest}")
         self.screen.line("model", model_source)
         sizes = ", ".join(
             f"{len(part.examples):,} {split} ({sum(len(e) for e in part.examples):,} tokens)"
             for split, part in encoded.items()
         )
-        self.screen.line("data", f"{data_source}: {sizes}")
+        self.screen.line("data", f"{rows.source}: {sizes}")
+        for split, count in rows.leaks.items():
+            if count:
+                self.screen.line(
+                    "leaks",
+                    f"{count:,} of {len(rows.rows[split]):,} of {split} are in train too, but for case and white space "
+                    "(data.drop_leaks: true takes them out of train)",
+                )
 
     def _say_model(self, parameters: Parameters, base: Base) -> None:
         self.screen.line(
@@ -384,13 +428,18 @@ def count_parameters(model: torch.nn.Module, base: Base) -> Parameters:
 
 def score(task: Task, records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The task's metrics over decoded records."""
-    scores: dict[str, float] = {}
-    for name in task.metrics:
-        scores |= load_metric(name).compute(
-            predictions=[record["predicted"] for record in records],
-            references=[record["expected"] for record in records],
+    return metrics.score(task.metrics, task.graded(records))
+
+
+def _selectable(task: Task, records: Records) -> tuple[dict[str, float], Records]:
+    """Scores of the validation split, by which the best state can be chosen, and the records."""
+    scores = score(task, records)
+    if task.selection not in scores:
+        raise BadInput(
+            f"data: {task.selection} is undefined on the validation split's {len(records)} examples, "
+            "so that no state can be chosen: they are too few or too much alike"
         )
-    return scores
+    return scores, records
 
 
 def _write_predictions(predictions: dict[str, Records], path: Path) -> None:

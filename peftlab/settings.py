@@ -38,6 +38,9 @@ class Training(Settings):
     keep_best: bool = True  # end with the state that scored best on validation, not with the last one
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # bfloat16 where the device computes in it
     gradient_checkpointing: bool = False
+    layer_decay: float | None = Field(None, gt=0, le=1)  # a layer's learning rate over that of the layer above it
+    adversarial: float | None = Field(None, gt=0)  # norm of FGM's perturbation of an example's embeddings
+    embedding_noise: float | None = Field(None, gt=0)  # NEFTune's alpha
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Training:

@@ -33,13 +33,19 @@ def look(model: torch.nn.Module) -> Signs:
     )
 
 
-def check(model: torch.nn.Module, step: int, first: Signs | None = None) -> Signs:
+def check(model: torch.nn.Module, step: int, first: Signs | None = None, *, whole_base: bool = False) -> Signs:
     """Raise BadInput if a trainable tensor has no gradient at this step, or was zero at the `first` look and is now.
 
-    One look alone may see zeros that are right: LoRA's A has no gradient while B is zero.
+    One look alone may see zeros that are right: LoRA's A has no gradient while B is zero. Of a base that is trained
+    whole, what had no gradient at the first look either may be a part that no forward uses.
     """
     signs = look(model)
-    dead = [*signs.missing, *(name for name in signs.zero if first is not None and name in first.zero)]
+    missing: Sequence[str] = signs.missing
+    if whole_base and first is None and len(missing) < signs.count:
+        missing = ()
+    elif whole_base and first is not None:
+        missing = [name for name in missing if name not in first.missing]
+    dead = [*missing, *(name for name in signs.zero if first is not None and name in first.zero)]
     if dead:
         when = f"step {step}" if first is None else f"step {step}, after an evaluation"
         raise BadInput(

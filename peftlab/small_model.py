@@ -11,6 +11,10 @@ from peftlab.part import BadInput, nearest
 
 VOCABULARY = 512
 FIRST_BYTE = 256  # token id of byte 0; special tokens are below it
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'][0] + ':' + message['content'] + '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
 # Keys of a config.json by what they count, in the words of all architectures.
 LAYERS = (
     *("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"),
@@ -82,12 +86,13 @@ def shrink(config: Mapping[str, Any], width: int) -> dict[str, Any]:
 
 
 def byte_tokenizer(config: Any) -> transformers.PreTrainedTokenizerFast:
-    """A token a byte, so that every text has tokens, and a word several."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    """A token a byte, so that every text has tokens, and a word several; for an encoder-decoder, an end as it wants."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     padding = config.pad_token_id if isinstance(getattr(config, "pad_token_id", None), int) else 0
-    free = [number for number in range(FIRST_BYTE) if number != padding]
+    end = config.eos_token_id if isinstance(getattr(config, "eos_token_id", None), int) else None
+    free = [number for number in range(FIRST_BYTE) if number not in (padding, end)]
     names = {
         "pad_token": "<pad>",
         "unk_token": "<unk>",
@@ -96,11 +101,22 @@ def byte_tokenizer(config: Any) -> transformers.PreTrainedTokenizerFast:
         "mask_token": "<mask>",
     }
     vocabulary = dict(zip(names.values(), [padding, *free], strict=False))
+    if end is not None and end != padding:
+        vocabulary[names["eos_token"]] = end
     vocabulary |= {letter: FIRST_BYTE + number for number, letter in enumerate(alphabet)}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    if config.is_encoder_decoder:
+        ending = names["eos_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {ending}", pair=f"$A {ending} $B {ending}", special_tokens=[(ending, vocabulary[ending])]
+        )
+    segments = getattr(config, "type_vocab_size", None) or 0
+    inputs = ["input_ids", *(["token_type_ids"] if segments > 1 else []), "attention_mask"]
+    whole = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
+    whole.chat_template = CHAT_TEMPLATE
+    return whole
 
 
 def _two_of(kinds: Sequence[str]) -> list[str]:

@@ -34,6 +34,9 @@ def f1(sums: Floats) -> Floats:
     return scores
 
 
+FORMS: dict[str, Score | None] = {"mean": None, "f1": f1}  # of stored counts: None for a mean over examples
+
+
 @dataclass(frozen=True)
 class Summary:
     """Scores of the seeds that finished. `deviation` is the sample standard deviation (n - 1), None for one seed."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Scores = dict[str, float]
-Records = list[dict[str, Any]]  # one decoded prediction an example
+Records = list[dict[str, Any]]  # one decoded prediction a row
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class TrainLog:
     records: Records = field(default_factory=list)  # validation's, by the state that training ended with
     tokens: int = 0  # without padding, over all steps and processes
     padded_tokens: int = 0  # with padding
+    unused: list[str] = field(default_factory=list)  # tensors of a base trained whole that no forward used: frozen
     seconds: float = 0.0  # of training alone: no loading, no evaluation
 
 

@@ -18,10 +18,12 @@ import torch
 from peftlab import out_of_memory, signs
 from peftlab.batching import Batch, epoch_batches, split_batches
 from peftlab.examples import Example
-from peftlab.gradients import Gradients, broke_for_memory, to_device
+from peftlab.gradients import Gradients, Phase, broke_for_memory, to_device
 from peftlab.interruption import Interrupted, asked
+from peftlab.layer_decay import layer_rates
 from peftlab.methods.method import Method
 from peftlab.part import Diverged, OutOfMemory
+from peftlab.perturbation import Perturbation
 from peftlab.progress import Generators, Keeper, Progress, Snapshot
 from peftlab.settings import Seeds, Training
 from peftlab.tasks.task import Task
@@ -29,6 +31,7 @@ from peftlab.train_log import Evaluation, Halving, Observer, Records, Scores, St
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerBase
 
 
 def schedule_length(lengths: Sequence[int], settings: Training, seeds: Seeds) -> int:
@@ -71,15 +74,18 @@ def train(
     observer: Observer,
     keeper: Keeper | None = None,
     resumed: Snapshot | None = None,
+    mark: Callable[[Phase], object] = lambda phase: None,
 ) -> TrainLog:
     """Train the parameters of `model` that require a gradient. `evaluate` scores the model on validation as it is.
 
-    Goes on from `resumed` to the same end. Raises Diverged, OutOfMemory, or Interrupted if a signal comes.
+    Goes on from `resumed` to the same end. `mark` is called at the end of each phase of each step: what is measured of
+    a step is measured there. Raises Diverged, OutOfMemory, or Interrupted if a signal comes.
     """
     lengths = [len(example) for example in examples]
     total = schedule_length(lengths, settings, seeds)
+    groups = method.parameter_groups(model, learning_rate, settings.weight_decay)
     optimizer = torch.optim.AdamW(
-        method.parameter_groups(model, learning_rate, settings.weight_decay),
+        groups if settings.layer_decay is None else layer_rates(groups, model, settings.layer_decay),
         betas=settings.adam_betas,
         eps=settings.adam_epsilon,
         foreach=False,  # foreach makes a copy of all gradients at once
@@ -96,7 +102,10 @@ def train(
     keeper.watch(progress)
     forward = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
     trainable = [p for p in model.parameters() if p.requires_grad]
-    gradients = Gradients(forward, model, method, task, examples, padding_token, accelerator, autocast)
+    perturbation = Perturbation.of(model, settings, seeds)
+    gradients = Gradients(
+        forward, model, method, task, examples, padding_token, accelerator, autocast, perturbation, mark
+    )
     model.train()
     batches = enumerate(_batches(lengths, settings, seeds, total), start=1)
     # Resumed, it looks once more at the last step done: the evaluation after it may be still to come.
@@ -112,7 +121,7 @@ def train(
             value, due, stop = float(meeting[0]), meeting[1] > 0, meeting[2] > 0
             first_after = bool(log.evaluations) and number == log.evaluations[0].step + 1
             if progress.alive is None or first_after:
-                progress.alive = signs.check(model, number, progress.alive)
+                progress.alive = signs.check(model, number, progress.alive, whole_base=method.trains_whole_base)
             norm = float(torch.nn.utils.clip_grad_norm_(trainable, settings.clip or math.inf))
             if not (math.isfinite(value) and math.isfinite(norm)):
                 raise Diverged(_diverged(value, norm, number, [examples[i] for i in batch], keeper.keep(before)))
@@ -121,6 +130,7 @@ def train(
             schedule.step()
             method.after_step(model, number)
             optimizer.zero_grad()
+            mark("optimizer")
             log.seconds += _now(accelerator) - start
             tokens = sum(lengths[i] for i in batch)
             log.tokens += tokens
@@ -138,6 +148,7 @@ def train(
                 _evaluate(progress, task, evaluate, observer, keeper, total, keep_best=settings.keep_best)
             if settings.patience is not None and _stale(log) >= settings.patience:
                 log.stopped_early = number < total
+    log.unused = _freeze_unused(model, optimizer)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if progress.best is not None and name in progress.best:
@@ -151,12 +162,12 @@ def predict(
     *,
     task: Task,
     examples: Sequence[Example],
-    padding_token: int,
+    tokenizer: PreTrainedTokenizerBase,
     batch_tokens: int,
     accelerator: Accelerator,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
 ) -> Records:
-    """A decoded record for each example, in order, the same on every process and for any number of them."""
+    """A decoded record for each row, in order, the same on every process and for any number of them."""
     lengths = [len(example) for example in examples]
     order = sorted(range(len(examples)), key=lambda i: lengths[i])
     batches = split_batches(order, lengths, tokens=batch_tokens)
@@ -170,8 +181,8 @@ def predict(
             if asked() is not None:
                 break
             chosen = [examples[i] for i in batch]
-            inputs = to_device(task.collate(chosen, padding_token), accelerator.device)
-            outputs = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
+            inputs = to_device(task.collate(chosen, tokenizer.pad_token_id), accelerator.device)
+            outputs = task.predict(model, inputs, tokenizer)
             found += zip(batch, task.decode(outputs, chosen), strict=True)
     model.train(was_training)
     stop = asked()
@@ -182,7 +193,7 @@ def predict(
         stop = max((number for number in gather_object([stop]) if number is not None), default=None)
     if stop is not None:
         raise Interrupted(stop)
-    return [record for _, record in sorted(found, key=lambda pair: pair[0])]
+    return task.merge([record for _, record in sorted(found, key=lambda pair: pair[0])], examples)
 
 
 def _epoch(lengths: Sequence[int], settings: Training, seeds: Seeds, epoch: int) -> list[Batch]:
@@ -215,7 +226,7 @@ def _add_gradients(
     """This process's share of the step's loss. Where memory runs out, again in smaller pieces if the recipe asks."""
     step, alone = len(progress.log.steps) + 1, progress.accelerator.num_processes == 1
     while True:
-        loss = broke_for_memory(lambda: gradients.add(batch, progress.accumulation))
+        loss = broke_for_memory(lambda: gradients.add(batch, progress.accumulation, step))
         if not isinstance(loss, str):
             return loss
         gradients.forget()
@@ -252,16 +263,25 @@ def _evaluate(
     step = log.steps[-1]
     since = log.evaluations[-1].step if log.evaluations else 0
     loss = sum(past.loss for past in log.steps[since:]) / (step.number - since)
-    before = max((past.scores[task.selection] for past in log.evaluations if past.selectable), default=-math.inf)
+    before = max((task.rank(past.scores) for past in log.evaluations if past.selectable), default=-math.inf)
     selectable = progress.method.selectable(step.number, total)
     log.evaluations.append(Evaluation(step.number, step.epoch, loss, scores, selectable))
-    better = selectable and scores[task.selection] > before
+    better = selectable and task.rank(scores) > before
     observer.evaluation(log.evaluations[-1], better)
     if better:
         log.best_step = step.number
     if better or not keep_best or progress.best is None:
         log.records = records
         progress.best = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _freeze_unused(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Of the optimiser's parameters, those that never had a gradient, and so have no moments."""
+    own = {id(p) for group in optimizer.param_groups for p in group["params"] if p not in optimizer.state}
+    names = [name for name, p in model.named_parameters() if id(p) in own]
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
+    return names
 
 
 def _stale(log: TrainLog) -> int:

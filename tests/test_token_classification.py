@@ -1,5 +1,7 @@
 """Token classification: the first sub-word carries the tag, nothing is lost in silence, bad rows say where they are."""
 
+import math
+
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer
@@ -11,6 +13,7 @@ from transformers.modeling_outputs import TokenClassifierOutput
 
 from peftlab.base import load_tokenizer
 from peftlab.examples import Row
+from peftlab.metrics import score
 from peftlab.model import Files
 from peftlab.part import BadInput
 from peftlab.tasks.task import IGNORED
@@ -137,3 +140,46 @@ def test_text_is_cut_into_words_and_marks() -> None:
     text = "Mr. O'Neill paid U.S. banks 3.50, didn't he?"
     words = ["Mr", ".", "O'Neill", "paid", "U.S", ".", "banks", "3.50", ",", "didn't", "he", "?"]
     assert task().row(text, "text:1").fields["tokens"] == words
+
+
+def test_plain_tags_are_graded_word_by_word(minilm: Files) -> None:
+    tags = ["NNP", "NNP", "VBD", "NNP", "NNP", "."]
+    fitted = TokenClassification(scheme="plain", truncate=True).fitted([row(tags=tags)])
+    assert (fitted.labels, fitted.selection) == ([".", "NNP", "VBD"], "accuracy")
+    encoded = fitted.encode([row(tags=tags)], load_tokenizer(minilm, fitted), 5)  # three words fit
+    assert encoded.counts == {"truncated_sentences": 1, "lost_words": 3}
+    logits = torch.nn.functional.one_hot(torch.tensor([[0, 1, 1, 2, 0]]), 3).float()
+    record = fitted.decode(TokenClassifierOutput(logits=logits), encoded.examples)[0]
+    assert record["predicted"] == ["NNP", "NNP", "VBD", "", "", ""]  # a word that was cut off has no tag, and is wrong
+    scores = score(fitted.metrics, fitted.graded([record]))
+    assert scores["accuracy"] == 0.5
+    assert (scores["f1/VBD"], scores["f1/."]) == (1.0, 0.0)
+    assert "f1/" not in scores
+    assert fitted.answer(record) == {"words": WORDS, "tags": ["NNP", "NNP", "VBD", None, None, None], "words_unseen": 3}
+
+
+def test_other_tags_than_iob2_need_a_word_for_it() -> None:
+    with pytest.raises(BadInput, match=r"'NN' at 'Wolfgang' is not an IOB2 tag: .* need task.scheme: plain"):
+        task().fitted([row(tags=["NN"] * 6)])
+    with pytest.raises(ValueError, match=r"'NN' is not an IOB2 tag: .* need scheme: plain"):
+        TokenClassification(labels=["NN"])
+    with pytest.raises(BadInput, match=r"mine.jsonl:7: labels: an empty tag at 'Amadeus'"):
+        TokenClassification(scheme="plain").fitted([row(tags=["NN", "", *["NN"] * 4])])
+
+
+def test_class_weights_and_smoothing_are_of_words_and_balanced_ones_counted_in_train() -> None:
+    train = [row(["a", "b", "c"], ["X", "X", "Y"])]
+    task = TokenClassification(scheme="plain", class_weights="balanced", label_smoothing=0.2).from_training(train)
+    task = task.fitted([*train, row(["d"], ["Y"])])
+    assert task.class_weights == {"X": pytest.approx(3 / 4), "Y": pytest.approx(3 / 2)}
+    logits = torch.tensor([[[0.0, math.log(3)], [9.0, 0.0]]])
+    batch = {"labels": torch.tensor([[1, IGNORED]])}
+    loss = task.loss(TokenClassifierOutput(logits=logits), batch)
+    assert float(loss) == pytest.approx(-0.9 * 1.5 * math.log(3 / 4) - 0.1 * 0.75 * math.log(1 / 4))
+
+
+def test_the_floor_is_the_most_frequent_tag_for_every_word() -> None:
+    plain = TokenClassification(scheme="plain").fitted([row(["a", "b"], ["X", "Y"])])
+    floor = plain.floor([row(["a", "b", "c"], ["Y", "Y", "X"])], [row(["a", "b"], ["X", "Y"])])
+    assert floor["accuracy"] == 0.5
+    assert task().floor([row(["a", "b"], ["O", "O"])], [row()])["token_accuracy"] == pytest.approx(2 / 6)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
 
-from peftlab.base import Base
+from peftlab.base import Base, load_tokenizer
 from peftlab.batching import epoch_batches, shares
 from peftlab.examples import Encoded, Example
 from peftlab.methods import Plan
@@ -18,8 +19,14 @@ from peftlab.tasks import Task
 from peftlab.train_log import Evaluation, Halving, Records, Scores, Step, TrainLog
 from peftlab.training import learning_rate_factor, predict, train
 
+from .conftest import MINILM
+
 Load = Callable[..., Base]
 Weights = Mapping[str, torch.Tensor]
+
+
+def tokenizer(task: Task) -> PreTrainedTokenizerBase:
+    return load_tokenizer(MINILM.files(), task)
 
 
 class Silence:
@@ -49,7 +56,7 @@ def trained(
             model,
             task=task,
             examples=encoded.examples[:4],
-            padding_token=0,
+            tokenizer=tokenizer(task),
             batch_tokens=64,
             accelerator=accelerator,
             autocast=contextlib.nullcontext,
@@ -163,7 +170,7 @@ def test_predictions_come_in_order_whatever_the_batches(base_of: Load, tagging: 
             model,
             task=tagging,
             examples=encoded.examples,
-            padding_token=0,
+            tokenizer=tokenizer(tagging),
             batch_tokens=tokens,
             accelerator=Accelerator(),
             autocast=contextlib.nullcontext,

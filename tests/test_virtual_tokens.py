@@ -153,6 +153,12 @@ def test_sequences_pooled_at_their_last_token_are_refused(architecture: str, met
 # --- gradient checkpointing ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_a_prefix_for_an_encoder_decoder_that_classifies_is_refused_with_the_reason(architecture: str) -> None:
+    reason = PrefixTuning(length=4).unsupported(Setting(architecture, "none", "SEQ_CLS"))
+    assert reason == f"PEFT masks the encoder's input for a prefix that {architecture}'s decoder has; use lora"
+
+
 def test_a_prefix_with_checkpointing_is_refused_before_anything_loads(tmp_path: Path) -> None:
     path = tmp_path / "prefix.yaml"
     path.write_text(

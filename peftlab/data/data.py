@@ -1,31 +1,39 @@
-"""What a source of examples is asked, and what every source shares: columns, splits, few-shot."""
+"""What a source of examples is asked, and what every source shares: columns, splits, bad rows, leaks, few-shot."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field
 
+from peftlab.data import leaks
+from peftlab.data.bad_rows import OnBadRow, settle
+from peftlab.data.splitting import canonical, cut, sample, values
 from peftlab.examples import Row, Splits
 from peftlab.part import BadInput, Part, nearest
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+Pair = tuple[Row, Row]  # as the source has it, and under the task's names
 
 
 class Data(Part):
     """Rows in three splits. A subclass reads them; splits that it lacks are cut from train by a seeded hash."""
 
     columns: dict[str, str] = Field(default={})  # the task's field -> the source's column, where the names differ
+    numbers: tuple[str, ...] = Field(default=(), strict=False)  # columns of numbers in a format that knows only text
     validation_share: float = Field(0.1, ge=0, lt=1)  # of train, if the source has no validation split
     test_share: float = Field(0.1, ge=0, lt=1)  # of train, if the source has no test split
     split_seed: int = Field(0, ge=0)
+    group: str | None = None  # a column: rows with the same value of it are cut into the same split
+    stratify: str | None = None  # a column: each value of it is shared out alike, among splits and in samples
     train_examples: int | None = Field(None, ge=1)  # keep so many, chosen by a seeded hash
     validation_examples: int | None = Field(None, ge=1)
     test_examples: int | None = Field(None, ge=1)
+    on_bad_row: OnBadRow = "error"  # skip leaves bad rows out and counts them
+    drop_leaks: bool = False  # take out of train what is in validation or test too, but for case and white space
 
     @property
     def local(self) -> bool:
@@ -36,75 +44,140 @@ class Data(Part):
         """The source's rows by split under its own column names, and the source in words."""
         raise NotImplementedError
 
-    def load(self, fields: Iterable[str]) -> Splits:
-        """Rows that carry `fields`. Raises BadInput if a column is missing or a split is empty."""
-        rows, source = self.read()
-        rows = self._cut(rows)
+    def load(
+        self,
+        fields: Iterable[str],
+        optional: Iterable[str] = (),
+        *,
+        check: Callable[[Row], object] = lambda row: None,
+        given: Sequence[str] = (),
+    ) -> Splits:
+        """Rows that carry `fields`, and those of `optional` that they have.
+
+        `check` raises BadInput for a row that will not do; rows that are alike in the fields `given` to the model (all,
+        if none is named) are the same question. Raises BadInput if a column is missing, a split empty, a row bad.
+        """
+        fields, optional = tuple(fields), tuple(optional)
+        read, source = self.read()
+        self._check_columns(read, fields, optional)
+        pairs: dict[str, list[Pair]] = {}
+        skipped: dict[str, dict[str, int]] = {}
+        for split, rows in read.items():
+            named = [(row, self._named(row, fields, optional, check)) for row in rows]
+            bad = [row for _, row in named if row.fault is not None]
+            skipped[split] = settle(bad, len(rows), f"the {split} split of {source}", self.on_bad_row)
+            pairs[split] = [pair for pair in named if pair[1].fault is None]
+        pairs = self._cut(pairs)
         for split in SPLITS:
-            if not rows.get(split):
+            if not pairs.get(split):
                 raise BadInput(f"data: the {split} split of {source} is empty")
-        renamed = {split: [self._rename(row, tuple(fields)) for row in rows[split]] for split in SPLITS}
+        given = tuple(given) or (*fields, *optional)
+        if self.drop_leaks:
+            asked = leaks.keys((row for split in SPLITS[1:] for _, row in pairs[split]), given)
+            fresh = [pair for pair in pairs["train"] if leaks.key(pair[1], given) not in asked]
+            if not fresh:
+                raise BadInput(f"data.drop_leaks: all of train of {source} is in validation or test too")
+            dropped = len(pairs["train"]) - len(fresh)
+            pairs["train"] = fresh
+            skipped["train"] = skipped.get("train", {}) | ({"leaks": dropped} if dropped else {})
         wanted = (self.train_examples, self.validation_examples, self.test_examples)
         kept: dict[str, list[Row]] = {
-            split: self._keep(renamed[split], count) for split, count in zip(SPLITS, wanted, strict=True)
+            split: self._keep(pairs[split], count) for split, count in zip(SPLITS, wanted, strict=True)
         }
-        return Splits(kept, source, _fingerprint(kept))
+        seen = leaks.keys(kept["train"], given)
+        found: dict[str, int] = {
+            split: sum(leaks.key(row, given) in seen for row in kept[split]) for split in SPLITS[1:]
+        }
+        return Splits(kept, source, fingerprint(kept), skipped, found)
 
-    def _cut(self, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    def _check_columns(self, rows: Mapping[str, Sequence[Row]], fields: Sequence[str], optional: Sequence[str]) -> None:
+        """Raise BadInput for a column that no row has: that is the recipe's mistake, not a row's."""
+        known = (*fields, *optional)
+        unknown = [field for field in self.columns if field not in known]
+        if unknown:
+            raise BadInput(f"data.columns: the task has no field {unknown[0]!r}{nearest(unknown[0], known)}")
+        strange = [
+            column for column in self.numbers if column not in (self.columns.get(field, field) for field in known)
+        ]
+        if strange:
+            raise BadInput(f"data.numbers: {strange[0]!r} is the column of no field of the task")
+        whole = [row for part in rows.values() for row in part if row.fault is None]
+        there = dict.fromkeys(name for row in whole for name in row.fields)
+        for field in known:
+            column = self.columns.get(field, field)
+            if field in optional and field not in self.columns:
+                continue
+            if whole and column not in there:
+                raise BadInput(f"{whole[0].where}: {_lacks(there, column, field)}")
+
+    def _named(self, row: Row, fields: Sequence[str], optional: Sequence[str], check: Callable[[Row], object]) -> Row:
+        """The row under the task's names, with a fault if it will not do."""
+        if row.fault is not None:
+            return row
+        found = {}
+        for field in (*fields, *optional):
+            column = self.columns.get(field, field)
+            if field in optional and row.fields.get(column) is None:
+                continue
+            if column not in row.fields:
+                return Row(row.where, {}, f"{field}: {_lacks(row.fields, column, field)}")
+            value = row.fields[column]
+            if column in self.numbers and isinstance(value, str):
+                try:
+                    value = float(value)
+                except ValueError:
+                    return Row(row.where, {}, f"{field}: {value[:40]!r} is no number")
+            found[field] = value
+        if not found:
+            return Row(row.where, {}, f"no column for any of the task's fields {', '.join((*fields, *optional))}")
+        named = Row(row.where, found)
+        try:
+            check(named)
+        except BadInput as error:
+            return Row(row.where, found, str(error).removeprefix(f"{row.where}: "))
+        return named
+
+    def _cut(self, pairs: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
         missing = {
             split: share
             for split, share in (("validation", self.validation_share), ("test", self.test_share))
-            if split not in rows and share
+            if split not in pairs and share
         }
-        if not missing or "train" not in rows:
-            return rows
-        everything = rows["train"]
-        rows = {**rows, **{split: [] for split in missing}, "train": []}
-        for row in everything:
-            draw = _draw(row, self.split_seed)
-            for split, share in missing.items():
-                if draw < share:
-                    rows[split].append(row)
-                    break
-                draw -= share
-            else:
-                rows["train"].append(row)
-        return rows
+        if not missing or "train" not in pairs:
+            sampled = any((self.train_examples, self.validation_examples, self.test_examples))
+            for option, idle in (("group", self.group), ("stratify", None if sampled else self.stratify)):
+                if idle is not None:
+                    raise BadInput(f"data.{option}: this source has all its splits and nothing is cut; leave it out")
+            return pairs
+        everything = pairs["train"]
+        places = cut(
+            [row for row, _ in everything],
+            missing,
+            seed=self.split_seed,
+            group=self.group,
+            stratify=self.stratify,
+        )
+        return pairs | {split: [everything[i] for i in positions] for split, positions in places.items()}
 
-    def _rename(self, row: Row, fields: tuple[str, ...]) -> Row:
-        unknown = [field for field in self.columns if field not in fields]
-        if unknown:
-            raise BadInput(f"data.columns: the task has no field {unknown[0]!r}{nearest(unknown[0], fields)}")
-        found = {}
-        for field in fields:
-            column = self.columns.get(field, field)
-            if column not in row.fields:
-                hint = nearest(column, row.fields) or f"; it has: {', '.join(map(str, row.fields))}"
-                raise BadInput(f"{row.where}: no column {column!r} for the task's field {field!r}{hint}")
-            found[field] = row.fields[column]
-        return Row(row.where, found)
-
-    def _keep(self, rows: list[Row], count: int | None) -> list[Row]:
+    def _keep(self, pairs: list[Pair], count: int | None) -> list[Row]:
+        rows = [row for _, row in pairs]
         if count is None or count >= len(rows):
             return rows
-        chosen = sorted(range(len(rows)), key=lambda i: (_draw(rows[i], self.split_seed), i))[:count]
-        return [rows[i] for i in sorted(chosen)]
+        strata = None if self.stratify is None else values([row for row, _ in pairs], self.stratify)
+        return [rows[i] for i in sample(rows, count, seed=self.split_seed, strata=strata)]
 
 
-def _draw(row: Row, seed: int) -> float:
-    """A number in [0, 1) that depends on nothing but the row's content and the seed."""
-    digest = hashlib.sha256(f"{seed} {_canonical(row)}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def _canonical(row: Row) -> str:
-    return json.dumps(dict(row.fields), sort_keys=True, ensure_ascii=False, default=str)
-
-
-def _fingerprint(rows: dict[str, list[Row]]) -> str:
+def fingerprint(rows: Mapping[str, Sequence[Row]]) -> str:
+    """sha256 of the rows' content, split by split."""
     digest = hashlib.sha256()
-    for split in SPLITS:
+    for split in sorted(rows, key=[*SPLITS, *sorted(rows)].index):
         digest.update(f"{split} {len(rows[split])}\n".encode())
         for row in rows[split]:
-            digest.update(_canonical(row).encode() + b"\n")
+            digest.update(canonical(row.fields).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _lacks(there: Iterable[str], column: str, field: str) -> str:
+    there = list(map(str, there))
+    hint = nearest(column, there) or f"; it has: {', '.join(there)}"
+    return f"no column {column!r} for the task's field {field!r}{hint}"

@@ -1,4 +1,4 @@
-"""One's own files: JSON lines, or CoNLL columns."""
+"""One's own files: JSON lines, CSV, TSV, Parquet, CoNLL columns or plain text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from peftlab.data.data import Data
-from peftlab.data.readers import READERS
+from peftlab.data.readers import ENDINGS, READERS, Format
 from peftlab.examples import Row
 from peftlab.part import BadInput
 
@@ -18,6 +18,7 @@ class Files(Data):
     train: str
     validation: str | None = None
     test: str | None = None
+    format: Format | None = None  # where the ending does not tell it, e.g. conll for a .txt
 
     @property
     def local(self) -> bool:
@@ -25,12 +26,15 @@ class Files(Data):
 
     def read(self) -> tuple[dict[str, list[Row]], str]:
         paths = {"train": self.train, "validation": self.validation, "test": self.test}
-        rows = {split: _read(Path(path)) for split, path in paths.items() if path is not None}
+        rows = {split: read_file(Path(path), self.format) for split, path in paths.items() if path is not None}
         return rows, self.train
 
 
-def _read(path: Path) -> list[Row]:
-    reader = READERS.get(path.suffix)
-    if reader is None:
-        raise BadInput(f"data: {path} ends in {path.suffix!r}; known are {', '.join(READERS)}")
-    return reader(path)
+def read_file(path: Path, format: Format | None = None) -> list[Row]:
+    """The rows of a file. Raises BadInput if its format is not known, or it cannot be read at all."""
+    known = format or ENDINGS.get(path.suffix.lower())
+    if known is None:
+        raise BadInput(
+            f"data: {path} ends in {path.suffix!r}; known are {', '.join(ENDINGS)}; data.format says another's format"
+        )
+    return READERS[known](path)

@@ -1,9 +1,13 @@
-"""A data set by its hub id: a local folder, then the registry package that carries it, then the hub."""
+"""A data set by its hub id: a local folder, then the registry package that carries it, then the hub.
+
+A folder holds data files in the hub's layout, or what `Dataset.save_to_disk` has written.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -49,21 +53,30 @@ class Hub(Data):
                 datasets.config.HF_HUB_OFFLINE = True  # what an earlier run fetched serves still
                 reason = str(error)
         try:
-            loaded = datasets.load_dataset(self.id, self.configuration, revision=self.revision)
+            loaded = self._saved() or datasets.load_dataset(self.id, self.configuration, revision=self.revision)
         except (OSError, ValueError, RuntimeError, DatasetsError) as error:
             reason = reason or str(error).splitlines()[0]
             known = "" if self.revision else f", nor a known asset{nearest(self.id, REGISTRY)}"
             raise BadInput(
                 f"data: {self.id!r} is not a folder here{known}, nor to be had from the hub: {reason}"
             ) from None
+        given = set(self.splits.values())  # to another split, and so not to the one of its own name too
+        names = {split: self.splits.get(split, "" if split in given else split) for split in SPLITS}
         return {
-            split: _rows(loaded[name], f"{self.id} {name}")
-            for split in SPLITS
-            if (name := self.splits.get(split, split)) in loaded
+            split: dataset_rows(loaded[name], f"{self.id} {name}") for split, name in names.items() if name in loaded
         }
 
+    def _saved(self) -> Mapping[str, Any] | None:
+        """The splits of a folder that `save_to_disk` has written; a single set is train."""
+        import datasets
 
-def _rows(dataset: object, where: str) -> list[Row]:
+        if not any((Path(self.id) / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            return None
+        saved = datasets.load_from_disk(self.id)
+        return saved if isinstance(saved, datasets.DatasetDict) else {self.splits.get("train", "train"): saved}
+
+
+def dataset_rows(dataset: object, where: str) -> list[Row]:
     """Rows of a `datasets.Dataset`, with the names of its class labels in place of their numbers."""
     from datasets import ClassLabel, Dataset, List
 

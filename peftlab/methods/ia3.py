@@ -10,6 +10,7 @@ from peftlab.methods.method import Plan, Setting
 from peftlab.methods.peft_method import PeftMethod
 from peftlab.methods.targets import named_layers
 from peftlab.part import BadInput
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -60,6 +61,15 @@ class Ia3(PeftMethod):
     kind: Literal["ia3"] = "ia3"
     title: ClassVar[str] = "IA3"
     paper: ClassVar[str | None] = "Liu et al., 2022, arXiv:2205.05638"
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "liu2022ia3",
+            "Liu, Haokun and others",
+            "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning",
+            2022,
+            "2205.05638",
+        ),
+    )
     fidelity: ClassVar[str | None] = (
         "where one projection makes queries, keys and values (GPT-2, GPT-NeoX, Phi-3), the queries are scaled too"
     )

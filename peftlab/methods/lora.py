@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from peftlab.methods import pissa
 from peftlab.methods.method import Plan, Setting
-from peftlab.methods.peft_method import PeftMethod
+from peftlab.methods.peft_method import PeftMethod, ready
 from peftlab.methods.targets import Targets, chosen_layers
-from peftlab.part import BadInput
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
-    from torch import Tensor, nn
+    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -27,6 +27,15 @@ class Lora(PeftMethod):
     kind: Literal["lora"] = "lora"
     title: ClassVar[str] = "LoRA"
     paper: ClassVar[str | None] = "Hu et al., 2021, arXiv:2106.09685"
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "hu2021lora",
+            "Hu, Edward J. and others",
+            "LoRA: Low-Rank Adaptation of Large Language Models",
+            2021,
+            "2106.09685",
+        ),
+    )
     learning_rate: ClassVar[float] = 5e-4
     merges: ClassVar[bool] = True
 
@@ -34,6 +43,7 @@ class Lora(PeftMethod):
         {"rank": 4},
         {"rank": 4, "weight_decomposed": True},
         {"rank": 4, "rank_stabilized": True},
+        {"rank": 4, "initialization": "pissa"},
     )
 
     rank: int = Field(16, ge=1, le=4096)
@@ -46,8 +56,12 @@ class Lora(PeftMethod):
     b_rate_ratio: float = Field(1.0, gt=0, le=1e4)  # LoRA+ (Hayou et al., 2024): learning rate of B over that of A
 
     @property
+    def moves_base(self) -> bool:
+        return self.initialization == "pissa"
+
+    @property
     def trains_base(self) -> bool:
-        return self.initialization == "pissa"  # which takes B A out of the weights: what bfloat16 rounds off is lost
+        return self.moves_base  # which takes B A out of the weights: what bfloat16 rounds off is lost
 
     def unsupported(self, setting: Setting) -> str | None:
         if self.initialization == "pissa" and setting.quantization != "none":
@@ -73,23 +87,16 @@ class Lora(PeftMethod):
         )
 
     def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
-        if self.initialization == "pissa":
-            for name in chosen_layers(model, self.targets, plan.head):
-                values = min(model.get_submodule(name).weight.shape)  # type: ignore[arg-type]
-                if self.rank > values:
-                    raise BadInput(f"method.rank: {self.rank}, but {name} has {values} singular values for PiSSA")
+        if not self.moves_base:
+            return super().apply(model, plan)
+        pissa.check_rank(model, chosen_layers(model, self.targets, plan.head), self.rank)
         wrapped = super().apply(model, plan)
-        if self.initialization == "pissa":
-            wrapped.pissa_start = {  # type: ignore[assignment]  # what `save` must subtract again
-                name: p.detach().clone()
-                for name, p in wrapped.named_parameters()
-                if ".lora_A." in name or ".lora_B." in name
-            }
+        pissa.remember_start(wrapped)
         return wrapped
 
     @contextlib.contextmanager
     def without(self, model: nn.Module) -> Iterator[None]:
-        start: dict[str, Tensor] | None = getattr(model, "pissa_start", None)
+        start = pissa.start_of(model)
         if start is None:
             with super().without(model):
                 yield
@@ -124,31 +131,10 @@ class Lora(PeftMethod):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         super().save(model, folder)
-        if self.initialization == "pissa":
-            _as_difference(model, folder)
+        if self.moves_base:
+            pissa.save_as_difference(model, folder)
 
-
-def _as_difference(model: nn.Module, folder: Path) -> None:
-    """Rewrite a saved PiSSA adapter as a LoRA of twice the rank on the untouched base.
-
-    PiSSA moves B0 A0 out of the base, so B A alone does not fit the published base. [B, -B0] [A; A0] does, without
-    computing a singular value decomposition again (PiSSA paper, section 3).
-    """
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    start: dict[str, torch.Tensor] = model.pissa_start  # type: ignore[assignment]
-    tensors = load_file(folder / "adapter_model.safetensors")
-    for name, first in start.items():
-        saved = name.replace(".default", "")
-        if ".lora_A." in name:
-            tensors[saved] = torch.cat([tensors[saved], first.cpu()], dim=0)
-        else:
-            tensors[saved] = torch.cat([tensors[saved], -first.cpu()], dim=1)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text())
-    # The scale stays: alpha / r, or alpha / sqrt(r) under rsLoRA.
-    growth = 2**0.5 if config["use_rslora"] else 2
-    config |= {"r": config["r"] * 2, "lora_alpha": config["lora_alpha"] * growth, "init_lora_weights": True}
-    path.write_text(json.dumps(config, indent=2, sort_keys=True))
+    def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
+        if not self.moves_base:
+            return super().load(base, folder, trainable=trainable)
+        return ready(pissa.load_difference(base, folder, rank=self.rank, alpha=self.alpha, trainable=trainable))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftlab.part import Part
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,6 +35,7 @@ class Setting:
     quantization: str  # kind
     task_type: str  # one of PEFT's TaskType names
     gradient_checkpointing: bool = False
+    packed: bool = False  # several rows share a sequence
 
 
 class Method(Part):
@@ -45,10 +47,12 @@ class Method(Part):
 
     title: ClassVar[str]  # as in a table: "LoRA"
     paper: ClassVar[str | None] = None  # "Hu et al., 2021, arXiv:2106.09685"
+    references: ClassVar[tuple[Reference, ...]] = ()  # for a bibliography
     fidelity: ClassVar[str | None] = None  # what this implementation does that the paper does not, or the reverse
     learning_rate: ClassVar[float]  # sensible centre for a BERT-sized encoder
     folder: ClassVar[str] = "adapter"  # of a run, for what `save` writes
     merges: ClassVar[bool] = False  # `merge` folds the method into the base's weights
+    trains_whole_base: ClassVar[bool] = False  # all it finds there, also parts that the task's forward does not use
 
     # Settings that fit a model 64 wide, one for each way through the code: what the contract tests and the doctor try.
     samples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
@@ -56,6 +60,16 @@ class Method(Part):
     @property
     def trains_base(self) -> bool:
         """Whether some of the base's own weights change, so that it is loaded in float32."""
+        return False
+
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether it computes what the base does until it is trained."""
+        return True
+
+    @property
+    def moves_base(self) -> bool:
+        """Whether `apply` takes something out of the base's weights, which the method's parameters then hold."""
         return False
 
     @property

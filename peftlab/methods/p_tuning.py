@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from peftlab.methods.method import Plan
 from peftlab.methods.virtual_tokens import EmbeddedTokens, embedded_shape
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
-    from peft import PeftConfig, PeftModel
-    from torch import Tensor
+    from peft import PeftConfig
     from transformers import PreTrainedModel
 
 
@@ -22,6 +21,9 @@ class PTuning(EmbeddedTokens):
     kind: Literal["p_tuning"] = "p_tuning"
     title: ClassVar[str] = "P-tuning"
     paper: ClassVar[str | None] = "Liu et al., 2021, arXiv:2103.10385"
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference("liu2021ptuning", "Liu, Xiao and others", "GPT Understands, Too", 2021, "2103.10385"),
+    )
     fidelity: ClassVar[str | None] = "all virtual tokens stand before the input (paper: anywhere in a template)"
     learning_rate: ClassVar[float] = 1e-3
     samples: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 4}, {"length": 4, "encoder": "mlp"})
@@ -43,18 +45,3 @@ class PTuning(EmbeddedTokens):
             modules_to_save=list(plan.head) or None,
             **shape,
         )
-
-    def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
-        wrapped: Any = super().apply(model, plan)
-        if self.encoder == "lstm":
-            lstm = wrapped.prompt_encoder["default"].lstm_head
-            lstm.forward = MethodType(_in_float32, lstm)
-        return wrapped  # type: ignore[no-any-return]
-
-
-def _in_float32(lstm: Any, tokens: Tensor) -> Any:
-    """An LSTM's forward as it is without autocast: on a CPU it has none in bfloat16."""
-    import torch
-
-    with torch.autocast(tokens.device.type, enabled=False):
-        return type(lstm).forward(lstm, tokens.float())

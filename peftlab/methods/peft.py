@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from peftlab.methods.dtypes import keep_float
 from peftlab.methods.method import Plan, Setting
 from peftlab.methods.peft_method import PeftMethod
 from peftlab.methods.targets import linear_layers, named_layers
@@ -109,10 +111,17 @@ class Peft(PeftMethod):
         return config(**{**self.settings, **{key: value for key, value in settings.items() if key in known}})
 
     def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
+        if self.type == "LN_TUNING":
+            _keep_norms_float(model)
         try:
             return super().apply(model, plan)
         except ValueError as error:  # e.g. a block size that does not divide the width
             raise BadInput(f"method.settings: {self.type}: {_first_line(error)}") from None
+
+    def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
+        if self.type == "LN_TUNING":
+            _keep_norms_float(base)
+        return super().load(base, folder, trainable=trainable)
 
     def figures(self, model: nn.Module) -> dict[str, Any]:
         return {"type": self.type}
@@ -120,6 +129,12 @@ class Peft(PeftMethod):
 
 def _norms(model: PreTrainedModel) -> list[str]:
     return [name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()]
+
+
+def _keep_norms_float(model: PreTrainedModel) -> None:
+    """What LN_TUNING trains is copies of the norms, in their dtype: bfloat16 would round most steps off."""
+    for name in _norms(model):
+        keep_float(model.get_submodule(name))
 
 
 def _first_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peftlab.methods.dtypes import answer_as_asked
 from peftlab.methods.method import Method, Plan
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class PeftMethod(Method):
     def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
         from peft import get_peft_model
 
-        return get_peft_model(model, self.config(model, plan))
+        return ready(get_peft_model(model, self.config(model, plan)))
 
     def save(self, model: nn.Module, folder: Path) -> None:
         model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)  # type: ignore[operator]
@@ -33,7 +34,7 @@ class PeftMethod(Method):
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
         from peft import PeftModel
 
-        return PeftModel.from_pretrained(base, folder, is_trainable=trainable)
+        return ready(PeftModel.from_pretrained(base, folder, is_trainable=trainable))
 
     def merge(self, model: nn.Module) -> nn.Module:
         return model.merge_and_unload(safe_merge=True)  # type: ignore[operator,no-any-return]
@@ -48,3 +49,20 @@ class PeftMethod(Method):
                 if isinstance(module, ModulesToSaveWrapper):
                     module.enable_adapters(True)
             yield
+
+
+def ready(model: PeftModel) -> PeftModel:
+    """What PEFT has wrapped, mended where it falls short whatever the method."""
+    answer_as_asked(model)
+    return _with_token_types(model)
+
+
+def _with_token_types(model: PeftModel) -> PeftModel:
+    """PEFT's question answering keeps the token types from the base; a subclass hands them on."""
+    from peft import PeftModelForQuestionAnswering
+
+    if type(model) is PeftModelForQuestionAnswering:
+        from peftlab.tuners.question_answering import WithTokenTypes
+
+        model.__class__ = WithTokenTypes
+    return model

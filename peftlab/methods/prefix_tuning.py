@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from peftlab.methods.method import Plan, Setting
-from peftlab.methods.virtual_tokens import VirtualTokens, text_tokens
+from peftlab.methods.virtual_tokens import ENCODER_DECODERS, VirtualTokens, no_answers, text_tokens
 from peftlab.part import BadInput
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -29,6 +30,15 @@ class PrefixTuning(VirtualTokens):
     kind: Literal["prefix_tuning"] = "prefix_tuning"
     title: ClassVar[str] = "prefix tuning"
     paper: ClassVar[str | None] = "Li & Liang, 2021, arXiv:2101.00190"
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "li2021prefix",
+            "Li, Xiang Lisa and Liang, Percy",
+            "Prefix-Tuning: Optimizing Continuous Prompts for Generation",
+            2021,
+            "2101.00190",
+        ),
+    )
     fidelity: ClassVar[str | None] = (
         "in encoder-decoders (T5, BART) the prefix reaches the decoder's self-attention alone "
         "(paper: the encoder and cross-attention too); without projection by default, as in P-tuning v2"
@@ -51,9 +61,13 @@ class PrefixTuning(VirtualTokens):
             return f"prefix tuning gives attention keys and values from outside, and {setting.architecture} takes none"
         if setting.architecture in ("t5", "mt5") and setting.task_type == "TOKEN_CLS":
             return "prefix tuning reaches T5's decoder, and its token classifier has none; use lora"
+        if no_answers(self.title, setting) is not None:
+            return no_answers(self.title, setting)
+        if setting.architecture in ENCODER_DECODERS and setting.task_type == "SEQ_CLS":
+            return f"PEFT masks the encoder's input for a prefix that {setting.architecture}'s decoder has; use lora"
         if setting.gradient_checkpointing:
             return "prefix tuning does not train with gradient checkpointing, whose second forward misses the prefix"
-        return None
+        return super().unsupported(setting)
 
     def config(self, model: PreTrainedModel, plan: Plan) -> PeftConfig:
         from peft import PrefixTuningConfig

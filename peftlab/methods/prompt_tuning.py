@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from peftlab.methods.method import Plan
 from peftlab.methods.virtual_tokens import EmbeddedTokens, embedded_shape, text_tokens
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -18,6 +19,15 @@ class PromptTuning(EmbeddedTokens):
     kind: Literal["prompt_tuning"] = "prompt_tuning"
     title: ClassVar[str] = "prompt tuning"
     paper: ClassVar[str | None] = "Lester et al., 2021, arXiv:2104.08691"
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "lester2021prompt",
+            "Lester, Brian and others",
+            "The Power of Scale for Parameter-Efficient Prompt Tuning",
+            2021,
+            "2104.08691",
+        ),
+    )
     learning_rate: ClassVar[float] = 3e-2
     samples: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 4},)
 

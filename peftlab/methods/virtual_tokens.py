@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -15,7 +16,7 @@ from peftlab.part import BadInput
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 # Those that classify a sequence by its last token.
@@ -24,6 +25,8 @@ LAST_TOKEN = {
     *("mbart", "mistral", "mixtral", "mt5", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "t5", "umt5"),
 }
 
+ENCODER_DECODERS = {"bart", "mbart", "mt5", "t5", "umt5"}
+
 
 class VirtualTokens(PeftMethod):
     """A subclass says what the tokens are; once trained, they are kept as plain vectors, without what made them."""
@@ -31,12 +34,24 @@ class VirtualTokens(PeftMethod):
     length: int = Field(20, ge=1)  # virtual tokens
 
     @property
+    def starts_as_base(self) -> bool:
+        return False
+
+    @property
     def positions(self) -> int:
         return self.length
 
+    def unsupported(self, setting: Setting) -> str | None:
+        if setting.packed:
+            return f"{self.title} comes before the first row of a sequence alone; set task.packing: false"
+        return None
+
     def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
         _check_positions(model, self.length, plan.longest_input)
-        return super().apply(model, plan)
+        wrapped: Any = super().apply(model, plan)
+        encoder = wrapped.prompt_encoder["default"]
+        encoder.forward = MethodType(_in_float32, encoder)
+        return wrapped  # type: ignore[no-any-return]
 
     def save(self, model: nn.Module, folder: Path) -> None:
         import torch
@@ -68,7 +83,7 @@ class EmbeddedTokens(VirtualTokens):
     def unsupported(self, setting: Setting) -> str | None:
         if setting.task_type == "SEQ_CLS" and setting.architecture in LAST_TOKEN:
             return _no_pooling(self.title, setting.architecture)
-        return None
+        return no_answers(self.title, setting) or super().unsupported(setting)
 
     def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
         if plan.task_type == "SEQ_CLS" and {"score", "classification_head"}.intersection(plan.head):
@@ -77,6 +92,14 @@ class EmbeddedTokens(VirtualTokens):
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
         return _without_virtual_outputs(super().load(base, folder, trainable=trainable))
+
+
+def _in_float32(encoder: nn.Module, tokens: Tensor) -> Tensor:
+    """What makes the virtual tokens, without autocast: they are saved as float32, and an LSTM has no CPU bfloat16."""
+    import torch
+
+    with torch.autocast(tokens.device.type, enabled=False):
+        return type(encoder).forward(encoder, tokens)  # type: ignore[no-any-return]
 
 
 def embedded_shape(model: PreTrainedModel) -> dict[str, Any]:
@@ -115,6 +138,16 @@ def _check_positions(model: PreTrainedModel, length: int, longest_input: int | N
             f"{longest_input + length} positions, but {model.config.model_type} has {positions}; "
             f"set task.max_length to at most {positions - length}"
         )
+
+
+def no_answers(title: str, setting: Setting) -> str | None:
+    """Why virtual tokens cannot be had in this question answering, if they cannot."""
+    if setting.task_type != "QUESTION_ANS" or setting.architecture not in ENCODER_DECODERS:
+        return None
+    return (
+        f"{title} cannot answer questions with {setting.architecture}, whose decoder reads the input once more and "
+        "without virtual tokens; use lora"
+    )
 
 
 def _no_pooling(title: str, architecture: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import evaluate
 from seqeval.metrics import accuracy_score, classification_report
-from seqeval.scheme import IOB2
+from seqeval.scheme import IOB2, Entities
 
 _CITATION = (
     "Nakayama, 2018. seqeval: A Python framework for sequence labeling evaluation. github.com/chakki-works/seqeval"
@@ -22,6 +22,8 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     >>> scores["entity_f1"], scores["entity_f1/LOC"], scores["token_accuracy"]
     (0.5, 1.0, 0.75)
     """
+
+    counted = ("entity_f1", "f1")
 
     def _info(self) -> evaluate.MetricInfo:
         tags = datasets.List(datasets.Value("string"))
@@ -45,3 +47,16 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         }
         types = [name for name in report if not name.endswith(" avg")]
         return scores | {f"entity_f1/{name}": float(report[name]["f1-score"]) for name in types}
+
+    def counts(self, *, predictions: list[list[str]], references: list[list[str]]) -> list[list[float]]:
+        """Of each sentence the entities found rightly, predicted, expected.
+
+        >>> tags = [["B-PER", "I-PER", "O", "B-LOC"]]
+        >>> Metric(keep_in_memory=True).counts(predictions=[["B-PER", "O", "O", "B-LOC"]], references=tags)
+        [[1, 2, 2]]
+        """
+        predicted, expected = (
+            [{entity.to_tuple() for entity in found} for found in Entities(tags, IOB2).entities]
+            for tags in (predictions, references)
+        )
+        return [[len(p & e), len(p), len(e)] for p, e in zip(predicted, expected, strict=True)]

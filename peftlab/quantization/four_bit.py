@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from peftlab.quantization.quantization import Quantization, quantized_linears
+from peftlab.quantization.quantization import Quantization, heed_autocast, quantized_linears
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import BitsAndBytesConfig
 
+BLOCK, SCALE_BLOCK = 64, 256  # weights that share a scale, scales that share a scale of their own: bitsandbytes' own
+
 
 class FourBit(Quantization):
     """Half a byte a weight. A subclass fixes the sixteen values a weight can take."""
 
     paper: ClassVar[str | None] = "Dettmers et al., 2023, arXiv:2305.14314"
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "dettmers2023qlora",
+            "Dettmers, Tim and others",
+            "QLoRA: Efficient Finetuning of Quantized LLMs",
+            2023,
+            "2305.14314",
+        ),
+    )
     double_quantization: bool = True  # quantise the scales too: 0.37 bits a weight less
     storage: Literal["uint8", "float32", "bfloat16"] = "uint8"  # dtype of the packed tensor; FSDP needs the base's own
 
@@ -33,10 +45,45 @@ class FourBit(Quantization):
         )
 
     def prepare(self, model: nn.Module) -> None:
+        heed_autocast(model)
         # On a CPU with AVX512-BF16 the first evaluation would repack the weights for a kernel without a backward,
         # and every step after it would train nothing.
         for linear in quantized_linears(model).values():
             linear.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+    def hollow(self, linear: nn.Module) -> None:
+        import torch
+        from bitsandbytes.functional import QuantState
+        from torch import nn
+
+        rows, columns = int(linear.out_features), int(linear.in_features)  # type: ignore[arg-type]
+        storage: torch.dtype = getattr(torch, self.storage)
+        blocks = -(-rows * columns // BLOCK)
+        weight: Any = nn.Parameter(
+            torch.empty((rows * columns + 1) // (2 * storage.itemsize), 1, dtype=storage), requires_grad=False
+        )
+        # bitsandbytes has 16 values a weight can take and, where scales are quantised too, 256 that a scale can take.
+        inner = None
+        if self.double_quantization:
+            inner = QuantState(
+                absmax=torch.empty(-(-blocks // SCALE_BLOCK)),
+                code=torch.empty(256),
+                blocksize=SCALE_BLOCK,
+                dtype=torch.float32,
+            )
+        weight.quant_state = QuantState(
+            absmax=torch.empty(blocks, dtype=torch.uint8 if inner else torch.float32),
+            shape=torch.Size((rows, columns)),
+            code=torch.empty(16),
+            blocksize=BLOCK,
+            quant_type=self.kind,
+            dtype=linear.compute_dtype,
+            offset=torch.empty(()) if inner else None,
+            state2=inner,
+        )
+        weight.compress_statistics, weight.quant_type = self.double_quantization, self.kind
+        weight.quant_storage, weight.blocksize, weight.bnb_quantized = storage, BLOCK, True
+        linear.weight, linear.quant_state = weight, weight.quant_state
 
 
 class NF4(FourBit):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from peftlab.quantization.quantization import Quantization, quantized_linears
+from peftlab.quantization.quantization import Quantization, heed_autocast, quantized_linears
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,15 @@ class Int8(Quantization):
     kind: Literal["int8"] = "int8"
     title: ClassVar[str] = "int8"
     paper: ClassVar[str | None] = "Dettmers et al., 2022, arXiv:2208.07339"
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "dettmers2022int8",
+            "Dettmers, Tim and others",
+            "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale",
+            2022,
+            "2208.07339",
+        ),
+    )
     outlier_threshold: float = Field(6.0, ge=0)  # input magnitude from which a column is multiplied in float; GPU only
 
     def config(self, keep: Sequence[str], compute: torch.dtype) -> BitsAndBytesConfig:
@@ -31,9 +41,19 @@ class Int8(Quantization):
         )
 
     def prepare(self, model: nn.Module) -> None:
+        heed_autocast(model)
         for linear in quantized_linears(model).values():
             linear.register_forward_pre_hook(_keep_scales)
             linear.register_forward_hook(_forget_input)
+
+    def hollow(self, linear: nn.Module) -> None:
+        import torch
+        from torch import nn
+
+        rows, columns = linear.out_features, linear.in_features
+        weight: Any = nn.Parameter(torch.empty(rows, columns, dtype=torch.int8), requires_grad=False)  # type: ignore[call-overload]
+        weight.CB, weight.SCB, weight.has_fp16_weights = weight.data, torch.empty(rows), False  # type: ignore[call-overload]
+        linear.weight = weight
 
 
 def _keep_scales(linear: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:

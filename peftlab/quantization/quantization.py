@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftlab.part import Part
+from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,7 @@ class Quantization(Part):
 
     title: ClassVar[str]  # as in a table: "NF4"
     paper: ClassVar[str | None] = None
+    references: ClassVar[tuple[Reference, ...]] = ()  # for a bibliography
     quantizes: ClassVar[bool] = True
 
     def config(self, keep: Sequence[str], compute: torch.dtype) -> BitsAndBytesConfig | None:
@@ -32,6 +34,31 @@ class Quantization(Part):
 
     def prepare(self, model: nn.Module) -> None:
         """Called once on the loaded base: whatever it takes to train through it."""
+
+    def hollow(self, linear: nn.Module) -> None:
+        """Give a linear layer of `config` whose weight was never loaded what it would hold, as empty tensors."""
+        raise NotImplementedError
+
+
+def heed_autocast(model: nn.Module) -> None:
+    """Have quantised layers compute and answer in autocast's dtype, as float ones do: bitsandbytes' know nothing of it.
+
+    A base that trains is held in float32, and so is what PEFT hands to some of its layers, though it runs in bfloat16.
+    """
+    for linear in quantized_linears(model).values():
+        linear.register_forward_pre_hook(_take_in_autocasts)
+
+
+def in_autocasts_dtype(tensor: torch.Tensor) -> torch.Tensor:
+    """As it is where autocast is off."""
+    import torch
+
+    kind = tensor.device.type
+    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
+
+
+def _take_in_autocasts(linear: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (in_autocasts_dtype(inputs[0]), *inputs[1:])
 
 
 def quantized_linears(model: nn.Module) -> dict[str, nn.Module]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import Field
 
 from peftlab.examples import Encoded, Example, Row
-from peftlab.part import Part
+from peftlab.part import BadInput, Part
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 IGNORED = -100  # the label of a position that has no target, as in transformers
 
@@ -25,17 +25,54 @@ class Task(Part):
     auto_class: ClassVar[str]  # transformers' class of base and head
     task_type: ClassVar[str]  # PEFT's name for it
     fields: ClassVar[tuple[str, ...]]  # what a row must carry
-    selection: ClassVar[str]  # the metric by which the best state is chosen; larger is better
-    metrics: ClassVar[tuple[str, ...]]  # modules of peftlab.metrics
+    optional_fields: ClassVar[tuple[str, ...]] = ()  # what it may carry besides
+    given_fields: ClassVar[tuple[str, ...]] = ()  # of all these, what the model is given; all of them if none is named
+    starter: ClassVar[str | None] = None  # a small base to begin with, by hub id
+    minimized: ClassVar[bool] = False  # smaller is better of the selection metric
     new_head: ClassVar[bool] = True  # the head is not pretrained
     pretokenized: ClassVar[bool] = False  # rows hold words, not text
+
+    # Settings, one for each way through the code: what the contract tests try.
+    samples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     max_length: int | None = Field(None, ge=8)  # tokens; the model's own limit if not given
     truncate: bool = False  # cut what is longer, and count it; otherwise it is an error
 
+    @classmethod
+    def forms(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
+        """What rows can look like: settings, and the fields of a row that fits them. The simplest comes first."""
+        return [({}, cls.model_validate({}).sample()[0].fields)]
+
+    @property
+    def packs(self) -> bool:
+        """Whether several rows may share a training sequence, told apart by their positions alone."""
+        return False
+
+    @property
+    def selection(self) -> str:
+        """The metric by which the best state is chosen."""
+        raise NotImplementedError
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Modules of peftlab.metrics."""
+        raise NotImplementedError
+
+    def from_training(self: Self, train: Sequence[Row]) -> Self:
+        """A copy that knows what only the training rows may tell, e.g. class weights. `fitted` comes after it."""
+        return self
+
     def fitted(self: Self, rows: Iterable[Row]) -> Self:
         """A copy that knows what is to be learnt, e.g. its labels. Raises BadInput at the first bad row."""
         raise NotImplementedError
+
+    def check(self, row: Row) -> None:
+        """Raise BadInput, `where: field: what is wrong`, if the row will not do, whatever the other rows are."""
+        try:
+            self.fitted([row])
+        except BadInput as error:
+            if str(error).startswith(f"{row.where}: "):  # else it is something that one row cannot have right
+                raise
 
     def model_settings(self) -> dict[str, Any]:
         """What the model's config must say of the task, e.g. the number of labels."""
@@ -44,6 +81,14 @@ class Task(Part):
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
         """Examples of at most `limit` tokens. Raises BadInput if a row is longer and `truncate` is off."""
         raise NotImplementedError
+
+    def training_examples(self, examples: Sequence[Example], limit: int) -> list[Example]:
+        """What of a split's examples is trained on: e.g. packed into sequences of at most `limit` tokens."""
+        return list(examples)
+
+    def objection(self, model: PreTrainedModel) -> str | None:
+        """Why this very model cannot do what these settings ask, found by trying, in one line; None if it can."""
+        return None
 
     def collate(self, examples: Sequence[Example], padding_token: int) -> dict[str, torch.Tensor]:
         """A padded batch: `input_ids`, `attention_mask`, `labels` (batch, length) int64."""
@@ -63,9 +108,39 @@ class Task(Part):
 
         return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
 
+    def inputs(self, batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """What the model's forward is given of a batch: all but the labels."""
+        return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+    def predict(
+        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase
+    ) -> Any:
+        """What `decode` takes: the outputs of one forward, or of as many as a generated text needs."""
+        return model(**self.inputs(batch, model))
+
     def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """One JSON-ready record an example, with `predicted` and `expected`."""
         raise NotImplementedError
+
+    def truth(self, row: Row) -> dict[str, Any]:
+        """What of a decoded record the row says: `expected`, and whatever else `graded` looks at."""
+        return {"expected": row.fields[self.fields[-1]]}
+
+    def merge(self, records: Sequence[dict[str, Any]], examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """One record a row, from those of its examples, which stand next to each other."""
+        return list(records)
+
+    def rank(self, scores: Mapping[str, float]) -> float:
+        """The selection metric, turned so that larger is better."""
+        return -scores[self.selection] if self.minimized else scores[self.selection]
+
+    def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        """The records as the metrics see them: one for each answer."""
+        return records
+
+    def floor(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float] | None:
+        """The metrics on `rows` of the answer that is right most often in `train`, whatever the input."""
+        return None
 
     def row(self, text: str, where: str) -> Row:
         """A row without targets, from what a user typed."""
@@ -74,6 +149,18 @@ class Task(Part):
     def sample(self) -> list[Row]:
         """A few short rows with targets that fit these settings: what the doctor trains on. Lengths differ."""
         raise NotImplementedError
+
+    def drawn_out(self, example: Example, length: int) -> Example:
+        """The same example at exactly so many tokens, what it says repeated or cut off: to measure with, not to learn.
+
+        What stands beside each token goes with it; everything else stays.
+        """
+        own = len(example)
+        features = {
+            name: [values[i % own] for i in range(length)] if len(values) == own else values
+            for name, values in example.features.items()
+        }
+        return Example(features, example.row)
 
     def answer(self, record: dict[str, Any]) -> dict[str, Any]:
         """What a user wants to see of a decoded record."""

@@ -1,64 +1,92 @@
-"""Token classification: entities and chunks in IOB2. The first sub-word of a word carries its tag."""
+"""Token classification: entities and chunks in IOB2, or parts of speech. A word's first sub-word carries its tag."""
 
 from __future__ import annotations
 
+import collections
 import re
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import model_validator
 
+from peftlab import metrics
 from peftlab.examples import Encoded, Example, Row
-from peftlab.part import BadInput, nearest
-from peftlab.tasks.task import IGNORED, Task, pad
+from peftlab.part import BadInput
+from peftlab.tasks.classification import Classification, known, numbers
+from peftlab.tasks.task import IGNORED, pad
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
 IOB2 = re.compile(r"O|[BI]-.+")
+NO_TAG = ""  # of a word that the model did not see: never right
 
 
-class TokenClassification(Task):
-    """An IOB2 tag (O, B-x, I-x) for each word of a sentence. Without a given list, tags are those of the data."""
+class TokenClassification(Classification):
+    """A tag for each word of a sentence: IOB2 (O, B-x, I-x) for entities and chunks, or plain ones."""
 
     kind: Literal["token_classification"] = "token_classification"
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
     task_type: ClassVar[str] = "TOKEN_CLS"
     fields: ClassVar[tuple[str, ...]] = ("tokens", "labels")
-    selection: ClassVar[str] = "entity_f1"
-    metrics: ClassVar[tuple[str, ...]] = ("entity_f1",)
+    given_fields: ClassVar[tuple[str, ...]] = ("tokens",)
+    starter: ClassVar[str | None] = "sentence-transformers/all-MiniLM-L6-v2"
     pretokenized: ClassVar[bool] = True
+    samples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {},
+        {"scheme": "plain", "label_smoothing": 0.1, "class_weights": "balanced"},
+    )
 
-    labels: Annotated[list[str], Field(min_length=1)] | None = None
+    scheme: Literal["iob2", "plain"] = "iob2"
 
-    @field_validator("labels")
+    @model_validator(mode="after")
+    def _of_the_scheme(self) -> TokenClassification:
+        for label in self.labels or []:
+            if self.scheme == "iob2" and not IOB2.fullmatch(label):
+                raise ValueError(f"{label!r} is not an IOB2 tag: O, B-x or I-x; other tags need scheme: plain")
+        return self
+
+    @property
+    def selection(self) -> str:
+        return "entity_f1" if self.scheme == "iob2" else "accuracy"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("entity_f1",) if self.scheme == "iob2" else ("accuracy", "f1")
+
     @classmethod
-    def _tags(cls, labels: list[str] | None) -> list[str] | None:
-        for position, label in enumerate(labels or []):
-            if not IOB2.fullmatch(label):
-                raise ValueError(f"{label!r} is not an IOB2 tag: O, B-x or I-x")
-            if label in (labels or [])[:position]:
-                raise ValueError(f"{label!r} stands twice")
-        return labels
+    def forms(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
+        words = ["Ada", "sings"]
+        return [
+            ({}, {"tokens": words, "labels": ["B-PER", "O"]}),
+            ({"scheme": "plain"}, {"tokens": words, "labels": ["NOUN", "VERB"]}),
+        ]
+
+    def from_training(self, train: Sequence[Row]) -> TokenClassification:
+        for row in train:
+            _check(row, self.labels, self.scheme)
+        return self._counted([tag for row in train for tag in row.fields["labels"]])
+
+    def check(self, row: Row) -> None:
+        _check(row, self.labels, self.scheme)
 
     def fitted(self, rows: Iterable[Row]) -> TokenClassification:
-        known = self.labels
         seen: set[str] = set()
         for row in rows:
-            _check(row, known)
+            self.check(row)
             seen.update(row.fields["labels"])
-        # "O" first, then by entity type: B-LOC I-LOC B-MISC ...
-        ordered = sorted(seen, key=lambda tag: (tag != "O", tag[2:] if tag[1:2] == "-" else tag, tag))
-        return self.model_copy(update={"labels": known if known is not None else ordered})
-
-    def model_settings(self) -> dict[str, Any]:
-        labels = self._labels()
-        return {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": _numbers(labels)}
+        ordered = sorted(seen)
+        if self.scheme == "iob2":  # "O" first, then by entity type: B-LOC I-LOC B-MISC ...
+            ordered = sorted(seen, key=lambda tag: (tag != "O", tag[2:] if tag[1:2] == "-" else tag, tag))
+        task = self.model_copy(update={"labels": self.labels if self.labels is not None else ordered})
+        task._check_weights()
+        return task
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
-        numbers = _numbers(self._labels())
-        counts = {"truncated_sentences": 0, "lost_words": 0, "lost_entities": 0}
+        number = numbers(self._labels())
+        spans = self.scheme == "iob2"
+        counts = {"truncated_sentences": 0, "lost_words": 0, **({"lost_entities": 0} if spans else {})}
         examples = []
         space = " " if _loses_spaces(tokenizer) else ""
         # In batches for the tokenizer's sake: ten times faster than row by row.
@@ -81,10 +109,11 @@ class TokenClassification(Task):
                 # Beside words cut off, a word of nothing but control characters has no token at all.
                 lost = set(range(len(row.fields["tokens"]))).difference(words)
                 counts["lost_words"] += len(lost)
-                counts["lost_entities"] += _touched(tags, lost) if tags else 0
+                if tags and spans:
+                    counts["lost_entities"] += _touched(tags, lost)
                 features = {
                     "input_ids": ids,
-                    "labels": [IGNORED if word is None else numbers[tags[word]] if tags else 0 for word in first],
+                    "labels": [IGNORED if word is None else number[tags[word]] if tags else 0 for word in first],
                     "words": [IGNORED if word is None else word for word in first],
                 }
                 examples.append(Example(features, row))
@@ -98,11 +127,7 @@ class TokenClassification(Task):
         }
 
     def loss(self, outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        from torch.nn.functional import cross_entropy
-
-        return cross_entropy(
-            outputs.logits.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+        return self.cross_entropy(outputs.logits.flatten(0, 1), batch["labels"].flatten())
 
     def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
         labels = self._labels()
@@ -110,7 +135,7 @@ class TokenClassification(Task):
         records = []
         for example, row_of_best in zip(examples, best, strict=True):
             words = list(example.row.fields["tokens"])
-            tags = ["O"] * len(words)  # also of words that truncation cut off
+            tags = ["O" if self.scheme == "iob2" else NO_TAG] * len(words)  # also of words that truncation cut off
             for guess, word in zip(row_of_best, example.features["words"], strict=False):
                 if word != IGNORED:
                     tags[word] = labels[guess]
@@ -120,11 +145,29 @@ class TokenClassification(Task):
             records.append(record | ({"words_unseen": unseen} if unseen else {}))
         return records
 
+    def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        if self.scheme == "iob2":
+            return records
+        return [
+            {"predicted": predicted, "expected": expected}
+            for record in records
+            for predicted, expected in zip(record["predicted"], record["expected"], strict=True)
+        ]
+
+    def floor(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float]:
+        counts = collections.Counter(tag for row in train for tag in row.fields["labels"])
+        best = max(self._labels(), key=lambda tag: counts[tag])
+        found = [row.fields["labels"] for row in rows]
+        records = [{"predicted": [best] * len(tags), "expected": list(tags)} for tags in found]
+        return metrics.score(self.metrics, self.graded(records))
+
     def row(self, text: str, where: str) -> Row:
         return Row(where, {"tokens": re.findall(r"\w+(?:[-'’.]\w+)*|[^\w\s]", text)})
 
     def sample(self) -> list[Row]:
-        tags = [tag for tag in self.labels or ["O", "B-PER", "B-LOC"] if not tag.startswith("I-")] or ["O"]
+        tags = self.labels or ["NOUN", "VERB", "PUNCT"]
+        if self.scheme == "iob2":
+            tags = [tag for tag in self.labels or ["O", "B-PER", "B-LOC"] if not tag.startswith("I-")] or ["O"]
         words = ["Ada", "met", "Max", "in", "Ulm", "."]
         lengths = (6, 5, 3, 2)
         return [
@@ -133,8 +176,11 @@ class TokenClassification(Task):
         ]
 
     def answer(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Word-level entities: `start` and `end` count words, `end` is one past the last."""
+        """Word-level entities: `start` and `end` count words, `end` is one past the last; or the tag of each word."""
         words = record["tokens"]
+        unseen = {"words_unseen": record["words_unseen"]} if "words_unseen" in record else {}
+        if self.scheme == "plain":
+            return {"words": words, "tags": [tag or None for tag in record["predicted"]], **unseen}
         entities: list[dict[str, Any]] = []
         for position, tag in enumerate(record["predicted"]):
             if tag == "O":
@@ -146,16 +192,7 @@ class TokenClassification(Task):
                 entities.append({"type": sort, "start": position, "end": position + 1})
         for entity in entities:
             entity["text"] = " ".join(words[entity["start"] : entity["end"]])
-        unseen = {"words_unseen": record["words_unseen"]} if "words_unseen" in record else {}
         return {"words": words, "entities": entities, **unseen}
-
-    def _labels(self) -> list[str]:
-        assert self.labels is not None, "fitted() first"
-        return self.labels
-
-
-def _numbers(labels: list[str]) -> dict[str, int]:
-    return {label: number for number, label in enumerate(labels)}
 
 
 def _loses_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -192,7 +229,7 @@ def _cut(ids: list[int], words: list[int | None], limit: int) -> tuple[list[int]
     return [ids[k] for k in kept], [words[k] for k in kept]
 
 
-def _check(row: Row, known: list[str] | None) -> None:
+def _check(row: Row, labels: list[str] | None, scheme: str) -> None:
     words, tags = row.fields["tokens"], row.fields["labels"]
     for field, values in (("tokens", words), ("labels", tags)):
         if not isinstance(values, (list, tuple)) or not all(isinstance(value, str) for value in values):
@@ -205,12 +242,15 @@ def _check(row: Row, known: list[str] | None) -> None:
     for word, tag in zip(words, tags, strict=True):
         if not word.strip():
             raise BadInput(f"{row.where}: tokens: an empty word")
-        if not IOB2.fullmatch(tag):
-            raise BadInput(f"{row.where}: labels: {tag!r} at {word!r} is not an IOB2 tag: O, B-x or I-x")
-        if known is not None and tag not in known:
+        if scheme == "iob2" and not IOB2.fullmatch(tag):
             raise BadInput(
-                f"{row.where}: labels: unknown tag {tag!r}{nearest(tag, known)}; known are {', '.join(known)}"
+                f"{row.where}: labels: {tag!r} at {word!r} is not an IOB2 tag: O, B-x or I-x; "
+                "tags that are no spans, e.g. parts of speech, need task.scheme: plain"
             )
-        if tag.startswith("I-") and before[2:] != tag[2:]:
+        if not tag:
+            raise BadInput(f"{row.where}: labels: an empty tag at {word!r}")
+        if labels is not None and tag not in labels:
+            raise BadInput(f"{row.where}: labels: unknown tag {tag!r}{known(tag, labels)}")
+        if scheme == "iob2" and tag.startswith("I-") and before[2:] != tag[2:]:
             raise BadInput(f"{row.where}: labels: {tag!r} at {word!r} follows {before!r}: these tags are not IOB2")
         before = tag

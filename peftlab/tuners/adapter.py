@@ -101,15 +101,17 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             hidden = self.base_layer(*args, **kwargs)
             return hidden
         norm = self._trained_norm()
-        if norm:
-            hidden = torch.func.functional_call(self.base_layer, norm, args, kwargs)
-        else:
-            hidden = self.base_layer(*args, **kwargs)
-        for name in self.active_adapters:
-            if name in self.bottleneck_down:
-                hidden = self._adapt(name, hidden)
-        self.residual = None
-        return hidden
+        try:
+            if norm:
+                hidden = torch.func.functional_call(self.base_layer, norm, args, kwargs)
+            else:
+                hidden = self.base_layer(*args, **kwargs)
+            for name in self.active_adapters:
+                if name in self.bottleneck_down:
+                    hidden = self._adapt(name, hidden)
+            return hidden
+        finally:  # also where checkpointing breaks off the pass it repeats, or it would be held until the next step
+            self.residual = None
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise NotImplementedError("a bottleneck adapter is not linear: it cannot be merged into the base")

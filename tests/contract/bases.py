@@ -167,7 +167,8 @@ class Trained:
     combination: Combination
     method: Method
     model: nn.Module
-    base: dict[str, tuple[nn.Parameter, Tensor]]  # the base's own parameters and what they were before
+    # the base's own parameters and what they were before, or after `apply` if that moves them
+    base: dict[str, tuple[nn.Parameter, Tensor]]
     head: set[int]  # ids of the base's own parameters that are the head
     snapshots: list[dict[str, Tensor]]  # of what is trainable: before, at the evaluation, at the end
     evaluated: Tensor  # logits between

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +55,8 @@ def trained(
     head = {id(p) for name, (p, _) in before.items() if name.startswith(tuple(f"{part}." for part in plan.head))}
     torch.manual_seed(3)
     model = method.apply(base, plan)
+    if method.moves_base:
+        before = {name: (p, p.detach().clone()) for name, (p, _) in before.items()}
     folder = tmp_path_factory.mktemp("adapter")
     snapshots = [_trainable(model)]
     optimizer = torch.optim.AdamW(method.parameter_groups(model, 1e-2, 0.0))
@@ -113,8 +117,18 @@ def elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "trained" in metafunc.fixturenames:
         metafunc.parametrize("trained", SUPPORTED, ids=str, indirect=True, scope="module")
+    if "supported" in metafunc.fixturenames:
+        metafunc.parametrize("supported", SUPPORTED, ids=str)
     if "refused" in metafunc.fixturenames:
         metafunc.parametrize("refused", REFUSED, ids=str)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What the suite cost, the process that reloads included; on a busy machine a wall clock says little."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    seconds = sum(each.ru_utime + each.ru_stime for each in used)
+    peaks = " and ".join(f"{each.ru_maxrss / 2**10:.0f}" for each in used if each.ru_maxrss)
+    terminalreporter.write_line(f"contract: {seconds:.0f} s of CPU, at most {peaks} MiB resident (tests, reloading)")
 
 
 def _trainable(model: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""Models in formats that transformers cannot train from, converted once to safetensors."""

@@ -1,0 +1,38 @@
+"""File formats. A reader gives rows that know their file and line; one that cannot be read carries its fault."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from peftlab.data.readers.conll import read_conll
+from peftlab.data.readers.delimited import read_csv, read_tsv
+from peftlab.data.readers.jsonl import read_jsonl
+from peftlab.data.readers.parquet import read_parquet
+from peftlab.data.readers.text import read_text
+from peftlab.examples import Row
+
+Format = Literal["jsonl", "csv", "tsv", "parquet", "conll", "text"]
+READERS: dict[Format, Callable[[Path], list[Row]]] = {
+    "jsonl": read_jsonl,
+    "csv": read_csv,
+    "tsv": read_tsv,
+    "parquet": read_parquet,
+    "conll": read_conll,
+    "text": read_text,
+}
+ENDINGS: dict[str, Format] = {
+    **{".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"},
+    **{".conll": "conll", ".iob2": "conll", ".bio": "conll", ".txt": "text"},
+}
+
+__all__ = [
+    "ENDINGS",
+    "READERS",
+    "Format",
+    "read_conll",
+    "read_csv",
+    "read_jsonl",
+    "read_parquet",
+    "read_text",
+    "read_tsv",
+]

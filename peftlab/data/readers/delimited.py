@@ -1,0 +1,75 @@
+"""Tables as text, the first line naming the columns: CSV with quotes (RFC 4180), TSV without any (IANA)."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from peftlab.data.readers.lines import LONGEST_LINE, read_lines
+from peftlab.examples import Row
+from peftlab.part import BadInput
+
+
+def read_csv(path: Path) -> list[Row]:
+    """Every value is a string, numbers too, unless `data.numbers` names the column. Blank lines are skipped.
+
+    Commas part the columns, or semicolons if the first line has no comma.
+    """
+    return _read(path, delimiter=None)
+
+
+def read_tsv(path: Path) -> list[Row]:
+    """As `read_csv`, but parted by tabs, and a quotation mark is a character like any other."""
+    return _read(path, delimiter="\t")
+
+
+def _read(path: Path, delimiter: str | None) -> list[Row]:
+    faults: dict[int, str] = {}  # by line
+    before = 0  # lines of the records so far
+
+    def texts() -> Iterator[str]:
+        for number, line, fault in read_lines(path):
+            if fault is not None:
+                faults[number] = fault
+            yield line or "\n"
+
+    lines = texts()
+    head = next(lines, "")
+    if faults:
+        raise BadInput(f"{path}:1: {faults[1]}")
+    csv.field_size_limit(LONGEST_LINE)
+    sign = delimiter or (";" if "," not in head and ";" in head else ",")
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter is None else csv.QUOTE_NONE
+    names = next(csv.reader([head], delimiter=sign, quoting=quoting), [])
+    _check_names(path, names)
+    reader = csv.reader(lines, delimiter=sign, quoting=quoting, strict=True)
+    rows: list[Row] = []
+    while True:
+        where = f"{path}:{before + 2}"
+        try:
+            record = next(reader, None)
+            fault = None
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):  # it has swallowed all that follows
+                raise BadInput(f"{where}: a quotation mark that is never closed") from None
+            record, fault = [], f"not CSV: {error}"
+        if record is None:
+            return rows
+        broken = [faults[number] for number in range(before + 2, reader.line_num + 2) if number in faults]
+        before = reader.line_num
+        if not record and not broken and fault is None:
+            continue
+        if len(record) != len(names):
+            fault = fault or f"{len(record)} columns, wanted {len(names)} as on line 1"
+        fault = broken[0] if broken else fault
+        rows.append(Row(where, {} if fault else dict(zip(names, record, strict=True)), fault))
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    for position, name in enumerate(names):
+        if not name.strip():
+            raise BadInput(f"{path}:1: column {position + 1} has no name; the first line names the columns")
+        if name in names[:position]:
+            raise BadInput(f"{path}:1: two columns are named {name!r}")

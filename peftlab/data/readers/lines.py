@@ -1,0 +1,37 @@
+"""The lines of a text file, each with its number and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from peftlab.part import BadInput
+
+LONGEST_LINE = 4 * 1024 * 1024  # bytes
+
+
+class Line(NamedTuple):
+    number: int  # from 1
+    text: str  # with its end; without what is no UTF-8
+    fault: str | None
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """Every line; one that is not UTF-8, holds NUL or is absurdly long has a fault. Raises BadInput for the file."""
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+                if len(raw) > LONGEST_LINE:
+                    while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                        pass
+                    yield Line(number, "", f"a line of more than {LONGEST_LINE} bytes")
+                    continue
+                encoding = "utf-8-sig" if number == 1 else "utf-8"
+                try:
+                    yield Line(number, raw.decode(encoding), "a NUL byte" if b"\0" in raw else None)
+                except UnicodeDecodeError as error:
+                    fault = f"not UTF-8: byte 0x{error.object[error.start]:02x}"
+                    yield Line(number, raw.decode(encoding, errors="ignore"), fault)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None

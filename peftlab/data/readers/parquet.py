@@ -1,0 +1,30 @@
+"""Parquet: typed columns; what `datasets` has written keeps its class names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peftlab.examples import Row
+from peftlab.part import BadInput
+
+
+def read_parquet(path: Path) -> list[Row]:
+    """A row a record, its values typed as the file says. Rows have numbers, not lines."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(path).read()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror or _first_line(error)}") from None
+    except pyarrow.ArrowException as error:
+        raise BadInput(f"{path}: not parquet: {_first_line(error)}") from None
+    import datasets
+
+    from peftlab.data.hub import dataset_rows
+
+    return dataset_rows(datasets.Dataset(table), str(path))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,17 @@
+"""Plain text: a line is a row with the field `text`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peftlab.data.readers.lines import read_lines
+from peftlab.examples import Row
+
+
+def read_text(path: Path) -> list[Row]:
+    """Lines without their ends; blank ones are skipped."""
+    return [
+        Row(f"{path}:{number}", {} if fault else {"text": line.rstrip("\r\n")}, fault)
+        for number, line, fault in read_lines(path)
+        if fault or line.strip()
+    ]

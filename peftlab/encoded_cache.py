@@ -1,0 +1,107 @@
+"""Encoded examples, kept beside the fetched assets: whole and unchanged, or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from peftlab import assets
+from peftlab.examples import Encoded, Example, Row
+
+FEATURE, LENGTHS = "feature.", "lengths."
+Tensors = dict[str, np.ndarray]
+
+
+def folder() -> Path:
+    """Where the entries are, a file each; any of them may be deleted at any time."""
+    return assets.cache_folder() / "encoded"
+
+
+def load(key: str, rows: Sequence[Row]) -> Encoded | None:
+    """What `store` kept under this key for these rows, or None if there is nothing, or nothing that is whole."""
+    try:
+        with safe_open(_path(key), framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return None
+    if metadata.get("sha256") != _digest(tensors, metadata.get("counts", "")):
+        return None
+    return _unpack(tensors, json.loads(metadata["counts"]), rows)
+
+
+def store(key: str, rows: Sequence[Row], encoded: Encoded) -> None:
+    """Keep it, if it is of a form that can be kept. A cache that cannot be written is no reason to stop."""
+    tensors = _pack(rows, encoded)
+    if tensors is None or _unpack(tensors, encoded.counts, rows) != encoded:
+        return
+    counts = json.dumps(encoded.counts)
+    content = save(tensors, metadata={"counts": counts, "sha256": _digest(tensors, counts)})
+    path = _path(key)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+            staged = Path(file.name)
+            try:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                staged.replace(path)
+            finally:
+                staged.unlink(missing_ok=True)
+
+
+def _path(key: str) -> Path:
+    return folder() / f"{key}.safetensors"
+
+
+def _pack(rows: Sequence[Row], encoded: Encoded) -> Tensors | None:
+    """Each feature as one long sequence and the lengths of its pieces; the row of each example by position."""
+    places = {id(row): position for position, row in enumerate(rows)}
+    examples = encoded.examples
+    names = list(examples[0].features) if examples else []
+    if [field.name for field in dataclasses.fields(Example)] != ["features", "row"] or not all(
+        id(example.row) in places and list(example.features) == names for example in examples
+    ):
+        return None
+    tensors = {"rows": np.array([places[id(example.row)] for example in examples], dtype=np.int64)}
+    for name in names:
+        pieces = [example.features[name] for example in examples]
+        if not all(type(value) is int and abs(value) < 2**31 for piece in pieces for value in piece):
+            return None
+        tensors[LENGTHS + name] = np.array([len(piece) for piece in pieces], dtype=np.int64)
+        tensors[FEATURE + name] = np.array([value for piece in pieces for value in piece], dtype=np.int32)
+    return tensors
+
+
+def _unpack(tensors: Tensors, counts: dict[str, int], rows: Sequence[Row]) -> Encoded:
+    features: dict[str, list[list[int]]] = {}
+    for name in (key.removeprefix(FEATURE) for key in tensors if key.startswith(FEATURE)):
+        flat, ends = tensors[FEATURE + name].tolist(), np.cumsum(tensors[LENGTHS + name]).tolist()
+        features[name] = [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    names = list(features)
+    return Encoded(
+        [
+            Example(dict(zip(names, pieces, strict=True)), rows[place])
+            for place, pieces in zip(tensors["rows"].tolist(), zip(*features.values(), strict=True), strict=True)
+        ],
+        counts,
+    )
+
+
+def _digest(tensors: Tensors, counts: str) -> str:
+    digest = hashlib.sha256(counts.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}\n".encode())
+        digest.update(tensors[name].tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,233 @@
+"""What a suite's results say: a line for each combination, with what the statistics make of its seeds and examples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from peftlab import statistics
+from peftlab.part import BadInput
+from peftlab.recipe import Recipe
+from peftlab.results import Environment, RunResult
+from peftlab.statistics import Comparison, Estimate, Resampled, Summary
+from peftlab.store import Stored, validation_scores
+from peftlab.suite import Plan, Row, Search, Suite, make_plan
+
+
+@dataclass(frozen=True)
+class Line:
+    """A combination of task, method and quantisation."""
+
+    row: Row
+    recipe: Recipe  # of one of its runs; of no run yet, with the middle learning rate
+    wanted: int  # seeds
+    ended: list[Stored]  # by seed
+    search: Search | None  # None if validation refuses the combination
+    refused: str | None  # why it does
+    score: Summary | None = None
+    resampled: Resampled | None = None  # None without counts: then of the seeds alone something can be said
+    estimate: Estimate | None = None
+    comparison: Comparison | None = None  # to the reference
+    p: float | None = None  # of the difference, Holm over the task's lines
+    p_no_worse: float | None = None  # of "no worse than the reference by the margin", likewise
+    tied: bool = False  # with the best
+    trials: list[Stored] = field(default_factory=list)  # that have ended, of those that choose its learning rate
+    marks: tuple[str, ...] = ()  # how its runs differ from the others' in what they ran on
+
+    @property
+    def results(self) -> list[RunResult]:
+        return [stored.record.result for stored in self.ended if stored.record.result is not None]
+
+    @property
+    def trial_results(self) -> list[RunResult]:
+        """Of those of the trials that are over this very base."""
+        own = [stored.record.result for stored in self.trials if stored.recipe.quantization == self.recipe.quantization]
+        return [result for result in own if result is not None]
+
+    @property
+    def states(self) -> Counter[str]:
+        """How many runs ended how."""
+        return Counter(stored.record.state for stored in self.ended)
+
+    @property
+    def high_water_bytes(self) -> float | None:
+        """The median of those that were measured."""
+        measured = [stored.record.high_water_bytes for stored in self.ended if stored.record.result is not None]
+        known = [peak for peak in measured if peak is not None]
+        return median(known) if known else None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All of a suite."""
+
+    suite: Suite
+    plan: Plan
+    lines: list[Line]
+    common: dict[str, str]  # task: what most of its runs ran on
+
+    def of_task(self, task: str) -> list[Line]:
+        return [line for line in self.lines if line.row.task == task]
+
+    def metric(self, task: str) -> str:
+        return next(line for line in self.lines if line.row.task == task).recipe.task.selection
+
+    def reference(self, task: str) -> Line | None:
+        """What the task's other lines are compared with: the reference over the first of its quantisations."""
+        return next((line for line in self.of_task(task) if line.row.method == self.suite.reference), None)
+
+
+def make_findings(suite: Suite, records: Mapping[str, Stored]) -> Findings:
+    """Raises BadInput if the results are of different data or models under one name."""
+    plan = make_plan(suite, validation_scores(records))
+    lines = [_line(suite, plan, row, records) for row in suite.rows()]
+    judged: list[Line] = []
+    common: dict[str, str] = {}
+    for task in suite.tasks:
+        of_task = [line for line in lines if line.row.task == task]
+        used = {stored.path: stored for line in of_task for stored in (*line.ended, *line.trials)}
+        _refuse_mixture(task, list(used.values()))
+        common[task] = _most_common(list(used.values()))
+        marked = [replace(line, marks=_marks([*line.ended, *line.trials], common[task])) for line in of_task]
+        judged += _judge(suite, [_measure(suite, line) for line in marked])
+    return Findings(suite, plan, judged, common)
+
+
+def _line(suite: Suite, plan: Plan, row: Row, records: Mapping[str, Stored]) -> Line:
+    cells = plan.cells.get(row, [])
+    middle = suite.recipe(row, learning_rate=suite.centre(row), seed=suite.seeds[0], trial=False)
+    search = None if row in plan.refused else plan.searches[suite.chosen_over(row)]
+    return Line(
+        row,
+        cells[0] if cells else middle,
+        wanted=len(suite.seeds),
+        ended=[records[cell.digest] for cell in cells if cell.digest in records],
+        search=search,
+        refused=plan.refused.get(row),
+        trials=[records[trial.digest] for trial in (search.trials if search else []) if trial.digest in records],
+    )
+
+
+def _measure(suite: Suite, line: Line) -> Line:
+    """Mean and spread over seeds, and if there are counts what examples add."""
+    metric = line.recipe.task.selection
+    done = [
+        stored
+        for stored in line.ended
+        if stored.record.result is not None and metric in stored.record.result.metrics[suite.split]
+    ]
+    scores = [s.record.result.metrics[suite.split][metric] for s in done if s.record.result is not None]
+    if not scores:
+        return line
+    score = statistics.summarize(scores)
+    counts = [
+        next((c for c in stored.predictions().counts.get(suite.split, []) if c.score == metric), None)
+        for stored in done
+    ]
+    known = [c for c in counts if c is not None]
+    if len(known) < len(counts) or len({len(c.rows) for c in known}) > 1:
+        return replace(line, score=score)
+    form = statistics.FORMS[known[0].form]
+    rows = np.array([c.rows for c in known], dtype=np.float64)
+    resampled = statistics.bootstrap(rows[..., 0] if form is None else rows, form)
+    for own, stored in zip(resampled.scores, done, strict=True):
+        result = stored.record.result
+        assert result is not None
+        told = result.metrics[suite.split][metric]
+        if abs(own - told) > 1e-9:
+            raise BadInput(f"{stored.path}: {metric} is {told}, but by its predictions' counts {own}")
+    return replace(line, score=score, resampled=resampled, estimate=statistics.mean_score(resampled))
+
+
+def _judge(suite: Suite, lines: list[Line]) -> list[Line]:
+    """Compare a task's lines with the reference and with the best."""
+    reference = next((line for line in lines if line.row.method == suite.reference), None)
+    compared: dict[Row, Comparison] = {}
+    for line in lines:
+        if reference is not None and line is not reference and _comparable(line, reference):
+            assert line.resampled is not None
+            assert reference.resampled is not None
+            compared[line.row] = statistics.compare(line.resampled, reference.resampled)
+    p = _holm({row: comparison.p for row, comparison in compared.items()})
+    no_worse = _holm({row: statistics.noninferiority(c.difference, suite.margin) for row, c in compared.items()})
+    several = any(line.score is not None and line.score.n > 1 for line in lines)
+    ranked = [line for line in lines if line.resampled is not None and (line.resampled.scores.size > 1) == several]
+    resampled = [line.resampled for line in ranked if line.resampled is not None]
+    tied = dict(zip([line.row for line in ranked], statistics.tied_for_best(resampled), strict=True)) if ranked else {}
+    return [
+        replace(
+            line,
+            comparison=compared.get(line.row),
+            p=p.get(line.row),
+            p_no_worse=no_worse.get(line.row),
+            tied=tied.get(line.row, False),
+        )
+        for line in lines
+    ]
+
+
+def _comparable(line: Line, reference: Line) -> bool:
+    """Whether both have counts of the same examples, and both several seeds or both one."""
+    a, b = line.resampled, reference.resampled
+    if a is None or b is None:
+        return False
+    return (len(a.scores) > 1) == (len(b.scores) > 1) and a.counts.shape[1] == b.counts.shape[1]
+
+
+def _holm(p_values: Mapping[Row, float]) -> dict[Row, float]:
+    if not p_values:
+        return {}
+    return dict(zip(p_values, statistics.holm(list(p_values.values())), strict=True))
+
+
+def smallest_visible(findings: Findings, task: str) -> tuple[float, float] | None:
+    """The least and the most, over the task's lines, of the differences that its strictest test finds 4 times in 5."""
+    compared = [line.comparison for line in findings.of_task(task) if line.comparison is not None]
+    level = 0.05 / max(1, len(compared))
+    visible = [statistics.minimum_detectable_difference(c.difference, level=level) for c in compared]
+    return (min(visible), max(visible)) if visible else None
+
+
+def _refuse_mixture(task: str, used: Sequence[Stored]) -> None:
+    for what, key in (("data", "data_fingerprint"), ("models", "model_fingerprint")):
+        seen: dict[str, Stored] = {}
+        for stored in used:
+            if stored.record.result is not None:
+                seen.setdefault(getattr(stored.record.result, key), stored)
+        if len(seen) > 1:
+            first, second = list(seen.values())[:2]
+            raise BadInput(
+                f"{second.path}: of other {what} than {first.path.name}, and both are {task}: not to be compared"
+            )
+
+
+def _ground(environment: Environment) -> str:
+    """What may change a number, in words."""
+    hardware, code = environment.hardware, environment.code
+    commit = "peftlab " + (code.commit[:7] if code.commit else environment.libraries.get("peftlab", "unknown"))
+    changed = " with uncommitted changes" if code.modified else ""
+    machine = ", ".join([*hardware.accelerators, hardware.processor])
+    names = ("torch", "transformers", "peft", "bitsandbytes")
+    libraries = ", ".join(f"{name} {environment.libraries[name]}" for name in names if name in environment.libraries)
+    threads = f"{hardware.threads} thread{'s' if hardware.threads > 1 else ''}"
+    processes = f", {environment.processes} processes" if environment.processes > 1 else ""
+    return f"{commit}{changed}; {libraries}; {machine}, {threads}{processes}, {environment.precision}"
+
+
+def _grounds(used: Sequence[Stored]) -> Counter[str]:
+    results = [stored.record.result for stored in used if stored.record.result is not None]
+    return Counter(_ground(result.environment) for result in results)
+
+
+def _most_common(used: Sequence[Stored]) -> str:
+    grounds: Any = _grounds(used)
+    return min(grounds, key=lambda ground: (-grounds[ground], ground)) if grounds else ""
+
+
+def _marks(used: Sequence[Stored], common: str) -> tuple[str, ...]:
+    return tuple(sorted(ground for ground in _grounds(used) if ground != common))

@@ -1,0 +1,89 @@
+"""A suite's tables as a LaTeX document (booktabs) that compiles as it stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from peftlab import prose
+from peftlab.columns import Column, cost_columns, result_columns, title
+from peftlab.findings import Findings, Line
+
+SPECIAL = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": "$<$", ">": "$>$",
+    "±": r"$\pm$", "–": "--", "−": "$-$", "×": r"$\times$",
+}  # fmt: skip
+NUMBER = re.compile(r"(?<![\w.])([+-])(?=\d)")
+
+
+def document(findings: Findings) -> str:
+    """All tables, notes and the setup; cites what references.bib holds."""
+    suite, notes = findings.suite, prose.Notes()
+    parts = [
+        f"% Written by `peftlab table` from the results of the suite {suite.name}; do not edit.",
+        r"\documentclass{article}",
+        r"\usepackage[T1]{fontenc}",
+        r"\usepackage[utf8]{inputenc}",
+        r"\usepackage[margin=2cm,landscape]{geometry}",
+        r"\usepackage{booktabs}",
+        r"\begin{document}",
+    ]
+    for task in suite.tasks:
+        lines = findings.of_task(task)
+        caption = f"{task}. {' '.join(prose.judgement(findings, task))}"
+        parts.append(_table(lines, result_columns(findings, task), caption, f"{suite.name}-{task}", notes))
+        costs = f"{task}, cost. {prose.costs(suite)}"
+        parts.append(_table(lines, cost_columns(findings), costs, f"{suite.name}-{task}-cost", None))
+    if notes.texts:
+        parts.append(r"\paragraph{Notes}")
+        parts += [f"\\textsuperscript{{{notes.letter(i)}}}~{escaped(text)}.\\\\" for i, text in enumerate(notes.texts)]
+    parts.append(r"\paragraph{Experimental setup}")
+    parts += [escaped(text) for text in prose.setup(findings)]
+    if references := prose.references(findings):
+        parts.append(f"Methods and quantisations as in \\cite{{{','.join(r.key for r in references)}}}.")
+        parts += [r"\bibliographystyle{plain}", r"\bibliography{references}"]
+    parts.append(r"\end{document}")
+    return "\n".join(parts) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Plain text as LaTeX prints it.
+
+    >>> escaped("50 % of a_b, < 3 ± 1, -0.5")
+    '50 \\\\% of a\\\\_b, $<$ 3 $\\\\pm$ 1, $-$0.5'
+    """
+    plain = "".join(SPECIAL.get(character, character) for character in text)
+    return NUMBER.sub(r"$\1$", plain)
+
+
+def _table(
+    lines: Sequence[Line], columns: Sequence[Column], caption: str, label: str, notes: prose.Notes | None
+) -> str:
+    rows = []
+    before = ""
+    for line in lines:
+        method, base = title(line)
+        marks = ",".join(notes.marks(prose.remarks(line))) if notes is not None else ""
+        cells = [escaped(column.text(line) or "–") for column in columns]
+        bold = [column.bold and line.tied for column in columns]
+        cells = [f"\\textbf{{{cell}}}" if strong else cell for cell, strong in zip(cells, bold, strict=True)]
+        shown = "" if method == before else escaped(method)
+        before = method
+        rows.append(" & ".join([shown + (f"\\textsuperscript{{{marks}}}" if marks else ""), base, *cells]) + r" \\")
+    return "\n".join(
+        [
+            r"\begin{table}[p]",
+            r"\centering\footnotesize",
+            f"\\caption{{{escaped(caption)}}}",
+            f"\\label{{tab:{label}}}",
+            rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}",
+            r"\toprule",
+            " & ".join(["method", "base", *(escaped(column.title) for column in columns)]) + r" \\",
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )

@@ -1,0 +1,171 @@
+"""Does it fit? The loop's own steps on a model without values, for a recipe and for each quantisation of its base."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+
+from peftlab.base import longest, resolve_precision
+from peftlab.examples import Example
+from peftlab.hollow import ShapeRecorder, full_config, hollow_base, shapes_alone, to_shapes
+from peftlab.ledger import MIB, Forecast, Memory
+from peftlab.measure import batch_shape, memory_pass, subject
+from peftlab.model import Files, Shape
+from peftlab.part import BadInput
+from peftlab.quantization import QUANTIZATIONS
+from peftlab.recipe import Recipe
+from peftlab.small_model import byte_tokenizer
+from peftlab.tasks import Task
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_size(text: str) -> int:
+    """Bytes.
+
+    >>> parse_size("24 GiB"), parse_size("1.5MB")
+    (25769803776, 1500000)
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)\s*", text, re.IGNORECASE)
+    if found is None or not float(found[1]):
+        raise BadInput(f"--device {text}: a size with its unit was expected, e.g. 24 GiB")
+    return round(float(found[1]) * UNITS[found[2].upper()])
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    limit: int | None = None,
+    devices: int = 1,
+    examples: int | None = None,
+    length: int | None = None,
+) -> Iterator[Forecast]:
+    """A forecast for the recipe as it is, and then for each other quantisation, with the batch cut so that it fits."""
+    others = [part(kind=kind) for kind, part in QUANTIZATIONS.items() if kind != recipe.quantization.kind]
+    for quantization in [recipe.quantization, *others]:
+        wanted = recipe.model_copy(update={"quantization": quantization})
+        reason = wanted.unsupported(str(recipe.model.shape().values["model_type"]))
+        if reason is not None:
+            yield Forecast(quantization=quantization.kind, unsupported=reason)
+            continue
+        yield fit(wanted, limit=limit, devices=devices, examples=examples, length=length)
+
+
+def fit(recipe: Recipe, *, limit: int | None, devices: int, examples: int | None, length: int | None) -> Forecast:
+    """The recipe's own accumulation, or the least above it with which a step fits into `limit`."""
+    shape = recipe.model.shape()
+    batch = sample_batch(recipe, shape, devices=devices, examples=examples, length=length)
+    of_device = len(batch.share)
+    accumulation = min(recipe.training.accumulation, of_device)
+    while True:
+        settings = recipe.training.model_copy(update={"accumulation": accumulation})
+        cut = recipe.model_copy(update={"training": settings})
+        memory = predict(cut, shape, batch)
+        needed = memory.peak + (memory.best_state or 0)
+        if devices > 1:
+            needed += memory.gradients  # the buckets in which processes exchange them
+        fits = None if limit is None else needed <= limit
+        if fits is not False or accumulation >= of_device:
+            return Forecast(
+                quantization=recipe.quantization.kind,
+                memory=memory,
+                needed=needed,
+                fits=fits,
+                examples=batch.count,
+                length=batch.length,
+                accumulation=accumulation,
+                micro_batch=-(-of_device // accumulation),
+                devices=devices,
+            )
+        accumulation = min(accumulation * 2, of_device)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a device is given in a step, made of the task's own sample."""
+
+    task: Task  # fitted
+    tokenizer: PreTrainedTokenizerBase
+    count: int  # examples of the step, on all devices
+    length: int  # tokens of each
+    share: Sequence[Example]  # of one device
+
+
+def sample_batch(
+    recipe: Recipe, shape: Shape, *, devices: int = 1, examples: int | None = None, length: int | None = None
+) -> Batch:
+    """The recipe's batch in size, or of `examples` of `length` tokens."""
+    rows = recipe.task.sample()
+    task = recipe.task.from_training(rows).fitted(rows)
+    limit = longest(shape.values, shape.source, task, reserved=recipe.method.positions)
+    count, length = batch_shape(recipe.training, limit, examples=examples, length=length)
+    tokenizer = byte_tokenizer(full_config(shape.values, task))
+    encoded = task.training_examples(task.encode(rows, tokenizer, limit).examples, limit)
+    share = [task.drawn_out(encoded[i % len(encoded)], length) for i in range(-(-count // devices))]
+    return Batch(task, tokenizer, count, length, share)
+
+
+def predict(recipe: Recipe, shape: Shape, batch: Batch) -> Memory:
+    """What a device holds of a step."""
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    precision = resolve_precision(recipe.training.precision, accelerator.device)
+    base = hollow_base(
+        shape,
+        Files(Path(), shape.source, ""),
+        batch.task,
+        recipe.quantization,
+        compute=getattr(torch, precision),
+        frozen=not recipe.method.trains_base,
+        dropout=recipe.training.dropout,
+        padding_token=batch.tokenizer.pad_token_id,
+    )
+    with torch.device("meta"):
+        ready = subject(
+            recipe,
+            batch.task,
+            base,
+            batch.share,
+            tokenize=lambda text: list(batch.tokenizer(text, add_special_tokens=False)["input_ids"]),
+            padding_token=batch.tokenizer.pad_token_id,
+            accelerator=accelerator,
+            precision=precision,
+        )
+    with shapes_alone():
+        ready = dataclasses.replace(ready, before=to_shapes(ready.model, recipe.quantization, ready.before))
+        return memory_pass(ready, ShapeRecorder(), evaluate=False)
+
+
+def lines(forecast: Forecast, limit: int | None) -> list[tuple[str, str]]:
+    """What a person wants to know of it."""
+    if forecast.memory is None:
+        return [("unsupported", str(forecast.unsupported))]
+    memory = forecast.memory
+    parts = {
+        "weights": memory.base + memory.method + memory.head,
+        "constants": memory.constants,
+        "optimiser": memory.optimizer,
+        "gradients": memory.gradients,
+        "activations": memory.activations,
+        "transient": memory.transient,
+        "peak": memory.peak,
+        "needed": forecast.needed or 0,
+    }
+    found = [(label, f"{size / MIB:,.0f} MiB") for label, size in parts.items() if size]
+    batch = f"{forecast.examples} x {forecast.length} tokens a step"
+    if forecast.devices > 1:
+        batch += f" on {forecast.devices} devices"
+    found.append(
+        ("batch", f"{batch}: micro-batches of {forecast.micro_batch}, training.accumulation={forecast.accumulation}")
+    )
+    if limit is not None:
+        verdict = "fits" if forecast.fits else "does not fit, even one example at a time"
+        found.append(("verdict", f"{verdict} in {limit / MIB:,.0f} MiB"))
+    return found

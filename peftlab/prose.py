@@ -1,0 +1,166 @@
+"""What is said beside a suite's tables: footnotes, how the numbers were judged, the experimental setup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from peftlab.columns import title
+from peftlab.findings import Findings, Line, smallest_visible
+from peftlab.reference import Reference
+from peftlab.results import RunResult
+from peftlab.suite import Suite
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass
+class Notes:
+    """Footnotes, lettered in the order of their first mention."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def marks(self, texts: Iterable[str]) -> list[str]:
+        found = []
+        for text in texts:
+            if text not in self.texts:
+                self.texts.append(text)
+            found.append(self.letter(self.texts.index(text)))
+        return found
+
+    @staticmethod
+    def letter(number: int) -> str:
+        """
+        >>> [Notes.letter(number) for number in (0, 25, 26)]
+        ['a', 'z', 'aa']
+        """
+        more, last = divmod(number, len(LETTERS))
+        return (LETTERS[more - 1] if more else "") + LETTERS[last]
+
+
+def remarks(line: Line) -> list[str]:
+    """What a reader must know of a line: the method's fidelity, runs that did not end well, another machine."""
+    texts = []
+    if line.refused is not None:
+        texts.append(f"unsupported: {line.refused}")
+    if line.recipe.method.fidelity:
+        texts.append(f"{line.recipe.method.title}: {line.recipe.method.fidelity}")
+    for state, count in sorted(line.states.items()):
+        if state != "done":
+            reasons = sorted({stored.record.reason or "" for stored in line.ended if stored.record.state == state})
+            texts.append(f"{count} of {line.wanted} runs {state}: {'; '.join(reasons)}")
+    search = line.search
+    if search is not None and search.trials and not search.missing and search.rate is None:
+        texts.append("none of its learning rates gave a score")
+    if search is not None and search.at_edge:
+        texts.append("the best learning rate is at the edge of the grid, extended as it was")
+    return texts + [f"some of its runs or trials on other ground: {ground}" for ground in line.marks]
+
+
+def judgement(findings: Findings, task: str) -> list[str]:
+    """How the result table was computed, and what it could not have seen."""
+    suite, lines = findings.suite, findings.of_task(task)
+    compared = sum(line.comparison is not None for line in lines)
+    texts = [
+        "Mean ± sample deviation over n seeds. Bold: not to be told from the best (t tests of two levels, Holm, 5 %). "
+        f"Intervals: 95 %, over seeds and {suite.split} examples. Differences are to {suite.reference}, paired by "
+        f"example; p of no difference, and of being worse by {suite.margin:g} or more (one half of TOST), both "
+        f"adjusted by Holm over the {compared} comparisons."
+    ]
+    visible = smallest_visible(findings, task)
+    if visible is not None:
+        texts.append(
+            f"Power: with 80 % chance the strictest test of this table finds a difference of {visible[0]:.4f} in its "
+            f"steadiest line and of {visible[1]:.4f} in its least steady one; smaller ones may have gone unseen."
+        )
+    open_lines = [line for line in lines if line.refused is None]
+    missing = sum(line.wanted - len(line.ended) for line in open_lines)
+    if missing:
+        texts.append(f"{missing} of {sum(line.wanted for line in open_lines)} runs are still to come.")
+    return texts
+
+
+def costs(suite: Suite) -> str:
+    """What the columns of the cost table mean."""
+    said = (
+        "Parameters of the method and of the task's head; tokens trained on, without padding; peak of the process: "
+        "resident memory at its highest, libraries included."
+    )
+    return said if suite.own_machine else f"{said} Times are not shown: the runs shared their machine."
+
+
+def choices(suite: Suite) -> str:
+    """How learning rates were chosen."""
+    trials = suite.trials
+    if trials.points == 1:
+        return "Learning rates are given, not chosen."
+    over = "over the first base for all of them"
+    if trials.per_quantization:
+        over = "for each base by itself"
+    more = ""
+    if trials.extensions:
+        count = "one" if trials.extensions == 1 else f"up to {trials.extensions}"
+        more = f"; where the best was at the edge, {count} more beyond it"
+    return (
+        f"Learning rates: {trials.points} a method, a factor of {trials.factor:g} apart around its own centre{more}; "
+        f"chosen on the validation split with seed {trials.seed}, {over}."
+    )
+
+
+def setup(findings: Findings) -> list[str]:
+    """A paragraph a task for a paper's section on experiments."""
+    return [text for task in findings.suite.tasks if (text := _setup(findings, task))]
+
+
+def references(findings: Findings) -> list[Reference]:
+    """The papers of all methods and quantisations in the suite, each once, by key."""
+    found = {
+        reference.key: reference
+        for line in findings.lines
+        for reference in (*line.recipe.method.references, *line.recipe.quantization.references)
+    }
+    return [found[key] for key in sorted(found)]
+
+
+def _setup(findings: Findings, task: str) -> str:
+    suite, lines = findings.suite, findings.of_task(task)
+    result = next((r for line in lines for r in (*line.results, *line.trial_results)), None)
+    if result is None:
+        return ""
+    training = lines[0].recipe.training
+    batch = training.batch
+    of_batch = f"{batch['tokens']:,} tokens, padding included" if batch["tokens"] else f"{batch['examples']} examples"
+    length = f"{training.steps:,} steps" if training.steps is not None else f"{training.passes:g} epochs"
+    dropout = "the model's own dropout" if training.dropout is None else f"dropout {training.dropout:g}"
+    clip = "no clipping" if training.clip is None else f"gradients clipped at norm {training.clip:g}"
+    stop = f", stopped after {training.patience} evaluations without a better score" if training.patience else ""
+    kept = "the state that scored best on validation" if training.keep_best else "the last state"
+    methods = ", ".join(dict.fromkeys(title(line)[0] for line in lines))
+    bases = ", ".join(dict.fromkeys(title(line)[1] for line in lines))
+    seeds = f"{len(suite.seeds)} seed{'s' if len(suite.seeds) > 1 else ''}"
+    scored = (
+        "The test split was scored once, after training."
+        if suite.protocol == "clean"
+        else "As published, the score is that of the best epoch on the validation split."
+    )
+    sentences = [
+        f"{task}: {result.recipe['model']['id']} on {result.data_source}, {_sizes(result)}.",
+        f"Methods: {methods}; bases: {bases}.",
+        f"Each run trains for {length} with batches of {of_batch}, AdamW (betas {training.adam_betas[0]:g} and "
+        f"{training.adam_betas[1]:g}, epsilon {training.adam_epsilon:g}, weight decay {training.weight_decay:g} on "
+        f"matrices), a {training.schedule} schedule after a warm-up of {training.warmup * 100:g} % of the steps, "
+        f"{clip}, {dropout}{stop}; {kept} is kept.",
+        "The loss is the mean over all targets of a step.",
+        choices(suite),
+        f"Then {seeds} of initialisation, data order and dropout, the same for every method.",
+        scored,
+        f"Ran on: {findings.common[task]}.",
+    ]
+    return " ".join(sentences)
+
+
+def _sizes(result: RunResult) -> str:
+    sizes = [f"{counts.examples:,} {split}" for split, counts in result.splits.items()]
+    lost = {name: n for counts in result.splits.values() for name, n in counts.dropped.items() if n}
+    dropped = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in lost.items())
+    return f"{', '.join(sizes)} examples" + (f" ({dropped})" if dropped else "")

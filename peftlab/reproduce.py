@@ -1,0 +1,102 @@
+"""Running a stored result again: the same to the bit, within its interval, or not."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from peftlab import statistics
+from peftlab.harvest import harvest
+from peftlab.part import BadInput
+from peftlab.store import Predictions, Record, Stored, read_record
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came of it."""
+
+    same: bool  # predictions and scores, to the bit; tensors too where their hashes are kept
+    within: bool | None  # the new score in the old one's 95 % interval; None without counts, which give no interval
+    told: float
+    found: float
+    interval: tuple[float, float] | None
+    differences: list[str]  # of data, model, code and machine
+
+    @property
+    def verdict(self) -> str:
+        score = f"{self.found:.6f}, stored {self.told:.6f}"
+        if self.same:
+            return f"bit-equal: {score}"
+        if self.interval is None:
+            return f"not bit-equal, and without counts there is no interval: {score}"
+        bounds = f"{self.interval[0]:.6f} to {self.interval[1]:.6f}"
+        return f"{'within the interval' if self.within else 'NOT reproduced: outside the interval'} {bounds}: {score}"
+
+
+def reproduce(path: Path) -> Reproduction:
+    """Run the recipe of a stored result in a temporary folder and compare."""
+    from peftlab.run import run
+
+    stored = read_record(path)
+    if stored.record.result is None:
+        raise BadInput(f"{path}: {stored.record.state}; there is no result to reproduce")
+    predictions = stored.predictions()
+    with tempfile.TemporaryDirectory() as folder:
+        run(stored.recipe, Path(folder) / "run")
+        record, again = harvest(Path(folder) / "run")
+    return compare(stored, predictions, record, again)
+
+
+def compare(stored: Stored, predictions: Predictions, record: Record, again: Predictions) -> Reproduction:
+    """The stored result against one just made."""
+    told, found = stored.record.result, record.result
+    assert told is not None
+    assert found is not None
+    split = "test" if "test" in told.metrics else "validation"
+    name = told.selection
+    interval = None
+    counted = next((counts for counts in predictions.counts.get(split, []) if counts.score == name), None)
+    if counted is not None:
+        form = statistics.FORMS[counted.form]
+        rows = np.array([counted.rows], dtype=np.float64)
+        resampled = statistics.bootstrap(rows[..., 0] if form is None else rows, form)
+        interval = statistics.mean_score(resampled).interval()
+    score = found.metrics[split][name]
+    tensors = not stored.record.tensors or stored.record.tensors == record.tensors
+    return Reproduction(
+        same=found.metrics == told.metrics and again == predictions and tensors,
+        within=None if interval is None else interval[0] <= score <= interval[1],
+        told=told.metrics[split][name],
+        found=score,
+        interval=interval,
+        differences=_differences(stored.record, record),
+    )
+
+
+def _differences(old: Record, new: Record) -> list[str]:
+    a, b = old.result, new.result
+    assert a is not None
+    assert b is not None
+    pairs = {
+        "model": (a.model_fingerprint[:12], b.model_fingerprint[:12]),
+        "data": (a.data_fingerprint[:12], b.data_fingerprint[:12]),
+        "tensors": (_short(old.tensors), _short(new.tensors)) if old.tensors else ("", ""),
+        "code": (a.environment.code.commit, b.environment.code.commit),
+        "uncommitted changes": (a.environment.code.modified, b.environment.code.modified),
+        "processor": (a.environment.hardware.processor, b.environment.hardware.processor),
+        "accelerators": (a.environment.hardware.accelerators, b.environment.hardware.accelerators),
+        "threads": (a.environment.hardware.threads, b.environment.hardware.threads),
+        "precision": (a.environment.precision, b.environment.precision),
+        "python": (a.environment.python, b.environment.python),
+    }
+    names = sorted(a.environment.libraries.keys() | b.environment.libraries.keys())
+    for library in names:
+        pairs[library] = (a.environment.libraries.get(library), b.environment.libraries.get(library))
+    return [f"{what}: {then} then, {now} now" for what, (then, now) in pairs.items() if then != now]
+
+
+def _short(tensors: dict[str, str]) -> str:
+    return ", ".join(f"{name} {sha256[:12]}" for name, sha256 in sorted(tensors.items()))

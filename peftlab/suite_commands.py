@@ -1,0 +1,168 @@
+"""The commands of a suite: `peftlab bench | table | report | verify | reproduce`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from peftlab.part import BadInput
+
+SuiteFolder = Annotated[
+    Path, typer.Argument(metavar="SUITE", help="A suite's folder, e.g. benchmarks/quick.", show_default=False)
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (bench, table, report, verify, reproduce):
+        app.command()(command)
+
+
+def bench(
+    suite: SuiteFolder,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of a process.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what there is to do, and do nothing.")] = False,
+    adopt: Annotated[
+        Path | None, typer.Option(metavar="RUNS", help="Bring in this suite's runs from a folder instead.")
+    ] = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Run again what failed, timed out or was out of memory.")
+    ] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep adapters too, in SUITE/.bench/runs.")] = False,
+) -> None:
+    """Run what a suite has no result of. Several may run at once; a stopped one goes on where it was."""
+    with _mistakes_in_a_line("stopped: what had ended is kept, and the next `peftlab bench` goes on from there"):
+        from peftlab import bench as benching
+
+        if adopt is not None:
+            benching.adopt(suite, adopt)
+        elif dry_run:
+            _show_plan(suite, jobs)
+        else:
+            benching.bench(suite, benching.Options(jobs=jobs, threads=threads, retry=retry, keep=keep))
+
+
+def table(suite: SuiteFolder) -> None:
+    """Write a suite's tables (Markdown, LaTeX, CSV), the bibliography of its methods and its figures."""
+    with _mistakes_in_a_line("stopped"):
+        from peftlab.plot import write_figures
+        from peftlab.table import read_findings, tables
+
+        place = suite if suite.is_dir() else suite.parent
+        findings = read_findings(suite)
+        for name, text in tables(findings).items():
+            (place / name).write_text(text, encoding="utf-8")
+            print(place / name)
+        for path in write_figures(findings, place / "figures"):
+            print(path)
+
+
+def report(
+    suite: SuiteFolder,
+    output: Annotated[
+        Path | None, typer.Option(help="The page; report.html in the suite's folder if not given.", show_default=False)
+    ] = None,
+) -> None:
+    """Write one HTML page of a suite's results: table to sort and filter, figures, every run."""
+    with _mistakes_in_a_line("stopped"):
+        from peftlab.report import page
+        from peftlab.table import read_findings
+
+        path = output or (suite if suite.is_dir() else suite.parent) / "report.html"
+        text = page(read_findings(suite))
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"--output {path}: cannot be written: {error.strerror}") from None
+        print(path)
+
+
+def verify(suite: SuiteFolder) -> None:
+    """Compute every metric of a suite again from its stored predictions and the data, without a model."""
+    with _mistakes_in_a_line("stopped"):
+        from peftlab.store import Store
+        from peftlab.trust import verify as verify_suite
+
+        wrong = total = 0
+        for verdict in verify_suite(suite):
+            total += 1
+            wrong += bool(verdict.wrong)
+            for line in verdict.wrong:
+                print(f"{verdict.stored.path}: {line}")
+        print(f"{total - wrong} of {total} results are what their predictions give")
+        if not total:
+            raise BadInput(f"{Store(suite).folder}: no results")
+        raise SystemExit(1 if wrong else 0)
+
+
+def reproduce(
+    result: Annotated[Path, typer.Argument(help="A file of a suite's results folder.", show_default=False)],
+    threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
+) -> None:
+    """Run one stored result again; exit code 0 if it is the same to the bit or within its interval, else 1."""
+    with _mistakes_in_a_line("stopped"):
+        from peftlab.bench import import_everything
+        from peftlab.reproduce import reproduce as run_again
+        from peftlab.store import read_record
+
+        read_record(result)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        import_everything(threads)
+        found = run_again(result)
+        for difference in found.differences:
+            print(f"{'differs':<11}{difference}")
+        print(f"{'verdict':<11}{found.verdict}")
+        raise SystemExit(0 if found.same or found.within else 1)
+
+
+def _show_plan(folder: Path, jobs: int) -> None:
+    from peftlab.bench import current_plan
+    from peftlab.estimate import Clock, duration
+    from peftlab.store import Store
+    from peftlab.suite import load_suite
+
+    suite, records = load_suite(folder), Store(folder).records()
+    plan = current_plan(suite, records)
+    clock = Clock(suite, plan, records)
+    width = max(len(line.row.name) for line in clock.lines) if clock.lines else 4
+    print(f"{'row':<{width}}  {'runs':<7}{'ended':<8}{'a run':<16}peak memory")
+    for line in clock.lines:
+        peak = "-" if line.high_water_bytes is None else f"{line.high_water_bytes / 2**20:.0f} MiB"
+        count = f"{line.ended}/{line.total}"
+        print(
+            f"{line.row.name:<{width}}  {'trials' if line.trial else 'cells':<7}{count:<8}"
+            f"{duration(line.seconds):<16}{peak}"
+        )
+    for row, reason in plan.refused.items():
+        print(f"{row.name:<{width}}  unsupported: {reason}")
+    left = clock.left(jobs)
+    print(
+        f"{clock.ended} of {clock.total} ended; the rest takes {'an unknown time' if left is None else duration(left)} "
+        f"with {jobs} {'process' if jobs == 1 else 'processes'} at a time"
+    )
+
+
+@contextmanager
+def _mistakes_in_a_line(stopped: str) -> Iterator[None]:
+    """Bad input is a line on standard error and exit code 2, never a traceback; a stop is one, with 130 or 143."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,159 @@
+"""Sequence to sequence: a text is made from a text, e.g. a summary, a headline, a translation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from peftlab.examples import Encoded, Example, Row
+from peftlab.part import BadInput
+from peftlab.tasks.task import IGNORED, Task, pad
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+class Seq2Seq(Task):
+    """source -> target, with an encoder-decoder's own output layer. Evaluated on what it generates."""
+
+    kind: Literal["seq2seq"] = "seq2seq"
+    auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
+    task_type: ClassVar[str] = "SEQ_2_SEQ_LM"
+    fields: ClassVar[tuple[str, ...]] = ("source", "target")
+    given_fields: ClassVar[tuple[str, ...]] = ("source",)
+    starter: ClassVar[str | None] = "traceforge/flan-t5-small-titles"
+    new_head: ClassVar[bool] = False
+
+    prefix: str = ""  # put before every source, e.g. "summarize: "
+    max_target: int = Field(128, ge=2)  # tokens of a target in training
+    max_new_tokens: int = Field(64, ge=1)  # of a generated text
+    beams: int = Field(1, ge=1, le=64)  # 1 takes the likeliest token each time
+    length_penalty: float = 1.0  # of beams: above 0 prefers longer texts, below 0 shorter ones
+    no_repeat_ngram: int = Field(0, ge=0)  # no run of so many tokens comes twice in a text; 0 allows it
+    select_by: Literal["rouge1", "rouge2", "rougeL", "bleu", "chrf"] = "rougeL"  # what the best state has most of
+
+    @property
+    def selection(self) -> str:
+        return self.select_by
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("rouge", "bleu", "chrf")
+
+    def fitted(self, rows: Iterable[Row]) -> Seq2Seq:
+        for row in rows:
+            for field in self.fields:
+                value = row.fields[field]
+                if not isinstance(value, str) or not value.strip():
+                    raise BadInput(f"{row.where}: {field}: a text was expected, found {str(value)[:60]!r}")
+        return self.model_copy()
+
+    def model_settings(self) -> dict[str, Any]:
+        return {}
+
+    def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
+        sources, cut_sources = self._tokens("source", rows, tokenizer, limit)
+        labels: list[list[int]] = [[] for _ in rows]
+        cut_targets = 0
+        if rows and "target" in rows[0].fields:
+            labels, cut_targets = self._tokens("target", rows, tokenizer, self.max_target)
+        examples = [
+            Example({"input_ids": ids, "labels": target}, row)
+            for ids, target, row in zip(sources, labels, rows, strict=True)
+        ]
+        return Encoded(examples, {"truncated_sources": cut_sources, "truncated_targets": cut_targets})
+
+    def collate(self, examples: Sequence[Example], padding_token: int) -> dict[str, torch.Tensor]:
+        return {
+            "input_ids": pad([example.features["input_ids"] for example in examples], padding_token),
+            "attention_mask": pad([[1] * len(example) for example in examples], 0),
+            "labels": pad([example.features["labels"] for example in examples], IGNORED),
+        }
+
+    def inputs(self, batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        shifted = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])  # type: ignore[operator]
+        return {**super().inputs(batch, model), "decoder_input_ids": shifted}
+
+    def drawn_out(self, example: Example, length: int) -> Example:
+        longer = super().drawn_out(example, length)
+        target = example.features["labels"]
+        labels = [target[i % len(target)] for i in range(min(length, self.max_target))]
+        return Example({**longer.features, "labels": labels}, example.row)
+
+    def loss(self, outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(
+            outputs.logits.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+
+    def predict(
+        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase
+    ) -> list[str]:
+        # All that shapes the text is said here, or the base's generation_config.json would have a say.
+        found = model.generate(  # type: ignore[operator]
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=self.max_new_tokens,
+            min_length=0,
+            num_beams=self.beams,
+            length_penalty=self.length_penalty,
+            no_repeat_ngram_size=self.no_repeat_ngram,
+            repetition_penalty=1.0,
+            early_stopping=False,
+            do_sample=False,
+        )
+        texts: list[str] = tokenizer.batch_decode(found, skip_special_tokens=True)
+        return texts
+
+    def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        return [
+            {"predicted": text.strip(), "expected": example.row.fields.get("target")}
+            for text, example in zip(outputs, examples, strict=True)
+        ]
+
+    def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        return [{**record, "expected": [record["expected"]]} for record in records]
+
+    def row(self, text: str, where: str) -> Row:
+        return Row(where, {"source": text})
+
+    def sample(self) -> list[Row]:
+        pairs = [
+            ("Ada met Max in Ulm.", "Ada met Max"),
+            ("Max was not in Bonn.", "no Max"),
+            ("It rains.", "rain"),
+            ("Ada and Max went to Ulm by train.", "to Ulm"),
+        ]
+        return [Row(f"sample:{source}", {"source": source, "target": target}) for source, target in pairs]
+
+    def answer(self, record: dict[str, Any]) -> dict[str, Any]:
+        return {"text": record["predicted"]}
+
+    def _tokens(
+        self, field: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int
+    ) -> tuple[list[list[int]], int]:
+        """Token ids of that field, at most `limit`, and how many were cut."""
+        argument, prefix = ("text", self.prefix) if field == "source" else ("text_target", "")
+        found: list[list[int]] = []
+        cut = 0
+        for start in range(0, len(rows), 1000):  # in batches for the tokenizer's sake
+            part = rows[start : start + 1000]
+            texts = [prefix + row.fields[field] for row in part]
+            tokens = tokenizer(**{argument: texts}, verbose=False)["input_ids"]
+            for row, text, ids in zip(part, texts, tokens, strict=True):
+                if len(ids) > limit:
+                    if not self.truncate:
+                        setting = "task.max_length" if field == "source" else "task.max_target"
+                        raise BadInput(
+                            f"{row.where}: {field}: {len(ids)} tokens, but at most {limit} fit ({setting}); "
+                            "set task.truncate: true to cut such texts and count them"
+                        )
+                    ids = tokenizer(**{argument: text}, truncation=True, max_length=limit)["input_ids"]
+                    cut += 1
+                found.append(ids)
+        tokenizer.backend_tokenizer.no_truncation()  # or it would be saved so
+        return found, cut

@@ -1,0 +1,381 @@
+"""Sequence classification: a class, several or a number for a text, a pair of texts, or two entities in a text."""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import model_validator
+
+from peftlab import metrics
+from peftlab.examples import Encoded, Example, Row
+from peftlab.part import BadInput
+from peftlab.tasks.classification import Classification, known, label_name, numbers
+from peftlab.tasks.entity_markers import marked
+from peftlab.tasks.task import IGNORED, pad
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+METRICS = {
+    "single_label": ("accuracy", "f1", "mcc", "calibration_error"),
+    "multi_label": ("multilabel_f1",),
+    "regression": ("regression_error", "pearson", "spearman"),
+}
+SELECTION = {"single_label": "accuracy", "multi_label": "micro_f1", "regression": "r2"}
+INPUTS = {"pair": ("text_pair",), "entities": ("head", "tail"), "text": ()}
+DIGITS = 6  # of a probability or a number in a record
+
+
+class SequenceClassification(Classification):
+    """A label, labels or a number for a text, a pair of texts, or a text with two entities."""
+
+    kind: Literal["sequence_classification"] = "sequence_classification"
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    task_type: ClassVar[str] = "SEQ_CLS"
+    fields: ClassVar[tuple[str, ...]] = ("text", "label")
+    # head and tail: [start, end) of an entity, in characters of a text, or in words if the text is a list of them.
+    optional_fields: ClassVar[tuple[str, ...]] = ("text_pair", "head", "tail")
+    given_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair", "head", "tail")
+    starter: ClassVar[str | None] = "sentence-transformers/all-MiniLM-L6-v2"
+    samples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {},
+        {"input": "pair", "label_smoothing": 0.1, "class_weights": "balanced"},
+        {"input": "entities"},
+        {"problem": "multi_label"},
+        {"problem": "regression"},
+    )
+
+    problem: Literal["single_label", "multi_label", "regression"] = "single_label"
+    input: Literal["text", "pair", "entities"] | None = None  # what the first row's fields say if not given
+
+    @model_validator(mode="after")
+    def _of_the_problem(self) -> SequenceClassification:
+        if self.problem != "single_label" and (self.label_smoothing or self.class_weights):
+            raise ValueError("label_smoothing and class_weights are for problem: single_label")
+        if self.problem == "regression" and self.labels is not None:
+            raise ValueError("a regression has no labels")
+        return self
+
+    @property
+    def selection(self) -> str:
+        return SELECTION[self.problem]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return METRICS[self.problem]
+
+    @classmethod
+    def forms(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
+        pair = {"text": "Ada sings.", "text_pair": "Who sings?"}
+        return [
+            ({}, {**pair, "label": "yes"}),
+            ({}, {**pair, "label": 1}),
+            ({}, {"text": "Ada sings.", "label": "yes"}),
+            ({}, {"text": "Ada sings.", "label": 1}),
+            ({"problem": "multi_label"}, {"text": "Ada sings.", "label": ["music"]}),
+            ({"problem": "regression"}, {"text": "Ada sings.", "label": 0.5}),
+        ]
+
+    def check(self, row: Row) -> None:
+        self._text(row)
+        self._labels_of(row)
+
+    def from_training(self, train: Sequence[Row]) -> SequenceClassification:
+        fitted = self.fitted(train)
+        if self.problem == "regression":
+            return fitted
+        labels = [label for row in train for label in fitted._labels_of(row)]
+        if self.labels is None and len(fitted._labels()) > max(50, len(train) / 2):
+            raise BadInput(
+                f"data: {len(fitted._labels())} different labels in {len(train)} training rows, e.g. {labels[0]!r}; "
+                "numbers need task.problem: regression, and what are labels indeed can be listed in task.labels"
+            )
+        return fitted._counted(labels)
+
+    def fitted(self, rows: Iterable[Row]) -> SequenceClassification:
+        task, seen = self, set()
+        for row in rows:
+            if task.input is None:
+                task = task.model_copy(update={"input": _input(row)})
+            task._text(row)
+            seen.update(task._labels_of(row))
+        if task.problem == "regression":
+            return task
+        if task.labels is None:
+            task = task.model_copy(update={"labels": sorted(seen, key=_order)})
+        if task.problem == "single_label" and len(task._labels()) < 2:
+            raise BadInput(f"data: every label is {task._labels()[0]!r}: there is nothing to tell apart")
+        task._check_weights()
+        return task
+
+    def model_settings(self) -> dict[str, Any]:
+        if self.problem == "regression":
+            return {"num_labels": 1, "problem_type": "regression"}
+        return {**super().model_settings(), "problem_type": f"{self.problem}_classification"}
+
+    def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
+        counts = {"truncated_texts": 0, "lost_tokens": 0, "lost_entities": 0}
+        examples = []
+        # What looks like a special token in a text is text: a second "</s>" would end it for T5 and BART.
+        settings = {"split_special_tokens": True, "return_attention_mask": False, "verbose": False}
+        for start in range(0, len(rows), 1000):
+            part = rows[start : start + 1000]
+            texts = [self._text(row) for row in part]
+            pairs = [second for _, second, _ in texts] if self.input == "pair" else None
+            encoded = tokenizer([text for text, _, _ in texts], pairs, **settings)
+            for i, row in enumerate(part):
+                features = {name: values[i] for name, values in encoded.items()}
+                length = len(features["input_ids"])
+                if length == 0:
+                    raise BadInput(f"{row.where}: text: {texts[i][0][:60]!r} has no tokens")
+                if length > limit:
+                    if not self.truncate:
+                        raise BadInput(
+                            f"{row.where}: {length} tokens, but at most {limit} fit; "
+                            "set task.truncate: true to cut such texts and count what is lost"
+                        )
+                    text, second, end = texts[i]
+                    cut = {"truncation": "longest_first", "max_length": limit, "return_offsets_mapping": True}
+                    shorter = tokenizer(text, second, **settings, **cut)
+                    features = {name: shorter[name] for name in features}
+                    lost = length - len(features["input_ids"])
+                    counts["truncated_texts"] += 1
+                    counts["lost_tokens"] += lost
+                    counts["lost_entities"] += end > max(last for _, last in shorter["offset_mapping"])
+                    row = Row(row.where, {**row.fields, "tokens_lost": lost})
+                examples.append(Example(features, row))
+        return Encoded(examples, counts)
+
+    def collate(self, examples: Sequence[Example], padding_token: int) -> dict[str, torch.Tensor]:
+        batch = {
+            name: pad([e.features[name] for e in examples], padding_token if name == "input_ids" else 0)
+            for name in examples[0].features
+        }
+        batch["attention_mask"] = pad([[1] * len(example) for example in examples], 0)
+        return {**batch, "labels": self._targets([example.row for example in examples])}
+
+    def loss(self, outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Cross-entropy in nats, summed over texts; over texts and labels if there are several; or squared errors."""
+        from torch.nn.functional import binary_cross_entropy_with_logits
+
+        logits, labels = outputs.logits.float(), batch["labels"]
+        if self.problem == "single_label":
+            return self.cross_entropy(logits, labels)
+        if self.problem == "regression":
+            there = ~labels.isnan()
+            errors: torch.Tensor = logits[:, 0][there] - labels[there]
+            return errors.square().sum()
+        there = labels != IGNORED
+        return binary_cross_entropy_with_logits(logits[there], labels[there].float(), reduction="sum")
+
+    def targets(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (~batch["labels"].isnan()).sum() if self.problem == "regression" else super().targets(batch)
+
+    def without_targets(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if self.problem != "regression":
+            return super().without_targets(batch)
+        import torch
+
+        return {**batch, "labels": torch.full_like(batch["labels"], math.nan)}
+
+    def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        records = []
+        for example, logits in zip(examples, outputs.logits.float(), strict=True):
+            fields = example.row.fields
+            record = {name: fields[name] for name in ("text", *self.optional_fields) if fields.get(name) is not None}
+            record |= {**self._answered(logits), "expected": self._expected(example.row)}
+            records.append(record | ({"tokens_lost": fields["tokens_lost"]} if "tokens_lost" in fields else {}))
+        return records
+
+    def truth(self, row: Row) -> dict[str, Any]:
+        return {"expected": self._expected(row)}
+
+    def floor(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float]:
+        """Of the mean, the most frequent label with its share as probability, or the labels of more than half."""
+        constant: dict[str, Any]
+        if self.problem == "regression":
+            constant = {"predicted": math.fsum(map(_number, train)) / len(train)}
+        else:
+            counts = collections.Counter(label for row in train for label in self._labels_of(row))
+            best = max(self._labels(), key=lambda label: counts[label])
+            constant = {"predicted": best, "probability": counts[best] / len(train)}
+            if self.problem == "multi_label":
+                constant = {"predicted": [label for label in self._labels() if counts[label] > len(train) / 2]}
+        return metrics.score(self.metrics, [{**constant, "expected": self._expected(row)} for row in rows])
+
+    def row(self, text: str, where: str) -> Row:
+        """From a line of text, of two texts with a tab between them, or of JSON with the task's fields."""
+        wanted = ("text", *INPUTS[self.input or "text"])
+        if text.lstrip().startswith("{"):
+            try:
+                values = json.loads(text)
+            except ValueError:
+                values = None
+            if isinstance(values, dict) and values.keys() >= set(wanted):
+                return Row(where, {name: values[name] for name in wanted})
+        if self.input == "pair" and text.count("\t") == 1:
+            return Row(where, dict(zip(wanted, text.split("\t"), strict=True)))
+        if self.input in ("pair", "entities"):
+            tabs = " or two texts with a tab between them" if self.input == "pair" else ""
+            raise BadInput(f"{where}: wanted a JSON object with {', '.join(wanted)}{tabs}, found {text[:60]!r}")
+        return Row(where, {"text": text})
+
+    def sample(self) -> list[Row]:
+        texts = ("Good", "A dull film", "Fine, and short", "Bad")
+        labels = self.labels or ["negative", "positive"]
+        rows = []
+        for i, text in enumerate(texts):
+            name = labels[i % len(labels)]
+            target = {"single_label": name, "multi_label": [name][: i % 3], "regression": i / 2 - 1}[self.problem]
+            fields: dict[str, Any] = {"text": text, "label": target}
+            if self.input == "pair":
+                fields["text_pair"] = texts[i - 1]
+            if self.input == "entities":
+                fields |= {"head": [0, 1], "tail": [2, len(text)]}
+            rows.append(Row(f"sample:{i + 1}", fields))
+        return rows
+
+    def answer(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The text with its label and that one's probability; with the probability of each label; or with a value."""
+        name = {"single_label": "label", "multi_label": "labels", "regression": "value"}[self.problem]
+        shown = {key: value for key, value in record.items() if key not in ("predicted", "expected")}
+        return {**shown, name: record["predicted"]}
+
+    def _answered(self, logits: torch.Tensor) -> dict[str, Any]:
+        """What the logits (classes,) of one text say."""
+        if self.problem == "regression":
+            return {"predicted": round(float(logits[0]), DIGITS)}
+        labels = self._labels()
+        if self.problem == "single_label":
+            probabilities = logits.softmax(dim=-1)
+            best = int(probabilities.argmax())
+            return {"predicted": labels[best], "probability": round(float(probabilities[best]), DIGITS)}
+        each = dict(zip(labels, logits.sigmoid().tolist(), strict=True))
+        return {
+            "predicted": [label for label, probability in each.items() if probability > 0.5],
+            "probabilities": {label: round(probability, DIGITS) for label, probability in each.items()},
+        }
+
+    def _targets(self, rows: Sequence[Row]) -> torch.Tensor:
+        """(rows,) int64 class numbers, -100 if there is none; (rows, classes) of 0 and 1; or (rows,) float32, NaN."""
+        import torch
+
+        expected = [self._expected(row) for row in rows]
+        if self.problem == "regression":
+            return torch.tensor([math.nan if value is None else value for value in expected])
+        if self.problem == "single_label":
+            number = numbers(self._labels())
+            return torch.tensor([IGNORED if label is None else number[label] for label in expected])
+        return torch.tensor(
+            [[IGNORED if found is None else int(label in found) for label in self._labels()] for found in expected]
+        )
+
+    def _expected(self, row: Row) -> Any:
+        """The row's target as a record has it; None if there is none."""
+        if row.fields.get("label") is None:
+            return None
+        if self.problem == "regression":
+            return _number(row)
+        labels = self._labels_of(row)
+        return labels[0] if self.problem == "single_label" else labels
+
+    def _labels_of(self, row: Row) -> list[str]:
+        """The row's labels by name; none of a regression, whose number is checked instead."""
+        value = row.fields["label"]
+        if self.problem == "regression":
+            _number(row)
+            return []
+        if isinstance(value, (list, tuple)) is not (self.problem == "multi_label"):
+            wanted = "a list of labels" if self.problem == "multi_label" else "one label"
+            hint = "" if self.problem == "multi_label" else "; for several set task.problem: multi_label"
+            raise BadInput(f"{row.where}: label: {wanted} was expected, found {str(value)[:60]!r}{hint}")
+        names = [label_name(label) for label in (value if self.problem == "multi_label" else [value])]
+        for name in names:
+            if not isinstance(name, str) or not name.strip():
+                hint = "; for numbers set task.problem: regression" if isinstance(name, float) else ""
+                raise BadInput(f"{row.where}: label: a text or a whole number was expected, found {name!r}{hint}")
+            if self.labels is not None and name not in self.labels:
+                raise BadInput(
+                    f"{row.where}: label: {name!r} is none of the task's, which are those of train or task.labels"
+                    f"{known(name, self.labels)}"
+                )
+        return [str(name) for name in names]
+
+    def _text(self, row: Row) -> tuple[str, str | None, int]:
+        """The text and the second one, if there is; with entities, marked, and where the last marker ends."""
+        text, end = row.fields["text"], 0
+        sort = self.input or _input(row)
+        wanted = INPUTS[sort]
+        for name in (*INPUTS["pair"], *INPUTS["entities"]):
+            if (row.fields.get(name) is None) is (name in wanted):
+                state = "missing" if name in wanted else "not wanted"
+                raise BadInput(f"{row.where}: {name}: {state}, as the input is {sort!r} in task.input or the first row")
+        if "head" in wanted:
+            text, end = marked(_words(row), _span(row, "head"), _span(row, "tail"))
+        for name, value in (("text", text), ("text_pair", row.fields.get("text_pair", "-"))):
+            if not isinstance(value, str):
+                raise BadInput(f"{row.where}: {name}: a string was expected, found {str(value)[:60]!r}")
+            if not value.strip():
+                raise BadInput(f"{row.where}: {name}: an empty text")
+        return text, row.fields.get("text_pair"), end
+
+
+def _input(row: Row) -> Literal["text", "pair", "entities"]:
+    """What the fields of a row say the input is."""
+    if any(row.fields.get(name) is not None for name in INPUTS["entities"]):
+        return "entities"
+    return "pair" if row.fields.get("text_pair") is not None else "text"
+
+
+def _number(row: Row) -> float:
+    """The target of a regression, which a CSV file holds as text."""
+    value = row.fields["label"]
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadInput(f"{row.where}: label: a number was expected, found {str(value)[:60]!r}")
+    return number
+
+
+def _words(row: Row) -> str | list[str]:
+    text = row.fields["text"]
+    if isinstance(text, (list, tuple)) and text and all(isinstance(word, str) and word.strip() for word in text):
+        return list(text)
+    if isinstance(text, str):
+        return text
+    raise BadInput(f"{row.where}: text: a string or a list of words was expected, found {str(text)[:60]!r}")
+
+
+def _span(row: Row, name: str) -> tuple[int, int]:
+    """[start, end) of an entity, checked against the text."""
+    value, text = row.fields[name], _words(row)
+    unit = "characters" if isinstance(text, str) else "words"
+    if not (
+        isinstance(value, (list, tuple))
+        and len(value) == 2
+        and all(isinstance(place, int) and not isinstance(place, bool) for place in value)
+        and 0 <= value[0] < value[1] <= len(text)
+    ):
+        raise BadInput(
+            f"{row.where}: {name}: [start, end) within the text's {len(text)} {unit} was expected, "
+            f"found {str(value)[:60]}"
+        )
+    return value[0], value[1]
+
+
+def _order(label: str) -> tuple[bool, int, str]:
+    """Whole numbers by value, then words by letter.
+
+    >>> sorted(["10", "b", "2", "a"], key=_order)
+    ['2', '10', 'a', 'b']
+    """
+    digits = label.removeprefix("-")
+    number = digits.isascii() and digits.isdigit()
+    return not number, int(label) if number else 0, label

@@ -1,0 +1,62 @@
+"""A step whose embeddings are perturbed is the same in four pieces as in one, whatever is trained over what."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from peftlab.settings import Seeds, Training
+from peftlab.training import train
+from tests.contract import bases
+from tests.contract.test_accumulation import STEPS, Silence, examples
+
+TRIED = [
+    bases.Combination(kind, 0, precision, "encoder")
+    for kind, precision in [
+        *((kind, "none") for kind in ("full", "head", "lora", "adapter", "bitfit", "p_tuning", "prompt_tuning")),
+        *(("prefix_tuning", "none"), ("lora", "int8"), ("lora", "nf4"), ("prompt_tuning", "nf4"), ("ia3", "nf4")),
+    ]
+]
+
+
+def change(base: PreTrainedModel, combination: bases.Combination, **settings: object) -> dict[str, Tensor]:
+    """What training does to each trainable tensor."""
+    method = combination.method
+    torch.manual_seed(3)
+    model = method.apply(base, bases.plan("encoder"))
+    start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    given = {"steps": STEPS, "batch_examples": 8, "adam_epsilon": 1.0, "warmup": 0.0, **settings}
+    train(
+        model,
+        method=method,
+        task=bases.TASK,
+        examples=examples(),
+        padding_token=0,
+        settings=Training.model_validate(given),
+        learning_rate=0.1,
+        seeds=Seeds(),
+        accelerator=Accelerator(cpu=True),
+        autocast=contextlib.nullcontext,
+        evaluate=lambda: ({"entity_f1": 0.0}, []),
+        observer=Silence(),
+    )
+    return {name: p.detach() - start[name] for name, p in model.named_parameters() if name in start}
+
+
+@pytest.mark.parametrize("combination", TRIED, ids=str)
+def test_four_perturbed_pieces_train_as_one_does(
+    combination: bases.Combination, fresh: Callable[[str, str], PreTrainedModel]
+) -> None:
+    options = {"adversarial": 0.5, "embedding_noise": 5.0}
+    plain = change(fresh("encoder", combination.precision), combination)
+    whole = change(fresh("encoder", combination.precision), combination, **options)
+    pieces = change(fresh("encoder", combination.precision), combination, accumulation=4, **options)
+    assert max(float((whole[name] - plain[name]).abs().max()) for name in whole) > 1e-4
+    far = {name: float((tensor - pieces[name]).abs().max()) for name, tensor in whole.items()}
+    assert {name: distance for name, distance in far.items() if distance > 2e-6} == {}

@@ -1,0 +1,132 @@
+"""F8: runners on one suite, killed and held up at random: every run ends in one result, none twice, none lost."""
+
+import contextlib
+import os
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from peftlab.bench import Options, bench
+from peftlab.store import Store, validation_scores
+from peftlab.suite import load_suite, make_plan
+
+SUITE = """\
+seeds: [1]
+model: sentence-transformers/all-MiniLM-L6-v2
+task: token_classification
+data:
+  id: datamade/usaddress
+  columns: {labels: ner_tags}
+  train_examples: 4
+  validation_examples: 2
+  test_examples: 2
+training: {steps: 1, batch_tokens: 64, precision: float32}
+trials: {points: 2, extensions: 0}
+reference: head
+quantizations: [none]
+tasks: {addresses: {}}
+methods:
+  head: {method: head, learning_rate: 1e-2}
+"""
+LEASE = 2.0  # seconds
+
+
+def runner(folder: Path, log: Path) -> int:
+    """A process that works on the suite, and notes what it has written."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        write = Store.write
+
+        def noted(self, recipe, record, predictions):  # type: ignore[no-untyped-def]
+            path = write(self, recipe, record, predictions)
+            with log.open("a") as file:
+                file.write(f"{recipe.digest}\n")
+            return path
+
+        Store.write = noted  # type: ignore[method-assign]
+        bench(folder, Options(lease=LEASE), lambda line: None)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def alive(pids: set[int]) -> set[int]:
+    """Those that have not ended; one that ended by itself ended well."""
+    for pid in list(pids):
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            assert status == 0
+            pids.discard(pid)
+    return pids
+
+
+@pytest.mark.parametrize(
+    ("runners", "faults"), [(3, 5), pytest.param(8, 30, marks=pytest.mark.slow)], ids=["3-runners", "8-runners"]
+)
+def test_every_run_ends_in_one_result_however_often_runners_are_killed(
+    tmp_path: Path, runners: int, faults: int
+) -> None:
+    seeds = list(range(1, 3 * runners))  # enough that there is work left when the last of the faults comes
+    (tmp_path / "suite.yaml").write_text(SUITE.replace("[1]", str(seeds)))
+    log = tmp_path / "log"
+    chance = random.Random(runners)
+    pids = {runner(tmp_path, log) for _ in range(runners)}
+    held: dict[int, float] = {}  # stopped, until when
+    killed = 0
+    deadline = time.monotonic() + 500
+    while alive(pids):
+        assert time.monotonic() < deadline
+        time.sleep(chance.uniform(0.1, 0.8))
+        for pid in [pid for pid, until in held.items() if until < time.monotonic()]:
+            os.kill(pid, signal.SIGCONT)
+            del held[pid]
+        free = sorted(pids - held.keys())
+        if killed == faults or not free:
+            continue
+        killed += 1
+        victim = chance.choice(free)
+        if chance.random() < 0.3:
+            os.kill(victim, signal.SIGSTOP)  # thought dead when its lease ends, and then it is back
+            held[victim] = time.monotonic() + 1.5 * LEASE
+        else:
+            os.kill(victim, signal.SIGKILL)
+            os.waitpid(victim, 0)
+            pids.discard(victim)
+            pids.add(runner(tmp_path, log))
+    assert killed
+    suite, records = load_suite(tmp_path), Store(tmp_path).records()
+    planned = {recipe.digest for recipe in make_plan(suite, validation_scores(records)).recipes}
+    assert len(planned) == 2 + len(seeds)
+    assert records.keys() == planned
+    assert {stored.record.state for stored in records.values()} == {"done"}
+    assert all(stored.predictions().counts for stored in records.values())
+    written = Counter(log.read_text().split())
+    assert max(written.values()) == 1
+    assert not list((tmp_path / "results").glob(".*"))
+
+
+def test_a_killed_runner_takes_its_run_with_it(tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text(SUITE.replace("steps: 1", "steps: 100000"))
+    pid = runner(tmp_path, tmp_path / "log")
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        deadline = time.monotonic() + 60
+        while not (found := children.read_text().split()):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(1)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    deadline = time.monotonic() + 20
+    with contextlib.suppress(FileNotFoundError):
+        while Path(f"/proc/{found[0]}/stat").read_text().split()[2] != "Z":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)

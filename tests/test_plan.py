@@ -1,0 +1,201 @@
+"""The planner against the ledger: what a step without values would take, and what a real one takes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from accelerate import Accelerator
+
+from peftlab import plan
+from peftlab.base import load_base
+from peftlab.ledger import Memory
+from peftlab.measure import memory_pass, subject
+from peftlab.memory import HostRecorder
+from peftlab.model import Files
+from peftlab.part import BadInput
+from peftlab.plan import Batch
+from peftlab.recipe import Recipe
+from peftlab.tasks import TASKS as REAL_TASKS
+
+EXAMPLES, LENGTH = 4, 64
+SHAPES: dict[str, dict[str, Any]] = {
+    "encoder": {
+        **{"model_type": "bert", "vocab_size": 1200, "hidden_size": 192, "num_hidden_layers": 3},
+        **{"num_attention_heads": 6, "intermediate_size": 768, "max_position_embeddings": 128},
+    },
+    "decoder": {
+        **{"model_type": "llama", "vocab_size": 1200, "hidden_size": 192, "num_hidden_layers": 3},
+        **{"num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 512, "head_dim": 32},
+        **{"max_position_embeddings": 128, "pad_token_id": 0, "tie_word_embeddings": True},
+    },
+    "encoder-decoder": {
+        **{"model_type": "t5", "vocab_size": 1200, "d_model": 192, "d_kv": 32, "d_ff": 512, "num_layers": 2},
+        **{"num_heads": 6, "decoder_start_token_id": 0, "pad_token_id": 0},
+    },
+}
+
+
+TASKS = {"encoder": "token_classification", "decoder": "causal_lm", "encoder-decoder": "seq2seq"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def recipe(folder: Path, shape: str, method: Any, quantization: str = "none", **training: object) -> Recipe:
+    return Recipe.model_validate(
+        {
+            **{"name": "planned", "model": str(folder), "data": "none", "task": TASKS[shape]},
+            **{"method": method, "quantization": quantization},
+            "training": {"precision": "float32", "batch_examples": EXAMPLES, **training},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A base with random weights of each shape."""
+    found = {}
+    for name, shape in SHAPES.items():
+        found[name] = tmp_path_factory.mktemp(name)
+        values = dict(shape)
+        config = transformers.AutoConfig.for_model(values.pop("model_type"), **values, num_labels=3)
+        auto = getattr(transformers, REAL_TASKS[TASKS[name]].auto_class)
+        auto.from_config(config).save_pretrained(found[name])
+    return found
+
+
+def measured(wanted: Recipe, folder: Path, batch: Batch) -> Memory:
+    """The ledger's bytes on the batch that the planner takes."""
+    base = load_base(
+        wanted.model,
+        Files(folder, "random", ""),
+        batch.task,
+        wanted.quantization,
+        device=torch.device("cpu"),
+        compute=torch.float32,
+        frozen=not wanted.method.trains_base,
+    )
+    ready = subject(
+        wanted,
+        batch.task,
+        base,
+        batch.share,
+        tokenize=lambda text: [1, 2, 3],
+        padding_token=batch.tokenizer.pad_token_id,
+        accelerator=Accelerator(),
+        precision="float32",
+    )
+    return memory_pass(ready, HostRecorder(), evaluate=False)
+
+
+LORA, ADAPTER = {"kind": "lora", "rank": 8}, {"kind": "adapter", "bottleneck": 16}
+CASES = [
+    (shape, method, quantization, checkpointing)
+    for shape in SHAPES
+    for method, quantization in [("full", "none"), *[(m, q) for m in (LORA, ADAPTER) for q in ("none", "int8", "nf4")]]
+    for checkpointing in (False, True)
+]
+QUICK: list[tuple[str, Any, str, bool]] = [  # one of each kind; `make test-all` tries the rest
+    ("encoder", "full", "none", False),
+    ("encoder", LORA, "nf4", True),
+    ("decoder", LORA, "int8", False),
+    ("decoder", ADAPTER, "none", True),
+    ("encoder-decoder", LORA, "none", False),
+]
+
+
+def check(bases: dict[str, Path], shape: str, method: Any, quantization: str, checkpointing: bool) -> None:
+    """Weights, constants, optimiser and gradients to the byte, the rest within 5 %."""
+    wanted = recipe(bases[shape], shape, method, quantization, gradient_checkpointing=checkpointing)
+    known = wanted.model.shape()
+    batch = plan.sample_batch(wanted, known, examples=EXAMPLES, length=LENGTH)
+    planned = plan.predict(wanted, known, batch)
+    real = measured(wanted, bases[shape], batch)
+    for name in ("base", "constants", "method", "head", "optimizer", "gradients"):
+        assert getattr(planned, name) == getattr(real, name), name
+    assert planned.activations == pytest.approx(real.activations, rel=0.05)
+    assert planned.peak == pytest.approx(real.peak, rel=0.05)
+
+
+@pytest.mark.parametrize(("shape", "method", "quantization", "checkpointing"), QUICK)
+def test_the_plan_is_within_five_percent_of_the_ledger(
+    bases: dict[str, Path], shape: str, method: Any, quantization: str, checkpointing: bool
+) -> None:
+    check(bases, shape, method, quantization, checkpointing)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "method", "quantization", "checkpointing"), [case for case in CASES if case not in QUICK]
+)
+def test_the_plan_is_within_five_percent_of_the_ledger_everywhere(
+    bases: dict[str, Path], shape: str, method: Any, quantization: str, checkpointing: bool
+) -> None:
+    check(bases, shape, method, quantization, checkpointing)
+
+
+def test_checkpointing_keeps_nothing_of_an_adapter_from_step_to_step(bases: dict[str, Path]) -> None:
+    """The pass that is repeated is broken off, and once left the adapter its residual until the next step."""
+    wanted = recipe(bases["decoder"], "decoder", ADAPTER, gradient_checkpointing=True)
+    known = wanted.model.shape()
+    memory = plan.predict(wanted, known, plan.sample_batch(wanted, known, examples=2, length=32))
+    assert memory.kept < 20_000
+    assert memory.held == 0
+
+
+def test_a_batch_is_cut_until_it_fits_and_stays_the_same_batch(bases: dict[str, Path]) -> None:
+    wanted = recipe(bases["encoder"], "encoder", LORA, batch_examples=8)
+    whole = plan.fit(wanted, limit=None, devices=1, examples=None, length=64)
+    assert (whole.accumulation, whole.micro_batch, whole.fits) == (1, 8, None)
+    assert whole.memory is not None
+    assert whole.needed is not None
+    assert whole.needed == whole.memory.peak + whole.memory.gradients  # the best state is a copy of what trains
+    cut = plan.fit(wanted, limit=whole.needed - 1, devices=1, examples=None, length=64)
+    assert (cut.accumulation, cut.micro_batch, cut.examples, cut.fits) == (2, 4, 8, True)
+    assert cut.needed is not None
+    assert cut.needed < whole.needed
+    never = plan.fit(wanted, limit=1_000_000, devices=1, examples=2, length=64)
+    assert (never.accumulation, never.micro_batch, never.fits) == (2, 1, False)
+
+
+def test_devices_share_a_step(bases: dict[str, Path]) -> None:
+    wanted = recipe(bases["encoder"], "encoder", LORA, batch_examples=4)
+    alone = plan.fit(wanted, limit=None, devices=1, examples=2, length=32)
+    shared = plan.fit(wanted, limit=None, devices=2, examples=4, length=32)
+    assert alone.memory is not None
+    assert alone.needed is not None
+    assert shared.memory == alone.memory
+    assert shared.needed == alone.needed + alone.memory.gradients  # exchanged in buckets of their own
+
+
+def test_every_quantisation_has_a_forecast_or_a_reason(bases: dict[str, Path]) -> None:
+    full = recipe(bases["encoder"], "encoder", "full")
+    found = {f.quantization: f for f in plan.plan(full, examples=1, length=16)}
+    assert list(found) == ["none", "fp4", "int8", "nf4"]
+    assert found["none"].memory is not None
+    assert "full fine-tuning" in str(found["nf4"].unsupported)
+
+
+def test_a_base_that_is_not_here_is_planned_by_its_kept_shape(tmp_path: Path) -> None:
+    """Seven thousand million weights, none of them made."""
+    wanted = recipe(Path("meta-llama/Llama-3.1-8B"), "decoder", LORA, "nf4", precision="bfloat16")
+    forecast = plan.fit(wanted, limit=24 * 2**30, devices=1, examples=1, length=64)
+    assert forecast.memory is not None
+    # 6.98e9 weights in linear layers at half a byte, 1.05e9 in embeddings and output layer at two.
+    assert forecast.memory.base == pytest.approx(0.5 * 6.98e9 + 2 * 1.05e9, rel=0.01)
+    assert forecast.memory.constants == pytest.approx(6.98e9 / 64 * (1 + 4 / 256), rel=0.01)
+    assert forecast.fits
+
+
+@pytest.mark.parametrize("text", ["24", "GiB", "0 GiB", "24 GiX", "-1 GiB", "nan GiB", "1e3 GiB"])
+def test_a_size_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="24 GiB"):
+        plan.parse_size(text)

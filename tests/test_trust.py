@@ -1,0 +1,168 @@
+"""Verify and reproduce: a number that is not what its predictions or another run give is found."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from peftlab import metrics, statistics
+from peftlab.bench import adopt
+from peftlab.part import BadInput
+from peftlab.reproduce import compare, reproduce
+from peftlab.run import run
+from peftlab.store import Store, packed, read_record
+from peftlab.suite import load_suite
+from peftlab.trust import verify
+
+SUITE = """\
+seeds: [1]
+model: sentence-transformers/all-MiniLM-L6-v2
+task: token_classification
+data:
+  id: datamade/usaddress
+  columns: {labels: ner_tags}
+  train_examples: 12
+  validation_examples: 6
+  test_examples: 30
+training: {steps: 3, batch_tokens: 128, precision: float32}
+trials: {points: 1}
+reference: head
+quantizations: [none]
+tasks: {addresses: {}}
+methods:
+  head: {method: head, learning_rate: 1e-2}
+"""
+
+
+@pytest.fixture(scope="module")
+def stored_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("suites") / "tiny"
+    folder.mkdir()
+    (folder / "suite.yaml").write_text(SUITE)
+    suite = load_suite(folder)
+    recipe = suite.recipe(next(suite.rows()), learning_rate=1e-2, seed=1, trial=False)
+    run(recipe, folder.with_name("runs") / "one")
+    assert adopt(folder, folder.with_name("runs"), lambda line: None) == 1
+    return folder
+
+
+def wrong(folder: Path) -> list[str]:
+    (verdict,) = verify(folder)
+    return verdict.wrong
+
+
+def altered(folder: Path, target: Path, change: dict[str, Any]) -> Path:
+    """A copy whose result says something else."""
+    copy = Path(shutil.copytree(folder, target / "tiny"))
+    (path,) = (copy / "results").glob("*.json")
+    values = json.loads(path.read_text())
+    for split, scores in change.get("metrics", {}).items():
+        values["result"]["metrics"][split] |= scores
+    values["result"] |= {key: value for key, value in change.items() if key != "metrics"}
+    path.write_text(json.dumps(values))
+    return copy
+
+
+def test_an_untouched_result_is_what_its_predictions_give(stored_run: Path) -> None:
+    assert wrong(stored_run) == []
+
+
+def test_a_metric_that_was_changed_is_found(stored_run: Path, tmp_path: Path) -> None:
+    copy = altered(stored_run, tmp_path, {"metrics": {"test": {"token_accuracy": 0.999}}})
+    (line,) = wrong(copy)
+    assert line.startswith("test token_accuracy: says 0.999, its predictions give 0.")
+
+
+def test_a_prediction_that_was_changed_is_found(stored_run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(stored_run, tmp_path / "tiny"))
+    (stored,) = Store(copy).records().values()
+    predictions = stored.predictions()
+    tags = predictions.kept["test"]["predicted"]
+    tags[0] = ["B-AddressNumber" if tag != "B-AddressNumber" else "O" for tag in tags[0]]
+    stored.predictions_path.write_bytes(packed(predictions))
+    assert [line for line in wrong(copy) if line.startswith("test token_accuracy: says")]
+
+
+def test_counts_that_were_changed_are_found(stored_run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(stored_run, tmp_path / "tiny"))
+    (stored,) = Store(copy).records().values()
+    predictions = stored.predictions()
+    predictions.counts["test"][0].rows[0][0] += 1
+    stored.predictions_path.write_bytes(packed(predictions))
+    assert wrong(copy) == ["test: its counts are not those of its predictions"]
+
+
+def test_other_data_and_missing_predictions_are_said(stored_run: Path, tmp_path: Path) -> None:
+    copy = altered(stored_run, tmp_path, {"data_fingerprint": "0" * 64})
+    assert wrong(copy)[0].startswith("its data were others: fingerprint 000000000000, here ")
+    (stored,) = Store(copy).records().values()
+    stored.predictions_path.unlink()
+    assert "cannot be read" in wrong(copy)[0]
+
+
+def test_a_run_made_again_is_the_same_to_the_bit_tensors_too(stored_run: Path) -> None:
+    (path,) = (stored_run / "results").glob("*.json")
+    found = reproduce(path)
+    assert found.same, found.differences
+    assert found.verdict.startswith("bit-equal: ")
+
+
+@pytest.mark.parametrize(("shift", "says"), [(0.01, "within the interval"), (0.9, "NOT reproduced: outside")])
+def test_another_score_is_within_the_interval_or_not(stored_run: Path, shift: float, says: str) -> None:
+    (path,) = (stored_run / "results").glob("*.json")
+    stored = read_record(path)
+    again = read_record(path).record
+    assert again.result is not None
+    again.result.metrics["test"]["entity_f1"] += shift
+    found = compare(stored, stored.predictions(), again, stored.predictions())
+    assert not found.same
+    assert found.verdict.startswith(says)
+
+
+def test_other_tensors_are_not_the_same_to_the_bit(stored_run: Path) -> None:
+    (path,) = (stored_run / "results").glob("*.json")
+    stored = read_record(path)
+    again = stored.record.model_copy(update={"tensors": dict.fromkeys(stored.record.tensors, "0" * 64)})
+    found = compare(stored, stored.predictions(), again, stored.predictions())
+    assert not found.same
+    assert found.within
+    assert [line for line in found.differences if line.startswith("tensors: ")]
+
+
+def test_what_has_no_result_cannot_be_reproduced(stored_run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(stored_run, tmp_path / "tiny"))
+    (path,) = (copy / "results").glob("*.json")
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({"state": "timed out", "reason": "r", "recipe": values["result"]["recipe"]}))
+    with pytest.raises(BadInput, match="timed out; there is no result to reproduce"):
+        reproduce(path)
+
+
+CHANCE = random.Random(0)
+LABELS = "abc"
+CASES: dict[str, tuple[list[Any], list[Any]]] = {
+    "accuracy": (CHANCE.choices(LABELS, k=50), CHANCE.choices(LABELS, k=50)),
+    "squad": (["the Broncos", "x", ""] * 3, [["Denver Broncos", "x"], ["a y"], []] * 3),
+    "multilabel_f1": tuple([[x for x in LABELS if CHANCE.random() < 0.5] for _ in range(50)] for _ in range(2)),  # type: ignore[dict-item]
+    "entity_f1": ([CHANCE.choices(["O", "B-A", "I-A", "B-B"], k=9) for _ in range(50)],
+                  [["B-A", "I-A", "O", "B-B", "O", "O", "B-A", "I-A", "I-A"]] * 50),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_summed_counts_make_the_score_of_the_library(name: str) -> None:
+    predicted, expected = CASES[name]
+    records = [{"predicted": p, "expected": e} for p, e in zip(predicted, expected, strict=True)]
+    (counts,) = metrics.count([name], records)
+    rows, form = np.array(counts.rows), statistics.FORMS[counts.form]
+    score = rows.mean() if form is None else form(rows.sum(axis=0))
+    assert score == pytest.approx(metrics.score([name], records)[counts.score], abs=1e-12)
+    assert len(counts.rows) == len(records)
+
+
+def test_every_metric_with_counts_is_tested_here() -> None:
+    assert {name for name in metrics.METRICS if hasattr(metrics.load_metric(name), "counts")} == CASES.keys()
