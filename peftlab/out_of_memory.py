@@ -9,7 +9,10 @@ from pathlib import Path
 
 import torch
 
-SIGNS = ("can't allocate memory", "not enough memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+SIGNS = (
+    *("can't allocate memory", "not enough memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
+    *("could not create a primitive", "could not create a memory object"),  # oneDNN's, on a CPU
+)
 
 
 def caused(error: BaseException) -> bool:

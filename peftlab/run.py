@@ -71,13 +71,10 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, keeping: Keeping 
                     write_result(result, staged)
                     _publish(staged, folder)
                     checkpoint.clear(checkpoint_folder(folder))
-        except SafetensorError as error:  # what a full disk is to that library
-            raise BadInput(f"--output {folder}: cannot be written: {error}") from None
-        except OSError as error:
-            if error.errno not in DISK:
-                raise
-            raise BadInput(f"--output {folder}: cannot be written: {error.strerror}") from None
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
+            reason = disk_refusal(error)
+            if reason is not None:
+                raise BadInput(f"--output {folder}: cannot be written: {reason}") from None
             if not out_of_memory.caused(error):
                 raise
             raise OutOfMemory(
@@ -88,6 +85,15 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, keeping: Keeping 
         screen.summary(result, folder)
     accelerator.end_training()
     return result
+
+
+def disk_refusal(error: Exception) -> str | None:
+    """What a full or broken disk is to Python, to safetensors and to tokenizers, in words; None if it is not that."""
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in DISK else None
+    if isinstance(error, SafetensorError) or (type(error) is Exception and "(os error " in str(error)):
+        return str(error)
+    return None
 
 
 class _Past(Settings):

@@ -13,7 +13,8 @@ from typing import Any
 
 # What the interpreter reports of the file operations that a save is made of.
 OPERATIONS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove")
-_counted = {"operations": 0, "steps": 0}
+_counted = {"operations": 0, "finished": 0}
+_gradients: list[Any] = []  # the one of the step that is being done
 
 
 def _watch(counting: Callable[[], bool], folder: str, at: int) -> None:
@@ -128,16 +129,31 @@ def raise_at_step(number: int, rank: str = "") -> None:
     _at_step(number, fail)
 
 
-def _at_step(number: int, action: Any) -> None:
+def _at_step(number: int, action: Callable[[], Any]) -> None:
+    """Do something at the end of the `number`th attempt at a step's gradients, from 1."""
+    from peftlab.gradients import Gradients
+
+    real, attempts = Gradients.add, [0]
+
+    def add(self: Any, *arguments: Any) -> Any:
+        attempts[0] += 1
+        _gradients[:] = [self]
+        loss = real(self, *arguments)
+        if attempts[0] == number:
+            action()
+        return loss
+
+    Gradients.add = add  # type: ignore[method-assign]
+
+
+def _count_finished_steps() -> None:
     from peftlab.gradients import Gradients
 
     real = Gradients.add
 
     def add(self: Any, *arguments: Any) -> Any:
-        _counted["steps"] += 1
         loss = real(self, *arguments)
-        if _counted["steps"] == number:
-            action()
+        _counted["finished"] += 1
         return loss
 
     Gradients.add = add  # type: ignore[method-assign]
@@ -180,44 +196,92 @@ def not_a_number_at_step(number: int) -> None:
     """A batch whose loss is NaN, as bad data or too large a rate make it."""
     from peftlab.gradients import Gradients
 
-    real = Gradients.add
+    real, attempts = Gradients.add, [0]
 
     def add(self: Any, *arguments: Any) -> Any:
-        _counted["steps"] += 1
+        attempts[0] += 1
         loss = real(self, *arguments)
-        return loss * float("nan") if _counted["steps"] == number else loss
+        return loss * float("nan") if attempts[0] == number else loss
 
     Gradients.add = add  # type: ignore[method-assign]
 
 
+def infinite_gradient_at_step(number: int) -> None:
+    def spoil() -> None:
+        gradient = next(p.grad for p in _gradients[-1].model.parameters() if p.grad is not None)
+        gradient.view(-1)[0] = float("inf")
+
+    _at_step(number, spoil)
+
+
 def out_of_memory_at_step(number: int, largest: int = 0) -> None:
-    """As a GPU says it, in the middle of the step, for micro-batches of more than `largest` examples."""
+    """As a GPU says it, from that step on in the middle of it, for micro-batches of more than `largest` examples."""
     import torch
 
     from peftlab.tasks.token_classification import TokenClassification
 
-    real, seen = TokenClassification.loss, [0]
+    real = TokenClassification.loss
+    _count_finished_steps()
 
     def loss(self: Any, outputs: Any, batch: Any) -> Any:
-        seen[0] += 1
-        if seen[0] >= number and len(batch["labels"]) > largest:
+        if _counted["finished"] + 1 >= number and len(batch["labels"]) > largest:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity")
         return real(self, outputs, batch)
 
     TokenClassification.loss = loss  # type: ignore[method-assign]
 
 
+def out_of_memory_in_loading() -> None:
+    from peftlab import run
+
+    def load_base(*arguments: Any, **keywords: Any) -> Any:
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+            "you tried to allocate 3221225472 bytes. Error code 12 (Cannot allocate memory)"
+        )
+
+    run.load_base = load_base
+
+
 def addresses(megabytes: int) -> None:
     """RLIMIT_AS so many MiB above what the process has now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + megabytes * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
 
-def largest_file(size: int) -> None:
-    """RLIMIT_FSIZE: what a full disk is to whoever writes."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+def addresses_in_step(number: int, megabytes: int) -> None:
+    """That limit in this step alone."""
+    from peftlab.gradients import Gradients
+
+    _count_finished_steps()
+    real = Gradients.add
+
+    def add(self: Any, *arguments: Any) -> Any:
+        if _counted["finished"] + 1 == number:
+            addresses(megabytes)
+        try:
+            return real(self, *arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    Gradients.add = add  # type: ignore[method-assign]
+
+
+def largest_file_of_run(size: int) -> None:
+    """RLIMIT_FSIZE from when training begins: what a full disk is to whoever writes."""
+    from peftlab import training
+
+    real = training.train
+
+    def train(*arguments: Any, **keywords: Any) -> Any:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        # What the test reads of the command is not the run's.
+        streams = [os.fstat(number).st_size for number in (1, 2)]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max(size, *streams) + 2000, resource.RLIM_INFINITY))
+        return real(*arguments, **keywords)
+
+    training.train = train
 
 
 def disk_full_at_save(*numbers: int) -> None:
