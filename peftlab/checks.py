@@ -15,10 +15,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from peftlab.attach import apply_method
 from peftlab.base import autocast
 from peftlab.patient import STEPS, Patient, Trial, copies_of_trainable, first_line
 from peftlab.quantization.none import NoQuantization
-from peftlab.run import apply_method
 from peftlab.settings import Training
 from peftlab.signs import Signs
 from peftlab.train_log import Evaluation, Halving, Step, TrainLog

@@ -16,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from peftlab import training
+from peftlab.attach import apply_method
 from peftlab.base import Base, autocast, load_base, load_tokenizer, longest_input, resolve_precision
 from peftlab.encoding import encode
 from peftlab.environment import environment
@@ -27,7 +28,6 @@ from peftlab.memory import Recorder, holdings, process_peak, recorder, static_by
 from peftlab.methods import Plan
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
-from peftlab.run import apply_method
 from peftlab.settings import Precision, Training
 from peftlab.tasks import Task
 from peftlab.train_log import Evaluation, Halving, Records, Scores, Step, TrainLog

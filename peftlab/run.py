@@ -5,24 +5,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import errno
 import json
 import os
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import filelock
 import torch
 from accelerate import Accelerator
 from pydantic import ValidationError
-from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from peftlab import artifact, checkpoint, interruption, metrics, out_of_memory, training
+from peftlab.attach import apply_method, count_parameters
 from peftlab.base import Base, autocast, load_base, load_tokenizer, longest_input, resolve_precision
 from peftlab.checkpoint import Checkpoints
 from peftlab.console import Screen
@@ -47,12 +44,10 @@ from peftlab.results import (
     checkpoint_folder,
     write_result,
 )  # fmt: skip
+from peftlab.run_folder import disk_refusal, publish, staging
 from peftlab.settings import Keeping
 from peftlab.tasks import Task
 from peftlab.train_log import Records
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def run(recipe: Recipe, folder: Path, *, resume: bool = False, keeping: Keeping | None = None) -> RunResult:
@@ -62,14 +57,14 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, keeping: Keeping 
     """
     accelerator = Accelerator(mixed_precision="no")  # the precision is the recipe's, not the launcher's
     _check_processes(accelerator, recipe)
-    with _staging(folder, accelerator) as staged, Screen(silent=not accelerator.is_main_process) as screen:
+    with staging(folder, accelerator) as staged, Screen(silent=not accelerator.is_main_process) as screen:
         try:
             with contextlib.ExitStack() as shield:
                 this = _Run(recipe, accelerator, screen, staged, shield)
                 result = this.result(checkpoint_folder(folder), keeping or Keeping(), resume=resume)
                 if accelerator.is_main_process:
                     write_result(result, staged)
-                    _publish(staged, folder)
+                    publish(staged, folder)
                     checkpoint.clear(checkpoint_folder(folder))
         except Exception as error:
             reason = disk_refusal(error)
@@ -85,15 +80,6 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, keeping: Keeping 
         screen.summary(result, folder)
     accelerator.end_training()
     return result
-
-
-def disk_refusal(error: Exception) -> str | None:
-    """What a full or broken disk is to Python, to safetensors and to tokenizers, in words; None if it is not that."""
-    if isinstance(error, OSError):
-        return error.strerror if error.errno in DISK else None
-    if isinstance(error, SafetensorError) or (type(error) is Exception and "(os error " in str(error)):
-        return str(error)
-    return None
 
 
 class _Past(Settings):
@@ -388,42 +374,7 @@ class _Run:
         )
 
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a disk can refuse a write with
 EVALUATION_TOKENS = 4096  # padding included; no gradients are kept, so larger than a training batch
-
-
-def apply_method(recipe: Recipe, base: Base, plan: Plan) -> torch.nn.Module:
-    """Attach the recipe's method, its values drawn from the recipe's seed whatever was drawn before."""
-    reason = recipe.unsupported(base.model.config.model_type)
-    if reason is not None:
-        raise BadInput(f"method: {reason}")
-    torch.manual_seed(plan.seed)
-    try:
-        model = recipe.method.apply(base.model, plan)
-    except BadInput:
-        raise
-    except ValueError as error:  # what PEFT finds wrong with a setting
-        raise BadInput(f"method: {' '.join(str(error).split())[:200]}") from None
-    if recipe.training.gradient_checkpointing:
-        # After the method is attached, and undone in part: both libraries make the inputs require gradients, which
-        # sends the backward pass through the whole frozen trunk; non-reentrant checkpointing does without.
-        if not base.model.supports_gradient_checkpointing:
-            raise BadInput(f"training.gradient_checkpointing: {base.model.config.model_type} does not support it")
-        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        base.model.disable_input_require_grads()
-    if not any(p.requires_grad for p in model.parameters()):
-        raise BadInput(f"method: {recipe.method.kind} left nothing to train in {base.files.source}")
-    return model
-
-
-def count_parameters(model: torch.nn.Module, base: Base) -> Parameters:
-    """Trainable numbers, the method's and the head's apart."""
-    trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-    head = sum(count for name, count in trainable.items() if any(f".{part}." in f".{name}" for part in base.head))
-    total = sum(trainable.values())
-    return Parameters(
-        method=total - head, head=head, trainable=total, base=base.parameters, share=round(total / base.parameters, 6)
-    )
 
 
 def score(task: Task, records: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -463,51 +414,3 @@ def _check_processes(accelerator: Accelerator, recipe: Recipe) -> None:
             "training.auto_micro_batch: one process of several that is out of memory leaves the others waiting; "
             "set training.accumulation instead"
         )
-
-
-@contextlib.contextmanager
-def _staging(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
-    """A folder beside the final one, gone if the run fails: a run folder is there whole or not at all.
-
-    One run at a time holds it; what a run that was killed left in it is thrown away.
-    """
-    staged = folder.with_name(f"{folder.name}.part")
-    if not accelerator.is_main_process:
-        yield staged
-        return
-    old = _old(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), blocking=False)
-        lock.acquire()
-        if old.exists() and not folder.exists():  # a kill came between the two renames of `_publish`
-            old.rename(folder)
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir()
-    except filelock.Timeout:
-        raise BadInput(f"{folder}: another process is at this run") from None
-    except OSError as error:
-        raise BadInput(f"--output {folder}: cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            yield staged
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
-
-
-def _publish(staged: Path, folder: Path) -> None:
-    """Put the staged folder, all of it on the disk, in the place of the old one."""
-    for path in sorted(staged.rglob("*"), reverse=True):
-        checkpoint.sync(path)
-    checkpoint.sync(staged)
-    old = _old(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    staged.rename(folder)
-    checkpoint.sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _old(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.old")

@@ -10,6 +10,7 @@ import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from safetensors.torch import load_file, save_file
 
+from peftlab.attach import apply_method
 from peftlab.base import Base, load_base, load_tokenizer, longest_input
 from peftlab.methods import Plan
 from peftlab.methods.lora import Lora
@@ -21,7 +22,6 @@ from peftlab.quantization.int8 import Int8
 from peftlab.quantization.none import NoQuantization
 from peftlab.quantization.quantization import quantized_linears
 from peftlab.recipe import load_recipe
-from peftlab.run import apply_method
 from peftlab.tasks import Task
 from peftlab.tasks.causal_lm import CausalLM
 from peftlab.tasks.token_classification import TokenClassification
