@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from peftlab.cli import _input
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -210,3 +212,9 @@ def test_predict_reads_text_file_and_standard_input_alike(
     assert (one.pop("line"), one["words"]) == (1, text.split())
     both = [json.loads(line) for line in peftlab("predict", run, tmp_path / "lines.txt").stdout.splitlines()]
     assert both == [{"line": 1, **one}, {"line": 3, **one}]
+
+
+def test_a_text_longer_than_a_file_name_may_be_is_a_text() -> None:
+    question = json.dumps({"question": "Where?", "context": "It rained. " * 60})
+    assert _input(question) == ([question], "text")
+    assert _input("word" * 100) == (["word" * 100], "text")
