@@ -40,6 +40,11 @@ class Line:
     marks: tuple[str, ...] = ()  # how its runs differ from the others' in what they ran on
 
     @property
+    def sign(self) -> int:
+        """-1 where a smaller score is better."""
+        return -1 if self.recipe.task.minimized else 1
+
+    @property
     def results(self) -> list[RunResult]:
         return [stored.record.result for stored in self.ended if stored.record.result is not None]
 
@@ -154,11 +159,18 @@ def _judge(suite: Suite, lines: list[Line]) -> list[Line]:
             assert reference.resampled is not None
             compared[line.row] = statistics.compare(line.resampled, reference.resampled)
     p = _holm({row: comparison.p for row, comparison in compared.items()})
-    no_worse = _holm({row: statistics.noninferiority(c.difference, suite.margin) for row, c in compared.items()})
+    larger = all(line.sign > 0 for line in lines)  # is better
+    no_worse = _holm(
+        {
+            row: statistics.noninferiority(c.difference, suite.margin, higher_is_better=larger)
+            for row, c in compared.items()
+        }
+    )
     several = any(line.score is not None and line.score.n > 1 for line in lines)
     ranked = [line for line in lines if line.resampled is not None and (line.resampled.scores.size > 1) == several]
     resampled = [line.resampled for line in ranked if line.resampled is not None]
-    tied = dict(zip([line.row for line in ranked], statistics.tied_for_best(resampled), strict=True)) if ranked else {}
+    best = statistics.tied_for_best(resampled, higher_is_better=larger) if ranked else []
+    tied = dict(zip([line.row for line in ranked], best, strict=True))
     return [
         replace(
             line,

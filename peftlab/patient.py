@@ -14,13 +14,13 @@ import transformers
 from torch import Tensor, nn
 
 from peftlab import signs
+from peftlab.attach import apply_method
 from peftlab.base import Base, autocast, load_base, resolve_precision
 from peftlab.examples import Example
 from peftlab.methods import Method, Plan
 from peftlab.model import Files
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
-from peftlab.run import apply_method
 from peftlab.settings import Precision
 from peftlab.signs import Signs
 from peftlab.small_model import byte_tokenizer, small_config

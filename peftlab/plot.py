@@ -95,11 +95,14 @@ def _against(axes: Axes, findings: Findings, task: str, cost: Callable[[Line], f
         error = [[line.score.mean - low], [high - line.score.mean]]
         name = ", ".join(title(line)) if len(findings.suite.quantizations) > 1 else title(line)[0]
         axes.errorbar([x], [line.score.mean], yerr=error, linestyle="none", capsize=2, label=name, **style)
-        points.append((x, line.score.mean))
+        points.append((x, line.sign * line.score.mean))
     if not points:
         return False
     best = front(points)
-    axes.step([x for x, _ in best], [y for _, y in best], where="post", color="0.6", zorder=0, label="Pareto front")
+    sign = findings.of_task(task)[0].sign
+    axes.step(
+        [x for x, _ in best], [sign * y for _, y in best], where="post", color="0.6", zorder=0, label="Pareto front"
+    )
     axes.set_xlabel(label)
     axes.set_ylabel(f"{findings.suite.split} {findings.metric(task)}")
     _legend(axes)
@@ -118,7 +121,9 @@ def _learning_rates(axes: Axes, findings: Findings, task: str) -> bool:
             continue
         line = next(line for line in findings.lines if line.row == row)
         style = _style(findings, line, lines=True)
-        axes.plot([rate for rate, _ in tried], [score for _, score in tried], label=_name(findings, line), **style)
+        axes.plot(
+            [rate for rate, _ in tried], [line.sign * score for _, score in tried], label=_name(findings, line), **style
+        )
         drawn = True
     axes.set_xscale("log")
     axes.set_xlabel("learning rate")
@@ -137,7 +142,7 @@ def _expected_best(axes: Axes, findings: Findings, task: str) -> bool:
             continue
         line = next(line for line in findings.lines if line.row == row)
         style = _style(findings, line, lines=True)
-        best = expected_best(scores)
+        best = [line.sign * score for score in expected_best(scores)]
         axes.plot(range(1, len(best) + 1), best, label=_name(findings, line), **style)
         drawn = True
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

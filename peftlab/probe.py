@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from peftlab import checks
+from peftlab.attach import count_parameters
 from peftlab.base import Base
 from peftlab.checks import BREAKS, Check, broken, distance, guarded
 from peftlab.methods import Method
@@ -21,7 +22,6 @@ from peftlab.model import Shape
 from peftlab.part import BadInput
 from peftlab.patient import Patient, make_patient, make_trial
 from peftlab.recipe import Recipe
-from peftlab.run import count_parameters
 
 
 def examine(recipe: Recipe, device: torch.device | None = None) -> Iterator[Check]:

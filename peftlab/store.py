@@ -122,15 +122,11 @@ def file_stem(recipe: Recipe) -> str:
 
 
 def validation_scores(records: Mapping[str, Stored]) -> dict[str, float | None]:
-    """By digest, for the choice of learning rates: larger is better."""
+    """By digest, for the choice of learning rates: turned so that larger is better."""
     scores: dict[str, float | None] = {}
     for digest, stored in records.items():
         result = stored.record.result
-        if result is None:
-            scores[digest] = None
-            continue
-        score = result.metrics["validation"][result.selection]
-        scores[digest] = -score if result.selection_minimized else score
+        scores[digest] = None if result is None else stored.recipe.task.rank(result.metrics["validation"])
     return scores
 
 

@@ -185,7 +185,7 @@ class Row:
         return f"{self.task}-{self.method}-{self.quantization}"
 
 
-Scores = Mapping[str, float | None]  # of finished runs on validation by digest; None if it ended without a score
+Scores = Mapping[str, float | None]  # on validation by digest, larger is better; None if a run ended without one
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Search:
 
     row: Row
     trials: list[Recipe]  # by rising rate, extensions too
-    scores: list[float | None]  # of the same; None where there is none, or none yet
+    scores: list[float | None]  # of the same, larger is better; None where there is none, or none yet
     missing: list[Recipe]  # trials that have not ended
     rate: float | None  # the best; None as long as trials are missing, or if none of them has a score
     extended: bool  # the best was at the edge of the grid

@@ -97,7 +97,7 @@ def _trials(findings: Findings, task: str) -> str:
         cells = []
         for recipe, score in zip(search.trials, search.scores, strict=True):
             record = ended.get(recipe.digest)
-            found = DASH if record is None else record.state if score is None else f"{score:.4f}"
+            found = DASH if record is None else record.state if score is None else f"{line.sign * score:.4f}"
             text = f"{recipe.learning_rate:g}: {found}"
             cells.append(f"**{text}**" if recipe.learning_rate == search.rate else text)
         flag = " (extended, still at the edge)" if search.at_edge else " (extended)" if search.extended else ""

@@ -29,7 +29,8 @@ from peftlab.settings import Seeds, Training
 from peftlab.tasks.causal_lm import CausalLM
 from peftlab.tasks.multiple_choice import MultipleChoice
 from peftlab.tasks.task import IGNORED, Task
-from peftlab.training import Evaluation, Step, TrainLog, predict, train
+from peftlab.train_log import Evaluation, Halving, Step, TrainLog
+from peftlab.training import predict, train
 from tests.contract.bases import tiny
 
 CHATML = (
@@ -349,6 +350,7 @@ def test_rows_of_another_form_than_the_first_are_refused() -> None:
 class Silence:
     def step(self, step: Step, total: int, log: TrainLog) -> None: ...
     def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
+    def halving(self, halving: Halving) -> None: ...
 
 
 def fit(model: nn.Module, task: CausalLM, found: Any, method: Any, **given: Any) -> TrainLog:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from peftlab.cli import _input
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -184,25 +186,6 @@ def test_a_file_to_predict_that_cannot_be_read_is_one_line(tmp_path: Path, text:
     assert says in refused("predict", tmp_path, text)
 
 
-@pytest.mark.parametrize(
-    ("sent", "code", "says"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
-)
-def test_an_interrupted_run_says_so_and_leaves_nothing(
-    recipe_file: Path, tmp_path: Path, sent: signal.Signals, code: int, says: str
-) -> None:
-    words = ["run", str(recipe_file), "--output", str(tmp_path / "runs"), "--set", "training.steps=100000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "peftlab", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    while not process.stdout.readline().startswith("validation"):  # it trains
-        assert process.poll() is None
-    process.send_signal(sent)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (code, f"{says}: nothing was kept\n")
-    assert list((tmp_path / "runs" / "mine").glob("[!.]*")) == []
-
-
 def test_a_full_disk_is_one_line_and_leaves_nothing(recipe_file: Path, tmp_path: Path) -> None:
     def little_room() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -229,3 +212,9 @@ def test_predict_reads_text_file_and_standard_input_alike(
     assert (one.pop("line"), one["words"]) == (1, text.split())
     both = [json.loads(line) for line in peftlab("predict", run, tmp_path / "lines.txt").stdout.splitlines()]
     assert both == [{"line": 1, **one}, {"line": 3, **one}]
+
+
+def test_a_text_longer_than_a_file_name_may_be_is_a_text() -> None:
+    question = json.dumps({"question": "Where?", "context": "It rained. " * 60})
+    assert _input(question) == ([question], "text")
+    assert _input("word" * 100) == (["word" * 100], "text")

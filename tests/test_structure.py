@@ -51,5 +51,8 @@ def test_every_part_says_what_it_is() -> None:
 
 
 def test_what_comes_after_the_run_needs_no_torch() -> None:
-    code = "import peftlab.results, peftlab.statistics, sys; assert 'torch' not in sys.modules"
+    code = (
+        "import peftlab.results, peftlab.statistics, peftlab.table, peftlab.latex, peftlab.plot, peftlab.report, sys\n"
+    )
+    code += "peftlab.table.tables, peftlab.latex.document; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, timeout=60).returncode == 0

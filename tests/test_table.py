@@ -20,8 +20,9 @@ from peftlab.plot import write_figures
 from peftlab.report import page
 from peftlab.results import RunResult
 from peftlab.store import Counted, Predictions, Record, Store, validation_scores
-from peftlab.suite import load_suite, make_plan
+from peftlab.suite import Row, load_suite, make_plan
 from peftlab.table import markdown, read_findings, tables
+from peftlab.tasks.token_classification import TokenClassification
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SUITE = """\
@@ -314,3 +315,11 @@ def test_one_seed_is_told_apart_from_several(suite_folder: Path) -> None:
     line = next(line for line in make_findings(suite, few).lines if line.row.name == "addresses-lora-none")
     assert line.score is not None
     assert (line.score.n, line.score.deviation, line.comparison, line.tied) == (1, None, None, False)
+
+
+def test_where_less_is_better_the_least_wins_the_trials(suite_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite, records = load_suite(suite_folder), Store(suite_folder).records()
+    row = Row("addresses", "lora", "none")
+    assert len(make_plan(suite, validation_scores(records)).searches[row].trials) == 3  # the middle scores most
+    monkeypatch.setattr(TokenClassification, "minimized", True)
+    assert len(make_plan(suite, validation_scores(records)).searches[row].trials) == 4  # an edge wins: one more

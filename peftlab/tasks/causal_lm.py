@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -37,6 +37,7 @@ class CausalLM(Task):
     fields: ClassVar[tuple[str, ...]] = ()
     optional_fields: ClassVar[tuple[str, ...]] = ("messages", "instruction", "input", "output", "text")
     given_fields: ClassVar[tuple[str, ...]] = ("messages", "instruction", "input", "text")
+    starter: ClassVar[str | None] = "HuggingFaceTB/SmolLM2-135M-Instruct"
     minimized: ClassVar[bool] = True
     new_head: ClassVar[bool] = False
 
@@ -64,6 +65,11 @@ class CausalLM(Task):
             wanted = ", or ".join(" and ".join(fields) for fields in FIELDS.values())
             raise BadInput(f"{row.where}: has {', '.join(row.fields) or 'nothing'}; wanted {wanted}")
         _check(row, form)
+
+    @classmethod
+    def forms(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
+        rows = {form: cls(form=form).sample()[0].fields for form in FIELDS}
+        return [({"form": form}, fields) for form, fields in rows.items()]
 
     def fitted(self, rows: Iterable[Row]) -> CausalLM:
         task = self

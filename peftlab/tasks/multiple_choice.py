@@ -36,6 +36,7 @@ class MultipleChoice(Task):
     fields: ClassVar[tuple[str, ...]] = ("prompt", "answer")
     optional_fields: ClassVar[tuple[str, ...]] = ("choices",)
     given_fields: ClassVar[tuple[str, ...]] = ("prompt", "choices")
+    starter: ClassVar[str | None] = "HuggingFaceTB/SmolLM2-135M-Instruct"
     new_head: ClassVar[bool] = False
 
     choices: Annotated[list[str], Field(min_length=2)] | None = None

@@ -12,8 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from peftlab.examples import Example, Row
+from peftlab.methods import Method
+from peftlab.methods.adalora import AdaLora
 from peftlab.settings import Seeds, Training
-from peftlab.training import Evaluation, Step, TrainLog, train
+from peftlab.train_log import Evaluation, Halving, Step, TrainLog
+from peftlab.training import train
 from tests.contract import bases
 from tests.contract.bases import SUPPORTED, Combination
 
@@ -23,6 +26,7 @@ STEPS = 4
 class Silence:
     def step(self, step: Step, total: int, log: TrainLog) -> None: ...
     def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
+    def halving(self, halving: Halving) -> None: ...
 
 
 def examples() -> list[Example]:
@@ -35,9 +39,8 @@ def examples() -> list[Example]:
     return found
 
 
-def change(base: PreTrainedModel, combination: Combination, accumulation: int) -> dict[str, Tensor]:
+def change(base: PreTrainedModel, method: Method, accumulation: int) -> dict[str, Tensor]:
     """What training in this many pieces does to each trainable tensor."""
-    method = combination.method
     torch.manual_seed(3)
     model = method.apply(base, bases.plan("encoder"))
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -61,8 +64,18 @@ def change(base: PreTrainedModel, combination: Combination, accumulation: int) -
 
 @pytest.mark.parametrize("combination", [c for c in SUPPORTED if c.family == "encoder"], ids=str)
 def test_four_pieces_train_as_one_does(combination: Combination, fresh: Callable[[str, str], PreTrainedModel]) -> None:
-    whole = change(fresh("encoder", combination.precision), combination, 1)
-    pieces = change(fresh("encoder", combination.precision), combination, 4)
+    whole = change(fresh("encoder", combination.precision), combination.method, 1)
+    pieces = change(fresh("encoder", combination.precision), combination.method, 4)
     assert max(float(tensor.abs().max()) for tensor in whole.values()) > 1e-3
     far = {name: float((tensor - pieces[name]).abs().max()) for name, tensor in whole.items()}
     assert {name: distance for name, distance in far.items() if distance > 1e-6} == {}
+
+
+def test_what_a_method_adds_to_the_loss_is_in_the_step(fresh: Callable[[str, str], PreTrainedModel]) -> None:
+    with_it, without = (
+        change(fresh("encoder", "none"), AdaLora(initial_rank=6, target_rank=3, orthogonality=weight), 1)
+        for weight in (0.5, 0.0)
+    )
+    for name, tensor in with_it.items():
+        if ".lora_A." in name:  # which the loss itself does not move while E is zero
+            assert float(tensor.abs().max()) > 10 * float(without[name].abs().max())

@@ -125,8 +125,7 @@ def test_a_killed_runner_takes_its_run_with_it(tmp_path: Path) -> None:
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    deadline = time.monotonic() + 20
-    with contextlib.suppress(FileNotFoundError):
-        while Path(f"/proc/{found[0]}/stat").read_text().split()[2] != "Z":
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+    time.sleep(5)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(found[0]), signal.SIGKILL)
+        pytest.fail("its run went on without it")
