@@ -1,6 +1,6 @@
-# make recipe name=lora-ner [force=1]   train, evaluate and save what recipes/lora-ner.yaml says
-# make bench suite=quick [jobs=2]       run what the suite has no result of, and write its tables and figures
-# make test | test-all | check          the tests; all of them; lint, types and tests
+# make recipe name=lora-ner [force=1] [resume=1]   train, evaluate and save what recipes/lora-ner.yaml says
+# make bench suite=quick [jobs=2]                run what the suite has no result of, and write its tables and figures
+# make test | test-all | check                    the tests; all of them; lint, types and tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ READY := $(VENV)/ready
 
 recipe: $(READY)
 	@test -n "$(name)" || { echo "make recipe needs a name, e.g. make recipe name=lora-ner; there are:"; ls recipes | sed -n 's/\.yaml$$//p'; exit 2; }
-	@$(BIN)/peftlab run recipes/$(name).yaml $(if $(force),--force)
+	@$(BIN)/peftlab run recipes/$(name).yaml $(if $(force),--force) $(if $(resume),--resume)
 
 bench: $(READY)
 	@test -n "$(suite)" || { echo "make bench needs a suite, e.g. make bench suite=quick; there are:"; ls -d benchmarks/*/ | cut -d/ -f2; exit 2; }

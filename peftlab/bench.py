@@ -18,7 +18,7 @@ from pathlib import Path
 from peftlab.claims import Claims
 from peftlab.estimate import Clock, duration
 from peftlab.harvest import finished_runs, harvest
-from peftlab.part import BadInput, Diverged
+from peftlab.part import BadInput, Diverged, OutOfMemory
 from peftlab.recipe import Recipe
 from peftlab.results import Environment
 from peftlab.store import AGAIN, Predictions, Record, State, Store, Stored, validation_scores
@@ -310,11 +310,7 @@ def _ending(error: Exception) -> tuple[State, str]:
     first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
     if isinstance(error, Diverged):
         return "diverged", first
-    if (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "allocate memory" in str(error)
-        or first.startswith("out of memory")
-    ):
+    if isinstance(error, OutOfMemory | MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
         return "out of memory", first
     return "failed", first if isinstance(error, BadInput) else f"{type(error).__name__}: {first}"
 

@@ -21,7 +21,8 @@ from peftlab.quantization.none import NoQuantization
 from peftlab.run import apply_method
 from peftlab.settings import Training
 from peftlab.signs import Signs
-from peftlab.training import Evaluation, Step, TrainLog, train
+from peftlab.train_log import Evaluation, Halving, Step, TrainLog
+from peftlab.training import train
 
 # What libraries raise when they meet a combination that they do not carry. The doctor's question is whether they do.
 BREAKS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -254,6 +255,7 @@ class _Nobody:
 
     def step(self, step: Step, total: int, log: TrainLog) -> None: ...
     def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
+    def halving(self, halving: Halving) -> None: ...
 
 
 def unused(trial: Trial) -> set[str]:

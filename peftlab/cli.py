@@ -1,26 +1,28 @@
-"""The command line: `peftlab run | bench | table | validate | doctor | ledger | plan | list | schema | predict ...`."""
+"""The command line: `peftlab run | bench | table | validate | init | doctor | ledger | plan | list | predict ...`."""
 
 from __future__ import annotations
 
 import json
-import signal
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from peftlab import assets, results, suite_commands
+from peftlab import assets, interruption, results, suite_commands
 from peftlab.data import DATA
 from peftlab.data.registry import REGISTRY
+from peftlab.interruption import Interrupted
 from peftlab.methods import METHODS
 from peftlab.metrics import METRICS
-from peftlab.part import BadInput
+from peftlab.part import BadInput, OutOfMemory, nearest
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe, load_recipe, recipe_schema
 from peftlab.results import result_folder
+from peftlab.settings import Keeping
 from peftlab.tasks import TASKS
 
 TEXT_FILES = (".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".conll")  # a name with such an end is meant as a file
@@ -41,22 +43,28 @@ Overrides = Annotated[list[str], typer.Option("--set", help="key=value, e.g. --s
 
 @contextmanager
 def _bad_input() -> Iterator[None]:
-    """Bad input is a line on standard error and exit code 2, never a traceback; so is an interruption, with 130."""
-    signal.signal(signal.SIGTERM, _stop)
+    """What went wrong is a line on standard error, never a traceback.
+
+    The exit code is 2 for bad input, 3 if training diverged, 4 if memory ran out, 130 or 143 after SIGINT or SIGTERM.
+    """
+    interruption.install()
     try:
         yield
     except BadInput as error:
+        _complain(error)
+        raise SystemExit(error.code) from None
+    except Interrupted as error:
+        _complain(error)
+        raise SystemExit(128 + error.number) from None
+
+
+def _complain(error: BaseException) -> None:
+    """Of several processes the first one speaks, and one whose trouble is its own."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
         print(error, file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted: nothing was kept", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
-def _stop(number: int, frame: object) -> None:
-    """SIGTERM ends a run as SIGINT does: what it had begun to write goes."""
-    print("terminated: nothing was kept", file=sys.stderr)
-    raise SystemExit(128 + number)
+    elif isinstance(error, OutOfMemory):
+        print(f"process {rank}: {error}", file=sys.stderr)
 
 
 @app.command()
@@ -65,11 +73,19 @@ def run(
     overrides: Overrides = [],  # noqa: B006 (typer copies it)
     output: Annotated[Path, typer.Option(help="Folder for results.")] = Path("runs"),
     force: Annotated[bool, typer.Option("--force", help="Run again even if the result exists.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint, or start if there is none.")
+    ] = False,
+    checkpoint_every: Annotated[
+        str, typer.Option(metavar="STEPS|MINUTESm|never", help="How often the state is kept.")
+    ] = "10m",
+    keep_checkpoints: Annotated[int, typer.Option(min=1, help="How many of the newest stay.")] = 2,
 ) -> None:
     """Train, evaluate and save what a recipe says."""
     with _bad_input():
         loaded = load_recipe(recipe, overrides)
         folder = result_folder(output, loaded.name, loaded.digest)
+        keeping = _keeping(checkpoint_every, keep_checkpoints)
         if results.is_finished(folder) and not force:
             result = results.read_result(folder)
             _refuse_outdated(result, loaded)
@@ -80,7 +96,7 @@ def run(
         _quiet()
         from peftlab.run import run as run_recipe
 
-        run_recipe(loaded, folder)
+        run_recipe(loaded, folder, resume=resume, keeping=keeping)
 
 
 @app.command()
@@ -99,6 +115,49 @@ def validate(
         else:
             print(f"{path}: good ({loaded.method.kind}, {loaded.quantization.kind}, {loaded.digest})")
     raise SystemExit(2 if wrong else 0)
+
+
+@app.command()
+def init(
+    train: Annotated[Path | None, typer.Option(help="Your file: jsonl, csv, tsv, parquet, conll, txt.")] = None,
+    task: Annotated[str | None, typer.Option(help="What its rows are; guessed if not given.")] = None,
+    model: Annotated[str | None, typer.Option(help="A hub id or a folder.")] = None,
+    method: Annotated[str | None, typer.Option(help="One that `peftlab list` shows.")] = None,
+    columns: Annotated[
+        list[str], typer.Option("--column", help="FIELD=COLUMN, where it cannot be guessed; may be repeated.")
+    ] = [],  # noqa: B006
+    name: Annotated[str | None, typer.Option(help="Of the run; made of method and file if not given.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The recipe to write; NAME.yaml if not given.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a recipe.")] = False,
+) -> None:
+    """Write a first recipe for your own file; asks for what is not given, if there is someone to ask."""
+    with _bad_input():
+        from peftlab import first_recipe
+
+        path = Path(_asked(None if train is None else str(train), "train", "Your file"))
+        rows = first_recipe.look(path)
+        _known(task, TASKS, "task")
+        given = dict(_assignment(column) for column in columns)
+        if task is None and sys.stdin.isatty():
+            found = first_recipe.fits(rows, given)
+            kind = _asked(None, "task", f"Task ({', '.join(TASKS)})", found[0].kind if found else None)
+            task = _known(kind, TASKS, "task")
+        fit = first_recipe.choose(rows, given, task)
+        base = _asked(model, "model", "Model, a hub id or a folder", TASKS[fit.kind].starter)
+        way = _asked(method, "method", f"Method ({', '.join(METHODS)})", "lora")
+        _known(way, METHODS, "method")
+        called = name or first_recipe.default_name(path, way)
+        for line in first_recipe.write(
+            fit,
+            train=path,
+            rows=len(rows),
+            model=base,
+            method=way,
+            name=called,
+            output=output or Path(f"{called}.yaml"),
+            force=force,
+        ):
+            print(line)
 
 
 @app.command()
@@ -244,6 +303,30 @@ def merge(
         print(f"{output}: merged; largest difference of a logit to the model as trained {difference:.2e}")
 
 
+def _asked(given: str | None, option: str, question: str, default: str | None = None) -> str:
+    """What was given, or what a person at the terminal answers, or else the default."""
+    if given is not None:
+        return given
+    if sys.stdin.isatty():
+        return str(typer.prompt(question, default=default))
+    if default is None:
+        raise BadInput(f"init: --{option} is missing")
+    return default
+
+
+def _known(kind: str | None, parts: Mapping[str, object], option: str) -> str | None:
+    if kind is not None and kind not in parts:
+        raise BadInput(f"--{option} {kind}: unknown{nearest(kind, parts)}; known are {', '.join(parts)}")
+    return kind
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    field, equals, column = text.partition("=")
+    if not (field and equals and column):
+        raise BadInput(f"--column {text}: FIELD=COLUMN was expected, e.g. labels=ner_tags")
+    return field, column
+
+
 def _refuse_outdated(result: results.RunResult, recipe: Recipe) -> None:
     """A recipe's digest knows files of the user's own by name; what is in them may have changed."""
     local = recipe.data.local or (recipe.replay is not None and recipe.replay.data.local)
@@ -252,6 +335,18 @@ def _refuse_outdated(result: results.RunResult, recipe: Recipe) -> None:
     for what, now, then in (("data", data, result.data_fingerprint), ("model", model, result.model_fingerprint)):
         if now != then:
             raise BadInput(f"the {what} of this run have changed since {result.started}; --force runs it again")
+
+
+def _keeping(every: str, kept: int) -> Keeping:
+    """`50` is steps, `5m` minutes."""
+    if every == "never":
+        return Keeping(minutes=None, kept=kept)
+    try:
+        if every.endswith("m"):
+            return Keeping(minutes=float(every.removesuffix("m")), kept=kept)
+        return Keeping(steps=int(every), minutes=None, kept=kept)
+    except ValueError:
+        raise BadInput(f"--checkpoint-every {every}: steps, e.g. 50, or minutes, e.g. 5m, or never") from None
 
 
 def _quiet() -> None:

@@ -117,7 +117,7 @@ def document(matrix: Matrix) -> str:
             lines += ["", f"## {task}, quantization: {quantization}", "", *_table(of_table, notes)]
         lacking = [architecture for name, architecture in matrix.headless if name == task]
         if lacking:
-            lines += ["", f"transformers has no head for {task} on {', '.join(lacking)}."]
+            lines += ["", f"transformers has no head that serves {task} on {', '.join(lacking)}."]
     lines += ["", *(f"[^{number}]: {reason}" for reason, number in notes.items())]
     return "\n".join(lines).rstrip() + "\n"
 

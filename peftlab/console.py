@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from peftlab.results import RunResult, summary
-from peftlab.training import Evaluation, Step, TrainLog
+from peftlab.train_log import Evaluation, Halving, Step, TrainLog
 
 PLAIN_EVERY = 20.0  # seconds between two step lines in a pipe
 
@@ -80,6 +80,9 @@ class Screen:
             "validation",
             f"step {evaluation.step}  epoch {evaluation.epoch:.2f}  loss {evaluation.loss:.4f}  {scored}",
         )
+
+    def halving(self, halving: Halving) -> None:
+        self.line("memory", f"out of it at step {halving.step}: goes on with accumulation {halving.accumulation}")
 
     def finished(self) -> None:
         """Training is over, or broke off: take the bar away."""

@@ -77,7 +77,7 @@ def _pack(rows: Sequence[Row], encoded: Encoded) -> Tensors | None:
     tensors = {"rows": np.array([places[id(example.row)] for example in examples], dtype=np.int64)}
     for name in names:
         pieces = [example.features[name] for example in examples]
-        if not all(isinstance(value, int) for piece in pieces for value in piece):
+        if not all(type(value) is int and abs(value) < 2**31 for piece in pieces for value in piece):
             return None
         tensors[LENGTHS + name] = np.array([len(piece) for piece in pieces], dtype=np.int64)
         tensors[FEATURE + name] = np.array([value for piece in pieces for value in piece], dtype=np.int32)

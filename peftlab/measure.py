@@ -21,6 +21,7 @@ from peftlab.encoding import encode
 from peftlab.environment import environment
 from peftlab.examples import Example
 from peftlab.flops import FlopRecorder, matrix_rate
+from peftlab.gradients import Phase
 from peftlab.ledger import Flops, Inference, Ledger, Memory, Times, memory_of, quantile
 from peftlab.memory import Recorder, holdings, process_peak, recorder, static_bytes, tensor_bytes
 from peftlab.methods import Plan
@@ -29,7 +30,7 @@ from peftlab.recipe import Recipe
 from peftlab.run import apply_method
 from peftlab.settings import Precision, Training
 from peftlab.tasks import Task
-from peftlab.training import Evaluation, Phase, Records, Scores, Step, TrainLog
+from peftlab.train_log import Evaluation, Halving, Records, Scores, Step, TrainLog
 
 LENGTH = 128  # tokens of an example, if neither the recipe nor the base allows less
 PLANNED_STEPS = 1000  # what a method is told of the run: at its start, where AdaLoRA has its initial ranks
@@ -296,6 +297,7 @@ class _Silence:
 
     def step(self, step: Step, total: int, log: TrainLog) -> None: ...
     def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
+    def halving(self, halving: Halving) -> None: ...
 
 
 def _forward_seconds(subject: Subject, model: nn.Module) -> tuple[float, list[Tensor]]:

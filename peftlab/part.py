@@ -5,7 +5,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping
 from types import ModuleType
-from typing import Annotated, Any, TypeVar, Union
+from typing import Annotated, Any, ClassVar, TypeVar, Union
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -13,9 +13,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 class BadInput(ValueError):
     """What a user can mend, said in one line: where, what was found, what was wanted. The command line exits with 2."""
 
+    code: ClassVar[int] = 2  # of the command line
+
 
 class Diverged(BadInput):
-    """The loss is no number any more: a finding about the settings, which a table counts."""
+    """Training came to a loss or a gradient that is no number."""
+
+    code: ClassVar[int] = 3
+
+
+class OutOfMemory(BadInput):
+    """Memory ran out. Of several processes it may be one alone that says so."""
+
+    code: ClassVar[int] = 4
 
 
 class Settings(BaseModel):

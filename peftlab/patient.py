@@ -153,6 +153,9 @@ def make_patient(
         whole = getattr(transformers, task.auto_class).from_config(config)
     except ValueError as error:
         raise BadInput(f"model: a {config.model_type} cannot serve {task.kind}: {first_line(error)[:200]}") from None
+    objection = task.objection(whole)
+    if objection is not None:
+        raise BadInput(f"task: {objection}")
     whole.save_pretrained(folder)
     recipe = recipe.model_copy(update={"method": without_dropout(recipe.method)})
 

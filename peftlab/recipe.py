@@ -48,7 +48,12 @@ class Recipe(Settings):
     @property
     def digest(self) -> str:
         """12 hexadecimal digits of the sha256 of all that shapes the result: not of what only describes it."""
-        values = self.model_dump(mode="json", exclude={"name": True, "description": True, "model": {"architecture"}})
+        values = self.model_dump(
+            mode="json",
+            exclude={
+                "name": True, "description": True, "model": {"architecture"}, "training": {"auto_micro_batch"}
+            },
+        )  # fmt: skip
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

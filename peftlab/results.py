@@ -80,6 +80,21 @@ class Curve(Settings):
     losses: list[float]  # mean training loss since the last evaluation, nats a target
 
 
+class Resume(Settings):
+    """That a run went on from a checkpoint."""
+
+    step: int
+    processes: int
+    differences: list[str]  # of code, libraries and hardware to those before, in words
+
+
+class Halving(Settings):
+    """Memory ran out, and from this step on the same batches were cut into smaller pieces."""
+
+    step: int
+    accumulation: int
+
+
 class RunResult(Settings):
     """One finished run."""
 
@@ -110,6 +125,8 @@ class RunResult(Settings):
     data_source: str
     data_fingerprint: str
     environment: Environment
+    resumes: list[Resume] = Field(default=[])
+    micro_batch_halvings: list[Halving] = Field(default=[])
 
 
 def write_result(result: RunResult, folder: Path) -> Path:
@@ -150,6 +167,11 @@ def result_folder(output: Path, name: str, digest: str) -> Path:
     return output / name / digest
 
 
+def checkpoint_folder(folder: Path) -> Path:
+    """Where the checkpoints of a run are while it is not finished: beside its folder, which is there whole or not."""
+    return folder.with_name(f"{folder.name}.checkpoints")
+
+
 def summary(result: RunResult) -> list[tuple[str, str]]:
     """What a person wants to know of a run: labels and texts."""
     cost, parameters = result.cost, result.parameters
@@ -179,6 +201,8 @@ def summary(result: RunResult) -> list[tuple[str, str]]:
             f"{cost.padding_share:.1%} padding",
         )
     )
+    if result.resumes:
+        lines.append(("resumed", ", ".join(f"from step {resume.step}" for resume in result.resumes)))
     for split, counts in result.splits.items():
         lost = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.dropped.items() if count)
         if lost:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import errno
 import json
@@ -17,62 +18,111 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import torch
 from accelerate import Accelerator
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from peftlab import artifact, metrics, training
+from peftlab import artifact, checkpoint, interruption, metrics, out_of_memory, training
 from peftlab.base import Base, autocast, load_base, load_tokenizer, longest_input, resolve_precision
+from peftlab.checkpoint import Checkpoints
 from peftlab.console import Screen
 from peftlab.encoding import encode
 from peftlab.environment import environment
 from peftlab.examples import Encoded, Splits
+from peftlab.interruption import Interrupted
+from peftlab.keeper import RunKeeper
 from peftlab.methods import Plan
 from peftlab.model import Files
-from peftlab.part import BadInput
+from peftlab.part import BadInput, OutOfMemory, Settings
+from peftlab.progress import Snapshot
 from peftlab.recipe import Recipe
-from peftlab.results import Cost, Curve, Parameters, RunResult, SplitCounts, write_result
+from peftlab.results import (
+    Cost,
+    Curve,
+    Halving,
+    Parameters,
+    Resume,
+    RunResult,
+    SplitCounts,
+    checkpoint_folder,
+    write_result,
+)  # fmt: skip
+from peftlab.settings import Keeping
 from peftlab.tasks import Task
-from peftlab.training import Records
+from peftlab.train_log import Records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def run(recipe: Recipe, folder: Path) -> RunResult:
-    """Do what the recipe says and leave it in `folder`, in place of what may be there."""
+def run(recipe: Recipe, folder: Path, *, resume: bool = False, keeping: Keeping | None = None) -> RunResult:
+    """Do what the recipe says and leave it in `folder`, in place of what may be there.
+
+    `resume` goes on from the newest checkpoint beside it, if there is one.
+    """
     accelerator = Accelerator(mixed_precision="no")  # the precision is the recipe's, not the launcher's
-    _check_processes(accelerator)
+    _check_processes(accelerator, recipe)
     with _staging(folder, accelerator) as staged, Screen(silent=not accelerator.is_main_process) as screen:
         try:
-            result = _Run(recipe, accelerator, screen, staged).result()
-            if accelerator.is_main_process:
-                write_result(result, staged)
-                _publish(staged, folder)
+            with contextlib.ExitStack() as shield:
+                this = _Run(recipe, accelerator, screen, staged, shield)
+                result = this.result(checkpoint_folder(folder), keeping or Keeping(), resume=resume)
+                if accelerator.is_main_process:
+                    write_result(result, staged)
+                    _publish(staged, folder)
+                    checkpoint.clear(checkpoint_folder(folder))
         except SafetensorError as error:  # what a full disk is to that library
             raise BadInput(f"--output {folder}: cannot be written: {error}") from None
         except OSError as error:
             if error.errno not in DISK:
                 raise
             raise BadInput(f"--output {folder}: cannot be written: {error.strerror}") from None
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory.caused(error):
+                raise
+            raise OutOfMemory(
+                f"out of memory outside of the training steps: {out_of_memory.asked_for(error)}; "
+                f"{out_of_memory.limits(accelerator.device)}"
+            ) from None
         accelerator.wait_for_everyone()
         screen.summary(result, folder)
     accelerator.end_training()
     return result
 
 
+class _Past(Settings):
+    """What a checkpoint holds of the run beside its training."""
+
+    started: str
+    load_seconds: float
+    evaluate_seconds: float
+    resumes: list[Resume]
+
+
 class _Run:
     """One run, phase by phase, each on its own clock."""
 
-    def __init__(self, recipe: Recipe, accelerator: Accelerator, screen: Screen, folder: Path) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        screen: Screen,
+        folder: Path,
+        shield: contextlib.ExitStack,  # put up once there is something that a signal must not lose
+    ) -> None:
         self.recipe = recipe
         self.accelerator = accelerator
         self.screen = screen
         self.folder = folder
+        self.shield = shield
         self.started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.precision = resolve_precision(recipe.training.precision, accelerator.device)
+        self.environment = environment(accelerator.device.type, self.precision, accelerator.num_processes)
+        self.load_seconds = 0.0
         self.evaluate_seconds = 0.0
+        self.resumes: list[Resume] = []
 
-    def result(self) -> RunResult:
+    def result(self, checkpoints: Path, keeping: Keeping, *, resume: bool) -> RunResult:
         start = time.perf_counter()
         with self.accelerator.main_process_first():  # one process fetches, the others find
             rows = self.recipe.rows()
@@ -95,6 +145,9 @@ class _Run:
             seed=self.recipe.seeds.initialization,
             padding_token=tokenizer.pad_token_id,
         )
+        objection = task.objection(base.model)
+        if objection is not None:
+            raise BadInput(f"task: {objection}")
         examples = [example for split in ("train", "replay") if split in encoded for example in encoded[split].examples]
         examples = task.training_examples(examples, limit)
         if not examples:
@@ -111,10 +164,14 @@ class _Run:
         model = apply_method(self.recipe, base, plan)
         parameters = count_parameters(model, base)
         self._say_model(parameters, base)
-        load_seconds = time.perf_counter() - start
+        self.load_seconds = time.perf_counter() - start
 
         predict = self._predictor(task, model, encoded, tokenizer)
         self.screen.selection = task.selection
+        kept = Checkpoints(checkpoints, self._identity(files.fingerprint, rows.fingerprint), kept=keeping.kept)
+        resumed = self._resumed(kept, resume=resume)
+        keeper = RunKeeper(kept, keeping, self.accelerator, more=self._more, say=self.screen.line)
+        self.shield.enter_context(interruption.deferred())
         log = training.train(
             model,
             method=self.recipe.method,
@@ -128,6 +185,8 @@ class _Run:
             autocast=self._autocast,
             evaluate=lambda: _selectable(task, predict("validation")),
             observer=self.screen,
+            keeper=keeper,
+            resumed=resumed,
         )
         self.screen.finished()
         if log.unused:
@@ -135,7 +194,10 @@ class _Run:
             self.screen.line("frozen", f"{len(log.unused)} tensors that no forward used, e.g. {log.unused[0]}")
         predictions = {"validation": log.records}
         if self.recipe.score_test:
-            predictions["test"] = predict("test")
+            try:
+                predictions["test"] = predict("test")
+            except Interrupted:
+                keeper.stop()
         scores = {split: score(task, records) for split, records in predictions.items()}
         floors = {split: task.floor(rows.rows["train"], rows.rows[split]) for split in predictions}
 
@@ -176,7 +238,7 @@ class _Run:
             method_figures=self.recipe.method.figures(model),
             fidelity=self.recipe.method.fidelity,
             cost=Cost(
-                load_seconds=round(load_seconds, 3),
+                load_seconds=round(self.load_seconds, 3),
                 train_seconds=round(log.seconds, 3),
                 evaluate_seconds=round(self.evaluate_seconds, 3),
                 optimizer_steps=len(log.steps),
@@ -199,7 +261,9 @@ class _Run:
             model_fingerprint=files.fingerprint,
             data_source=rows.source,
             data_fingerprint=rows.fingerprint,
-            environment=environment(self.accelerator.device.type, self.precision, self.accelerator.num_processes),
+            environment=self.environment,
+            resumes=self.resumes,
+            micro_batch_halvings=[Halving(**dataclasses.asdict(halving)) for halving in log.halvings],
         )
 
     def _encode(
@@ -213,6 +277,55 @@ class _Run:
             encoded[split], unfit = encode(task, part, tokenizer, limit, files=files, what=what, on_bad_row=on_bad_row)
             skipped[split] = {**rows.skipped.get(split, {}), **unfit}
         return encoded, skipped
+
+    def _identity(self, model_fingerprint: str, data_fingerprint: str) -> checkpoint.Identity:
+        return checkpoint.Identity(
+            recipe_digest=self.recipe.digest,
+            recipe=self.recipe.model_dump(mode="json"),
+            command=_command(),
+            model_fingerprint=model_fingerprint,
+            data_fingerprint=data_fingerprint,
+            environment=self.environment,
+        )
+
+    def _more(self) -> dict[str, Any]:
+        return _Past(
+            started=self.started,
+            load_seconds=self.load_seconds,
+            evaluate_seconds=self.evaluate_seconds,
+            resumes=self.resumes,
+        ).model_dump()
+
+    def _resumed(self, kept: Checkpoints, *, resume: bool) -> Snapshot | None:
+        """The newest state that is kept, if it is asked for and there is one."""
+        with self.accelerator.main_process_first():  # which deletes what is half-written
+            if self.accelerator.is_main_process:
+                kept.tidy()
+            found = kept.newest() if resume else None
+        if found is None:
+            if resume:
+                checkpoint.refuse_edited(kept.folder, kept.identity)
+                self.screen.line("resume", "there is nothing to go on from: it starts anew")
+            elif (path := next(checkpoint.names(kept.folder), None)) is not None:
+                self.screen.line("anew", f"{path.name} of an earlier attempt is here, --resume would go on from it")
+            return None
+        for why in found.passed_over:
+            self.screen.line("damaged", why)
+        remarks = checkpoint.remarks(found.manifest.identity.environment, self.environment)
+        for remark in remarks:
+            self.screen.line("differs", remark)
+        self.screen.line("resume", f"from step {found.manifest.step}, kept {found.manifest.written}")
+        try:
+            past = _Past.model_validate(found.snapshot.values.get("run"))
+        except ValidationError:
+            raise BadInput(f"--resume: {found.path} does not fit this run: it says nothing of its start") from None
+        self.started = past.started
+        self.load_seconds += past.load_seconds
+        self.evaluate_seconds += past.evaluate_seconds
+        self.resumes = past.resumes
+        processes = self.accelerator.num_processes
+        self.resumes.append(Resume(step=found.manifest.step, processes=processes, differences=remarks))
+        return found.snapshot
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.precision, self.accelerator.device)
@@ -292,9 +405,6 @@ def apply_method(recipe: Recipe, base: Base, plan: Plan) -> torch.nn.Module:
             raise BadInput(f"training.gradient_checkpointing: {base.model.config.model_type} does not support it")
         base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         base.model.disable_input_require_grads()
-    objection = recipe.task.objection(base.model)
-    if objection is not None:
-        raise BadInput(f"task: {objection}")
     if not any(p.requires_grad for p in model.parameters()):
         raise BadInput(f"method: {recipe.method.kind} left nothing to train in {base.files.source}")
     return model
@@ -338,10 +448,15 @@ def _command() -> list[str]:
     return ["peftlab", *sys.argv[1:]]
 
 
-def _check_processes(accelerator: Accelerator) -> None:
+def _check_processes(accelerator: Accelerator, recipe: Recipe) -> None:
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != wanted:
         raise BadInput(f"the launcher asked for {wanted} processes, but only {accelerator.num_processes} came up")
+    if wanted > 1 and recipe.training.auto_micro_batch:
+        raise BadInput(
+            "training.auto_micro_batch: one process of several that is out of memory leaves the others waiting; "
+            "set training.accumulation instead"
+        )
 
 
 @contextlib.contextmanager
@@ -354,10 +469,13 @@ def _staging(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
     if not accelerator.is_main_process:
         yield staged
         return
+    old = _old(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), blocking=False)
         lock.acquire()
+        if old.exists() and not folder.exists():  # a kill came between the two renames of `_publish`
+            old.rename(folder)
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir()
     except filelock.Timeout:
@@ -372,10 +490,18 @@ def _staging(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
 
 
 def _publish(staged: Path, folder: Path) -> None:
-    """Put the staged folder in the place of the old one. A kill between the renames leaves the old one as `.old`."""
-    old = folder.with_name(f"{folder.name}.old")
+    """Put the staged folder, all of it on the disk, in the place of the old one."""
+    for path in sorted(staged.rglob("*"), reverse=True):
+        checkpoint.sync(path)
+    checkpoint.sync(staged)
+    old = _old(folder)
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     staged.rename(folder)
+    checkpoint.sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.old")

@@ -27,6 +27,7 @@ class Training(Settings):
         None, ge=8
     )  # padding included, instead of batch_examples; 1024 if neither is given
     accumulation: int = Field(1, ge=1)  # micro-batches that a device makes of its share: less memory, the same update
+    auto_micro_batch: bool = False  # where memory runs out: twice as many micro-batches, and on from the same step
     weight_decay: float = Field(0.01, ge=0, le=10)
     adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
     adam_epsilon: float = Field(1e-8, gt=0)
@@ -58,6 +59,14 @@ class Training(Settings):
         """The limit of a batch, as `batching` takes it."""
         tokens = 1024 if self.batch_examples is None and self.batch_tokens is None else self.batch_tokens
         return {"examples": self.batch_examples, "tokens": tokens}
+
+
+class Keeping(Settings):
+    """How often a run's state is kept. No part of a recipe: it shapes no result."""
+
+    steps: int | None = Field(None, ge=1)  # optimiser steps between two checkpoints
+    minutes: float | None = Field(10.0, gt=0)
+    kept: int = Field(2, ge=1)  # the newest ones
 
 
 class Seeds(Settings):

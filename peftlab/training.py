@@ -11,74 +11,27 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftlab import signs
-from peftlab.batching import Batch, epoch_batches, shares, split_batches
+from peftlab import out_of_memory, signs
+from peftlab.batching import Batch, epoch_batches, split_batches
 from peftlab.examples import Example
+from peftlab.gradients import Gradients, Phase, broke_for_memory, to_device
+from peftlab.interruption import Interrupted, asked
 from peftlab.layer_decay import layer_rates
 from peftlab.methods.method import Method
-from peftlab.part import Diverged
+from peftlab.part import Diverged, OutOfMemory
 from peftlab.perturbation import Perturbation
+from peftlab.progress import Generators, Keeper, Progress, Snapshot
 from peftlab.settings import Seeds, Training
-from peftlab.signs import Signs
 from peftlab.tasks.task import Task
+from peftlab.train_log import Evaluation, Halving, Observer, Records, Scores, Step, TrainLog
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
-
-Scores = dict[str, float]
-Records = list[dict[str, Any]]  # one decoded prediction a row
-Phase = Literal["inputs", "forward", "backward", "optimizer"]  # of a step, in this order; a micro-batch has its own two
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimiser step."""
-
-    number: int  # from 1
-    epoch: float  # passes done
-    loss: float  # nats a target, before the step
-    learning_rate: float
-    tokens: int  # without padding
-    seconds: float  # of training since the start
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One look at the validation split."""
-
-    step: int
-    epoch: float
-    loss: float  # training's mean since the last look, nats a target
-    scores: Scores
-    selectable: bool  # whether the method lets the state be kept
-
-
-@dataclass
-class TrainLog:
-    """What happened in training."""
-
-    steps: list[Step] = field(default_factory=list)
-    evaluations: list[Evaluation] = field(default_factory=list)
-    best_step: int | None = None
-    stopped_early: bool = False
-    records: Records = field(default_factory=list)  # validation's, by the state that training ended with
-    tokens: int = 0  # without padding, over all steps and processes
-    padded_tokens: int = 0  # with padding
-    unused: list[str] = field(default_factory=list)  # tensors of a base trained whole that no forward used: frozen
-    seconds: float = 0.0  # of training alone: no loading, no evaluation
-
-
-class Observer(Protocol):
-    """Who wants to see a run while it goes."""
-
-    def step(self, step: Step, total: int, log: TrainLog) -> None: ...
-    def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
 
 
 def schedule_length(lengths: Sequence[int], settings: Training, seeds: Seeds) -> int:
@@ -119,11 +72,14 @@ def train(
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
     evaluate: Callable[[], tuple[Scores, Records]],
     observer: Observer,
+    keeper: Keeper | None = None,
+    resumed: Snapshot | None = None,
     mark: Callable[[Phase], object] = lambda phase: None,
 ) -> TrainLog:
     """Train the parameters of `model` that require a gradient. `evaluate` scores the model on validation as it is.
 
-    `mark` is called at the end of each phase of each step: what is measured of a step is measured there.
+    Goes on from `resumed` to the same end. `mark` is called at the end of each phase of each step: what is measured of
+    a step is measured there. Raises Diverged, OutOfMemory, or Interrupted if a signal comes.
     """
     lengths = [len(example) for example in examples]
     total = schedule_length(lengths, settings, seeds)
@@ -137,82 +93,66 @@ def train(
     )
     # Not given to accelerator.prepare, which would step it once per process.
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, total, settings))
+    keeper = keeper or Keeper()
+    progress = Progress(model, method, optimizer, schedule, accelerator, settings.accumulation)
+    torch.manual_seed(seeds.dropout + accelerator.process_index)
+    if resumed is not None:
+        progress.restore(resumed)
+    log = progress.log
+    keeper.watch(progress)
     forward = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
     trainable = [p for p in model.parameters() if p.requires_grad]
     perturbation = Perturbation.of(model, settings, seeds)
-    log = TrainLog()
-    best: dict[str, torch.Tensor] | None = None
-    alive: Signs | None = None
-    torch.manual_seed(seeds.dropout + accelerator.process_index)
+    gradients = Gradients(
+        forward, model, method, task, examples, padding_token, accelerator, autocast, perturbation, mark
+    )
     model.train()
-    for number, (epoch, batch, last) in enumerate(_batches(lengths, settings, seeds, total), start=1):
-        start = _now(accelerator)
-        parts = shares(batch, lengths, accelerator.num_processes * settings.accumulation)
-        if accelerator.num_processes == 1:
-            parts = [part for part in parts if part]
-        micro_batches, own = [], []
-        for part in parts[accelerator.process_index :: accelerator.num_processes]:
-            # Each forward is a meeting of the processes: a share without examples borrows one and learns nothing.
-            own.append(part or batch[:1])
-            micro = task.collate([examples[i] for i in own[-1]], padding_token)
-            micro_batches.append(_to(micro if part else task.without_targets(micro), accelerator.device))
-        counts = torch.stack([task.targets(micro) for micro in micro_batches]).sum()
-        targets = max(1, int(accelerator.reduce(counts, reduction="sum")))
-        loss = torch.zeros((), device=accelerator.device)
-        mark("inputs")
-        for position, (part, micro) in enumerate(zip(own, micro_batches, strict=True)):
-            for turn, disturbed in enumerate(perturbation.passes(micro, part, number), start=1):
-                last_one = position + 1 == len(micro_batches) and turn == perturbation.turns
-                with disturbed, contextlib.nullcontext() if last_one else accelerator.no_sync(forward):
-                    with autocast():
-                        # No name for the outputs: logits of a large vocabulary would be kept until the next are there.
-                        share = task.loss(forward(**task.inputs(micro, model)), micro) / targets
-                    mark("forward")
-                    # DDP averages over processes, the step's loss is a sum over them.
-                    (share * accelerator.num_processes).backward()
-                if turn == 1:
-                    loss += share.detach()
-                mark("backward")
-                del share  # and with it the graph, and what its nodes may hold on to
-        penalty = method.penalty(model)
-        if penalty is not None:
-            with accelerator.no_sync(forward):  # every process has the whole of it already
-                penalty.backward()
-            mark("backward")
-        if alive is None or (log.evaluations and number == log.evaluations[0].step + 1):
-            alive = signs.check(model, number, alive, whole_base=method.trains_whole_base)
-        if settings.clip is not None:
-            torch.nn.utils.clip_grad_norm_(trainable, settings.clip)
-        rate = float(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
-        method.after_step(model, number)
-        optimizer.zero_grad()
-        del micro, micro_batches
-        mark("optimizer")
-        value = float(accelerator.reduce(loss, reduction="sum"))
-        log.seconds += _now(accelerator) - start
-        tokens = sum(lengths[i] for i in batch)
-        log.tokens += tokens
-        log.padded_tokens += sum(len(part) * max(lengths[i] for i in part) for part in parts if part)
-        log.steps.append(Step(number, epoch, value, rate, tokens, log.seconds))
-        observer.step(log.steps[-1], total, log)
-        if not math.isfinite(value):
-            raise Diverged(
-                f"the loss is {value} at step {number} (examples {batch[:8]} ...); lower training.learning_rate"
-            )
+    batches = enumerate(_batches(lengths, settings, seeds, total), start=1)
+    # Resumed, it looks once more at the last step done: the evaluation after it may be still to come.
+    for number, (epoch, batch, last) in itertools.islice(batches, max(0, len(log.steps) - 1), None):
+        if log.stopped_early:
+            break
+        stop = False
+        if number > len(log.steps):
+            start, before = _now(accelerator), Generators.now(accelerator.device)
+            loss = _add_gradients(gradients, batch, progress, settings, observer, keeper, before)
+            wanted = keeper.wanted(number)
+            meeting = accelerator.reduce(torch.stack([loss, *loss.new_tensor(wanted)]), reduction="sum").tolist()
+            value, due, stop = float(meeting[0]), meeting[1] > 0, meeting[2] > 0
+            first_after = bool(log.evaluations) and number == log.evaluations[0].step + 1
+            if progress.alive is None or first_after:
+                progress.alive = signs.check(model, number, progress.alive, whole_base=method.trains_whole_base)
+            norm = float(torch.nn.utils.clip_grad_norm_(trainable, settings.clip or math.inf))
+            if not (math.isfinite(value) and math.isfinite(norm)):
+                raise Diverged(_diverged(value, norm, number, [examples[i] for i in batch], keeper.keep(before)))
+            rate = float(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+            method.after_step(model, number)
+            optimizer.zero_grad()
+            mark("optimizer")
+            log.seconds += _now(accelerator) - start
+            tokens = sum(lengths[i] for i in batch)
+            log.tokens += tokens
+            log.padded_tokens += gradients.positions(batch, progress.accumulation)
+            log.steps.append(Step(number, epoch, value, rate, tokens, log.seconds))
+            observer.step(log.steps[-1], total, log)
+            if stop:
+                keeper.stop()
+            if due:
+                keeper.keep()
         if number == total or (number % settings.evaluate_every == 0 if settings.evaluate_every else last):
-            if not log.evaluations:
-                signs.check_moved(model, alive, number)
-            best = _evaluate(model, method, task, evaluate, observer, log, total, best if settings.keep_best else None)
+            if not log.evaluations or log.evaluations[-1].step < number:
+                if not log.evaluations and progress.alive is not None:
+                    signs.check_moved(model, progress.alive, number)
+                _evaluate(progress, task, evaluate, observer, keeper, total, keep_best=settings.keep_best)
             if settings.patience is not None and _stale(log) >= settings.patience:
                 log.stopped_early = number < total
-                break
     log.unused = _freeze_unused(model, optimizer)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if best is not None and name in best:
-                parameter.copy_(best[name])
+            if progress.best is not None and name in progress.best:
+                parameter.copy_(progress.best[name])
     model.eval()
     return log
 
@@ -238,15 +178,21 @@ def predict(
     with torch.no_grad(), autocast():
         # Whole batches go round the processes, so that each example meets the same neighbours on any number of them.
         for batch in batches[accelerator.process_index :: accelerator.num_processes]:
+            if asked() is not None:
+                break
             chosen = [examples[i] for i in batch]
-            inputs = _to(task.collate(chosen, tokenizer.pad_token_id), accelerator.device)
+            inputs = to_device(task.collate(chosen, tokenizer.pad_token_id), accelerator.device)
             outputs = task.predict(model, inputs, tokenizer)
             found += zip(batch, task.decode(outputs, chosen), strict=True)
     model.train(was_training)
+    stop = asked()
     if accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
         found = gather_object(found)
+        stop = max((number for number in gather_object([stop]) if number is not None), default=None)
+    if stop is not None:
+        raise Interrupted(stop)
     return task.merge([record for _, record in sorted(found, key=lambda pair: pair[0])], examples)
 
 
@@ -268,39 +214,65 @@ def _batches(
                 return
 
 
-def _to(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+def _add_gradients(
+    gradients: Gradients,
+    batch: Batch,
+    progress: Progress,
+    settings: Training,
+    observer: Observer,
+    keeper: Keeper,
+    before: Generators,
+) -> torch.Tensor:
+    """This process's share of the step's loss. Where memory runs out, again in smaller pieces if the recipe asks."""
+    step, alone = len(progress.log.steps) + 1, progress.accelerator.num_processes == 1
+    while True:
+        loss = broke_for_memory(lambda: gradients.add(batch, progress.accumulation, step))
+        if not isinstance(loss, str):
+            return loss
+        gradients.forget()
+        before.restore(progress.accelerator.device)
+        if not (alone and settings.auto_micro_batch and progress.accumulation < len(batch)):
+            kept = keeper.keep(before) if alone else ""  # the others do not come to a meeting
+            raise OutOfMemory(_no_memory(loss, gradients, batch, progress, step, kept))
+        progress.accumulation *= 2
+        progress.log.halvings.append(Halving(step, progress.accumulation))
+        observer.halving(progress.log.halvings[-1])
 
 
 def _evaluate(
-    model: torch.nn.Module,
-    method: Method,
+    progress: Progress,
     task: Task,
     evaluate: Callable[[], tuple[Scores, Records]],
     observer: Observer,
-    log: TrainLog,
+    keeper: Keeper,
     total: int,
-    best: dict[str, torch.Tensor] | None,
-) -> dict[str, torch.Tensor]:
-    """Score the model; return a copy of its trained parameters if it is the best so far, else `best`."""
-    generators = torch.get_rng_state()
-    scores, records = evaluate()
-    torch.set_rng_state(generators)  # evaluation changes nothing
+    *,
+    keep_best: bool,
+) -> None:
+    """Score the model; keep a copy of its trained parameters and its records if it is the best so far."""
+    log, model, device = progress.log, progress.model, progress.accelerator.device
+    generators = Generators.now(device)
+    try:
+        scores, records = evaluate()
+    except Interrupted:
+        generators.restore(device)
+        keeper.stop()
+        raise
+    generators.restore(device)  # evaluation changes nothing
     model.train()
     step = log.steps[-1]
     since = log.evaluations[-1].step if log.evaluations else 0
     loss = sum(past.loss for past in log.steps[since:]) / (step.number - since)
     before = max((task.rank(past.scores) for past in log.evaluations if past.selectable), default=-math.inf)
-    selectable = method.selectable(step.number, total)
+    selectable = progress.method.selectable(step.number, total)
     log.evaluations.append(Evaluation(step.number, step.epoch, loss, scores, selectable))
     better = selectable and task.rank(scores) > before
     observer.evaluation(log.evaluations[-1], better)
     if better:
         log.best_step = step.number
-    elif best is not None:
-        return best
-    log.records = records
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    if better or not keep_best or progress.best is None:
+        log.records = records
+        progress.best = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _freeze_unused(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
@@ -321,3 +293,22 @@ def _now(accelerator: Accelerator) -> float:
     if accelerator.device.type == "cuda":
         torch.cuda.synchronize(accelerator.device)
     return time.perf_counter()
+
+
+def _diverged(loss: float, norm: float, step: int, examples: Sequence[Example], kept: str) -> str:
+    what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
+    some = ", ".join(example.row.where for example in examples[:8]) + (", ..." if len(examples) > 8 else "")
+    return f"{what} at step {step} (examples {some}); {kept}lower training.learning_rate"
+
+
+def _no_memory(wanted: str, gradients: Gradients, batch: Batch, progress: Progress, step: int, kept: str) -> str:
+    largest, device = gradients.largest(batch, progress.accumulation), progress.accelerator.device
+    cure = "set training.auto_micro_batch: true, or a larger training.accumulation (the same update)"
+    if progress.accumulation >= len(batch):
+        cure = (
+            "a micro-batch is one example already: set a smaller task.max_length, quantization: nf4, or a smaller base"
+        )
+    return (
+        f"out of memory at step {step}, in micro-batches of up to {largest} (accumulation {progress.accumulation}): "
+        f"{wanted}; {out_of_memory.limits(device)}; {kept}{cure}"
+    )

@@ -15,12 +15,17 @@ from peftlab.methods import Plan
 from peftlab.methods.lora import Lora
 from peftlab.model import Files, Model
 from peftlab.part import BadInput
+from peftlab.quantization import Quantization
+from peftlab.quantization.four_bit import NF4
+from peftlab.quantization.int8 import Int8
 from peftlab.quantization.none import NoQuantization
 from peftlab.quantization.quantization import quantized_linears
 from peftlab.recipe import load_recipe
 from peftlab.run import apply_method
 from peftlab.tasks import Task
+from peftlab.tasks.causal_lm import CausalLM
 from peftlab.tasks.token_classification import TokenClassification
+from tests.contract.bases import tiny
 
 Load = Callable[..., Base]
 Attach = Callable[..., torch.nn.Module]
@@ -37,6 +42,16 @@ def test_every_linear_is_quantised_but_the_head(base_of: Load, quantization: str
     head = base.model.get_submodule("classifier")
     assert type(head) is torch.nn.Linear
     assert head.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("quantization", [Int8(), NF4()], ids=lambda quantization: quantization.kind)
+def test_an_output_embedding_stays_float(quantization: Quantization, tmp_path: Path) -> None:
+    tiny("llama", "AutoModelForCausalLM", num_key_value_heads=2, tie_word_embeddings=False).save_pretrained(tmp_path)
+    files = Files(tmp_path, "a test", "")
+    name = Model(id=str(tmp_path))
+    base = load_base(name, files, CausalLM(), quantization, device=torch.device("cpu"), compute=torch.float32)
+    assert type(base.model.lm_head) is torch.nn.Linear
+    assert len(quantized_linears(base.model)) == 2 * 7
 
 
 def test_the_head_is_the_same_over_every_quantisation_and_another_with_another_seed(base_of: Load) -> None:

@@ -27,8 +27,10 @@ from peftlab.part import BadInput
 from peftlab.recipe import load_recipe
 from peftlab.settings import Seeds, Training
 from peftlab.tasks.causal_lm import CausalLM
-from peftlab.tasks.task import IGNORED
-from peftlab.training import Evaluation, Step, TrainLog, predict, train
+from peftlab.tasks.multiple_choice import MultipleChoice
+from peftlab.tasks.task import IGNORED, Task
+from peftlab.train_log import Evaluation, Halving, Step, TrainLog
+from peftlab.training import predict, train
 from tests.contract.bases import tiny
 
 CHATML = (
@@ -282,6 +284,15 @@ def test_a_model_that_leaks_is_refused_in_words(architecture: str, sizes: dict[s
     assert CausalLM().objection(model) is None
 
 
+@pytest.mark.parametrize("task", [CausalLM(), MultipleChoice()])
+def test_a_model_that_sees_what_it_is_to_tell_is_refused_in_words(task: Task) -> None:
+    assert "bert sees the tokens after the one it predicts" in str(task.objection(tiny("bert", "AutoModelForCausalLM")))
+    for architecture in ("llama", "gpt2", "opt"):
+        sizes = {"ffn_dim": 128, "word_embed_proj_dim": 64} if architecture == "opt" else {}
+        assert task.objection(tiny(architecture, "AutoModelForCausalLM", **sizes)) is None
+    assert task.objection(tiny("bert", "AutoModelForCausalLM", is_decoder=True)) is None
+
+
 @pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning", "p_tuning"])
 def test_virtual_tokens_and_packing_are_refused_at_validation(tmp_path: Path, method: str) -> None:
     path = tmp_path / "mine.yaml"
@@ -337,6 +348,7 @@ def test_rows_of_another_form_than_the_first_are_refused() -> None:
 class Silence:
     def step(self, step: Step, total: int, log: TrainLog) -> None: ...
     def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
+    def halving(self, halving: Halving) -> None: ...
 
 
 def fit(model: nn.Module, task: CausalLM, found: Any, method: Any, **given: Any) -> TrainLog:

@@ -184,25 +184,6 @@ def test_a_file_to_predict_that_cannot_be_read_is_one_line(tmp_path: Path, text:
     assert says in refused("predict", tmp_path, text)
 
 
-@pytest.mark.parametrize(
-    ("sent", "code", "says"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
-)
-def test_an_interrupted_run_says_so_and_leaves_nothing(
-    recipe_file: Path, tmp_path: Path, sent: signal.Signals, code: int, says: str
-) -> None:
-    words = ["run", str(recipe_file), "--output", str(tmp_path / "runs"), "--set", "training.steps=100000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "peftlab", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    while not process.stdout.readline().startswith("validation"):  # it trains
-        assert process.poll() is None
-    process.send_signal(sent)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (code, f"{says}: nothing was kept\n")
-    assert list((tmp_path / "runs" / "mine").glob("[!.]*")) == []
-
-
 def test_a_full_disk_is_one_line_and_leaves_nothing(recipe_file: Path, tmp_path: Path) -> None:
     def little_room() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

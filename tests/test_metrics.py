@@ -162,7 +162,9 @@ def test_squad_counts_as_the_official_script_does(predicted: str, answers: list[
 
 
 def test_squad_tells_answerable_questions_from_others_where_there_are_both() -> None:
-    scores = load_metric("squad").compute(predictions=["gold", "", "x"], references=[["gold"], [], []])
+    scores = load_metric("squad").compute(
+        predictions=["gold", "", "x"], references=[["gold"], [], ["the"]]
+    )  # of nothing
     assert scores["squad_exact_match"] == pytest.approx(2 / 3)
     assert scores["squad_f1/answerable"] == 1.0
     assert scores["squad_f1/unanswerable"] == 0.5

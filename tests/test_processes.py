@@ -12,9 +12,9 @@ import pytest
 SETTINGS = ("data.validation_examples=13", "training.accumulation=2")  # 13: the last batch does not divide by two
 
 
-def result_of(recipe: Path, output: Path, processes: int) -> dict[str, Any]:
+def result_of(recipe: Path, output: Path, processes: int, *options: str) -> dict[str, Any]:
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
-    overrides = [word for setting in SETTINGS for word in ("--set", setting)]
+    overrides = [word for setting in (*SETTINGS, *options) for word in ("--set", setting)]
     done = subprocess.run(
         [sys.executable, *launcher, "-m", "peftlab", "run", str(recipe), "--output", str(output), *overrides],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
@@ -36,3 +36,36 @@ def test_two_processes_give_the_losses_the_metrics_and_the_result_of_one(recipe_
     assert two["curve"]["losses"] == pytest.approx(one["curve"]["losses"], abs=1e-5)
     assert two["cost"]["tokens"] == one["cost"]["tokens"]
     assert two["cost"]["optimizer_steps"] == one["cost"]["optimizer_steps"]
+
+
+QUESTIONS = """\
+model: sentence-transformers/all-MiniLM-L6-v2
+task: {kind: question_answering, max_length: 96}
+data: {id: rajpurkar/squad/validation-1000, group: title, train_examples: 12, test_examples: 7}
+method: {kind: lora, rank: 4, targets: attention}
+training: {steps: 2, evaluate_every: 2, batch_examples: 6, learning_rate: 5e-3, precision: float32}
+"""
+
+
+def test_windows_on_two_processes_give_the_answers_of_one(tmp_path: Path) -> None:
+    (tmp_path / "qa.yaml").write_text(QUESTIONS)
+    one = result_of(tmp_path / "qa.yaml", tmp_path / "one", 1)
+    two = result_of(tmp_path / "qa.yaml", tmp_path / "two", 2)
+    assert one["splits"]["validation"]["examples"] > 13  # windows
+    assert two["metrics"] == one["metrics"]
+    spoken = [
+        [json.loads(line)["predicted"] for line in next((tmp_path / run).rglob("predictions.jsonl")).open()]
+        for run in ("one", "two")
+    ]
+    assert spoken[0] == spoken[1]
+    assert len(spoken[0]) == 13 + 7
+
+
+def test_two_processes_perturb_and_decay_as_one(recipe_file: Path, tmp_path: Path) -> None:
+    options = ("training.adversarial=1.0", "training.embedding_noise=5", "training.layer_decay=0.8")
+    one = result_of(recipe_file, tmp_path / "one", 1, *options)
+    two = result_of(recipe_file, tmp_path / "two", 2, *options)
+    plain = result_of(recipe_file, tmp_path / "plain", 1)
+    assert two["metrics"] == one["metrics"]
+    assert two["curve"]["losses"] == pytest.approx(one["curve"]["losses"], abs=1e-5)
+    assert plain["curve"]["losses"] != pytest.approx(one["curve"]["losses"], abs=1e-4)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
-from peftlab.base import Base, load_base, load_tokenizer
+from peftlab.base import Base, head_modules, load_base, load_tokenizer
 from peftlab.data.hub import Hub
 from peftlab.examples import Example, Row
 from peftlab.methods import Plan
@@ -23,6 +23,8 @@ from peftlab.methods.prompt_tuning import PromptTuning
 from peftlab.model import Files
 from peftlab.part import BadInput
 from peftlab.quantization.none import NoQuantization
+from peftlab.shapes import shapes
+from peftlab.small_model import small_config
 from peftlab.tasks.question_answering import QuestionAnswering
 from peftlab.tasks.task import IGNORED
 from peftlab.training import predict
@@ -86,6 +88,12 @@ def test_every_answer_of_squad_can_be_read_back_from_its_labels(tokenizer: PreTr
             assert wanted in said  # tokens may be larger: "$5bn" of "a $5bn-a-year plan"
             whole += said == wanted
     assert whole >= 990
+
+
+def test_disfl_qa_has_an_answer_that_stands_in_the_passage_or_none() -> None:
+    rows = Hub(id="google-research-datasets/disfl_qa/test-1000").read()[0]["train"]
+    QuestionAnswering(no_answer=True).fitted(rows)
+    assert (len(rows), sum(not row.fields["answers"]["text"] for row in rows)) == (1000, 245)
 
 
 def test_a_long_context_is_read_in_windows_that_overlap_and_lose_no_token(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -185,6 +193,26 @@ def test_no_answer_is_given_where_the_surest_window_says_so(
     assert record["no_answer"] > record["spans"][0]["probability"]
     assert task.answer(record)["answer"] == record["predicted"]
     assert (task.answer(record)["start"] is not None) == answered
+
+
+def test_windows_that_see_no_answer_do_not_outvote_the_one_that_does(tokenizer: PreTrainedTokenizerBase) -> None:
+    task = QuestionAnswering(no_answer=True)
+    examples = task.encode([row(context=LONG)], tokenizer, 64).examples
+    peaks: list[tuple[int, int, float] | None] = [(0, 0, 9.0)] * len(examples)  # sure that it is not here
+    for number, example in enumerate(examples):
+        first, last = example.features["labels"]
+        if first:
+            peaks[number] = (first, last, 5.0)
+    (record,) = task.merge(task.decode(saying(examples, *peaks), examples), examples)
+    assert record["predicted"] == "in Vienna"
+
+
+@pytest.mark.parametrize(
+    "base", ["google-bert/bert-base-cased", "openai-community/gpt2", "google-t5/t5-small", "facebook/bart-base"]
+)
+def test_the_head_is_what_the_trunk_lacks(base: str) -> None:
+    config = small_config(shapes()[base], 64)
+    assert head_modules(AutoModelForQuestionAnswering.from_config(config), QuestionAnswering()) == ("qa_outputs",)
 
 
 def test_the_loss_is_over_start_and_end_and_knows_no_padding(tokenizer: PreTrainedTokenizerBase) -> None:

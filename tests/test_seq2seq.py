@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 
 from peftlab import artifact, assets
 from peftlab.base import Base, load_base, load_tokenizer, longest_input
+from peftlab.data.hub import Hub
 from peftlab.examples import Row
 from peftlab.inference import answers, merge
 from peftlab.model import Files, Model
@@ -83,6 +84,13 @@ def test_the_loss_is_the_models_own_summed_over_targets(small: Files, tokenizer:
     assert float(ours) == pytest.approx(float(own), rel=1e-5)
 
 
+def test_xsum_is_articles_with_their_summaries_but_for_an_empty_one() -> None:
+    data = Hub(id="EdinburghNLP/xsum/test-1000", columns={"source": "document", "target": "summary"})
+    rows = [row for part in data.load(Seq2Seq.fields).rows.values() for row in part]
+    Seq2Seq().fitted(rows)  # refuses an empty text
+    assert len(rows) == 999
+
+
 def test_the_prefix_stands_before_sources_only(tokenizer: PreTrainedTokenizerBase) -> None:
     (example,) = Seq2Seq(prefix="headline: ").encode([row()], tokenizer, 128).examples
     assert (
@@ -140,12 +148,31 @@ def predicted(task: Seq2Seq, base: Base, tokenizer: PreTrainedTokenizerBase, tok
     return [record["predicted"] for record in records]
 
 
-def test_the_base_s_own_generation_settings_have_no_say(small: Files, tokenizer: PreTrainedTokenizerBase) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "setting"),
+    [
+        ("num_beams", 4, {"beams": 4}),
+        ("no_repeat_ngram_size", 1, {"no_repeat_ngram": 1}),
+        ("length_penalty", -9.0, {"beams": 4, "length_penalty": -9.0}),
+        ("repetition_penalty", 9.0, None),
+    ],
+)
+def test_the_recipe_says_how_texts_are_generated_and_the_base_has_no_say(
+    small: Files, tokenizer: PreTrainedTokenizerBase, name: str, value: float, setting: dict[str, Any] | None
+) -> None:
     base = base_of(small)
-    expected = predicted(Seq2Seq(max_new_tokens=6), base, tokenizer)
-    for name, value in {"num_beams": 3, "min_length": 5, "no_repeat_ngram_size": 1, "do_sample": True}.items():
-        setattr(base.model.generation_config, name, value)
-    assert predicted(Seq2Seq(max_new_tokens=6), base, tokenizer) == expected
+    base.model.lm_head.weight.data *= 0.05  # less sure of itself, so that beams find other texts
+    beams = {"beams": 4} if name == "length_penalty" else {}
+    expected = predicted(Seq2Seq(max_new_tokens=12, **beams), base, tokenizer)
+    setattr(base.model.generation_config, name, value)
+    assert predicted(Seq2Seq(max_new_tokens=12, **beams), base, tokenizer) == expected
+    batch = Seq2Seq().collate(Seq2Seq().encode(ROWS, tokenizer, 128).examples, tokenizer.pad_token_id)
+    settings = {"max_new_tokens": 12, "num_beams": 4 if beams else 1} | {name: value}
+    own = base.model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], **settings)
+    texts = [text.strip() for text in tokenizer.batch_decode(own, skip_special_tokens=True)]
+    assert texts != expected  # or this test could not fail
+    if setting is not None:
+        assert predicted(Seq2Seq(max_new_tokens=12, **setting), base, tokenizer) == texts
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +181,7 @@ def titles() -> Files:
     return TITLES.files()
 
 
+@pytest.mark.slow
 def test_every_tensor_of_the_graphs_has_its_place(titles: Files) -> None:
     from safetensors import safe_open
 
@@ -173,6 +201,7 @@ def test_its_source_says_that_it_was_dequantised(titles: Files) -> None:
     assert not list(titles.folder.glob("*.onnx"))
 
 
+@pytest.mark.slow
 def test_untouched_it_makes_sense(titles: Files) -> None:
     tokenizer = load_tokenizer(titles, Seq2Seq())
     task = Seq2Seq(max_new_tokens=20)

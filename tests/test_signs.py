@@ -23,7 +23,8 @@ from peftlab.settings import Seeds, Training
 from peftlab.small_model import byte_tokenizer
 from peftlab.tasks import Task
 from peftlab.tasks.token_classification import TokenClassification
-from peftlab.training import Evaluation, Step, TrainLog, train
+from peftlab.train_log import Evaluation, Halving, Step, TrainLog
+from peftlab.training import train
 from tests.contract.bases import tiny
 
 Trains = Callable[..., TrainLog]
@@ -33,6 +34,7 @@ Hook = Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]
 class Silence:
     def step(self, step: Step, total: int, log: TrainLog) -> None: ...
     def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
+    def halving(self, halving: Halving) -> None: ...
 
 
 class Unowned(Lora):

@@ -16,7 +16,8 @@ from peftlab.methods.lora import Lora
 from peftlab.part import BadInput
 from peftlab.settings import Seeds, Training
 from peftlab.tasks import Task
-from peftlab.training import Evaluation, Records, Scores, Step, TrainLog, learning_rate_factor, predict, train
+from peftlab.train_log import Evaluation, Halving, Records, Scores, Step, TrainLog
+from peftlab.training import learning_rate_factor, predict, train
 
 from .conftest import MINILM
 
@@ -31,6 +32,7 @@ def tokenizer(task: Task) -> PreTrainedTokenizerBase:
 class Silence:
     def step(self, step: Step, total: int, log: TrainLog) -> None: ...
     def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
+    def halving(self, halving: Halving) -> None: ...
 
 
 def trained(

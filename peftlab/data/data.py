@@ -23,6 +23,7 @@ class Data(Part):
     """Rows in three splits. A subclass reads them; splits that it lacks are cut from train by a seeded hash."""
 
     columns: dict[str, str] = Field(default={})  # the task's field -> the source's column, where the names differ
+    numbers: tuple[str, ...] = Field(default=(), strict=False)  # columns of numbers in a format that knows only text
     validation_share: float = Field(0.1, ge=0, lt=1)  # of train, if the source has no validation split
     test_share: float = Field(0.1, ge=0, lt=1)  # of train, if the source has no test split
     split_seed: int = Field(0, ge=0)
@@ -95,6 +96,11 @@ class Data(Part):
         unknown = [field for field in self.columns if field not in known]
         if unknown:
             raise BadInput(f"data.columns: the task has no field {unknown[0]!r}{nearest(unknown[0], known)}")
+        strange = [
+            column for column in self.numbers if column not in (self.columns.get(field, field) for field in known)
+        ]
+        if strange:
+            raise BadInput(f"data.numbers: {strange[0]!r} is the column of no field of the task")
         whole = [row for part in rows.values() for row in part if row.fault is None]
         there = dict.fromkeys(name for row in whole for name in row.fields)
         for field in known:
@@ -115,7 +121,13 @@ class Data(Part):
                 continue
             if column not in row.fields:
                 return Row(row.where, {}, f"{field}: {_lacks(row.fields, column, field)}")
-            found[field] = row.fields[column]
+            value = row.fields[column]
+            if column in self.numbers and isinstance(value, str):
+                try:
+                    value = float(value)
+                except ValueError:
+                    return Row(row.where, {}, f"{field}: {value[:40]!r} is no number")
+            found[field] = value
         if not found:
             return Row(row.where, {}, f"no column for any of the task's fields {', '.join((*fields, *optional))}")
         named = Row(row.where, found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -11,7 +11,8 @@ from peftlab.examples import Encoded, Example, Row
 from peftlab.part import BadInput
 from peftlab.tasks.conversation import ANSWERS, Message, chat_template, end_of_text
 from peftlab.tasks.next_token import next_token_nats
-from peftlab.tasks.packing import leak, packed
+from peftlab.tasks.packing import packed
+from peftlab.tasks.sight import leak, looks_ahead
 from peftlab.tasks.task import IGNORED, Task, pad
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class CausalLM(Task):
     fields: ClassVar[tuple[str, ...]] = ()
     optional_fields: ClassVar[tuple[str, ...]] = ("messages", "instruction", "input", "output", "text")
     given_fields: ClassVar[tuple[str, ...]] = ("messages", "instruction", "input", "text")
+    starter: ClassVar[str | None] = "HuggingFaceTB/SmolLM2-135M-Instruct"
     minimized: ClassVar[bool] = True
     new_head: ClassVar[bool] = False
 
@@ -64,6 +66,11 @@ class CausalLM(Task):
             raise BadInput(f"{row.where}: has {', '.join(row.fields) or 'nothing'}; wanted {wanted}")
         _check(row, form)
 
+    @classmethod
+    def forms(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
+        rows = {form: cls(form=form).sample()[0].fields for form in FIELDS}
+        return [({"form": form}, fields) for form, fields in rows.items()]
+
     def fitted(self, rows: Iterable[Row]) -> CausalLM:
         task = self
         for row in rows:
@@ -77,7 +84,7 @@ class CausalLM(Task):
         return {"use_cache": False} if self.packing else {}
 
     def objection(self, model: PreTrainedModel) -> str | None:
-        return leak(model.config) if self.packing else None
+        return looks_ahead(model.config) or (leak(model.config) if self.packing else None)
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
         template = None if self.form == "text" else chat_template(tokenizer, self.template)

@@ -13,11 +13,12 @@ from peftlab.examples import Encoded, Example, Row
 from peftlab.part import BadInput, nearest
 from peftlab.tasks.conversation import ANSWERS, chat_template
 from peftlab.tasks.next_token import next_token_nats
+from peftlab.tasks.sight import looks_ahead
 from peftlab.tasks.task import IGNORED, Task, pad
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # For a tokenizer without a chat template: the answer in a line of its own, and the end of the text.
 PLAIN = (
@@ -35,6 +36,7 @@ class MultipleChoice(Task):
     fields: ClassVar[tuple[str, ...]] = ("prompt", "answer")
     optional_fields: ClassVar[tuple[str, ...]] = ("choices",)
     given_fields: ClassVar[tuple[str, ...]] = ("prompt", "choices")
+    starter: ClassVar[str | None] = "HuggingFaceTB/SmolLM2-135M-Instruct"
     new_head: ClassVar[bool] = False
 
     choices: Annotated[list[str], Field(min_length=2)] | None = None
@@ -66,6 +68,9 @@ class MultipleChoice(Task):
 
     def model_settings(self) -> dict[str, Any]:
         return {}
+
+    def objection(self, model: PreTrainedModel) -> str | None:
+        return looks_ahead(model.config)
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
         source = self.template or (None if tokenizer.chat_template else PLAIN)

@@ -31,6 +31,7 @@ class QuestionAnswering(Task):
     task_type: ClassVar[str] = "QUESTION_ANS"
     fields: ClassVar[tuple[str, ...]] = ("question", "context", "answers")
     given_fields: ClassVar[tuple[str, ...]] = ("question", "context")
+    starter: ClassVar[str | None] = "sentence-transformers/all-MiniLM-L6-v2"
     samples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"no_answer": True})
 
     stride: int | None = Field(None, ge=0)  # tokens that neighbouring windows share; a third of a window if not given

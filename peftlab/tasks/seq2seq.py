@@ -24,6 +24,7 @@ class Seq2Seq(Task):
     task_type: ClassVar[str] = "SEQ_2_SEQ_LM"
     fields: ClassVar[tuple[str, ...]] = ("source", "target")
     given_fields: ClassVar[tuple[str, ...]] = ("source",)
+    starter: ClassVar[str | None] = "traceforge/flan-t5-small-titles"
     new_head: ClassVar[bool] = False
 
     prefix: str = ""  # put before every source, e.g. "summarize: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
@@ -41,6 +41,7 @@ class SequenceClassification(Classification):
     # head and tail: [start, end) of an entity, in characters of a text, or in words if the text is a list of them.
     optional_fields: ClassVar[tuple[str, ...]] = ("text_pair", "head", "tail")
     given_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair", "head", "tail")
+    starter: ClassVar[str | None] = "sentence-transformers/all-MiniLM-L6-v2"
     samples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"input": "pair", "label_smoothing": 0.1, "class_weights": "balanced"},
@@ -67,6 +68,18 @@ class SequenceClassification(Classification):
     @property
     def metrics(self) -> tuple[str, ...]:
         return METRICS[self.problem]
+
+    @classmethod
+    def forms(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
+        pair = {"text": "Ada sings.", "text_pair": "Who sings?"}
+        return [
+            ({}, {**pair, "label": "yes"}),
+            ({}, {**pair, "label": 1}),
+            ({}, {"text": "Ada sings.", "label": "yes"}),
+            ({}, {"text": "Ada sings.", "label": 1}),
+            ({"problem": "multi_label"}, {"text": "Ada sings.", "label": ["music"]}),
+            ({"problem": "regression"}, {"text": "Ada sings.", "label": 0.5}),
+        ]
 
     def check(self, row: Row) -> None:
         self._text(row)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from pydantic import Field
 
 from peftlab.examples import Encoded, Example, Row
-from peftlab.part import Part
+from peftlab.part import BadInput, Part
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,7 @@ class Task(Part):
     fields: ClassVar[tuple[str, ...]]  # what a row must carry
     optional_fields: ClassVar[tuple[str, ...]] = ()  # what it may carry besides
     given_fields: ClassVar[tuple[str, ...]] = ()  # of all these, what the model is given; all of them if none is named
+    starter: ClassVar[str | None] = None  # a small base to begin with, by hub id
     minimized: ClassVar[bool] = False  # smaller is better of the selection metric
     new_head: ClassVar[bool] = True  # the head is not pretrained
     pretokenized: ClassVar[bool] = False  # rows hold words, not text
@@ -36,6 +37,11 @@ class Task(Part):
 
     max_length: int | None = Field(None, ge=8)  # tokens; the model's own limit if not given
     truncate: bool = False  # cut what is longer, and count it; otherwise it is an error
+
+    @classmethod
+    def forms(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
+        """What rows can look like: settings, and the fields of a row that fits them. The simplest comes first."""
+        return [({}, cls.model_validate({}).sample()[0].fields)]
 
     @property
     def packs(self) -> bool:
@@ -62,7 +68,11 @@ class Task(Part):
 
     def check(self, row: Row) -> None:
         """Raise BadInput, `where: field: what is wrong`, if the row will not do, whatever the other rows are."""
-        self.fitted([row])
+        try:
+            self.fitted([row])
+        except BadInput as error:
+            if str(error).startswith(f"{row.where}: "):  # else it is something that one row cannot have right
+                raise
 
     def model_settings(self) -> dict[str, Any]:
         """What the model's config must say of the task, e.g. the number of labels."""

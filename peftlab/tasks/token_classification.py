@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
@@ -31,6 +31,7 @@ class TokenClassification(Classification):
     task_type: ClassVar[str] = "TOKEN_CLS"
     fields: ClassVar[tuple[str, ...]] = ("tokens", "labels")
     given_fields: ClassVar[tuple[str, ...]] = ("tokens",)
+    starter: ClassVar[str | None] = "sentence-transformers/all-MiniLM-L6-v2"
     pretokenized: ClassVar[bool] = True
     samples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
@@ -53,6 +54,14 @@ class TokenClassification(Classification):
     @property
     def metrics(self) -> tuple[str, ...]:
         return ("entity_f1",) if self.scheme == "iob2" else ("accuracy", "f1")
+
+    @classmethod
+    def forms(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
+        words = ["Ada", "sings"]
+        return [
+            ({}, {"tokens": words, "labels": ["B-PER", "O"]}),
+            ({"scheme": "plain"}, {"tokens": words, "labels": ["NOUN", "VERB"]}),
+        ]
 
     def from_training(self, train: Sequence[Row]) -> TokenClassification:
         for row in train:

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from peftlab.examples import Example, Row
 from peftlab.settings import Seeds, Training
-from peftlab.training import Evaluation, Step, TrainLog, train
+from peftlab.train_log import Evaluation, Halving, Step, TrainLog
+from peftlab.training import train
 from tests.contract import bases
 from tests.contract.bases import SUPPORTED, Combination
 
@@ -23,6 +24,7 @@ STEPS = 4
 class Silence:
     def step(self, step: Step, total: int, log: TrainLog) -> None: ...
     def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
+    def halving(self, halving: Halving) -> None: ...
 
 
 def examples() -> list[Example]:

@@ -13,7 +13,7 @@ from peftlab.part import BadInput
 
 
 def read_csv(path: Path) -> list[Row]:
-    """Every value is a string, numbers too; a task that wants a number converts it. Blank lines are skipped.
+    """Every value is a string, numbers too, unless `data.numbers` names the column. Blank lines are skipped.
 
     Commas part the columns, or semicolons if the first line has no comma.
     """

@@ -1,0 +1,239 @@
+"""Faults that a forked command gives itself."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# What the interpreter reports of the file operations that a save is made of.
+OPERATIONS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove")
+_counted = {"operations": 0, "steps": 0}
+
+
+def _watch(counting: Callable[[], bool], folder: str, at: int) -> None:
+    """Count the file operations below `folder` while `counting`; SIGKILL before the one with this number, from 1."""
+
+    def count() -> None:
+        if counting():
+            _counted["operations"] += 1
+            if _counted["operations"] == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        named = event in OPERATIONS and isinstance(arguments[0], str | os.PathLike)
+        # rmtree names what it removes by a folder's descriptor and a relative path
+        if named and (event != "open" or folder in os.fspath(arguments[0])):
+            count()
+
+    sys.addaudithook(hook)
+    real = os.fsync  # not reported by the interpreter
+
+    def fsync(descriptor: int) -> None:
+        count()
+        real(descriptor)
+
+    os.fsync = fsync
+
+
+def kill_at_operation_of_save(step: int, number: int) -> None:
+    """SIGKILL before the `number`th file operation of the save of this step, deletions included."""
+    from peftlab.checkpoint import Checkpoints
+
+    real, saving = Checkpoints.save, [False]
+
+    def save(self: Any, snapshot: Any) -> Any:
+        saving[0] = snapshot.step == step
+        try:
+            return real(self, snapshot)
+        finally:
+            saving[0] = False
+
+    Checkpoints.save = save  # type: ignore[method-assign]
+    _watch(lambda: saving[0], ".checkpoints", number)
+
+
+def count_operations_of_save(step: int, file: str) -> None:
+    """How many there are, written into `file`."""
+    from peftlab import checkpoint
+
+    kill_at_operation_of_save(step, -1)
+    real = checkpoint.clear
+
+    def clear(folder: Path) -> None:
+        Path(file).write_text(str(_counted["operations"]))
+        real(folder)
+
+    checkpoint.clear = clear
+
+
+def kill_while_publishing(number: int) -> None:
+    """SIGKILL before the `number`th file operation from when result.json is written."""
+    from peftlab import run
+
+    real, writing = run.write_result, [False]
+
+    def write_result(*arguments: Any) -> Any:
+        writing[0] = True
+        return real(*arguments)
+
+    run.write_result = write_result
+    _watch(lambda: writing[0], "/tiny/", number)
+
+
+def kill_at_rename(number: int) -> None:
+    """SIGKILL before the `number`th rename of a run's folder."""
+    seen = [0]
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "os.rename" and "/tiny/" in os.fspath(arguments[0]) and Path(arguments[0]).is_dir():
+            seen[0] += 1
+            if seen[0] == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def other_version(library: str, version: str) -> None:
+    from peftlab import environment
+
+    real = environment._version
+    environment._version = lambda name: version if name == library else real(name)
+
+
+def kill_at_step(number: int) -> None:
+    """SIGKILL in the middle of the optimiser's `number`th step of this process, from 1."""
+    signal_at_step(number, signal.SIGKILL)
+
+
+def signal_at_step(number: int, *signals: int) -> None:
+    """The signals one after the other, in the middle of the `number`th step of this process."""
+    _at_step(number, lambda: [os.kill(os.getpid(), sent) for sent in signals])
+
+
+def hang_at_step(number: int) -> None:
+    _at_step(number, lambda: time.sleep(600))
+
+
+def raise_at_step(number: int, rank: str = "") -> None:
+    def fail() -> None:
+        if not rank or os.environ.get("RANK") == rank:
+            raise RuntimeError("injected")
+
+    _at_step(number, fail)
+
+
+def _at_step(number: int, action: Any) -> None:
+    from peftlab.gradients import Gradients
+
+    real = Gradients.add
+
+    def add(self: Any, *arguments: Any) -> Any:
+        _counted["steps"] += 1
+        loss = real(self, *arguments)
+        if _counted["steps"] == number:
+            action()
+        return loss
+
+    Gradients.add = add  # type: ignore[method-assign]
+
+
+def signal_at(number: int, sent: int, module: str, name: str) -> None:
+    """The signal at the `number`th call of a function that the command makes, e.g. in loading or saving."""
+    import importlib
+
+    owner: Any = importlib.import_module(module)
+    *path, last = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    real, calls = getattr(owner, last), [0]
+
+    def wrapped(*arguments: Any, **keywords: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number:
+            os.kill(os.getpid(), sent)
+        return real(*arguments, **keywords)
+
+    setattr(owner, last, wrapped)
+
+
+def kill_in_training_after(seconds: float) -> None:
+    """Killed by the system's clock, whatever the interpreter is at, so long after training began."""
+    from peftlab import training
+
+    real = training.train
+
+    def train(*arguments: Any, **keywords: Any) -> Any:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds + 1e-6)
+        return real(*arguments, **keywords)
+
+    training.train = train
+
+
+def not_a_number_at_step(number: int) -> None:
+    """A batch whose loss is NaN, as bad data or too large a rate make it."""
+    from peftlab.gradients import Gradients
+
+    real = Gradients.add
+
+    def add(self: Any, *arguments: Any) -> Any:
+        _counted["steps"] += 1
+        loss = real(self, *arguments)
+        return loss * float("nan") if _counted["steps"] == number else loss
+
+    Gradients.add = add  # type: ignore[method-assign]
+
+
+def out_of_memory_at_step(number: int, largest: int = 0) -> None:
+    """As a GPU says it, in the middle of the step, for micro-batches of more than `largest` examples."""
+    import torch
+
+    from peftlab.tasks.token_classification import TokenClassification
+
+    real, seen = TokenClassification.loss, [0]
+
+    def loss(self: Any, outputs: Any, batch: Any) -> Any:
+        seen[0] += 1
+        if seen[0] >= number and len(batch["labels"]) > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity")
+        return real(self, outputs, batch)
+
+    TokenClassification.loss = loss  # type: ignore[method-assign]
+
+
+def addresses(megabytes: int) -> None:
+    """RLIMIT_AS so many MiB above what the process has now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + megabytes * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def largest_file(size: int) -> None:
+    """RLIMIT_FSIZE: what a full disk is to whoever writes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def disk_full_at_save(*numbers: int) -> None:
+    """No space left in the checkpoints with these numbers, from 1."""
+    import errno
+
+    from peftlab import checkpoint
+
+    real, saves = checkpoint._write, [0]
+
+    def write(content: bytes, path: Any) -> None:
+        saves[0] += path.name == checkpoint.VALUES
+        if path.name == checkpoint.VALUES and saves[0] in numbers:
+            with path.open("wb") as file:
+                file.write(content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(content, path)
+
+    checkpoint._write = write  # type: ignore[assignment]

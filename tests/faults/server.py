@@ -1,0 +1,82 @@
+"""A process that imports everything once and forks a command for each order: a kill costs a run, not an import."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+HEAVY = ("torch", "accelerate", "peft", "bitsandbytes", "datasets", "evaluate", "seqeval.metrics")
+HEAVY_OWN = ("peftlab.cli", "peftlab.run", "peftlab.inference")
+
+
+def serve() -> None:
+    """An order a line on standard input: `{"words", "out", "folder", "environment", "faults"}`; its pid a line back.
+
+    After that `wait` gives the exit status of the oldest child, and `kill PID` is left to who reads this.
+    """
+    from peftlab.environment import quiet_libraries
+
+    quiet_libraries()
+    import torch
+
+    torch.set_num_threads(1)
+    for name in (*HEAVY, *HEAVY_OWN):
+        importlib.import_module(name)
+    for name in ("BertForTokenClassification", "AutoModelForTokenClassification", "PreTrainedTokenizerFast"):
+        import transformers
+
+        getattr(transformers, name)  # lazily imported, all of it
+    from peftlab.methods.lora import Lora  # noqa: F401
+
+    print("ready", flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "wait" in order:
+            _, status = os.waitpid(order["wait"], 0)
+            print(os.waitstatus_to_exitcode(status), flush=True)
+            continue
+        pid = os.fork()
+        if pid == 0:
+            child(order)
+        print(pid, flush=True)
+
+
+def child(order: dict[str, Any]) -> None:
+    """Run one command as a fresh interpreter would; never returns."""
+    code = 70
+    try:
+        os.setpgid(0, 0)  # a group of its own, to see that nothing of it is left
+        os.chdir(order["folder"])
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            file = os.open(f"{order['out']}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(file, number)
+        os.environ.update(order["environment"])
+        sys.argv = ["peftlab", *order["words"]]
+        from tests.faults import injected
+
+        for name, arguments in order["faults"]:
+            getattr(injected, name)(*arguments)
+        from peftlab.cli import app
+
+        app()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()

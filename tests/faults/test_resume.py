@@ -1,0 +1,199 @@
+"""F1-F3: killed wherever, a run goes on to the bits of the run that was not."""
+
+from __future__ import annotations
+
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.contract.bases import Combination
+from tests.faults.conftest import COMBINATIONS, KILLED, STEPS, Lab, counted, finished, sets, steps
+
+EVERY = ("--checkpoint-every", "1", "--resume")
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=str)
+def test_killed_in_mid_epoch_every_method_goes_on_to_the_same_bits(
+    combination: Combination, lab: Lab, output: Path
+) -> None:
+    """20 examples in batches of 4: step 4 is in the middle of the first epoch, an evaluation behind it."""
+    recipe = sets(combination)
+    whole = lab.whole(*recipe)
+    words = [*lab.words(output, *recipe), *EVERY]
+    killed = lab.server.run(*words, faults=[["kill_at_step", 5]])
+    assert killed.code == KILLED, killed.err
+    assert [path.name for path in steps(output)] == ["step-00000003", "step-00000004"]
+    resumed = lab.server.run(*words)
+    assert resumed.code == 0, resumed.err
+    assert "resume     from step 4" in resumed.out
+    after = finished(output)
+    assert (after.digest, after.predictions) == (whole.digest, whole.predictions)
+    assert after.result.metrics == whole.result.metrics
+    assert after.result.curve == whole.result.curve
+    assert [resume.step for resume in after.result.resumes] == [4]
+
+
+@pytest.mark.parametrize("number", range(counted(16, 1000)))
+def test_killed_at_any_time_the_newest_whole_checkpoint_is_found(number: int, lab: Lab, output: Path) -> None:
+    """F1. Killed by the clock, again and again, until it gets through."""
+    draw = random.Random(number)
+    recipe = sets(draw.choice(COMBINATIONS))
+    words = [*lab.words(output, *recipe), *EVERY]
+    kills = 0
+    while True:
+        done = lab.server.run(*words, faults=[["kill_in_training_after", draw.uniform(0, 0.6)]] if kills < 3 else [])
+        if done.code != -signal.SIGALRM:  # the system's clock kills as abruptly as SIGKILL
+            break
+        kills += 1
+        assert "damaged" not in done.out
+    assert done.code == 0, done.err
+    assert finished(output).digest == lab.whole(*recipe).digest
+
+
+@pytest.mark.parametrize("number", range(counted(4, 66)))
+def test_three_kills_two_of_them_in_one_epoch(number: int, lab: Lab, output: Path) -> None:
+    """F3."""
+    draw = random.Random(number)
+    recipe = sets(draw.choice(COMBINATIONS))
+    words = [*lab.words(output, *recipe), *EVERY]
+    first = draw.randint(2, 3)
+    for at in (first, 2, draw.randint(2, STEPS - first - 1)):  # each counted from where the one before was killed
+        assert lab.server.run(*words, faults=[["kill_at_step", at]]).code == KILLED
+    assert lab.server.run(*words).code == 0
+    after = finished(output)
+    assert after.digest == lab.whole(*recipe).digest
+    assert len(after.result.resumes) == 3
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS[:: counted(len(COMBINATIONS), 1)], ids=str)
+def test_killed_at_each_file_operation_of_a_save(combination: Combination, lab: Lab, output: Path) -> None:
+    """F2. The save is that of step 4: steps 2 and 3 are there, 2 is then deleted."""
+    recipe = sets(combination)
+    words = [*lab.words(output, *recipe), *EVERY]
+    count = output.with_suffix(".count")
+    assert lab.server.run(*words, faults=[["count_operations_of_save", 4, str(count)]]).code == 0
+    operations = int(count.read_text())
+    assert operations > 15
+    finished(output)
+    for number in range(1, operations + 1):
+        at = output / str(number)
+        words = [*lab.words(at, *recipe), *EVERY]
+        killed = lab.server.run(*words, faults=[["kill_at_operation_of_save", 4, number]])
+        assert killed.code == KILLED, f"operation {number}: {killed.err}"
+        resumed = lab.server.run(*words)
+        assert resumed.code == 0, f"operation {number}: {resumed.err}"
+        assert "damaged" not in resumed.out
+        assert ("from step 3" in resumed.out) != ("from step 4" in resumed.out)
+        assert finished(at).digest == lab.whole(*recipe).digest
+
+
+def test_what_killed_attempts_left_goes_at_the_next_start(lab: Lab, output: Path) -> None:
+    words = [*lab.words(output), *EVERY]
+    assert lab.server.run(*words, faults=[["kill_at_operation_of_save", 4, 6]]).code == KILLED
+    (debris,) = output.glob("tiny/*.checkpoints/.*")
+    assert lab.server.run(*words, faults=[["kill_at_step", 1]]).code == KILLED
+    assert not debris.exists()
+    assert len(steps(output)) == 2
+
+
+@pytest.mark.parametrize("where", range(counted(6, 40)))
+def test_killed_while_the_result_is_written_nothing_is_lost(where: int, lab: Lab, output: Path) -> None:
+    words = [*lab.words(output), *EVERY]
+    killed = lab.server.run(*words, faults=[["kill_while_publishing", 1 + 3 * where]])
+    assert killed.code in (KILLED, 0)
+    again = lab.server.run(*words)
+    assert again.code == 0, again.err
+    assert finished(output).digest == lab.whole().digest
+
+
+def test_an_earlier_result_survives_a_kill_between_the_renames(lab: Lab, output: Path) -> None:
+    words = lab.words(output)
+    assert lab.server.run(*words).code == 0
+    assert lab.server.run(*words, "--force", faults=[["kill_at_rename", 2]]).code == KILLED
+    (old,) = output.glob("tiny/*.old")
+    assert lab.server.run(*words, faults=[["kill_at_step", 1]]).code == KILLED
+    assert not old.exists()
+    assert len(list(output.glob("tiny/*/result.json"))) == 1
+
+
+def test_nothing_to_go_on_from_starts_anew(lab: Lab, output: Path) -> None:
+    done = lab.server.run(*lab.words(output), "--resume")
+    assert done.code == 0, done.err
+    assert "nothing to go on from" in done.out
+    assert finished(output).digest == lab.whole().digest
+
+
+def test_without_resume_it_starts_anew_and_says_what_is_there(lab: Lab, output: Path) -> None:
+    words = [*lab.words(output), "--checkpoint-every", "1"]
+    assert lab.server.run(*words, faults=[["kill_at_step", 5]]).code == KILLED
+    anew = lab.server.run(*words, faults=[["kill_at_step", 3]])
+    assert "step-00000004 of an earlier attempt is here, --resume would go on from it" in anew.out
+    assert [path.name for path in steps(output)] == ["step-00000001", "step-00000002"]
+
+
+def test_resuming_an_edited_recipe_is_refused_with_the_difference(lab: Lab, output: Path) -> None:
+    words = [*lab.words(output), *EVERY]
+    assert lab.server.run(*words, faults=[["kill_at_step", 5]]).code == KILLED
+    recipe = lab.folder / "tiny.yaml"
+    before = recipe.read_text()
+    try:
+        recipe.write_text(before.replace("2e-2", "3e-2"))
+        refused = lab.server.run(*words)
+        assert (refused.code, len(refused.err.splitlines())) == (2, 1)
+        assert "training.learning_rate: 0.02 there, 0.03 here" in refused.err
+        assert lab.server.run(*words, "--set", "seeds=1").code == 0  # another command is another run
+    finally:
+        recipe.write_text(before)
+    assert lab.server.run(*words).code == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "says"),
+    [("rows.jsonl", "Main", "Mail", "the data: "), ("tiny/config.json", '"gelu"', '"relu"', "the base's files: ")],
+)
+def test_resuming_on_other_data_or_base_is_refused(
+    file: str, old: str, new: str, says: str, lab: Lab, output: Path
+) -> None:
+    words = [*lab.words(output), *EVERY]
+    assert lab.server.run(*words, faults=[["kill_at_step", 5]]).code == KILLED
+    before = (lab.folder / file).read_text()
+    try:
+        (lab.folder / file).write_text(before.replace(old, new))
+        refused = lab.server.run(*words)
+    finally:
+        (lab.folder / file).write_text(before)
+    assert (refused.code, len(refused.err.splitlines())) == (2, 1)
+    assert says in refused.err
+
+
+def test_another_library_version_is_said_and_recorded(lab: Lab, output: Path) -> None:
+    words = [*lab.words(output), *EVERY]
+    assert lab.server.run(*words, faults=[["other_version", "peft", "0.0.1"], ["kill_at_step", 5]]).code == KILLED
+    done = lab.server.run(*words)
+    assert done.code == 0, done.err
+    assert "differs    peft: 0.0.1 then" in done.out
+    (resume,) = finished(output).result.resumes
+    assert any(text.startswith("peft: 0.0.1 then") for text in resume.differences)
+
+
+def test_early_stopping_goes_on_counting(lab: Lab, output: Path) -> None:
+    recipe = ("training.steps=40", "training.evaluate_every=1", "training.patience=4", "training.learning_rate=1e-5")
+    whole = lab.whole(*recipe)
+    assert whole.result.stopped_early
+    stopped = whole.result.cost.optimizer_steps
+    words = [*lab.words(output, *recipe), *EVERY]
+    for at in (stopped - 1, 1):  # once before the last evaluation, once in the step that it stops at
+        assert lab.server.run(*words, faults=[["kill_at_step", at]]).code == KILLED
+    assert lab.server.run(*words).code == 0
+    after = finished(output)
+    assert (after.digest, after.result.curve) == (whole.digest, whole.result.curve)
+    assert after.result.cost.optimizer_steps == stopped
+
+
+@pytest.mark.parametrize("kept", [1, 3])
+def test_as_many_checkpoints_stay_as_were_asked_for(kept: int, lab: Lab, output: Path) -> None:
+    words = [*lab.words(output), *EVERY, "--keep-checkpoints", kept]
+    assert lab.server.run(*map(str, words), faults=[["kill_at_step", 6]]).code == KILLED
+    assert [path.name for path in steps(output)] == [f"step-{step:08d}" for step in range(6 - kept, 6)]

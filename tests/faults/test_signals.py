@@ -1,0 +1,97 @@
+"""F9: SIGTERM and SIGINT at any phase: the state is kept, the exit code says which, and nothing is left running."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import Lab, counted, finished, steps
+
+SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+IDS = [name for _, _, name in SIGNALS]
+NEVER = ("--checkpoint-every", "never")
+
+
+@pytest.mark.parametrize(("sent", "code", "word"), SIGNALS, ids=IDS)
+@pytest.mark.parametrize("step", range(1, 9, counted(2, 1)))
+def test_in_a_step_the_state_after_it_is_kept(
+    step: int, sent: int, code: int, word: str, lab: Lab, output: Path
+) -> None:
+    words = [*lab.words(output), *NEVER]
+    done = lab.server.run(*words, faults=[["signal_at_step", step, sent]])
+    assert (done.code, done.err) == (code, f"{word}: step {step} is kept, --resume goes on from it\n")
+    assert [path.name for path in steps(output)] == [f"step-{step:08d}"]
+    assert lab.server.run(*words, "--resume").code == 0
+    after = finished(output)
+    assert (after.digest, after.result.metrics) == (lab.whole().digest, lab.whole().result.metrics)
+
+
+@pytest.mark.parametrize(("sent", "code", "word"), SIGNALS, ids=IDS)
+@pytest.mark.parametrize(
+    ("call", "module", "name", "kept"),
+    [
+        (1, "peftlab.training", "_evaluate", 3),
+        (2, "peftlab.training", "split_batches", 6),  # in the second evaluation
+        (4, "peftlab.training", "split_batches", 8),  # while the test split is scored
+    ],
+)
+def test_in_an_evaluation_the_state_before_it_is_kept(
+    call: int, module: str, name: str, kept: int, sent: int, code: int, word: str, lab: Lab, output: Path
+) -> None:
+    words = [*lab.words(output), *NEVER]
+    done = lab.server.run(*words, faults=[["signal_at", call, sent, module, name]])
+    assert (done.code, done.err) == (code, f"{word}: step {kept} is kept, --resume goes on from it\n")
+    assert lab.server.run(*words, "--resume").code == 0
+    after = finished(output)
+    assert (after.digest, after.predictions) == (lab.whole().digest, lab.whole().predictions)
+    assert after.result.curve == lab.whole().result.curve
+
+
+@pytest.mark.parametrize(("sent", "code", "word"), SIGNALS, ids=IDS)
+def test_in_a_save_the_save_and_a_step_are_finished(sent: int, code: int, word: str, lab: Lab, output: Path) -> None:
+    words = [*lab.words(output), "--checkpoint-every", "2"]
+    done = lab.server.run(*words, faults=[["signal_at", 1, sent, "peftlab.checkpoint", "save_file"]])
+    assert (done.code, done.err) == (code, f"{word}: step 3 is kept, --resume goes on from it\n")
+    assert [path.name for path in steps(output)] == ["step-00000002", "step-00000003"]
+    assert lab.server.run(*words, "--resume").code == 0
+    assert finished(output).digest == lab.whole().digest
+
+
+@pytest.mark.parametrize(("sent", "code", "word"), SIGNALS, ids=IDS)
+@pytest.mark.parametrize("name", ["load_tokenizer", "load_base", "apply_method", "Accelerator"])
+def test_before_training_it_ends_at_once(name: str, sent: int, code: int, word: str, lab: Lab, output: Path) -> None:
+    done = lab.server.run(*lab.words(output), faults=[["signal_at", 1, sent, "peftlab.run", name]])
+    assert (done.code, done.err) == (code, f"{word}: nothing new was kept\n")
+    assert list(output.glob("tiny/[!.]*")) == []
+
+
+@pytest.mark.parametrize(("sent", "code", "word"), SIGNALS, ids=IDS)
+def test_while_the_result_is_written_it_is_written(sent: int, code: int, word: str, lab: Lab, output: Path) -> None:
+    assert lab.server.run(*lab.words(output), faults=[["signal_at", 1, sent, "peftlab.run", "write_result"]]).code == 0
+    assert finished(output).digest == lab.whole().digest
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("second", "code", "word"), SIGNALS, ids=IDS)
+@pytest.mark.parametrize("step", [1, 5])
+def test_a_second_signal_ends_it_at_once(
+    step: int, first: int, second: int, code: int, word: str, lab: Lab, output: Path
+) -> None:
+    words = [*lab.words(output), "--checkpoint-every", "1"]
+    done = lab.server.run(*words, faults=[["signal_at_step", step, first, second]])
+    assert (done.code, done.err) == (code, "")
+    assert len(steps(output)) == min(step - 1, 2)
+    assert lab.server.run(*words, "--resume").code == 0
+    assert finished(output).digest == lab.whole().digest
+
+
+def test_before_training_an_earlier_state_stays(lab: Lab, output: Path) -> None:
+    words = [*lab.words(output), *NEVER, "--resume"]
+    assert lab.server.run(*words, faults=[["signal_at_step", 4, signal.SIGINT]]).code == 130
+    assert lab.server.run(*words, faults=[["signal_at", 1, signal.SIGINT, "peftlab.run", "load_base"]]).code == 130
+    assert lab.server.run(*words, faults=[["signal_at_step", 1, signal.SIGINT]]).code == 130
+    assert [path.name for path in steps(output)] == ["step-00000004", "step-00000005"]
+    assert lab.server.run(*words).code == 0
+    assert finished(output).digest == lab.whole().digest

@@ -1,0 +1,103 @@
+"""File formats: what the values of each are, and that a row's place finds it in its file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from peftlab.data.files import Files
+from peftlab.data.hub import Hub
+from peftlab.examples import Row
+from peftlab.part import BadInput
+
+
+def read(path: Path, **settings: Any) -> list[Row]:
+    return Files.model_validate({"train": str(path), **settings}).read()[0]["train"]
+
+
+def test_a_table_gives_strings_and_the_line_a_record_starts_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('text,stars\n"Good, really",5\n\n"two\n""lines""",1.5\nlast,\n', encoding="utf-8-sig")
+    rows = read(path)
+    assert [dict(row.fields) for row in rows] == [
+        {"text": "Good, really", "stars": "5"},
+        {"text": 'two\n"lines"', "stars": "1.5"},
+        {"text": "last", "stars": ""},
+    ]
+    assert [row.where for row in rows] == [f"{path}:2", f"{path}:4", f"{path}:6"]
+
+
+def test_semicolons_part_a_table_whose_first_line_has_no_comma(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text;stars\nGood, really;5\r\n")
+    assert read(path)[0].fields == {"text": "Good, really", "stars": "5"}
+
+
+def test_in_a_tsv_a_quotation_mark_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text('text\tlabel\n"Hm, he said\tno\n')
+    assert read(path)[0].fields == {"text": '"Hm, he said', "label": "no"}
+
+
+def test_numbers_of_a_text_format_are_read_where_they_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,stars\n" + "".join(f"t{i},{i}.5\n" for i in range(40)))
+    shares = {"validation_share": 0.2, "test_share": 0.2}
+    data = Files(train=str(path), columns={"label": "stars"}, numbers=("stars",), **shares)
+    rows = [row for part in data.load(("text", "label")).rows.values() for row in part]
+    assert sorted(row.fields["label"] for row in rows) == [i + 0.5 for i in range(40)]
+    path.write_text("text,stars\na,5\nb,five\n")
+    with pytest.raises(BadInput, match=rf"{path}:3: label: 'five' is no number"):
+        data.load(("text", "label"))
+    with pytest.raises(BadInput, match=r"data.numbers: 'star' is the column of no field of the task"):
+        data.model_copy(update={"numbers": ("star",)}).load(("text", "label"))
+
+
+def test_parquet_keeps_types_and_class_names(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": ["a", "b"], "score": [0.5, None], "words": [["x"], []]}), path)
+    assert [dict(row.fields) for row in read(path)] == [
+        {"text": "a", "score": 0.5, "words": ["x"]},
+        {"text": "b", "score": None, "words": []},
+    ]
+    assert read(path)[1].where == f"{path} row 2"
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    datasets.Dataset.from_dict({"text": ["a"], "label": [1]}, features=features).to_parquet(path)
+    assert read(path)[0].fields == {"text": "a", "label": "pos"}
+
+
+def test_text_is_a_row_a_line_and_a_format_may_be_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("EU B-ORG\n\nPeter B-PER\n")
+    assert [(row.where, row.fields) for row in read(path)] == [
+        (f"{path}:1", {"text": "EU B-ORG"}),
+        (f"{path}:3", {"text": "Peter B-PER"}),
+    ]
+    assert read(path, format="conll")[0].fields == {"tokens": ["EU"], "labels": ["B-ORG"]}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_datasets_has_saved_is_read(tmp_path: Path, whole: bool) -> None:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    table = datasets.Dataset.from_dict({"text": [f"t{i}" for i in range(60)], "label": [0, 1] * 30}, features=features)
+    saved = datasets.DatasetDict({"train": table, "dev": table.select(range(9))}) if whole else table
+    saved.save_to_disk(tmp_path / "saved")
+    settings: dict[str, Any] = {"splits": {"validation": "dev"}} if whole else {}
+    splits = Hub(id=str(tmp_path / "saved"), **settings).load(("text", "label"))
+    assert {row.fields["label"] for row in splits.rows["train"]} == {"no", "yes"}
+    if whole:
+        assert [row.fields["text"] for row in splits.rows["validation"]] == [f"t{i}" for i in range(9)]
+    assert splits.rows["test"][0].where.startswith(f"{tmp_path / 'saved'} train row ")
+
+
+def test_a_row_of_a_file_is_found_by_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps({"text": f"t{i}"}) + "\n" for i in range(50)))
+    for row in Files(train=str(path)).load(("text",)).rows["test"]:
+        file, _, number = row.where.rpartition(":")
+        assert json.loads(Path(file).read_text().splitlines()[int(number) - 1]) == row.fields
