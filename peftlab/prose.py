@@ -77,7 +77,7 @@ def judgement(findings: Findings, task: str) -> list[str]:
         )
     if any(line.score is not None and line.score.n == 1 for line in lines):
         texts.append(
-            "A line with n = 1 speaks of that one trained model, not of the method: its seed's luck is left out."
+            "A line with n = 1 speaks of that one trained model, not of the method: the seed's luck is in it."
         )
     open_lines = [line for line in lines if line.refused is None]
     missing = sum(line.wanted - len(line.ended) for line in open_lines)
