@@ -76,9 +76,7 @@ def judgement(findings: Findings, task: str) -> list[str]:
             f"steadiest line and of {visible[1]:.4f} in its least steady one; smaller ones may have gone unseen."
         )
     if any(line.score is not None and line.score.n == 1 for line in lines):
-        texts.append(
-            "A line with n = 1 speaks of that one trained model, not of the method: the seed's luck is in it."
-        )
+        texts.append("A line with n = 1 speaks of that one trained model, not of the method: the seed's luck is in it.")
     open_lines = [line for line in lines if line.refused is None]
     missing = sum(line.wanted - len(line.ended) for line in open_lines)
     if missing:
