@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +19,11 @@ from peftlab.data.registry import REGISTRY
 from peftlab.interruption import Interrupted
 from peftlab.methods import METHODS
 from peftlab.metrics import METRICS
-from peftlab.part import BadInput, OutOfMemory, nearest
+from peftlab.part import BadInput, OutOfMemory, ProcessLost, nearest
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe, load_recipe, recipe_schema
 from peftlab.results import result_folder
+from peftlab.secrets import redact
 from peftlab.settings import Keeping
 from peftlab.tasks import TASKS
 
@@ -45,7 +47,8 @@ Overrides = Annotated[list[str], typer.Option("--set", help="key=value, e.g. --s
 def _bad_input() -> Iterator[None]:
     """What went wrong is a line on standard error, never a traceback.
 
-    The exit code is 2 for bad input, 3 if training diverged, 4 if memory ran out, 130 or 143 after SIGINT or SIGTERM.
+    The exit code is 2 for bad input, 3 if training diverged, 4 if memory ran out, 5 if another process of the run is
+    gone, 130 or 143 after SIGINT or SIGTERM.
     """
     interruption.install()
     try:
@@ -56,15 +59,18 @@ def _bad_input() -> Iterator[None]:
     except Interrupted as error:
         _complain(error)
         raise SystemExit(128 + error.number) from None
+    except Exception:  # a bug: its traceback may quote anything
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _complain(error: BaseException) -> None:
     """Of several processes the first one speaks, and one whose trouble is its own."""
     rank = os.environ.get("RANK", "0")
     if rank == "0":
-        print(error, file=sys.stderr)
-    elif isinstance(error, OutOfMemory):
-        print(f"process {rank}: {error}", file=sys.stderr)
+        print(redact(str(error)), file=sys.stderr)
+    elif isinstance(error, OutOfMemory | ProcessLost):
+        print(f"process {rank}: {redact(str(error))}", file=sys.stderr)
 
 
 @app.command()
@@ -111,7 +117,7 @@ def validate(
             loaded = load_recipe(path, overrides)
         except BadInput as error:
             wrong += 1
-            print(error, file=sys.stderr)
+            print(redact(str(error)), file=sys.stderr)
         else:
             print(f"{path}: good ({loaded.method.kind}, {loaded.quantization.kind}, {loaded.digest})")
     raise SystemExit(2 if wrong else 0)

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from peftlab.results import RunResult, summary
+from peftlab.secrets import redact
 from peftlab.train_log import Evaluation, Halving, Step, TrainLog
 
 PLAIN_EVERY = 20.0  # seconds between two step lines in a pipe
@@ -56,7 +57,7 @@ class Screen:
 
     def line(self, label: str, text: str) -> None:
         """`label      text`, the labels in a column."""
-        self._console.print(Text(f"{label:<11}", style="bold"), escape(text), sep="")
+        self._console.print(Text(f"{label:<11}", style="bold"), escape(redact(text)), sep="")
 
     def step(self, step: Step, total: int, log: TrainLog) -> None:
         self._loss = step.loss if self._loss is None else 0.95 * self._loss + 0.05 * step.loss

@@ -28,6 +28,12 @@ class OutOfMemory(BadInput):
     code: ClassVar[int] = 4
 
 
+class ProcessLost(BadInput):
+    """Another process of the run is gone, or does not answer."""
+
+    code: ClassVar[int] = 5
+
+
 class Settings(BaseModel):
     """Frozen, strictly typed values that cross a file; an unknown key is an error."""
 

@@ -88,6 +88,10 @@ class Progress:
     log: TrainLog = field(default_factory=TrainLog)
     best: dict[str, Tensor] | None = None  # trained parameters at the best evaluation so far
     alive: Signs | None = None
+    trained: dict[str, torch.nn.Parameter] = field(init=False)  # by name; of all of them, used or not
+
+    def __post_init__(self) -> None:
+        self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def snapshot(self, generators: Generators | None = None) -> Snapshot:
         """As it is now, or was when the generators were such. A meeting: each process has generators of its own."""
@@ -99,7 +103,7 @@ class Progress:
             every = gather_object([mine])
         log, method = self.log, self.method.state(self.model)
         groups = {
-            "weights": {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad},
+            "weights": {name: p.detach() for name, p in self.trained.items()},
             "best": self.best or {},
             "optimizer": {
                 f"{parameter}.{name}": value
@@ -149,7 +153,7 @@ class Progress:
     def _restore(self, snapshot: Snapshot) -> None:
         values, accelerator = snapshot.values, self.accelerator
         weights = _group(snapshot, "weights")
-        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        parameters = self.trained
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(weights.pop(name))

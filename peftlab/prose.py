@@ -61,8 +61,10 @@ def judgement(findings: Findings, task: str) -> list[str]:
     """How the result table was computed, and what it could not have seen."""
     suite, lines = findings.suite, findings.of_task(task)
     compared = sum(line.comparison is not None for line in lines)
+    used = " and ".join(sorted({line.comparison.test for line in lines if line.comparison is not None}))
     texts = [
-        "Mean ± sample deviation over n seeds. Bold: not to be told from the best (t tests of two levels, Holm, 5 %). "
+        "Mean ± sample deviation over n seeds. Bold: not to be told from the best "
+        f"({used or 'nothing was compared'}; Holm, 5 %). "
         f"Intervals: 95 %, over seeds and {suite.split} examples. Differences are to {suite.reference}, paired by "
         f"example; p of no difference, and of being worse by {suite.margin:g} or more (one half of TOST), both "
         f"adjusted by Holm over the {compared} comparisons."
@@ -73,6 +75,8 @@ def judgement(findings: Findings, task: str) -> list[str]:
             f"Power: with 80 % chance the strictest test of this table finds a difference of {visible[0]:.4f} in its "
             f"steadiest line and of {visible[1]:.4f} in its least steady one; smaller ones may have gone unseen."
         )
+    if any(line.score is not None and line.score.n == 1 for line in lines):
+        texts.append("A line with n = 1 speaks of that one trained model, not of the method: the seed's luck is in it.")
     open_lines = [line for line in lines if line.refused is None]
     missing = sum(line.wanted - len(line.ended) for line in open_lines)
     if missing:

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
-from peftlab import artifact, checkpoint, interruption, metrics, out_of_memory, training
+from peftlab import artifact, checkpoint, interruption, metrics, out_of_memory, secrets, training
 from peftlab.attach import apply_method, count_parameters
 from peftlab.base import Base, autocast, load_base, load_tokenizer, longest_input, resolve_precision
 from peftlab.checkpoint import Checkpoints
@@ -210,7 +210,7 @@ class _Run:
         return RunResult(
             name=self.recipe.name,
             digest=self.recipe.digest,
-            recipe=self.recipe.model_dump(mode="json"),
+            recipe=secrets.redacted(self.recipe.model_dump(mode="json")),
             started=self.started,
             command=_command(),
             metrics=scores,
@@ -273,7 +273,7 @@ class _Run:
     def _identity(self, model_fingerprint: str, data_fingerprint: str) -> checkpoint.Identity:
         return checkpoint.Identity(
             recipe_digest=self.recipe.digest,
-            recipe=self.recipe.model_dump(mode="json"),
+            recipe=secrets.redacted(self.recipe.model_dump(mode="json")),
             command=_command(),
             model_fingerprint=model_fingerprint,
             data_fingerprint=data_fingerprint,
@@ -402,7 +402,7 @@ def _write_predictions(predictions: dict[str, Records], path: Path) -> None:
 
 def _command() -> list[str]:
     """The command line, without the path of the program on this machine."""
-    return ["peftlab", *sys.argv[1:]]
+    return secrets.redacted(["peftlab", *sys.argv[1:]])
 
 
 def _check_processes(accelerator: Accelerator, recipe: Recipe) -> None:

@@ -142,6 +142,17 @@ def test_the_plan_is_within_five_percent_of_the_ledger_everywhere(
     check(bases, shape, method, quantization, checkpointing)
 
 
+def test_a_four_bit_weight_is_whole_while_it_is_used(bases: dict[str, Path]) -> None:
+    """With few tokens that is most of what comes and goes."""
+    wanted = recipe(bases["encoder"], "encoder", LORA, "nf4")
+    known = wanted.model.shape()
+    batch = plan.sample_batch(wanted, known, examples=1, length=8)
+    planned, real = plan.predict(wanted, known, batch), measured(wanted, bases["encoder"], batch)
+    assert planned.peak == pytest.approx(real.peak, rel=0.05)
+    assert planned.transient == pytest.approx(real.transient, rel=0.05)
+    assert planned.transient > 4 * 192 * 768  # of the largest layer
+
+
 def test_checkpointing_keeps_nothing_of_an_adapter_from_step_to_step(bases: dict[str, Path]) -> None:
     """The pass that is repeated is broken off, and once left the adapter its residual until the next step."""
     wanted = recipe(bases["decoder"], "decoder", ADAPTER, gradient_checkpointing=True)

@@ -315,6 +315,8 @@ def test_one_seed_is_told_apart_from_several(suite_folder: Path) -> None:
     line = next(line for line in make_findings(suite, few).lines if line.row.name == "addresses-lora-none")
     assert line.score is not None
     assert (line.score.n, line.score.deviation, line.comparison, line.tied) == (1, None, None, False)
+    assert "A line with n = 1 speaks of that one trained model" in markdown(make_findings(suite, few))
+    assert "two-level t test" in markdown(make_findings(suite, records))
 
 
 def test_where_less_is_better_the_least_wins_the_trials(suite_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
