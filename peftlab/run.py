@@ -6,7 +6,11 @@ import contextlib
 import dataclasses
 import datetime
 import json
+<<<<<<< HEAD
 import os
+=======
+import shutil
+>>>>>>> resume
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,8 +22,12 @@ from accelerate import Accelerator
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
+<<<<<<< HEAD
 from peftlab import artifact, checkpoint, interruption, metrics, out_of_memory, secrets, training
 from peftlab.attach import apply_method, count_parameters
+=======
+from peftlab import artifact, checkpoint, interruption, metrics, out_of_memory, processes, secrets, training
+>>>>>>> resume
 from peftlab.base import Base, autocast, load_base, load_tokenizer, longest_input, resolve_precision
 from peftlab.checkpoint import Checkpoints
 from peftlab.console import Screen
@@ -30,7 +38,7 @@ from peftlab.interruption import Interrupted
 from peftlab.keeper import RunKeeper
 from peftlab.methods import Plan
 from peftlab.model import Files
-from peftlab.part import BadInput, OutOfMemory, Settings
+from peftlab.part import BadInput, OutOfMemory, ProcessLost, Settings
 from peftlab.progress import Snapshot
 from peftlab.recipe import Recipe
 from peftlab.results import (
@@ -50,14 +58,22 @@ from peftlab.tasks import Task
 from peftlab.train_log import Records
 
 
-def run(recipe: Recipe, folder: Path, *, resume: bool = False, keeping: Keeping | None = None) -> RunResult:
+def run(
+    recipe: Recipe, folder: Path, *, resume: bool = False, keeping: Keeping | None = None, patience: float = 30.0
+) -> RunResult:
     """Do what the recipe says and leave it in `folder`, in place of what may be there.
 
-    `resume` goes on from the newest checkpoint beside it, if there is one.
+    `resume` goes on from the newest checkpoint beside it, if there is one. `patience` is how many minutes processes
+    wait for each other.
     """
+<<<<<<< HEAD
     accelerator = Accelerator(mixed_precision="no")  # the precision is the recipe's, not the launcher's
     _check_processes(accelerator, recipe)
     with staging(folder, accelerator) as staged, Screen(silent=not accelerator.is_main_process) as screen:
+=======
+    accelerator = processes.start(recipe, minutes=patience)
+    with _staging(folder, accelerator) as staged, Screen(silent=not accelerator.is_main_process) as screen:
+>>>>>>> resume
         try:
             with contextlib.ExitStack() as shield:
                 this = _Run(recipe, accelerator, screen, staged, shield)
@@ -70,6 +86,11 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, keeping: Keeping 
             reason = disk_refusal(error)
             if reason is not None:
                 raise BadInput(f"--output {folder}: cannot be written: {reason}") from None
+            if accelerator.num_processes > 1 and processes.lost(error):
+                raise ProcessLost(
+                    f"another process of this run is gone, or was silent for {patience:g} minutes "
+                    f"({' '.join(str(error).split())[:120]}); what is kept can be gone on from with --resume"
+                ) from None
             if not out_of_memory.caused(error):
                 raise
             raise OutOfMemory(
@@ -315,8 +336,8 @@ class _Run:
         self.load_seconds += past.load_seconds
         self.evaluate_seconds += past.evaluate_seconds
         self.resumes = past.resumes
-        processes = self.accelerator.num_processes
-        self.resumes.append(Resume(step=found.manifest.step, processes=processes, differences=remarks))
+        count = self.accelerator.num_processes
+        self.resumes.append(Resume(step=found.manifest.step, processes=count, differences=remarks))
         return found.snapshot
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -363,15 +384,17 @@ class _Run:
             f"{self.recipe.method.title}: {parameters.trainable:,} trainable of {parameters.base:,} "
             f"({parameters.share:.2%}), {parameters.head:,} of them the head",
         )
-        device, processes = self.accelerator.device, self.accelerator.num_processes
+        device, count = self.accelerator.device, self.accelerator.num_processes
         quantization = self.recipe.quantization
         held = f"base in {quantization.title}" if quantization.quantizes else "base unquantised"
         remark = quantization.remark(device.type)
         self.screen.line(
             "device",
-            f"{device.type}, {processes} {'process' if processes == 1 else 'processes'}, {self.precision}, {held}"
+            f"{device.type}, {count} {'process' if count == 1 else 'processes'}, {self.precision}, {held}"
             + (f": {remark}" if remark else ""),
         )
+        if (more := processes.remark(self.accelerator)) is not None:
+            self.screen.line("devices", more)
 
 
 EVALUATION_TOKENS = 4096  # padding included; no gradients are kept, so larger than a training batch
@@ -405,6 +428,7 @@ def _command() -> list[str]:
     return secrets.redacted(["peftlab", *sys.argv[1:]])
 
 
+<<<<<<< HEAD
 def _check_processes(accelerator: Accelerator, recipe: Recipe) -> None:
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != wanted:
@@ -414,3 +438,51 @@ def _check_processes(accelerator: Accelerator, recipe: Recipe) -> None:
             "training.auto_micro_batch: one process of several that is out of memory leaves the others waiting; "
             "set training.accumulation instead"
         )
+=======
+@contextlib.contextmanager
+def _staging(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
+    """A folder beside the final one, gone if the run fails: a run folder is there whole or not at all.
+
+    One run at a time holds it; what a run that was killed left in it is thrown away.
+    """
+    staged = folder.with_name(f"{folder.name}.part")
+    if not accelerator.is_main_process:
+        yield staged
+        return
+    old = _old(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), blocking=False)
+        lock.acquire()
+        if old.exists() and not folder.exists():  # a kill came between the two renames of `_publish`
+            old.rename(folder)
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir()
+    except filelock.Timeout:
+        raise BadInput(f"{folder}: another process is at this run") from None
+    except OSError as error:
+        raise BadInput(f"--output {folder}: cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            yield staged
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+
+def _publish(staged: Path, folder: Path) -> None:
+    """Put the staged folder, all of it on the disk, in the place of the old one."""
+    for path in sorted(staged.rglob("*"), reverse=True):
+        checkpoint.sync(path)
+    checkpoint.sync(staged)
+    old = _old(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    staged.rename(folder)
+    checkpoint.sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.old")
+>>>>>>> resume
