@@ -6,11 +6,6 @@ import contextlib
 import dataclasses
 import datetime
 import json
-<<<<<<< HEAD
-import os
-=======
-import shutil
->>>>>>> resume
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,12 +17,8 @@ from accelerate import Accelerator
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
-<<<<<<< HEAD
-from peftlab import artifact, checkpoint, interruption, metrics, out_of_memory, secrets, training
-from peftlab.attach import apply_method, count_parameters
-=======
 from peftlab import artifact, checkpoint, interruption, metrics, out_of_memory, processes, secrets, training
->>>>>>> resume
+from peftlab.attach import apply_method, count_parameters
 from peftlab.base import Base, autocast, load_base, load_tokenizer, longest_input, resolve_precision
 from peftlab.checkpoint import Checkpoints
 from peftlab.console import Screen
@@ -66,14 +57,8 @@ def run(
     `resume` goes on from the newest checkpoint beside it, if there is one. `patience` is how many minutes processes
     wait for each other.
     """
-<<<<<<< HEAD
-    accelerator = Accelerator(mixed_precision="no")  # the precision is the recipe's, not the launcher's
-    _check_processes(accelerator, recipe)
-    with staging(folder, accelerator) as staged, Screen(silent=not accelerator.is_main_process) as screen:
-=======
     accelerator = processes.start(recipe, minutes=patience)
-    with _staging(folder, accelerator) as staged, Screen(silent=not accelerator.is_main_process) as screen:
->>>>>>> resume
+    with staging(folder, accelerator) as staged, Screen(silent=not accelerator.is_main_process) as screen:
         try:
             with contextlib.ExitStack() as shield:
                 this = _Run(recipe, accelerator, screen, staged, shield)
@@ -426,63 +411,3 @@ def _write_predictions(predictions: dict[str, Records], path: Path) -> None:
 def _command() -> list[str]:
     """The command line, without the path of the program on this machine."""
     return secrets.redacted(["peftlab", *sys.argv[1:]])
-
-
-<<<<<<< HEAD
-def _check_processes(accelerator: Accelerator, recipe: Recipe) -> None:
-    wanted = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != wanted:
-        raise BadInput(f"the launcher asked for {wanted} processes, but only {accelerator.num_processes} came up")
-    if wanted > 1 and recipe.training.auto_micro_batch:
-        raise BadInput(
-            "training.auto_micro_batch: one process of several that is out of memory leaves the others waiting; "
-            "set training.accumulation instead"
-        )
-=======
-@contextlib.contextmanager
-def _staging(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
-    """A folder beside the final one, gone if the run fails: a run folder is there whole or not at all.
-
-    One run at a time holds it; what a run that was killed left in it is thrown away.
-    """
-    staged = folder.with_name(f"{folder.name}.part")
-    if not accelerator.is_main_process:
-        yield staged
-        return
-    old = _old(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), blocking=False)
-        lock.acquire()
-        if old.exists() and not folder.exists():  # a kill came between the two renames of `_publish`
-            old.rename(folder)
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir()
-    except filelock.Timeout:
-        raise BadInput(f"{folder}: another process is at this run") from None
-    except OSError as error:
-        raise BadInput(f"--output {folder}: cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            yield staged
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
-
-
-def _publish(staged: Path, folder: Path) -> None:
-    """Put the staged folder, all of it on the disk, in the place of the old one."""
-    for path in sorted(staged.rglob("*"), reverse=True):
-        checkpoint.sync(path)
-    checkpoint.sync(staged)
-    old = _old(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    staged.rename(folder)
-    checkpoint.sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _old(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.old")
->>>>>>> resume

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.assets import cache_folder
 from peftlab import bench as benching
+from peftlab.assets import cache_folder
 from peftlab.bench import Options, adopt, bench
 from peftlab.claims import Claims
 from peftlab.part import BadInput

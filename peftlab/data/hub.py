@@ -6,6 +6,7 @@ A folder holds data files in the hub's layout, or what `Dataset.save_to_disk` ha
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +41,9 @@ class Hub(Data):
             if asset is not None and asset.id in REGISTRY:
                 folder = assets.fetch(asset)
                 rows = {
-                    split: [dataclasses.replace(row, where=row.where.replace(f"{folder}/", f"{asset.id}/")) for row in part]
+                    split: [
+                        dataclasses.replace(row, where=row.where.replace(f"{folder}/", f"{asset.id}/")) for row in part
+                    ]
                     for split, part in REGISTRY[asset.id](folder).items()
                 }
                 return rows, f"{asset.id} ({asset.package} {asset.version})"
@@ -80,6 +83,11 @@ class Hub(Data):
             return None
         saved = datasets.load_from_disk(self.id)
         return saved if isinstance(saved, datasets.DatasetDict) else {self.splits.get("train", "train"): saved}
+
+
+def _of_asset(row: Row, asset: assets.Asset) -> Row:
+    """The row by its asset's name: where the cache is on this disk is no one else's business."""
+    return dataclasses.replace(row, where=re.sub(r"^/.*/", f"{asset.id}/", row.where))
 
 
 def dataset_rows(dataset: object, where: str) -> list[Row]:
