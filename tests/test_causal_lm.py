@@ -48,7 +48,7 @@ TALK = [
     {"role": "user", "content": "Tell me more."},
     {"role": "assistant", "content": "12 + 30 = 42"},
 ]
-LLAMA = {"num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": True}
+LLAMA = {"num_key_value_heads": 2, "eos_token_id": 1, "max_position_embeddings": 256, "tie_word_embeddings": True}
 
 
 def make_tokenizer(template: str | None = CHATML, *, trim: bool = False) -> PreTrainedTokenizerFast:
