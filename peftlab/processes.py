@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -38,17 +39,21 @@ def start(recipe: Recipe, *, minutes: float) -> Accelerator:
                 f"{placement}: this loop trains whole copies of the model, and neither clips, keeps nor resumes "
                 "sharded ones; launch with recipes/accelerate/ddp.yaml, or hold the base in quantization: nf4"
             )
-    wanted = int(os.environ.get("WORLD_SIZE") or _asked_of_launcher(Path(f"/proc/{os.getppid()}/cmdline")) or 1)
+    asked = _asked_of_launcher(Path(f"/proc/{os.getppid()}/cmdline"))
+    wanted = int(os.environ.get("WORLD_SIZE") or asked.get("num_processes") or 1)
     if wanted > 1 and recipe.training.auto_micro_batch:
         raise BadInput(
             "training.auto_micro_batch: one process of several that is out of memory leaves the others waiting; "
             "set training.accumulation instead"
         )
+    import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
 
+    # Of several processes accelerate would take each for the only one, where it is not told of the CPU.
+    cpu = bool(asked.get("use_cpu")) or not torch.accelerator.is_available()
     patience = InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=minutes))
     # The precision is the recipe's, not the launcher's.
-    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[patience])
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[patience])
     if accelerator.num_processes != wanted:
         raise BadInput(
             f"the launcher asked for {wanted} processes, but only {accelerator.num_processes} came up; "
@@ -75,34 +80,35 @@ def lost(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST)
 
 
-def _asked_of_launcher(command_line: Path) -> int | None:
-    """How many processes `accelerate launch`, the parent of this one, was asked for.
+def _asked_of_launcher(command_line: Path) -> Mapping[str, Any]:
+    """What `accelerate launch`, the parent of this process, was asked for, as far as it does not say so itself.
 
-    It starts a single one on a CPU however many it is asked for, and does not say so.
+    It starts a single process on a CPU however many it is asked for, and keeps `use_cpu` to itself if it starts several.
     """
     if sys.platform != "linux":
-        return None
+        return {}
     try:
         words = command_line.read_text(encoding="utf-8", errors="replace").split("\0")
     except OSError:
-        return None
+        return {}
     if not any(Path(word).name == "accelerate" or word.startswith("accelerate.commands") for word in words[:3]):
-        return None
-    given = _options(words)
-    if "num_processes" in given:
-        return int(given["num_processes"]) if given["num_processes"].isdigit() else None
-    try:
+        return {}
+    given, config = _options(words), None
+    with contextlib.suppress(KeyError, OSError, ValueError, yaml.YAMLError):
         config = yaml.safe_load(Path(given["config_file"]).read_text(encoding="utf-8"))
-        return int(config["num_processes"])
-    except (KeyError, OSError, TypeError, ValueError, yaml.YAMLError):
-        return None
+    asked = dict(config) if isinstance(config, dict) else {}
+    if given.get("num_processes", "").isdigit():
+        asked["num_processes"] = int(given["num_processes"])
+    if "cpu" in given:
+        asked["use_cpu"] = True
+    return asked
 
 
 def _options(words: list[str]) -> Mapping[str, str]:
     """The launcher's own options, by name.
 
     >>> dict(_options(["accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "peftlab"]))
-    {'num_processes': '2'}
+    {'cpu': '', 'num_processes': '2'}
     """
     found = {}
     for word, following in zip(words, [*words[1:], ""], strict=True):
@@ -111,4 +117,6 @@ def _options(words: list[str]) -> Mapping[str, str]:
             break
         if word.startswith("--") and name in ("num_processes", "config_file"):
             found[name] = word.partition("=")[2] if equals else following
+        elif word == "--cpu":
+            found["cpu"] = ""
     return found
