@@ -83,7 +83,7 @@ def lost(error: Exception) -> bool:
 def _asked_of_launcher(command_line: Path) -> Mapping[str, Any]:
     """What `accelerate launch`, the parent of this process, was asked for, as far as it does not say so itself.
 
-    It starts a single process on a CPU however many it is asked for, and keeps `use_cpu` to itself if it starts several.
+    On a CPU it starts a single process however many it is asked for; of several, it keeps `use_cpu` to itself.
     """
     if sys.platform != "linux":
         return {}
