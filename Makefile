@@ -1,12 +1,12 @@
 # make recipe name=lora-ner [force=1] [resume=1]   train, evaluate and save what recipes/lora-ner.yaml says
 # make bench suite=quick [jobs=2]                run what the suite has no result of, and write its tables and figures
-# make test | test-all | check                    the tests; all of them; lint, types and tests
+# make test | test-all | test-night | check       the tests; all of them; those of faults in a night's counts; lint, types and tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: recipe bench test test-all check schema
+.PHONY: recipe bench test test-all test-night check schema
 
 recipe: $(READY)
 	@test -n "$(name)" || { echo "make recipe needs a name, e.g. make recipe name=lora-ner; there are:"; ls recipes | sed -n 's/\.yaml$$//p'; exit 2; }
@@ -23,6 +23,10 @@ test: $(READY)
 
 test-all: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup
+
+# The counts of a night: thousands of kills, damages and fuzzed recipes.
+test-night: $(READY)
+	PEFTLAB_FAULTS=all OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/faults
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import Field, ValidationError
 
+from peftlab import safe_files
 from peftlab.base import Base, autocast, load_base
 from peftlab.methods import METHODS, AnyMethod
 from peftlab.model import AnyModel
@@ -69,7 +70,7 @@ def read_card(folder: Path) -> Card:
     """The card of a run or of the folder in it that holds the model. Raises BadInput with one line."""
     path = _folder(folder) / FILE
     try:
-        return Card.model_validate_json(path.read_bytes())
+        return Card.model_validate_json(safe_files.read_small(path))
     except OSError:
         raise BadInput(f"{folder}: no tuned model here (no {FILE} in it, nor in adapter/ or model/)") from None
     except ValidationError as error:
@@ -100,20 +101,25 @@ def load(
 
     card = read_card(folder)
     inner = _folder(folder)
+    safe_files.refuse_pickles(inner)
     for name, sha256 in card.files.items():  # PEFT would train on with whatever is missing
+        if Path(name).name != name:
+            raise BadInput(f"{inner / FILE}: files: {name!r} is not the name of a file beside it")
         try:
             found = _sha256(inner / name)
         except OSError as error:
             raise BadInput(f"{inner / name}: cannot be read: {error.strerror}") from None
         if found != sha256:
             raise BadInput(f"{inner / name}: not what was saved: sha256 {found[:12]}, wanted {sha256[:12]}")
+        if name.endswith(".safetensors"):
+            safe_files.check_tensors(inner / name)
     files = card.model.files()
     if files.fingerprint != card.model_fingerprint:
         raise BadInput(
             f"{folder}: trained on another version of {card.model.id}: "
             f"found {files.fingerprint[:12]}, wanted {card.model_fingerprint[:12]}"
         )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(inner)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(inner, trust_remote_code=False)
     base = load_base(
         card.model,
         files,

@@ -48,12 +48,19 @@ def load_tokenizer(files: Files, task: Task) -> PreTrainedTokenizerBase:
     """The base's fast tokenizer, without any truncation or padding that its file may prescribe."""
     with _readable(files, "tokenizer"):
         # Segments go only to a model that has an embedding for the second: some tokenizers number them for every model.
-        segments = getattr(transformers.AutoConfig.from_pretrained(files.folder), "type_vocab_size", None) or 0
+        segments = (
+            getattr(
+                transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=False), "type_vocab_size", None
+            )
+            or 0
+        )
         inputs = ["input_ids", *(["token_type_ids"] if segments > 1 else []), "attention_mask"]
-        tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, model_input_names=inputs)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            files.folder, model_input_names=inputs, trust_remote_code=False
+        )
         if task.pretokenized and getattr(tokenizer, "add_prefix_space", None) is False:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
-                files.folder, model_input_names=inputs, add_prefix_space=True
+                files.folder, model_input_names=inputs, add_prefix_space=True, trust_remote_code=False
             )
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made from nothing, where there is no file
         raise BadInput(f"model: {files.source} has no usable tokenizer: its vocabulary is empty")
@@ -110,7 +117,7 @@ def load_base(
     """
     auto = getattr(transformers, task.auto_class)
     with _readable(files, f"config that serves {task.kind}"):
-        config = transformers.AutoConfig.from_pretrained(files.folder, **task.model_settings())
+        config = transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=False, **task.model_settings())
         if dropout is not None:
             set_dropout(config, dropout)
         with torch.device("meta"):

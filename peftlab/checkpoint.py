@@ -23,13 +23,13 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from peftlab import safe_files
 from peftlab.part import BadInput, Settings
 from peftlab.progress import Snapshot
 from peftlab.results import Environment
 
 MANIFEST, TENSORS, VALUES = "manifest.json", "state.safetensors", "state.json"
 LARGEST_MANIFEST = 2**20  # bytes
-LARGEST_HEADER = 2**26  # bytes of a safetensors file's own list of its tensors
 NAME = re.compile(r"step-(\d{8,12})(?:-(\d{1,6}))?")
 
 
@@ -186,7 +186,7 @@ def read(path: Path) -> tuple[Manifest, Snapshot]:
             _check_regular(path / name, wanted.size)
             if _contents(path / name) != wanted:
                 raise Damaged(f"{name} is not what was written")
-        check_header(path / TENSORS)
+        safe_files.check_tensors(path / TENSORS)
         values = json.loads((path / VALUES).read_bytes())
         if not isinstance(values, dict):
             raise Damaged(f"{VALUES} holds no values")
@@ -275,14 +275,6 @@ def remarks(then: Environment, now: Environment) -> list[str]:
         if a != b:
             found.append(f"{what}: {a or 'none'} then, {b or 'none'} now")
     return found
-
-
-def check_header(path: Path) -> None:
-    """Refuse a safetensors file whose header is absurdly long, before anything makes room for it. Raises Damaged."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if length > min(LARGEST_HEADER, path.stat().st_size - 8):
-        raise Damaged(f"{path.name} claims a header of {length} bytes")
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -86,6 +86,7 @@ def run(
         str, typer.Option(metavar="STEPS|MINUTESm|never", help="How often the state is kept.")
     ] = "10m",
     keep_checkpoints: Annotated[int, typer.Option(min=1, help="How many of the newest stay.")] = 2,
+    patience: Annotated[float, typer.Option(min=0, help="Minutes that processes of one run wait for each other.")] = 30,
 ) -> None:
     """Train, evaluate and save what a recipe says."""
     with _bad_input():
@@ -102,7 +103,7 @@ def run(
         _quiet()
         from peftlab.run import run as run_recipe
 
-        run_recipe(loaded, folder, resume=resume, keeping=keeping)
+        run_recipe(loaded, folder, resume=resume, keeping=keeping, patience=patience)
 
 
 @app.command()

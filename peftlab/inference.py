@@ -65,7 +65,7 @@ def merge(folder: Path, output: Path) -> float:
         with trained.autocast():
             expected = _logits(trained.model(**inputs))
         difference = float((expected - _logits(merged(**inputs))).abs().max())
-    published = transformers.AutoConfig.from_pretrained(card.model.files().folder).dtype
+    published = transformers.AutoConfig.from_pretrained(card.model.files().folder, trust_remote_code=False).dtype
     if published is not None:
         merged.to(published)
     shutil.rmtree(staged, ignore_errors=True)

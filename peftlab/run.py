@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from accelerate import Accelerator
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
-from peftlab import artifact, checkpoint, interruption, metrics, out_of_memory, secrets, training
+from peftlab import artifact, checkpoint, interruption, metrics, out_of_memory, processes, secrets, training
 from peftlab.attach import apply_method, count_parameters
 from peftlab.base import Base, autocast, load_base, load_tokenizer, longest_input, resolve_precision
 from peftlab.checkpoint import Checkpoints
@@ -30,7 +29,7 @@ from peftlab.interruption import Interrupted
 from peftlab.keeper import RunKeeper
 from peftlab.methods import Plan
 from peftlab.model import Files
-from peftlab.part import BadInput, OutOfMemory, Settings
+from peftlab.part import BadInput, OutOfMemory, ProcessLost, Settings
 from peftlab.progress import Snapshot
 from peftlab.recipe import Recipe
 from peftlab.results import (
@@ -50,13 +49,15 @@ from peftlab.tasks import Task
 from peftlab.train_log import Records
 
 
-def run(recipe: Recipe, folder: Path, *, resume: bool = False, keeping: Keeping | None = None) -> RunResult:
+def run(
+    recipe: Recipe, folder: Path, *, resume: bool = False, keeping: Keeping | None = None, patience: float = 30.0
+) -> RunResult:
     """Do what the recipe says and leave it in `folder`, in place of what may be there.
 
-    `resume` goes on from the newest checkpoint beside it, if there is one.
+    `resume` goes on from the newest checkpoint beside it, if there is one. `patience` is how many minutes processes
+    wait for each other.
     """
-    accelerator = Accelerator(mixed_precision="no")  # the precision is the recipe's, not the launcher's
-    _check_processes(accelerator, recipe)
+    accelerator = processes.start(recipe, minutes=patience)
     with staging(folder, accelerator) as staged, Screen(silent=not accelerator.is_main_process) as screen:
         try:
             with contextlib.ExitStack() as shield:
@@ -70,6 +71,11 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, keeping: Keeping 
             reason = disk_refusal(error)
             if reason is not None:
                 raise BadInput(f"--output {folder}: cannot be written: {reason}") from None
+            if accelerator.num_processes > 1 and processes.lost(error):
+                raise ProcessLost(
+                    f"another process of this run is gone, or was silent for {patience:g} minutes "
+                    f"({' '.join(str(error).split())[:120]}); what is kept can be gone on from with --resume"
+                ) from None
             if not out_of_memory.caused(error):
                 raise
             raise OutOfMemory(
@@ -315,8 +321,8 @@ class _Run:
         self.load_seconds += past.load_seconds
         self.evaluate_seconds += past.evaluate_seconds
         self.resumes = past.resumes
-        processes = self.accelerator.num_processes
-        self.resumes.append(Resume(step=found.manifest.step, processes=processes, differences=remarks))
+        count = self.accelerator.num_processes
+        self.resumes.append(Resume(step=found.manifest.step, processes=count, differences=remarks))
         return found.snapshot
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -363,15 +369,17 @@ class _Run:
             f"{self.recipe.method.title}: {parameters.trainable:,} trainable of {parameters.base:,} "
             f"({parameters.share:.2%}), {parameters.head:,} of them the head",
         )
-        device, processes = self.accelerator.device, self.accelerator.num_processes
+        device, count = self.accelerator.device, self.accelerator.num_processes
         quantization = self.recipe.quantization
         held = f"base in {quantization.title}" if quantization.quantizes else "base unquantised"
         remark = quantization.remark(device.type)
         self.screen.line(
             "device",
-            f"{device.type}, {processes} {'process' if processes == 1 else 'processes'}, {self.precision}, {held}"
+            f"{device.type}, {count} {'process' if count == 1 else 'processes'}, {self.precision}, {held}"
             + (f": {remark}" if remark else ""),
         )
+        if (more := processes.remark(self.accelerator)) is not None:
+            self.screen.line("devices", more)
 
 
 EVALUATION_TOKENS = 4096  # padding included; no gradients are kept, so larger than a training batch
@@ -403,14 +411,3 @@ def _write_predictions(predictions: dict[str, Records], path: Path) -> None:
 def _command() -> list[str]:
     """The command line, without the path of the program on this machine."""
     return secrets.redacted(["peftlab", *sys.argv[1:]])
-
-
-def _check_processes(accelerator: Accelerator, recipe: Recipe) -> None:
-    wanted = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != wanted:
-        raise BadInput(f"the launcher asked for {wanted} processes, but only {accelerator.num_processes} came up")
-    if wanted > 1 and recipe.training.auto_micro_batch:
-        raise BadInput(
-            "training.auto_micro_batch: one process of several that is out of memory leaves the others waiting; "
-            "set training.accumulation instead"
-        )

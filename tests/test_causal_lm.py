@@ -48,7 +48,7 @@ TALK = [
     {"role": "user", "content": "Tell me more."},
     {"role": "assistant", "content": "12 + 30 = 42"},
 ]
-LLAMA = {"num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": True}
+LLAMA = {"num_key_value_heads": 2, "eos_token_id": 1, "max_position_embeddings": 256, "tie_word_embeddings": True}
 
 
 def make_tokenizer(template: str | None = CHATML, *, trim: bool = False) -> PreTrainedTokenizerFast:
@@ -289,6 +289,8 @@ def test_a_model_that_leaks_is_refused_in_words(architecture: str, sizes: dict[s
 @pytest.mark.parametrize("task", [CausalLM(), MultipleChoice()])
 def test_a_model_that_sees_what_it_is_to_tell_is_refused_in_words(task: Task) -> None:
     assert "bert sees the tokens after the one it predicts" in str(task.objection(tiny("bert", "AutoModelForCausalLM")))
+    bart = tiny("bart", "AutoModelForCausalLM", d_model=64, decoder_layers=2, decoder_attention_heads=4)
+    assert "bart is an encoder-decoder" in str(task.objection(bart))
     for architecture in ("llama", "gpt2", "opt"):
         sizes = {"ffn_dim": 128, "word_embed_proj_dim": 64} if architecture == "opt" else {}
         assert task.objection(tiny(architecture, "AutoModelForCausalLM", **sizes)) is None

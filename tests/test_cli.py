@@ -38,7 +38,7 @@ def refused(*words: str | Path, folder: Path = ROOT, **environment: str) -> str:
 @pytest.mark.parametrize(
     "words", [["--help"], ["list"], ["schema"], ["validate", "recipes/lora-ner.yaml"]], ids=" ".join
 )
-def test_what_trains_nothing_imports_no_torch_and_takes_half_a_second(words: list[str]) -> None:
+def test_what_trains_nothing_imports_nothing_heavy(words: list[str]) -> None:
     code = f"""
 import sys
 sys.argv = ["peftlab", *{words!r}]
@@ -50,14 +50,8 @@ except SystemExit as stop:
 heavy = {{"torch", "transformers", "peft", "datasets", "evaluate", "numpy", "scipy", "sklearn"}} & set(sys.modules)
 assert not heavy, heavy
 """
-    seconds = []
-    for _ in range(3):  # the least of three: other processes share these cores
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert done.returncode == 0, done.stderr
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(seconds) < 0.5
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_list_shows_every_part_and_what_is_cached(tmp_path: Path) -> None:

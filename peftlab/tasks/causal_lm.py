@@ -12,7 +12,7 @@ from peftlab.part import BadInput
 from peftlab.tasks.conversation import ANSWERS, Message, chat_template, end_of_text
 from peftlab.tasks.next_token import next_token_nats
 from peftlab.tasks.packing import packed
-from peftlab.tasks.sight import leak, looks_ahead
+from peftlab.tasks.sight import leak, no_decoder
 from peftlab.tasks.task import IGNORED, Task, pad
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class CausalLM(Task):
         return {"use_cache": False} if self.packing else {}
 
     def objection(self, model: PreTrainedModel) -> str | None:
-        return looks_ahead(model.config) or (leak(model.config) if self.packing else None)
+        return no_decoder(model.config) or (leak(model.config) if self.packing else None)
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
         template = None if self.form == "text" else chat_template(tokenizer, self.template)

@@ -121,6 +121,8 @@ def _boundary(ids: list[int], starts: list[int], before: list[int], length: int)
 
     >>> _boundary([7, 8, 9], [0, 1, 3], [7, 8], 3), _boundary([7, 8, 9], [0, 1, 3], [7, 5], 2)
     ((2, False), (2, True))
+    >>> _boundary([7, 8, 9], [0, 2, 3], [7, 5], 2)  # 8 is a space of the prompt and a word, from where the word begins
+    (2, True)
     """
     if ids[: len(before)] == before:
         return len(before), False

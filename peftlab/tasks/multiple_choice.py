@@ -13,7 +13,7 @@ from peftlab.examples import Encoded, Example, Row
 from peftlab.part import BadInput, nearest
 from peftlab.tasks.conversation import ANSWERS, chat_template
 from peftlab.tasks.next_token import next_token_nats
-from peftlab.tasks.sight import looks_ahead
+from peftlab.tasks.sight import no_decoder
 from peftlab.tasks.task import IGNORED, Task, pad
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class MultipleChoice(Task):
         return {}
 
     def objection(self, model: PreTrainedModel) -> str | None:
-        return looks_ahead(model.config)
+        return no_decoder(model.config)
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
         source = self.template or (None if tokenizer.chat_template else PLAIN)

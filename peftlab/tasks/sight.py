@@ -18,10 +18,13 @@ FAR = 1e-4  # of a logit's spread: float32's rounding stays below it, a token th
 WIDTH = 64  # of the small model
 
 
-def looks_ahead(config: PretrainedConfig) -> str | None:
-    """Whether a model of this config sees the tokens that it is to tell, as a BERT does; in words."""
+def no_decoder(config: PretrainedConfig) -> str | None:
+    """Why a model of this config is no causal language model, in words: it sees the tokens that it is to tell, as a
+    BERT does, or is half of an encoder-decoder."""
     import torch
 
+    if type(config)().is_encoder_decoder:
+        return f"{config.model_type} is an encoder-decoder, whose decoder alone leaves weights unused; use seq2seq"
     with _small_model(config) as model:
         row = torch.randint(model.config.vocab_size, (1, 9))
         other = torch.cat([row[:, :-1], (row[:, -1:] + 1) % model.config.vocab_size], dim=1)

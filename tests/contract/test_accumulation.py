@@ -51,7 +51,14 @@ def change(base: PreTrainedModel, method: Method, accumulation: int) -> dict[str
         examples=examples(),
         padding_token=0,
         # A large epsilon leaves Adam proportional to the gradient: else it would blow up what is but rounding.
-        settings=Training(steps=STEPS, batch_examples=8, accumulation=accumulation, adam_epsilon=1.0, warmup=0.0),
+        settings=Training(
+            steps=STEPS,
+            batch_examples=8,
+            accumulation=accumulation,
+            adam_epsilon=1.0,
+            warmup=0.0,
+            weight_decay=0.0,  # which moves a tensor whatever its gradient
+        ),
         learning_rate=0.1,
         seeds=Seeds(),
         accelerator=Accelerator(cpu=True),

@@ -124,6 +124,8 @@ class Lab:
     def __init__(self, server: Server, folder: Path) -> None:
         self.server, self.folder = server, folder
         self._whole: dict[tuple[str, ...], Trained] = {}
+        self.kept: dict[tuple[str, ...], Trained] = {}  # of other sorts of runs
+        self.folders: dict[str, Path] = {}  # of runs that several tests look at
 
     def words(self, output: Path, *sets: str) -> list[str | Path]:
         return ["run", "tiny.yaml", "--output", output, *itertools.chain(*(("--set", word) for word in sets))]

@@ -301,3 +301,14 @@ def disk_full_at_save(*numbers: int) -> None:
         real(content, path)
 
     checkpoint._write = write  # type: ignore[assignment]
+
+
+def fail_with(kind: str, text: str) -> None:
+    """An error while the base is loaded, as the hub's client raises them, addresses and all."""
+    from peftlab import run
+    from peftlab.part import BadInput
+
+    def load_base(*arguments: Any, **keywords: Any) -> Any:
+        raise {"RuntimeError": RuntimeError, "BadInput": BadInput}[kind](text)
+
+    run.load_base = load_base

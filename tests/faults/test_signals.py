@@ -60,9 +60,10 @@ def test_in_a_save_the_save_and_a_step_are_finished(sent: int, code: int, word: 
 
 
 @pytest.mark.parametrize(("sent", "code", "word"), SIGNALS, ids=IDS)
-@pytest.mark.parametrize("name", ["load_tokenizer", "load_base", "apply_method", "Accelerator"])
-def test_before_training_it_ends_at_once(name: str, sent: int, code: int, word: str, lab: Lab, output: Path) -> None:
-    done = lab.server.run(*lab.words(output), faults=[["signal_at", 1, sent, "peftlab.run", name]])
+@pytest.mark.parametrize("place", ["run.load_tokenizer", "run.load_base", "run.apply_method", "processes.start"])
+def test_before_training_it_ends_at_once(place: str, sent: int, code: int, word: str, lab: Lab, output: Path) -> None:
+    module, name = place.split(".")
+    done = lab.server.run(*lab.words(output), faults=[["signal_at", 1, sent, f"peftlab.{module}", name]])
     assert (done.code, done.err) == (code, f"{word}: nothing new was kept\n")
     assert list(output.glob("tiny/[!.]*")) == []
 

@@ -1,0 +1,122 @@
+"""How a run is spread over processes and devices: the launcher's word, and what the loop cannot do is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from peftlab.part import BadInput
+from peftlab.recipe import Recipe
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# What `accelerate launch` sets for placements that shard parameters, gradients or optimiser states.
+SHARDING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism",
+}
+LOST = ("gloo", "NCCL", "ProcessGroup", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
+
+
+def start(recipe: Recipe, *, minutes: float) -> Accelerator:
+    """The run's place among its processes, which may keep each other waiting so long. Raises BadInput before any loads.
+
+    Without a launcher it is one process, on the GPU if there is one.
+    """
+    for name, placement in SHARDING.items():
+        if os.environ.get(name, "").lower() in ("1", "true"):
+            raise BadInput(
+                f"{placement}: this loop trains whole copies of the model, and neither clips, keeps nor resumes "
+                "sharded ones; launch with recipes/accelerate/ddp.yaml, or hold the base in quantization: nf4"
+            )
+    asked = _asked_of_launcher(Path(f"/proc/{os.getppid()}/cmdline"))
+    wanted = int(os.environ.get("WORLD_SIZE") or asked.get("num_processes") or 1)
+    if wanted > 1 and recipe.training.auto_micro_batch:
+        raise BadInput(
+            "training.auto_micro_batch: one process of several that is out of memory leaves the others waiting; "
+            "set training.accumulation instead"
+        )
+    import torch
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    # Of several processes accelerate would take each for the only one, where it is not told of the CPU.
+    cpu = bool(asked.get("use_cpu")) or not torch.accelerator.is_available()
+    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=minutes))
+    # The precision is the recipe's, not the launcher's.
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[patience])
+    if accelerator.num_processes != wanted:
+        raise BadInput(
+            f"the launcher asked for {wanted} processes, but only {accelerator.num_processes} came up; "
+            "two on one CPU are had with accelerate launch --config_file recipes/accelerate/cpu-2.yaml"
+        )
+    return accelerator
+
+
+def remark(accelerator: Accelerator) -> str | None:
+    """What could be had beside the placement that was picked."""
+    import torch
+
+    unused = torch.cuda.device_count() - accelerator.num_processes
+    if accelerator.device.type == "cuda" and unused > 0:
+        return (
+            f"{unused} more GPUs are idle; accelerate launch --config_file recipes/accelerate/ddp.yaml "
+            f"--num_processes {torch.cuda.device_count()} -m peftlab run ... uses them"
+        )
+    return None
+
+
+def lost(error: Exception) -> bool:
+    """Whether the error is another process's end or silence."""
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST)
+
+
+def _asked_of_launcher(command_line: Path) -> Mapping[str, Any]:
+    """What `accelerate launch`, the parent of this process, was asked for, as far as it does not say so itself.
+
+    On a CPU it starts a single process however many it is asked for; of several, it keeps `use_cpu` to itself.
+    """
+    if sys.platform != "linux":
+        return {}
+    try:
+        words = command_line.read_text(encoding="utf-8", errors="replace").split("\0")
+    except OSError:
+        return {}
+    if not any(Path(word).name == "accelerate" or word.startswith("accelerate.commands") for word in words[:3]):
+        return {}
+    given, config = _options(words), None
+    with contextlib.suppress(KeyError, OSError, ValueError, yaml.YAMLError):
+        config = yaml.safe_load(Path(given["config_file"]).read_text(encoding="utf-8"))
+    asked = dict(config) if isinstance(config, dict) else {}
+    if given.get("num_processes", "").isdigit():
+        asked["num_processes"] = int(given["num_processes"])
+    if "cpu" in given:
+        asked["use_cpu"] = True
+    return asked
+
+
+def _options(words: list[str]) -> Mapping[str, str]:
+    """The launcher's own options, by name.
+
+    >>> dict(_options(["accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "peftlab"]))
+    {'cpu': '', 'num_processes': '2'}
+    """
+    found = {}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, _ = word.lstrip("-").replace("-", "_").partition("=")
+        if word in ("-m", "--module"):
+            break
+        if word.startswith("--") and name in ("num_processes", "config_file"):
+            found[name] = word.partition("=")[2] if equals else following
+        elif word == "--cpu":
+            found["cpu"] = ""
+    return found

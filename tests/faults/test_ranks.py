@@ -1,0 +1,162 @@
+"""F11: of two processes one is killed, raises or hangs; and what two processes keep, two go on from."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.bases import Combination
+from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Done, Lab, Running, Trained, finished, sets, steps
+
+EVERY = ("--checkpoint-every", "1", "--resume")
+LOST = "another process of this run is gone, or was silent"
+SOME = [c for c in COMBINATIONS if str(c) in ("lora-nf4-encoder", "adalora-none-encoder", "full-none-encoder")]
+
+
+def two(lab: Lab, words: Sequence[str | Path], faults: dict[int, list[list[Any]]] | None = None) -> list[Running]:
+    """Both processes of one command, over gloo, started as a launcher does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return [
+        lab.server.start(
+            *words,
+            faults=(faults or {}).get(rank, []),
+            ACCELERATE_USE_CPU="true", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank),
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+
+
+def both(lab: Lab, words: Sequence[str | Path], faults: dict[int, list[list[Any]]] | None = None) -> list[Done]:
+    return [process.wait() for process in two(lab, words, faults)]
+
+
+def whole(lab: Lab, *recipe: str) -> Trained:
+    """What two uninterrupted processes give."""
+    key = ("two processes", *recipe)
+    if key not in lab.kept:
+        output = lab.folder / f"two-{len(lab.kept)}"
+        done = both(lab, lab.words(output, *recipe))
+        assert [d.code for d in done] == [0, 0], done
+        lab.kept[key] = finished(output)
+    return lab.kept[key]
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS if NIGHT else SOME, ids=str)
+def test_two_processes_train_as_one_does(combination: Combination, lab: Lab) -> None:
+    recipe = tuple(word.replace('"dropout": 0.1', '"dropout": 0.0') for word in sets(combination))
+    recipe = (*recipe, "training.dropout=0.0")
+    one, other = lab.whole(*recipe).result, whole(lab, *recipe).result
+    assert other.environment.processes == 2
+    assert other.curve.losses == pytest.approx(one.curve.losses, abs=1e-5)
+    assert other.metrics == one.metrics
+    assert other.cost.tokens == one.cost.tokens
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS if NIGHT else SOME[:2], ids=str)
+def test_both_killed_two_go_on_to_the_same_bits(combination: Combination, lab: Lab, output: Path) -> None:
+    recipe = sets(combination)
+    words = [*lab.words(output, *recipe), *EVERY]
+    kill = [["kill_at_step", 5]]
+    assert [d.code for d in both(lab, words, {0: kill, 1: kill})] == [KILLED, KILLED]
+    done = both(lab, words)
+    assert [d.code for d in done] == [0, 0], done
+    assert "from step 4" in done[0].out
+    assert done[1].out == ""
+    assert finished(output).digest == whole(lab, *recipe).digest
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ["kill_at_step", 5],
+        ["raise_at_step", 5],
+        ["signal_at", 2, signal.SIGKILL, "peftlab.training", "split_batches"],
+        ["signal_at", 2, signal.SIGKILL, "peftlab.keeper", "RunKeeper.keep"],
+    ],
+    ids=["in forward", "raising", "in an evaluation", "in a save"],
+)
+def test_one_is_gone_and_the_other_ends_with_a_line(fault: list[Any], victim: int, lab: Lab, output: Path) -> None:
+    words = [*lab.words(output), *EVERY]
+    begun = time.monotonic()
+    done = both(lab, words, {victim: [fault]})
+    assert done[victim].code in (KILLED, 1)
+    other = done[1 - victim]
+    assert other.code == 5, other
+    assert LOST in other.err
+    assert len(other.err.splitlines()) == 1
+    assert time.monotonic() - begun < 60  # with loading, on a machine that does other things too
+    assert steps(output)
+    assert [d.code for d in both(lab, words)] == [0, 0]
+    assert finished(output).digest == whole(lab).digest
+
+
+def test_one_hangs_and_the_other_ends_after_the_time_limit(lab: Lab, output: Path) -> None:
+    words = [*lab.words(output), *EVERY, "--patience", "0.1"]
+    first, second = two(lab, words, {1: [["hang_at_step", 5]]})
+    done = first.wait()
+    assert (done.code, LOST in done.err) == (5, True)
+    second.send(signal.SIGTERM)  # as a launcher does
+    time.sleep(0.5)  # two at once are one
+    second.send(signal.SIGTERM)
+    assert second.wait().code in (143, 5)  # told to stop, or aware before it that it is alone
+    assert [d.code for d in both(lab, [*lab.words(output), *EVERY])] == [0, 0]
+    assert finished(output).digest == whole(lab).digest
+
+
+@pytest.mark.parametrize("told", [(0,), (1,), (0, 1)], ids=str)
+def test_told_to_stop_both_keep_one_state_and_end(told: tuple[int, ...], lab: Lab, output: Path) -> None:
+    words = [*lab.words(output), "--checkpoint-every", "never"]
+    done = both(lab, words, {rank: [["signal_at_step", 4, signal.SIGTERM]] for rank in told})
+    assert [d.code for d in done] == [143, 143], done
+    assert [d.err for d in done] == ["terminated: step 4 is kept, --resume goes on from it\n", ""]
+    assert [path.name for path in steps(output)] == ["step-00000004"]
+    assert [d.code for d in both(lab, [*words, "--resume"])] == [0, 0]
+    assert finished(output).digest == whole(lab).digest
+
+
+def test_what_two_processes_kept_one_does_not_go_on_from(lab: Lab, output: Path) -> None:
+    words = [*lab.words(output), *EVERY]
+    kill = [["kill_at_step", 5]]
+    both(lab, words, {0: kill, 1: kill})
+    done = lab.server.run(*words)
+    assert done.code == 2
+    assert "processes: 2 there, 1 here" in done.err
+
+
+def test_bad_input_is_said_once(lab: Lab, output: Path) -> None:
+    done = both(lab, lab.words(output, "method.targets=[qery]"))
+    assert [d.code for d in done] == [2, 2]
+    assert "'qery' matches no linear layer" in done[0].err
+    assert done[1].err == ""
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP: this loop trains whole copies of the model"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed: this loop trains whole copies of the model"),
+    ],
+)
+def test_a_placement_that_the_loop_cannot_do_is_refused_before_loading(
+    environment: dict[str, str], says: str, lab: Lab, output: Path
+) -> None:
+    done = lab.server.run(*lab.words(output), **environment)
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert says in done.err
+    assert done.out == ""
+
+
+def test_halving_on_two_processes_is_refused(lab: Lab, output: Path) -> None:
+    done = both(lab, lab.words(output, "training.auto_micro_batch=true"))
+    assert [d.code for d in done] == [2, 2]
+    assert "set training.accumulation instead" in done[0].err
