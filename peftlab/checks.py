@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from peftlab.attach import apply_method
 from peftlab.base import autocast
-from peftlab.patient import STEPS, Patient, Trial, copies_of_trainable, first_line
+from peftlab.patient import STEPS, Patient, Trial, copies_of_trainable, first_line, put_back
 from peftlab.quantization.none import NoQuantization
 from peftlab.settings import Training
 from peftlab.signs import Signs
@@ -92,6 +92,7 @@ def check_checkpointing(trial: Trial) -> Check:
     name = "checkpointing on = off"
     patient = trial.patient
     grads = {}
+    trained: dict[str, Tensor] = {}
     for on in (False, True):
         training = patient.recipe.training.model_copy(update={"gradient_checkpointing": on})
         recipe = patient.recipe.model_copy(update={"training": training})
@@ -102,7 +103,11 @@ def check_checkpointing(trial: Trial) -> Check:
         if on and not base.model.supports_gradient_checkpointing:
             return Check(name, None, f"{base.model.config.model_type} has none")
         model = apply_method(recipe, base, patient.plan(base))
-        patient.steps(model, patient.optimizer(model), 1, 2)  # away from the start, where much is zero
+        if not on:
+            patient.steps(model, patient.optimizer(model), 1, 2)  # away from the start, where much is zero
+            trained = copies_of_trainable(model)
+        else:
+            put_back(model, trained)  # so that no rounding of the steps is in what is compared
         patient.backward(model)
         grads[on] = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     lost = [tensor for tensor, grad in grads[True].items() if grad is None and grads[False][tensor] is not None]
@@ -181,10 +186,7 @@ def check_resume(trial: Trial) -> Check:
     patient.steps(model, optimizer, half + 1, STEPS)
 
     _, resumed = patient.attached()
-    with torch.no_grad():
-        for name, parameter in resumed.named_parameters():
-            if name in weights:
-                parameter.copy_(weights[name])
+    put_back(resumed, weights)
     second = patient.optimizer(resumed)
     second.load_state_dict(moments)
     patient.method.load_state(resumed, state)

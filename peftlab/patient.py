@@ -28,6 +28,7 @@ from peftlab.tasks import Task
 
 STEPS = 10  # of a training, an evaluation half-way
 WIDTH = 256  # of the small model, where the base is wider
+SHORTEST_LIMIT = 64  # tokens: a token a byte, the sample rows are longer than a recipe's own might be
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def make_patient(
     tokenizer = byte_tokenizer(config)
     rows = recipe.task.sample()
     task = recipe.task.from_training(rows).fitted(rows)
-    examples = task.encode(rows, tokenizer, limit=64).examples
+    examples = task.encode(rows, tokenizer, limit=max(SHORTEST_LIMIT, task.max_length or 512)).examples
     files = Files(folder, f"a small {config.model_type}", "")
     config = type(config).from_dict({**config.to_dict(), **task.model_settings()})
     torch.manual_seed(0)
@@ -227,6 +228,14 @@ def _no_dropout(values: dict[str, Any]) -> dict[str, Any]:
 def copies_of_trainable(model: nn.Module) -> dict[str, Tensor]:
     """By name."""
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def put_back(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """What `copies_of_trainable` gave."""
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
 
 
 def first_line(error: Exception) -> str:
