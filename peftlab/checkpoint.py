@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from peftlab import safe_files
+from peftlab.disk import sync
 from peftlab.part import BadInput, Settings
 from peftlab.progress import Snapshot
 from peftlab.results import Environment
@@ -138,10 +139,6 @@ class Checkpoints:
             for path in self.folder.glob(".*"):
                 _delete(path)
 
-    def clear(self) -> None:
-        """Delete all of them: the run is finished."""
-        clear(self.folder)
-
     def _free_name(self, step: int) -> Path:
         """Never the name of one that is there, valid or not: until the new one is whole, nothing is touched."""
         path, attempt = self.folder / f"step-{step:08d}", 1
@@ -231,14 +228,6 @@ def _without_options(command: Sequence[str]) -> list[str]:
     return left
 
 
-def clear(folder: Path) -> None:
-    """Delete a run's checkpoints."""
-    if folder.is_dir() and not folder.is_symlink():
-        for path in folder.iterdir():
-            _delete(path)
-        folder.rmdir()
-
-
 def differences(then: Identity, now: Identity) -> list[str]:
     """In what two runs are not the same one, so that a state of one is none of the other's."""
     found = []
@@ -325,16 +314,6 @@ def _write_tensors(snapshot: Snapshot, path: Path) -> None:
     except SafetensorError as error:  # what a full disk is to that library
         raise OSError(0, str(error)) from None
     sync(path)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on the disk."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _delete(path: Path) -> None:

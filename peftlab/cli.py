@@ -23,6 +23,7 @@ from peftlab.part import BadInput, OutOfMemory, ProcessLost, nearest
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe, load_recipe, recipe_schema
 from peftlab.results import result_folder
+from peftlab.run_folder import sweep
 from peftlab.secrets import redact
 from peftlab.settings import Keeping
 from peftlab.tasks import TASKS
@@ -96,6 +97,7 @@ def run(
         if results.is_finished(folder) and not force:
             result = results.read_result(folder)
             _refuse_outdated(result, loaded)
+            sweep(folder)
             print(f"{folder} holds this run already (--force runs it again)")
             for label, line in results.summary(result):
                 print(f"{label:<11}{line}")

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
-from peftlab import artifact, checkpoint, interruption, metrics, out_of_memory, processes, secrets, training
+from peftlab import artifact, checkpoint, disk, interruption, metrics, out_of_memory, processes, secrets, training
 from peftlab.attach import apply_method, count_parameters
 from peftlab.base import Base, autocast, load_base, load_tokenizer, longest_input, resolve_precision
 from peftlab.checkpoint import Checkpoints
@@ -43,7 +43,7 @@ from peftlab.results import (
     checkpoint_folder,
     write_result,
 )  # fmt: skip
-from peftlab.run_folder import disk_refusal, publish, staging
+from peftlab.run_folder import publish, staging
 from peftlab.settings import Keeping
 from peftlab.tasks import Task
 from peftlab.train_log import Records
@@ -66,9 +66,8 @@ def run(
                 if accelerator.is_main_process:
                     write_result(result, staged)
                     publish(staged, folder)
-                    checkpoint.clear(checkpoint_folder(folder))
         except Exception as error:
-            reason = disk_refusal(error)
+            reason = disk.refusal(error)
             if reason is not None:
                 raise BadInput(f"--output {folder}: cannot be written: {reason}") from None
             if accelerator.num_processes > 1 and processes.lost(error):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import filelock
-from accelerate import Accelerator
-from safetensors import SafetensorError
 
-from peftlab import checkpoint
+from peftlab.disk import sync
 from peftlab.part import BadInput
+from peftlab.results import checkpoint_folder
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a disk can refuse a write with
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @contextlib.contextmanager
@@ -28,13 +28,15 @@ def staging(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
     if not accelerator.is_main_process:
         yield staged
         return
-    old = _old(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), blocking=False)
         lock.acquire()
-        if old.exists() and not folder.exists():  # a kill came between the two renames of `publish`
-            old.rename(folder)
+        if not folder.exists():  # a kill came in `publish`, before the new folder had its name
+            for moved, place in ((_old(folder), folder), (_spent(folder), checkpoint_folder(folder))):
+                if moved.exists():
+                    moved.rename(place)
+        sweep(folder)
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir()
     except filelock.Timeout:
@@ -49,27 +51,34 @@ def staging(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
 
 
 def publish(staged: Path, folder: Path) -> None:
-    """Put the staged folder, all of it on the disk, in the place of the old one."""
+    """Put the staged folder, all of it on the disk, in the place of the old one and of its checkpoints.
+
+    One rename decides: before it, what was there can be put back and the checkpoints gone on from; after it, they are
+    what `sweep` deletes.
+    """
     for path in sorted(staged.rglob("*"), reverse=True):
-        checkpoint.sync(path)
-    checkpoint.sync(staged)
-    old = _old(folder)
-    shutil.rmtree(old, ignore_errors=True)
+        sync(path)
+    sync(staged)
+    sweep(folder)
+    checkpoints = checkpoint_folder(folder)
     if folder.exists():
-        folder.rename(old)
+        folder.rename(_old(folder))
+    if checkpoints.exists():
+        checkpoints.rename(_spent(folder))
     staged.rename(folder)
-    checkpoint.sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    sync(folder.parent)
+    sweep(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a run that is finished was killed before it could delete."""
+    shutil.rmtree(_old(folder), ignore_errors=True)
+    shutil.rmtree(_spent(folder), ignore_errors=True)
 
 
 def _old(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.old")
 
 
-def disk_refusal(error: Exception) -> str | None:
-    """What a full or broken disk is to Python, to safetensors and to tokenizers, in words; None if it is not that."""
-    if isinstance(error, OSError):
-        return error.strerror if error.errno in DISK else None
-    if isinstance(error, SafetensorError) or (type(error) is Exception and "(os error " in str(error)):
-        return str(error)
-    return None
+def _spent(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.spent")

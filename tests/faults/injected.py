@@ -61,16 +61,16 @@ def kill_at_operation_of_save(step: int, number: int) -> None:
 
 def count_operations_of_save(step: int, file: str) -> None:
     """How many there are, written into `file`."""
-    from peftlab import checkpoint
+    from peftlab import run
 
     kill_at_operation_of_save(step, -1)
-    real = checkpoint.clear
+    real = run.publish
 
-    def clear(folder: Path) -> None:
+    def publish(staged: Path, folder: Path) -> None:
         Path(file).write_text(str(_counted["operations"]))
-        real(folder)
+        real(staged, folder)
 
-    checkpoint.clear = clear
+    run.publish = publish
 
 
 def kill_while_publishing(number: int) -> None:
@@ -87,17 +87,24 @@ def kill_while_publishing(number: int) -> None:
     _watch(lambda: writing[0], "/tiny/", number)
 
 
-def kill_at_rename(number: int) -> None:
-    """SIGKILL before the `number`th rename of a run's folder."""
-    seen = [0]
+def kill_at_move(number: int) -> None:
+    """SIGKILL before the `number`th renaming or deletion of a whole folder from when result.json is written."""
+    from peftlab import run
+
+    real, seen = run.write_result, [0]
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "os.rename" and "/tiny/" in os.fspath(arguments[0]) and Path(arguments[0]).is_dir():
+        if event in ("os.rename", "shutil.rmtree") and Path(os.fspath(arguments[0])).parent.name == "tiny":
             seen[0] += 1
             if seen[0] == number:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(hook)
+    def write_result(*arguments: Any) -> Any:
+        written = real(*arguments)
+        sys.addaudithook(hook)
+        return written
+
+    run.write_result = write_result
 
 
 def other_version(library: str, version: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from peftlab.results import read_result
 from tests.contract.bases import Combination
 from tests.faults.conftest import COMBINATIONS, KILLED, STEPS, Lab, counted, finished, sets, steps
 
@@ -108,14 +109,26 @@ def test_killed_while_the_result_is_written_nothing_is_lost(where: int, lab: Lab
     assert finished(output).digest == lab.whole().digest
 
 
-def test_an_earlier_result_survives_a_kill_between_the_renames(lab: Lab, output: Path) -> None:
-    words = lab.words(output)
+MOVES = 8  # an old result and its checkpoints out of the way, the new one in, what is left deleted
+DECISIVE = 5  # the one that gives the new result its name
+
+
+@pytest.mark.parametrize("number", range(1, MOVES + 2))
+def test_killed_while_one_result_takes_the_place_of_another_neither_is_lost(
+    number: int, lab: Lab, output: Path
+) -> None:
+    words = [*lab.words(output), *EVERY]
     assert lab.server.run(*words).code == 0
-    assert lab.server.run(*words, "--force", faults=[["kill_at_rename", 2]]).code == KILLED
-    (old,) = output.glob("tiny/*.old")
-    assert lab.server.run(*words, faults=[["kill_at_step", 1]]).code == KILLED
-    assert not old.exists()
-    assert len(list(output.glob("tiny/*/result.json"))) == 1
+    first = finished(output).result
+    killed = lab.server.run(*words, "--force", faults=[["kill_at_move", number]])
+    assert killed.code == (KILLED if number <= MOVES else 0), killed.err
+    there = [read_result(path) for path in output.glob("tiny/*/result.json") if path.parent.suffix != ".part"]
+    assert (first in there) == (number <= DECISIVE + 1)
+    assert any(result != first for result in there) == (number > DECISIVE)
+    again = lab.server.run(*words, *(["--force"] if number <= DECISIVE else []))
+    assert again.code == 0, again.err
+    assert ("resume     from step" in again.out) == (number <= DECISIVE)
+    assert finished(output).digest == lab.whole().digest
 
 
 def test_nothing_to_go_on_from_starts_anew(lab: Lab, output: Path) -> None:
