@@ -88,6 +88,9 @@ def run(
     ] = "10m",
     keep_checkpoints: Annotated[int, typer.Option(min=1, help="How many of the newest stay.")] = 2,
     patience: Annotated[float, typer.Option(min=0, help="Minutes that processes of one run wait for each other.")] = 30,
+    score_base: Annotated[
+        bool, typer.Option("--score-base", help="Score the base before it is tuned, too, if it has no new head.")
+    ] = False,
 ) -> None:
     """Train, evaluate and save what a recipe says."""
     with _bad_input():
@@ -105,7 +108,7 @@ def run(
         _quiet()
         from peftlab.run import run as run_recipe
 
-        run_recipe(loaded, folder, resume=resume, keeping=keeping, patience=patience)
+        run_recipe(loaded, folder, resume=resume, keeping=keeping, patience=patience, score_base=score_base)
 
 
 @app.command()
@@ -124,6 +127,18 @@ def validate(
         else:
             print(f"{path}: good ({loaded.method.kind}, {loaded.quantization.kind}, {loaded.digest})")
     raise SystemExit(2 if wrong else 0)
+
+
+@app.command()
+def overview(
+    recipes: Annotated[list[Path], typer.Argument(help="Recipe files.", show_default=False)],
+    results: Annotated[Path, typer.Option(help="Folder of their results.")] = Path("runs"),
+) -> None:
+    """Print a Markdown table of what recipes gave."""
+    with _bad_input():
+        from peftlab.overview import overview as table
+
+        print(table(recipes, results), end="")
 
 
 @app.command()

@@ -106,9 +106,9 @@ class RunResult(Settings):
     command: list[str]
     metrics: dict[str, dict[str, float]]  # split -> metric -> value
     metric_signatures: dict[str, str] = Field(default={})  # how the libraries counted, of those metrics that say it
-    floor: dict[str, dict[str, float]] = Field(
-        default={}
-    )  # the same of one answer always: train's mean or most frequent
+    # The same of one answer always, train's mean or most frequent, and of the base before it was tuned.
+    floor: dict[str, dict[str, float]] = Field(default={})
+    untouched: dict[str, dict[str, float]] = Field(default={})
     selection: str  # the metric by which the best state was chosen, on validation
     selection_minimized: bool = False  # smaller is better of it
     best_step: int | None
@@ -179,12 +179,13 @@ def summary(result: RunResult) -> list[tuple[str, str]]:
         (split, "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if "/" not in name))
         for split, scores in result.metrics.items()
     ]
-    for split, scores in result.floor.items():
-        if result.selection in scores:
-            value = f"{result.selection} {scores[result.selection]:.4f}"
-            lines.append(
-                ("floor", f"{split}: {value} for always giving the same answer, train's mean or most frequent")
-            )
+    for label, found, what in (
+        ("floor", result.floor, "for always giving the same answer, train's mean or most frequent"),
+        ("untouched", result.untouched, "of the base before it was tuned"),
+    ):
+        for split, scores in found.items():
+            if result.selection in scores:
+                lines.append((label, f"{split}: {result.selection} {scores[result.selection]:.4f} {what}"))
     lines.append(
         (
             "parameters",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import json
+import functools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,19 @@ from accelerate import Accelerator
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
-from peftlab import artifact, checkpoint, disk, interruption, metrics, out_of_memory, processes, secrets, training
+from peftlab import (
+    artifact,
+    checkpoint,
+    disk,
+    interruption,
+    metrics,
+    opening,
+    out_of_memory,
+    processes,
+    scoring,
+    secrets,
+    training,
+)
 from peftlab.attach import apply_method, count_parameters
 from peftlab.base import Base, autocast, load_base, load_tokenizer, longest_input, resolve_precision
 from peftlab.checkpoint import Checkpoints
@@ -36,7 +48,6 @@ from peftlab.results import (
     Cost,
     Curve,
     Halving,
-    Parameters,
     Resume,
     RunResult,
     SplitCounts,
@@ -50,19 +61,27 @@ from peftlab.train_log import Records
 
 
 def run(
-    recipe: Recipe, folder: Path, *, resume: bool = False, keeping: Keeping | None = None, patience: float = 30.0
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    keeping: Keeping | None = None,
+    patience: float = 30.0,
+    score_base: bool = False,
 ) -> RunResult:
     """Do what the recipe says and leave it in `folder`, in place of what may be there.
 
     `resume` goes on from the newest checkpoint beside it, if there is one. `patience` is how many minutes processes
-    wait for each other.
+    wait for each other. `score_base` scores the base before it is tuned, too, if it has no new head.
     """
     accelerator = processes.start(recipe, minutes=patience)
     with staging(folder, accelerator) as staged, Screen(silent=not accelerator.is_main_process) as screen:
         try:
             with contextlib.ExitStack() as shield:
                 this = _Run(recipe, accelerator, screen, staged, shield)
-                result = this.result(checkpoint_folder(folder), keeping or Keeping(), resume=resume)
+                result = this.result(
+                    checkpoint_folder(folder), keeping or Keeping(), resume=resume, score_base=score_base
+                )
                 if accelerator.is_main_process:
                     write_result(result, staged)
                     publish(staged, folder)
@@ -119,7 +138,7 @@ class _Run:
         self.evaluate_seconds = 0.0
         self.resumes: list[Resume] = []
 
-    def result(self, checkpoints: Path, keeping: Keeping, *, resume: bool) -> RunResult:
+    def result(self, checkpoints: Path, keeping: Keeping, *, resume: bool, score_base: bool) -> RunResult:
         start = time.perf_counter()
         with self.accelerator.main_process_first():  # one process fetches, the others find
             rows = self.recipe.rows()
@@ -129,7 +148,7 @@ class _Run:
         tokenizer = load_tokenizer(files, task)
         limit = longest_input(files, task, reserved=self.recipe.method.positions)
         encoded, skipped = self._encode(task, rows, tokenizer, limit, files)
-        self._say_data(files.source, rows, encoded)
+        self._say(opening.data_lines(self.recipe, files.source, rows, encoded))
         base = load_base(
             self.recipe.model,
             files,
@@ -158,12 +177,13 @@ class _Run:
             seed=self.recipe.seeds.initialization,
             tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         )
+        untouched = self._untouched(base, task, encoded, tokenizer) if score_base else {}
         model = apply_method(self.recipe, base, plan)
         parameters = count_parameters(model, base)
-        self._say_model(parameters, base)
-        self.load_seconds = time.perf_counter() - start
+        self._say(opening.model_lines(self.recipe, parameters, self.accelerator, self.precision))
+        self.load_seconds = time.perf_counter() - start - self.evaluate_seconds
 
-        predict = self._predictor(task, model, encoded, tokenizer)
+        predict = functools.partial(self._predict, task, model, tokenizer, encoded)
         self.screen.selection = task.selection
         kept = Checkpoints(checkpoints, self._identity(files.fingerprint, rows.fingerprint), kept=keeping.kept)
         resumed = self._resumed(kept, resume=resume)
@@ -180,7 +200,7 @@ class _Run:
             seeds=self.recipe.seeds,
             accelerator=self.accelerator,
             autocast=self._autocast,
-            evaluate=lambda: _selectable(task, predict("validation")),
+            evaluate=lambda: scoring.selectable(task, predict("validation")),
             observer=self.screen,
             keeper=keeper,
             resumed=resumed,
@@ -195,7 +215,7 @@ class _Run:
                 predictions["test"] = predict("test")
             except Interrupted:
                 keeper.stop()
-        scores = {split: score(task, records) for split, records in predictions.items()}
+        scores = {split: scoring.score(task, records) for split, records in predictions.items()}
         floors = {split: task.floor(rows.rows["train"], rows.rows[split]) for split in predictions}
 
         adapter_bytes = 0
@@ -211,7 +231,7 @@ class _Run:
                 recipe_digest=self.recipe.digest,
             )
             adapter_bytes = artifact.save(card, model, tokenizer, self.folder / self.recipe.method.folder)
-            _write_predictions(predictions, self.folder / "predictions.jsonl")
+            scoring.write(predictions, self.folder / "predictions.jsonl")
         return RunResult(
             name=self.recipe.name,
             digest=self.recipe.digest,
@@ -221,6 +241,7 @@ class _Run:
             metrics=scores,
             metric_signatures=metrics.signatures(task.metrics),
             floor={split: floor for split, floor in floors.items() if floor is not None},
+            untouched=untouched,
             selection=task.selection,
             selection_minimized=task.minimized,
             best_step=log.best_step if self.recipe.training.keep_best else None,
@@ -327,84 +348,41 @@ class _Run:
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.precision, self.accelerator.device)
 
-    def _predictor(
-        self, task: Task, model: torch.nn.Module, encoded: dict[str, Encoded], tokenizer: PreTrainedTokenizerBase
-    ) -> Callable[[str], Records]:
-        def predict(split: str) -> Records:
-            start = time.perf_counter()
-            records = training.predict(
-                model,
-                task=task,
-                examples=encoded[split].examples,
-                tokenizer=tokenizer,
-                batch_tokens=EVALUATION_TOKENS,
-                accelerator=self.accelerator,
-                autocast=self._autocast,
-            )
-            self.evaluate_seconds += time.perf_counter() - start
-            return records
+    def _say(self, lines: Iterable[tuple[str, str]]) -> None:
+        for label, text in lines:
+            self.screen.line(label, text)
 
-        return predict
+    def _untouched(
+        self, base: Base, task: Task, encoded: dict[str, Encoded], tokenizer: PreTrainedTokenizerBase
+    ) -> dict[str, dict[str, float]]:
+        """Scores of the base as it came, if all that answers in it is pretrained."""
+        if base.head:
+            return {}
+        splits = ("validation", "test") if self.recipe.score_test else ("validation",)
+        return {
+            split: scoring.score(task, self._predict(task, base.model, tokenizer, encoded, split)) for split in splits
+        }
 
-    def _say_data(self, model_source: str, rows: Splits, encoded: dict[str, Encoded]) -> None:
-        self.screen.line("recipe", f"{self.recipe.name}  {self.recipe.digest}")
-        self.screen.line("model", model_source)
-        sizes = ", ".join(
-            f"{len(part.examples):,} {split} ({sum(len(e) for e in part.examples):,} tokens)"
-            for split, part in encoded.items()
+    def _predict(
+        self,
+        task: Task,
+        model: torch.nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        encoded: dict[str, Encoded],
+        split: str,
+    ) -> Records:
+        start = time.perf_counter()
+        records = training.predict(
+            model,
+            task=task,
+            examples=encoded[split].examples,
+            tokenizer=tokenizer,
+            batch_tokens=scoring.BATCH_TOKENS,
+            accelerator=self.accelerator,
+            autocast=self._autocast,
         )
-        self.screen.line("data", f"{rows.source}: {sizes}")
-        for split, count in rows.leaks.items():
-            if count:
-                self.screen.line(
-                    "leaks",
-                    f"{count:,} of {len(rows.rows[split]):,} of {split} are in train too, but for case and white space "
-                    "(data.drop_leaks: true takes them out of train)",
-                )
-
-    def _say_model(self, parameters: Parameters, base: Base) -> None:
-        self.screen.line(
-            "method",
-            f"{self.recipe.method.title}: {parameters.trainable:,} trainable of {parameters.base:,} "
-            f"({parameters.share:.2%}), {parameters.head:,} of them the head",
-        )
-        device, count = self.accelerator.device, self.accelerator.num_processes
-        quantization = self.recipe.quantization
-        held = f"base in {quantization.title}" if quantization.quantizes else "base unquantised"
-        remark = quantization.remark(device.type)
-        self.screen.line(
-            "device",
-            f"{device.type}, {count} {'process' if count == 1 else 'processes'}, {self.precision}, {held}"
-            + (f": {remark}" if remark else ""),
-        )
-        if (more := processes.remark(self.accelerator)) is not None:
-            self.screen.line("devices", more)
-
-
-EVALUATION_TOKENS = 4096  # padding included; no gradients are kept, so larger than a training batch
-
-
-def score(task: Task, records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The task's metrics over decoded records."""
-    return metrics.score(task.metrics, task.graded(records))
-
-
-def _selectable(task: Task, records: Records) -> tuple[dict[str, float], Records]:
-    """Scores of the validation split, by which the best state can be chosen, and the records."""
-    scores = score(task, records)
-    if task.selection not in scores:
-        raise BadInput(
-            f"data: {task.selection} is undefined on the validation split's {len(records)} examples, "
-            "so that no state can be chosen: they are too few or too much alike"
-        )
-    return scores, records
-
-
-def _write_predictions(predictions: dict[str, Records], path: Path) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for split, records in predictions.items():
-            for number, record in enumerate(records):
-                file.write(json.dumps({"split": split, "example": number, **record}, ensure_ascii=False) + "\n")
+        self.evaluate_seconds += time.perf_counter() - start
+        return records
 
 
 def _command() -> list[str]:

@@ -329,6 +329,15 @@ def test_a_bad_row_names_file_line_and_field(change: dict[str, Any], says: str) 
     assert "\n" not in str(caught.value)
 
 
+def test_the_floor_is_the_answer_given_most_often() -> None:
+    train = [row("Vienna"), row("in Vienna"), row("in Vienna")]
+    floor = QuestionAnswering().floor(train, [row("Vienna"), row("in Vienna"), row("Mozart")])
+    assert floor["squad_exact_match"] == pytest.approx(1 / 3)
+    assert floor["squad_f1"] == pytest.approx((2 / 3 + 1) / 3)
+    lacking = QuestionAnswering(no_answer=True)
+    assert lacking.floor([row(None), row(None), row("Vienna")], [row(None), row("Vienna")])["squad_exact_match"] == 0.5
+
+
 def test_a_question_without_answer_is_good_where_it_is_allowed() -> None:
     QuestionAnswering(no_answer=True).fitted([row(None)])
 

@@ -19,7 +19,9 @@ from peftlab.model import Files, Model
 from peftlab.part import BadInput
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import load_recipe
+from peftlab.results import read_result
 from peftlab.run import run
+from peftlab.scoring import score
 from peftlab.shapes import shapes
 from peftlab.small_model import byte_tokenizer, small_config
 from peftlab.tasks.seq2seq import Seq2Seq
@@ -241,7 +243,7 @@ def finished(small: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "".join(json.dumps({"source": source, "target": target}) + "\n" for source, target in PAIRS)
     )
     (folder / "mine.yaml").write_text(RECIPE.format(model=small.folder, data=folder / "mine.jsonl"))
-    run(load_recipe(folder / "mine.yaml"), folder / "out")
+    run(load_recipe(folder / "mine.yaml"), folder / "out", score_base=True)
     return folder / "out"
 
 
@@ -253,6 +255,24 @@ def test_a_run_learns_generates_and_says_how_it_counted(finished: Path) -> None:
     assert "rouge-score:" in result["metric_signatures"]["rouge"]
     records = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
     assert [r["expected"] for r in records if r["split"] == "test"] == [target for _, target in PAIRS]
+
+
+def test_the_untouched_base_scores_what_it_says_by_itself(
+    finished: Path, small: Files, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    result = read_result(finished)
+    task = Seq2Seq(max_new_tokens=8, beams=2)
+    records = predict(
+        base_of(small).model,
+        task=task,
+        examples=task.encode(ROWS, tokenizer, 64).examples,
+        tokenizer=tokenizer,
+        batch_tokens=512,
+        accelerator=Accelerator(),
+        autocast=contextlib.nullcontext,
+    )
+    assert result.untouched == dict.fromkeys(("validation", "test"), score(task, records))
+    assert result.untouched["test"] != result.metrics["test"]
 
 
 def test_a_tuned_model_answers_text(finished: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 import math
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from peftlab import metrics
 from peftlab.examples import Encoded, Example, Row
 from peftlab.part import BadInput
 from peftlab.tasks.task import IGNORED, Task, pad
@@ -128,6 +130,11 @@ class QuestionAnswering(Task):
 
     def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         return [{**record, "expected": record["answers"]} for record in records]
+
+    def floor(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float]:
+        given = collections.Counter((_answers(row) or [""])[0] for row in train)
+        ((best, _),) = given.most_common(1)
+        return metrics.score(self.metrics, self.graded([{"predicted": best, **self.truth(row)} for row in rows]))
 
     def row(self, text: str, where: str) -> Row:
         try:

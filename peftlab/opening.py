@@ -1,0 +1,51 @@
+"""What a run says before it trains: labels and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from accelerate import Accelerator
+
+from peftlab import processes
+from peftlab.examples import Encoded, Splits
+from peftlab.recipe import Recipe
+from peftlab.results import Parameters
+
+Lines = Iterator[tuple[str, str]]
+
+
+def data_lines(recipe: Recipe, model_source: str, rows: Splits, encoded: Mapping[str, Encoded]) -> Lines:
+    """Which run it is, and on what."""
+    yield "recipe", f"{recipe.name}  {recipe.digest}"
+    yield "model", model_source
+    sizes = ", ".join(
+        f"{len(part.examples):,} {split} ({sum(len(e) for e in part.examples):,} tokens)"
+        for split, part in encoded.items()
+    )
+    yield "data", f"{rows.source}: {sizes}"
+    for split, count in rows.leaks.items():
+        if count:
+            yield (
+                "leaks",
+                f"{count:,} of {len(rows.rows[split]):,} of {split} are in train too, but for case and white space "
+                "(data.drop_leaks: true takes them out of train)",
+            )
+
+
+def model_lines(recipe: Recipe, parameters: Parameters, accelerator: Accelerator, precision: str) -> Lines:
+    """What trains, and where."""
+    yield (
+        "method",
+        f"{recipe.method.title}: {parameters.trainable:,} trainable of {parameters.base:,} "
+        f"({parameters.share:.2%}), {parameters.head:,} of them the head",
+    )
+    device, count, quantization = accelerator.device, accelerator.num_processes, recipe.quantization
+    held = f"base in {quantization.title}" if quantization.quantizes else "base unquantised"
+    remark = quantization.remark(device.type)
+    yield (
+        "device",
+        f"{device.type}, {count} {'process' if count == 1 else 'processes'}, {precision}, {held}"
+        + (f": {remark}" if remark else ""),
+    )
+    if (more := processes.remark(accelerator)) is not None:
+        yield "devices", more

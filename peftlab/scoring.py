@@ -1,0 +1,39 @@
+"""What a model's records over a split are worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from peftlab import metrics
+from peftlab.part import BadInput
+from peftlab.tasks import Task
+from peftlab.train_log import Records
+
+BATCH_TOKENS = 4096  # padding included; no gradients are kept, so larger than a training batch
+
+
+def score(task: Task, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The task's metrics over decoded records."""
+    return metrics.score(task.metrics, task.graded(records))
+
+
+def selectable(task: Task, records: Records) -> tuple[dict[str, float], Records]:
+    """Scores of the validation split, by which the best state can be chosen, and the records."""
+    scores = score(task, records)
+    if task.selection not in scores:
+        raise BadInput(
+            f"data: {task.selection} is undefined on the validation split's {len(records)} examples, "
+            "so that no state can be chosen: they are too few or too much alike"
+        )
+    return scores, records
+
+
+def write(predictions: Mapping[str, Records], path: Path) -> None:
+    """One line of JSON a record."""
+    with path.open("w", encoding="utf-8") as file:
+        for split, records in predictions.items():
+            for number, record in enumerate(records):
+                file.write(json.dumps({"split": split, "example": number, **record}, ensure_ascii=False) + "\n")
