@@ -108,7 +108,12 @@ def run(
         _quiet()
         from peftlab.run import run as run_recipe
 
-        run_recipe(loaded, folder, resume=resume, keeping=keeping, patience=patience, score_base=score_base)
+        try:
+            run_recipe(loaded, folder, resume=resume, keeping=keeping, patience=patience, score_base=score_base)
+        except OutOfMemory as error:
+            from peftlab.plan import foretold
+
+            raise OutOfMemory(f"{error}{foretold(loaded, int(os.environ.get('WORLD_SIZE', 1)))}") from None
 
 
 @app.command()

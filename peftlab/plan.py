@@ -88,6 +88,22 @@ def fit(recipe: Recipe, *, limit: int | None, devices: int, examples: int | None
         accumulation = min(accumulation * 2, of_device)
 
 
+def foretold(recipe: Recipe, devices: int) -> str:
+    """What the shapes say of a step that was out of memory; "" if they cannot be asked where so little is left."""
+    try:
+        forecast = fit(recipe, limit=None, devices=devices, examples=None, length=None)
+    except (BadInput, RuntimeError, MemoryError, OSError):
+        return ""
+    memory = forecast.memory
+    assert memory is not None
+    parts = {"weights": memory.weights, "optimiser": memory.optimizer, "activations": memory.activations}
+    said = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in parts.items())
+    return (
+        f"; by its shapes a step in micro-batches of {forecast.micro_batch} x {forecast.length} tokens holds "
+        f"{(forecast.needed or 0) / MIB:,.0f} MiB at its peak ({said}): peftlab plan says what fits"
+    )
+
+
 @dataclass(frozen=True)
 class Batch:
     """What a device is given in a step, made of the task's own sample."""

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from peftlab.ledger import MIB
+from peftlab.plan import fit
+from peftlab.recipe import load_recipe
 from tests.contract.bases import Combination
 from tests.faults.conftest import KILLED, Lab, finished, sets, steps
 
@@ -122,6 +125,11 @@ def test_out_of_memory_says_what_is_known_and_what_to_change(lab: Lab, output: P
     assert "20.00 GiB more were wanted; the process may have " in line
     assert "set training.auto_micro_batch: true, or a larger training.accumulation (the same update)" in line
     assert "the state after step 2 is kept" in line
+    recipe = load_recipe(lab.folder / "tiny.yaml", [f"model={lab.folder / 'tiny'}"])
+    forecast = fit(recipe, limit=None, devices=1, examples=None, length=None)
+    assert forecast.needed is not None
+    shapes = f"{forecast.micro_batch} x {forecast.length} tokens holds {forecast.needed / MIB:,.0f} MiB at its peak"
+    assert f"by its shapes a step in micro-batches of {shapes}" in line
     # The cure asks for another recipe, but for the same result: what is kept can be gone on from.
     cured = lab.server.run(*lab.words(output, "training.auto_micro_batch=true"), "--resume")
     assert cured.code == 0, cured.err
@@ -170,11 +178,11 @@ def test_a_single_example_that_does_not_fit_is_the_end(lab: Lab, output: Path) -
 
 @pytest.mark.parametrize("automatic", [False, True])
 def test_a_real_limit_of_addresses(automatic: bool, lab: Lab, output: Path) -> None:
-    rows = [{"tokens": ["abcdef"] * 9, "labels": ["B-N", "I-N", "O"] * 3}] * 40
+    rows = [{"tokens": ["abcdef"] * 9, "labels": ["B-N", "I-N", "O"] * 3}] * 160
     (lab.folder / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = (
         *(f"data.{split}=long.jsonl" for split in ("train", "validation", "test")),
-        *("training.batch_examples=40", "training.steps=4", f"training.auto_micro_batch={str(automatic).lower()}"),
+        *("training.batch_examples=160", "training.steps=4", f"training.auto_micro_batch={str(automatic).lower()}"),
     )
     done = lab.server.run(*lab.words(output, *recipe), faults=[["addresses_in_step", 1, 16]])
     assert "Traceback" not in done.err
@@ -183,7 +191,7 @@ def test_a_real_limit_of_addresses(automatic: bool, lab: Lab, output: Path) -> N
         assert finished(output).result.micro_batch_halvings
     else:
         assert done.code == 4, done.err
-        assert one_line(done.err).startswith("out of memory at step 1, in micro-batches of up to 40 examples x ")
+        assert one_line(done.err).startswith("out of memory at step 1, in micro-batches of up to 160 examples x ")
 
 
 def test_out_of_memory_while_loading_is_one_line(lab: Lab, output: Path) -> None:
