@@ -1,4 +1,5 @@
 # make recipe name=lora-ner [force=1] [resume=1]   train, evaluate and save what recipes/lora-ner.yaml says
+# make recipes                                   the same for all that need no hub and no GPU, and docs/recipes.md of them
 # make bench suite=quick [jobs=2]                run what the suite has no result of, and write its tables and figures
 # make test | test-all | test-night | check       the tests; all of them; those of faults in a night's counts; lint, types and tests
 PYTHON ?= python3
@@ -6,11 +7,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: recipe bench test test-all test-night check schema
+.PHONY: recipe recipes bench test test-all test-night check schema
 
 recipe: $(READY)
 	@test -n "$(name)" || { echo "make recipe needs a name, e.g. make recipe name=lora-ner; there are:"; ls recipes | sed -n 's/\.yaml$$//p'; exit 2; }
 	@$(BIN)/peftlab run recipes/$(name).yaml $(if $(force),--force) $(if $(resume),--resume)
+
+# What has its result is not run again.
+recipes: $(READY)
+	@for recipe in $$(grep -lE '^model: .*(all-MiniLM-L6-v2|SmolLM2-135M-Instruct|flan-t5-small-titles)' recipes/*.yaml); do \
+		$(BIN)/peftlab run $$recipe --output benchmarks/recipes --score-base || exit; done
+	@$(BIN)/peftlab overview recipes/*.yaml --results benchmarks/recipes > docs/recipes.md
 
 bench: $(READY)
 	@test -n "$(suite)" || { echo "make bench needs a suite, e.g. make bench suite=quick; there are:"; ls -d benchmarks/*/ | cut -d/ -f2; exit 2; }

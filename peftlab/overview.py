@@ -11,6 +11,14 @@ from peftlab.recipe import Recipe, load_recipe
 from peftlab.results import Environment, RunResult, is_finished, read_result, result_folder
 
 DASH = "–"
+HEADING = (
+    "# What the recipes give",
+    "",
+    "Written by `make recipes`; do not edit. One run each: the seed's luck is in it. *One answer always* is the most",
+    "frequent one of train, or its mean; *base untouched* the base before any training, if its head is its own, on",
+    "test. Tokens are those trained on in a second, without padding. A dash was not measured.",
+    "",
+)
 COLUMNS = (
     "recipe",
     "metric",
@@ -27,7 +35,7 @@ COLUMNS = (
 
 
 def overview(paths: Sequence[Path], results: Path) -> str:
-    """A row a recipe file, in their order; a dash is what was not measured. Raises BadInput."""
+    """Markdown: a row a recipe file, in their order. Raises BadInput."""
     recipes = [load_recipe(path) for path in paths]
     found = [_result(recipe, results) for recipe in recipes]
     rows = [_row(recipe, result) for recipe, result in zip(recipes, found, strict=True)]
@@ -35,7 +43,7 @@ def overview(paths: Sequence[Path], results: Path) -> str:
         raise BadInput(f"{results}: no result of these {len(recipes)} recipes; `peftlab run FILE --output {results}`")
     rule = "|---|---|" + "---:|" * (len(COLUMNS) - 2)
     table = [f"| {' | '.join(cells)} |" for cells in rows]
-    return "\n".join([f"| {' | '.join(COLUMNS)} |", rule, *table, "", *_ground(found), ""])
+    return "\n".join([*HEADING, f"| {' | '.join(COLUMNS)} |", rule, *table, "", *_ground(found), ""])
 
 
 def _result(recipe: Recipe, results: Path) -> RunResult | None:
@@ -71,7 +79,7 @@ def _row(recipe: Recipe, result: RunResult | None) -> list[str]:
 def _ground(found: Sequence[RunResult | None]) -> list[str]:
     """What the runs ran on, each kind of it once."""
     kinds = dict.fromkeys(_machine(result.environment) for result in found if result is not None)
-    return [f"One run each, on {'; on '.join(kinds)}."]
+    return [f"On {'; on '.join(kinds)}."]
 
 
 def _machine(environment: Environment) -> str:

@@ -51,4 +51,4 @@ def test_what_was_not_run_is_a_dash_and_nothing_at_all_is_an_error(result: RunRe
 
 
 def test_the_committed_table_is_that_of_the_committed_results() -> None:
-    assert overview(RECIPES, RESULTS) in (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert overview(RECIPES, RESULTS) == (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
