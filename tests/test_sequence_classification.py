@@ -312,6 +312,26 @@ def test_what_is_no_pair_or_has_no_entities_is_refused() -> None:
         Task(input="entities", labels=["a", "b"]).row("Ada lived in Ulm", "text:1")
 
 
+@pytest.mark.parametrize(
+    ("problem", "select_by", "selection"),
+    [
+        *[("single_label", None, "accuracy"), ("single_label", "mcc", "mcc"), ("multi_label", None, "micro_f1")],
+        *[("regression", None, "r2"), ("regression", "pearson", "pearson")],
+    ],
+)
+def test_what_states_are_chosen_by_is_among_the_scores(problem: str, select_by: str | None, selection: str) -> None:
+    task = Task.model_validate({"problem": problem, "select_by": select_by})
+    assert task.selection == selection
+    values = {"single_label": "ab", "multi_label": (["a"], ["b"]), "regression": (1.0, 3.0)}[problem]
+    records = [{"predicted": value, "expected": value, "probability": 1.0} for value in values]
+    assert task.selection in score(task.metrics, records)
+
+
+def test_a_metric_of_another_problem_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"'pearsn' is none of r2, pearson, spearman \(did you mean 'pearson'"):
+        Task.model_validate({"problem": "regression", "select_by": "pearsn"})
+
+
 def test_the_floor_is_what_always_giving_the_most_frequent_answer_scores() -> None:
     task = Task().fitted(rows("a", "b"))
     floor = task.floor(rows("b", "b", "b", "a"), rows("b", "a"))

@@ -12,7 +12,7 @@ from pydantic import model_validator
 
 from peftlab import metrics
 from peftlab.examples import Encoded, Example, Row
-from peftlab.part import BadInput
+from peftlab.part import BadInput, nearest
 from peftlab.tasks.classification import Classification, known, label_name, numbers
 from peftlab.tasks.entity_markers import marked
 from peftlab.tasks.task import IGNORED, pad
@@ -26,7 +26,11 @@ METRICS = {
     "multi_label": ("multilabel_f1",),
     "regression": ("regression_error", "pearson", "spearman"),
 }
-SELECTION = {"single_label": "accuracy", "multi_label": "micro_f1", "regression": "r2"}
+SELECTABLE = {  # the first if nothing is said
+    "single_label": ("accuracy", "macro_f1", "mcc"),
+    "multi_label": ("micro_f1", "macro_f1", "exact_match"),
+    "regression": ("r2", "pearson", "spearman"),
+}
 INPUTS = {"pair": ("text_pair",), "entities": ("head", "tail"), "text": ()}
 DIGITS = 6  # of a probability or a number in a record
 
@@ -52,18 +56,23 @@ class SequenceClassification(Classification):
 
     problem: Literal["single_label", "multi_label", "regression"] = "single_label"
     input: Literal["text", "pair", "entities"] | None = None  # what the first row's fields say if not given
+    select_by: str | None = None  # the metric by which states and learning rates are chosen
 
     @model_validator(mode="after")
     def _of_the_problem(self) -> SequenceClassification:
         if self.problem != "single_label" and (self.label_smoothing or self.class_weights):
             raise ValueError("label_smoothing and class_weights are for problem: single_label")
+        selectable = SELECTABLE[self.problem]
+        if self.select_by is not None and self.select_by not in selectable:
+            known = ", ".join(selectable)
+            raise ValueError(f"select_by: {self.select_by!r} is none of {known}{nearest(self.select_by, selectable)}")
         if self.problem == "regression" and self.labels is not None:
             raise ValueError("a regression has no labels")
         return self
 
     @property
     def selection(self) -> str:
-        return SELECTION[self.problem]
+        return self.select_by or SELECTABLE[self.problem][0]
 
     @property
     def metrics(self) -> tuple[str, ...]:
