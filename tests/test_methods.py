@@ -1,4 +1,4 @@
-"""IA3, BitFit, the head alone and the gate to PEFT: what each trains, and what it refuses."""
+"""Full fine-tuning, IA3, BitFit, the head alone and the gate to PEFT: what each trains, and what it refuses."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peftlab.methods import METHODS, Plan
 from peftlab.methods.bitfit import BIAS_FREE, BitFit
+from peftlab.methods.full import Full
 from peftlab.methods.head import Head
 from peftlab.methods.ia3 import PLACES, Ia3
 from peftlab.methods.method import Setting
@@ -224,3 +226,26 @@ def test_what_does_not_fit_the_model_is_said_in_one_line() -> None:
         Peft(type="C3A").apply(bert(), TAGS)
     with pytest.raises(BadInput, match=r"method.targets: 'qurey' matches no linear layer \(did you mean 'query'\?\)"):
         Peft(type="VERA", settings={"target_modules": ["qurey"]}).apply(bert(), TAGS)
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "bart"])
+def test_a_whole_model_is_read_back_whatever_its_files_call_its_tensors(architecture: str, tmp_path: Path) -> None:
+    auto = {"gpt_neox": "AutoModelForCausalLM", "bart": "AutoModelForSeq2SeqLM"}[architecture]
+    tuned, other = tiny(architecture, auto), tiny(architecture, auto)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(0.01)
+    Full().save(tuned, tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert ("embed_out.weight" in file.keys()) == (architecture == "gpt_neox")  # noqa: SIM118
+    loaded = Full().load(other, tmp_path)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    for (name, tensor), own in zip(loaded.state_dict().items(), tuned.state_dict().values(), strict=True):
+        assert torch.equal(tensor, own), name
+
+
+def test_a_whole_model_of_another_shape_is_refused(tmp_path: Path) -> None:
+    Full().save(tiny("gpt_neox", "AutoModelForCausalLM"), tmp_path)
+    larger = tiny("gpt_neox", "AutoModelForCausalLM", num_hidden_layers=3)
+    with pytest.raises(BadInput, match="does not fit this base"):
+        Full().load(larger, tmp_path)

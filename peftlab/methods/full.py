@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from peftlab.methods.direct_method import DirectMethod
 from peftlab.methods.method import Setting
+from peftlab.part import BadInput
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
 
 class Full(DirectMethod):
@@ -34,6 +36,25 @@ class Full(DirectMethod):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         model.save_pretrained(folder)  # type: ignore[operator]
+
+    def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> nn.Module:
+        """Through transformers: in the files some tensors have other names than in the model (GPT-NeoX's lm_head)."""
+        import torch
+
+        own: Any = type(base)
+        try:
+            saved, found = own.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+            strangers = sorted(found["missing_keys"] | found["unexpected_keys"])
+            if not strangers:
+                base.load_state_dict(saved.state_dict())
+        except RuntimeError as error:  # another shape
+            raise BadInput(f"{folder / self.file}: does not fit this base: {str(error).splitlines()[-1]}") from None
+        if strangers:
+            raise BadInput(f"{folder / self.file}: {strangers[0]!r} does not fit this base")
+        base.requires_grad_(trainable)
+        return base
 
     def trains(self, name: str, model: nn.Module) -> bool:
         return True
