@@ -16,8 +16,8 @@ HEADING = (
     "",
     "Written by `make recipes`; do not edit. One run each: the seed's luck is in it. *One answer always* is the most",
     "frequent one of train, or its mean; *base untouched* the base before any training, if its head is its own, on",
-    "test. Tokens are those trained on in a second, without padding, on a machine that did other work too. A dash was not",
-    "measured.",
+    "test. Tokens are those trained on in a second, without padding; the machine may have had other work. A dash was",
+    "not measured.",
     "",
 )
 COLUMNS = (
