@@ -135,7 +135,7 @@ class Task(Part):
         return -scores[self.selection] if self.minimized else scores[self.selection]
 
     def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-        """The records as the metrics see them: one for each answer."""
+        """The records as the metrics see them: one for each answer, those of a record next to each other."""
         return records
 
     def floor(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float] | None:
