@@ -138,6 +138,11 @@ def test_an_answer_is_word_level_entities() -> None:
     ]
 
 
+def test_an_entity_type_may_have_a_hyphen() -> None:
+    answer = task().answer({"tokens": ["New", "York"], "predicted": ["B-LOC-CITY", "I-LOC-CITY"]})
+    assert answer["entities"] == [{"type": "LOC-CITY", "start": 0, "end": 2, "text": "New York"}]
+
+
 def test_text_is_cut_into_words_and_marks() -> None:
     text = "Mr. O'Neill paid U.S. banks 3.50, didn't he?"
     words = ["Mr", ".", "O'Neill", "paid", "U.S", ".", "banks", "3.50", ",", "didn't", "he", "?"]

@@ -185,7 +185,7 @@ class TokenClassification(Classification):
         for position, tag in enumerate(record["predicted"]):
             if tag == "O":
                 continue
-            prefix, _, sort = tag.rpartition("-")
+            prefix, _, sort = tag.partition("-")
             if prefix == "I" and entities and entities[-1]["end"] == position and entities[-1]["type"] == sort:
                 entities[-1]["end"] += 1
             else:
