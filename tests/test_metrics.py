@@ -36,6 +36,12 @@ def test_an_entity_type_may_be_called_like_an_average() -> None:
     }
 
 
+def test_without_an_entity_to_find_there_is_no_score_of_entities() -> None:
+    assert load_metric("entity_f1").compute(predictions=[["B-LOC", "O"]], references=[["O", "O"]]) == {
+        "token_accuracy": 0.5
+    }
+
+
 def test_entity_f1_is_strict() -> None:
     # conlleval would accept I-PER at the start of an entity; strict IOB2 does not.
     scores = load_metric("entity_f1").compute(predictions=[["I-PER", "I-PER"]], references=[["B-PER", "I-PER"]])

@@ -113,6 +113,31 @@ def test_data_with_nothing_to_tell_apart_or_with_numbers_for_labels_is_refused()
 
 
 @pytest.mark.parametrize(
+    ("settings", "labels", "found"),
+    [
+        ({"labels": ["neg", "pos"]}, ["pos", "pos"], "'pos'"),
+        ({"problem": "multi_label", "labels": ["a", "b"]}, [["a", "b"], ["a", "b"]], "'a, b'"),
+        ({"problem": "multi_label", "labels": ["a", "b"]}, [[], []], "'none'"),
+        ({"problem": "regression"}, [0.5, "0.50"], "'0.5'"),
+    ],
+)
+def test_training_labels_that_are_all_the_same_are_refused_though_others_are_known(
+    settings: dict[str, Any], labels: list[Any], found: str
+) -> None:
+    task = Task.model_validate(settings).fitted(rows(*labels))
+    with pytest.raises(BadInput, match=f"^data: every label of train is {found}: there is nothing to learn$"):
+        task.check_training(rows(*labels))
+
+
+def test_a_label_that_no_training_row_has_is_said() -> None:
+    task = Task(labels=["a", "b", "c"]).fitted(rows("a", "b", "c"))
+    assert task.check_training(rows("a", "b")) == "c: no training row has it, so it is never learnt"
+    assert task.check_training(rows("a", "b", "c")) is None
+    regression = Task(problem="regression")
+    assert regression.check_training(rows(0.5, 1)) is None
+
+
+@pytest.mark.parametrize(
     ("settings", "says"),
     [
         ({"problem": "regression", "labels": ["a", "b"]}, "a regression has no labels"),

@@ -19,6 +19,8 @@ MARK = "."
 class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     """An entity counts if type and both boundaries agree. Tag sequences in; scores in [0, 1] out, per type too.
 
+    Where no entity is expected at all there is nothing to find, and of the scores only token_accuracy.
+
     >>> tags = [["B-PER", "I-PER", "O", "B-LOC"]]
     >>> scores = Metric(keep_in_memory=True).compute(predictions=[["B-PER", "O", "O", "B-LOC"]], references=tags)
     >>> scores["entity_f1"], scores["entity_f1/LOC"], scores["token_accuracy"]
@@ -38,6 +40,8 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
 
     def _compute(self, *, predictions: list[list[str]], references: list[list[str]]) -> dict[str, Any]:
         accuracy = {"token_accuracy": float(accuracy_score(references, predictions))}
+        if all(tag == "O" for tags in references for tag in tags):
+            return accuracy
         # A type that is called like one of the report's averages ("micro avg") would be lost: none ends in a mark.
         marked = [
             [[tag if tag == "O" else tag + MARK for tag in tags] for tags in x] for x in (references, predictions)

@@ -74,6 +74,13 @@ class Task(Part):
             if str(error).startswith(f"{row.where}: "):  # else it is something that one row cannot have right
                 raise
 
+    def check_training(self, rows: Sequence[Row]) -> str | None:
+        """What a user should know of the training rows, e.g. labels that none of them has. The task is `fitted`.
+
+        Raises BadInput if they have nothing to learn, whatever the method.
+        """
+        return None
+
     def model_settings(self) -> dict[str, Any]:
         """What the model's config must say of the task, e.g. the number of labels."""
         raise NotImplementedError

@@ -83,6 +83,9 @@ class TokenClassification(Classification):
         task._check_weights()
         return task
 
+    def _lessons(self, row: Row) -> Iterable[Sequence[str]]:
+        return [[tag] for tag in row.fields["labels"]]
+
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
         number = numbers(self._labels())
         spans = self.scheme == "iob2"
