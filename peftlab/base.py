@@ -134,7 +134,13 @@ def load_base(
         torch.manual_seed(seed)
         with _readable(files, "weights in safetensors"):
             model, report = auto.from_pretrained(
-                files.folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **settings
+                files.folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **settings,
             )
         known = tuple(f"{name}." for name in head)
         return model, sorted(key for key in report["missing_keys"] if not key.startswith(known))
