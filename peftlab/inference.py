@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from peftlab import artifact
 from peftlab.artifact import Tuned
+from peftlab.base import publish_dropout
 from peftlab.examples import Example
 from peftlab.gradients import to_device
 from peftlab.part import BadInput
@@ -74,6 +75,7 @@ def merge(folder: Path, output: Path) -> float:
         merged.to(published)
     shutil.rmtree(staged, ignore_errors=True)
     merged.save_pretrained(staged)  # type: ignore[operator]
+    publish_dropout(staged, trained.base.files)
     trained.tokenizer.save_pretrained(staged)
     staged.replace(output)
     return difference
@@ -88,7 +90,8 @@ def _sample(tuned: Tuned, device: torch.device) -> dict[str, torch.Tensor]:
     task = card.task.model_copy(update={"truncate": True})
     examples = task.encode(task.sample() * COPIES, tokenizer, card.limit).examples
     special = set(tokenizer.all_special_ids)
-    size = min(len(tokenizer), tuned.base.model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    embeddings: Any = tuned.base.model.get_input_embeddings()
+    size = min(len(tokenizer), int(embeddings.num_embeddings))
     ordinary = torch.tensor([token for token in range(size) if token not in special])
     generator = torch.Generator().manual_seed(0)
     drawn = []
