@@ -273,7 +273,7 @@ class _Run:
             splits={
                 split: SplitCounts(
                     examples=len(part.examples),
-                    tokens=sum(len(e) for e in part.examples),
+                    tokens=sum(sum(task.lengths(e)) for e in part.examples),
                     dropped=part.counts,
                     skipped=skipped[split],
                     leaks=rows.leaks.get(split),

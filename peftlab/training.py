@@ -134,7 +134,7 @@ def train(
             optimizer.zero_grad()
             mark("optimizer")
             log.seconds += _now(accelerator) - start
-            tokens = sum(lengths[i] for i in batch)
+            tokens = gradients.tokens(batch)
             log.tokens += tokens
             log.padded_tokens += gradients.positions(batch, progress.accumulation)
             log.steps.append(Step(number, epoch, value, rate, tokens, log.seconds))

@@ -97,6 +97,10 @@ class Task(Part):
         """Why this very model cannot do what these settings ask, found by trying, in one line; None if it can."""
         return None
 
+    def lengths(self, example: Example) -> tuple[int, ...]:
+        """Tokens of each sequence that the model computes on, which a batch pads one by one: what is counted of it."""
+        return (len(example),)
+
     def collate(self, examples: Sequence[Example], padding_token: int) -> dict[str, torch.Tensor]:
         """A padded batch: `input_ids`, `attention_mask`, `labels` (batch, length) int64."""
         raise NotImplementedError
