@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, ValidationError
 
 from peftlab import safe_files
-from peftlab.base import Base, autocast, load_base
+from peftlab.base import Base, autocast, load_base, publish_dropout
 from peftlab.methods import METHODS, AnyMethod
 from peftlab.model import AnyModel
 from peftlab.part import BadInput, Settings
@@ -59,6 +59,8 @@ def save(card: Card, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase,
     """Write everything into `folder`; return the bytes of the tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     card.method.save(model, folder)
+    if (folder / "config.json").exists():  # of a model saved whole
+        publish_dropout(folder, card.model.files())
     tokenizer.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     card = card.model_copy(update={"files": {path.name: _sha256(path) for path in sorted(folder.iterdir())}})

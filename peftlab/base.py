@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -134,7 +135,13 @@ def load_base(
         torch.manual_seed(seed)
         with _readable(files, "weights in safetensors"):
             model, report = auto.from_pretrained(
-                files.folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **settings
+                files.folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **settings,
             )
         known = tuple(f"{name}." for name in head)
         return model, sorted(key for key in report["missing_keys"] if not key.startswith(known))
@@ -224,7 +231,22 @@ def kept_float(skeleton: PreTrainedModel, head: Sequence[str]) -> list[str]:
 
 
 def set_dropout(config: PretrainedConfig, rate: float) -> None:
+    """Of the base. A model that is saved has its published values again: see `publish_dropout`."""
     for name, value in config.to_dict().items():
         if _DROPOUT.search(name) and isinstance(value, (int, float)) and not isinstance(value, bool):
             setattr(config, name, rate)
     config.classifier_dropout = rate  # where a config does not name it, decoders' heads take 0.1
+
+
+def publish_dropout(folder: Path, files: Files) -> None:
+    """In the config of a model saved in `folder`, put the base's own dropout in place of the recipe's.
+
+    The recipe's is of its training. Who trains the saved model on expects the base's, as after any other training.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    published = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
+    names = [name for name in {**config, **published} if _DROPOUT.search(name)]
+    kept = {name: value for name, value in config.items() if name not in names}
+    kept |= {name: published[name] for name in names if name in published}  # or the architecture's default
+    path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")

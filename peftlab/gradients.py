@@ -83,12 +83,20 @@ class Gradients:
 
     def positions(self, batch: Batch, accumulation: int) -> int:
         """How many positions are computed, padding included."""
-        return sum(len(part) * self._longest(part) for part in self._parts(batch, accumulation) if part)
+        parts = [self._lengths(part) for part in self._parts(batch, accumulation) if part]
+        return sum(len(part) * sum(max(column) for column in zip(*part, strict=True)) for part in parts)
+
+    def tokens(self, batch: Batch) -> int:
+        """Of these positions, how many are no padding."""
+        return sum(sum(lengths) for lengths in self._lengths(batch))
 
     def largest(self, batch: Batch, accumulation: int) -> str:
         """The largest micro-batch in words: `8 examples x 31 tokens`."""
         part = max((part for part in self._parts(batch, accumulation)), key=lambda p: len(p) * self._longest(p))
         return f"{len(part)} {'example' if len(part) == 1 else 'examples'} x {self._longest(part)} tokens"
+
+    def _lengths(self, part: Batch) -> list[tuple[int, ...]]:
+        return [self.task.lengths(self.examples[i]) for i in part]
 
     def _longest(self, part: Batch) -> int:
         return max((len(self.examples[i]) for i in part), default=0)

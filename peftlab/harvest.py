@@ -35,8 +35,9 @@ def harvest(folder: Path) -> tuple[Record, Predictions]:
 
 
 def counted(task: Task, records: list[dict[str, Any]]) -> list[Counted]:
-    """The counts of those of the task's metrics that have some."""
-    return [Counted(**counts._asdict()) for counts in metrics.count(task.metrics, task.graded(records))]
+    """The counts, row by row, of those of the task's metrics that have some."""
+    rows = [task.graded([record]) for record in records]
+    return [Counted(**counts._asdict()) for counts in metrics.count(task.metrics, rows)]
 
 
 def finished_runs(folder: Path) -> dict[str, list[Path]]:

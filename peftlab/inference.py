@@ -12,11 +12,16 @@ import transformers
 from accelerate import Accelerator
 
 from peftlab import artifact
+from peftlab.artifact import Tuned
+from peftlab.base import publish_dropout
+from peftlab.examples import Example
+from peftlab.gradients import to_device
 from peftlab.part import BadInput
 from peftlab.quantization.none import NoQuantization
 from peftlab.training import predict
 
 TOKENS = 4096  # of a batch
+COPIES = 8  # of a task's sample rows, each with other tokens
 
 
 def answers(folder: Path, lines: Sequence[str], where: str) -> Iterator[dict[str, Any]]:
@@ -44,7 +49,7 @@ def merge(folder: Path, output: Path) -> float:
     """Write base and method as one model at the base's original precision; return how far its logits moved.
 
     Merging into a quantised base would round the sum anew (logits move by tenths); here the base is taken as published,
-    and the difference to the model as it was trained is measured on the tokenizer's own vocabulary.
+    and the difference to the model as it was trained is measured on tokens from all over the tokenizer's vocabulary.
     """
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise BadInput(f"--output {output}: is there already; name a new or an empty folder")
@@ -60,7 +65,7 @@ def merge(folder: Path, output: Path) -> float:
     trained = artifact.load(folder, device=device)
     whole = artifact.load(folder, device=device, quantization=NoQuantization(), compute=torch.float32)
     merged = card.method.merge(whole.model)
-    inputs = _sample(trained.base.model.config, card.limit, device)
+    inputs = _sample(trained, device)
     with torch.no_grad():
         with trained.autocast():
             expected = _logits(trained.model(**inputs))
@@ -70,17 +75,33 @@ def merge(folder: Path, output: Path) -> float:
         merged.to(published)
     shutil.rmtree(staged, ignore_errors=True)
     merged.save_pretrained(staged)  # type: ignore[operator]
+    publish_dropout(staged, trained.base.files)
     trained.tokenizer.save_pretrained(staged)
     staged.replace(output)
     return difference
 
 
-def _sample(config: transformers.PretrainedConfig, limit: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Four rows of arbitrary tokens, always the same."""
+def _sample(tuned: Tuned, device: torch.device) -> dict[str, torch.Tensor]:
+    """A batch in the form of the task's own, of arbitrary tokens, always the same.
+
+    Special tokens stay in their places: T5 and BART classify a text by its end, and want one in each.
+    """
+    card, tokenizer = tuned.card, tuned.tokenizer
+    task = card.task.model_copy(update={"truncate": True})
+    examples = task.encode(task.sample() * COPIES, tokenizer, card.limit).examples
+    special = set(tokenizer.all_special_ids)
+    embeddings: Any = tuned.base.model.get_input_embeddings()
+    size = min(len(tokenizer), int(embeddings.num_embeddings))
+    ordinary = torch.tensor([token for token in range(size) if token not in special])
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(config.vocab_size, (4, min(64, limit)), generator=generator).to(device)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return {**inputs, "decoder_input_ids": ids} if config.is_encoder_decoder else inputs
+    drawn = []
+    for example in examples:
+        own = example.features["input_ids"]
+        others = ordinary[torch.randint(len(ordinary), (len(own),), generator=generator)].tolist()
+        ids = [old if old in special else new for old, new in zip(own, others, strict=True)]
+        drawn.append(Example({**example.features, "input_ids": ids}, example.row))
+    batch = task.collate(drawn, tokenizer.pad_token_id)
+    return to_device(task.inputs(batch, tuned.model), device)
 
 
 def _logits(outputs: Any) -> torch.Tensor:

@@ -54,7 +54,7 @@ class Subject:
 
     @property
     def tokens(self) -> int:
-        return sum(len(example) for example in self.examples)
+        return sum(sum(self.task.lengths(example)) for example in self.examples)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.precision, self.accelerator.device)

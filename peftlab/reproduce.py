@@ -11,6 +11,7 @@ import numpy as np
 from peftlab import statistics
 from peftlab.harvest import harvest
 from peftlab.part import BadInput
+from peftlab.results import RunResult
 from peftlab.store import Predictions, Record, Stored, read_record
 
 
@@ -43,6 +44,8 @@ def reproduce(path: Path) -> Reproduction:
     stored = read_record(path)
     if stored.record.result is None:
         raise BadInput(f"{path}: {stored.record.state}; there is no result to reproduce")
+    if (name := stored.record.result.selection) not in stored.record.result.metrics[_split(stored.record.result)]:
+        raise BadInput(f"{path}: {name} is undefined on its {_split(stored.record.result)} split: nothing to compare")
     predictions = stored.predictions()
     with tempfile.TemporaryDirectory() as folder:
         run(stored.recipe, Path(folder) / "run")
@@ -55,7 +58,7 @@ def compare(stored: Stored, predictions: Predictions, record: Record, again: Pre
     told, found = stored.record.result, record.result
     assert told is not None
     assert found is not None
-    split = "test" if "test" in told.metrics else "validation"
+    split = _split(told)
     name = told.selection
     interval = None
     counted = next((counts for counts in predictions.counts.get(split, []) if counts.score == name), None)
@@ -74,6 +77,10 @@ def compare(stored: Stored, predictions: Predictions, record: Record, again: Pre
         interval=interval,
         differences=_differences(stored.record, record),
     )
+
+
+def _split(result: RunResult) -> str:
+    return "test" if "test" in result.metrics else "validation"
 
 
 def _differences(old: Record, new: Record) -> list[str]:

@@ -58,7 +58,7 @@ class Cost(Settings):
     train_seconds: float
     evaluate_seconds: float  # validation during training, then test
     optimizer_steps: int
-    tokens: int  # trained on, without padding
+    tokens: int  # trained on, without padding; of an encoder-decoder source and target
     tokens_per_second: float  # of training
     padding_share: float  # of all positions computed
     adapter_bytes: int  # of the saved tensors, head included

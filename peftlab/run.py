@@ -149,6 +149,12 @@ class _Run:
         limit = longest_input(files, task, reserved=self.recipe.method.positions)
         encoded, skipped = self._encode(task, rows, tokenizer, limit, files)
         self._say(opening.data_lines(self.recipe, files.source, rows, encoded))
+        remark = task.check_training([row for split in ("train", "replay") for row in rows.rows.get(split, [])])
+        if remark is not None:
+            self.screen.line("labels", remark)
+        scored = ("validation", "test") if self.recipe.score_test else ("validation",)
+        floors = {split: task.floor(rows.rows["train"], rows.rows[split]) for split in scored}
+        scoring.check_selectable(task, floors["validation"], len(rows.rows["validation"]))
         base = load_base(
             self.recipe.model,
             files,
@@ -216,7 +222,6 @@ class _Run:
             except Interrupted:
                 keeper.stop()
         scores = {split: scoring.score(task, records) for split, records in predictions.items()}
-        floors = {split: task.floor(rows.rows["train"], rows.rows[split]) for split in predictions}
 
         adapter_bytes = 0
         if self.accelerator.is_main_process:
@@ -268,7 +273,7 @@ class _Run:
             splits={
                 split: SplitCounts(
                     examples=len(part.examples),
-                    tokens=sum(len(e) for e in part.examples),
+                    tokens=sum(sum(task.lengths(e)) for e in part.examples),
                     dropped=part.counts,
                     skipped=skipped[split],
                     leaks=rows.leaks.get(split),

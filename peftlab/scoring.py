@@ -23,12 +23,17 @@ def score(task: Task, records: Sequence[dict[str, Any]]) -> dict[str, float]:
 def selectable(task: Task, records: Records) -> tuple[dict[str, float], Records]:
     """Scores of the validation split, by which the best state can be chosen, and the records."""
     scores = score(task, records)
-    if task.selection not in scores:
+    check_selectable(task, scores, len(records))
+    return scores, records
+
+
+def check_selectable(task: Task, scores: Mapping[str, float] | None, count: int) -> None:
+    """Raise BadInput if these scores of `count` validation examples are there, but not the one that states need."""
+    if scores is not None and task.selection not in scores:
         raise BadInput(
-            f"data: {task.selection} is undefined on the validation split's {len(records)} examples, "
+            f"data: {task.selection} is undefined on the validation split's {count} examples, "
             "so that no state can be chosen: they are too few or too much alike"
         )
-    return scores, records
 
 
 def write(predictions: Mapping[str, Records], path: Path) -> None:

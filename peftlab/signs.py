@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,11 +34,14 @@ def look(model: torch.nn.Module) -> Signs:
     )
 
 
-def check(model: torch.nn.Module, step: int, first: Signs | None = None, *, whole_base: bool = False) -> Signs:
+def check(
+    model: torch.nn.Module, step: int, first: Signs | None = None, *, loss: float = math.nan, whole_base: bool = False
+) -> Signs:
     """Raise BadInput if a trainable tensor has no gradient at this step, or was zero at the `first` look and is now.
 
     One look alone may see zeros that are right: LoRA's A has no gradient while B is zero. Of a base that is trained
-    whole, what had no gradient at the first look either may be a part that no forward uses.
+    whole, what had no gradient at the first look either may be a part that no forward uses. Where the `loss` is 0 it
+    is the examples that teach nothing.
     """
     signs = look(model)
     missing: Sequence[str] = signs.missing
@@ -46,6 +50,8 @@ def check(model: torch.nn.Module, step: int, first: Signs | None = None, *, whol
     elif whole_base and first is not None:
         missing = [name for name in missing if name not in first.missing]
     dead = [*missing, *(name for name in signs.zero if first is not None and name in first.zero)]
+    if dead and not missing and loss == 0:
+        raise BadInput(_nothing_to_learn(step))
     if dead:
         when = f"step {step}" if first is None else f"step {step}, after an evaluation"
         raise BadInput(
@@ -55,14 +61,20 @@ def check(model: torch.nn.Module, step: int, first: Signs | None = None, *, whol
     return signs
 
 
-def check_moved(model: torch.nn.Module, first: Signs, step: int) -> None:
-    """Raise BadInput if all the trainable tensors are what they were at the first look."""
+def check_moved(model: torch.nn.Module, first: Signs, step: int, *, loss: float = math.nan) -> None:
+    """Raise BadInput if all the trainable tensors are what they were at the first look; `loss` is the largest yet."""
     now = look(model).samples
     if all(torch.equal(now[name], then) for name, then in first.samples.items()):
+        if loss == 0:
+            raise BadInput(_nothing_to_learn(step))
         raise BadInput(
             f"training: after {step} steps none of {first.count} trainable tensors has changed; "
             "training.learning_rate is too small, or the optimiser does not have them"
         )
+
+
+def _nothing_to_learn(step: int) -> str:
+    return f"data: at step {step} the loss is 0, and so is every gradient: its examples have nothing to learn"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -34,7 +34,18 @@ def f1(sums: Floats) -> Floats:
     return scores
 
 
-FORMS: dict[str, Score | None] = {"mean": None, "f1": f1}  # of stored counts: None for a mean over examples
+def ratio(sums: Floats) -> Floats:
+    """Of summed counts (..., 2): right, answered, as the accuracy over the words of sentences.
+
+    >>> ratio(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [0.75, 0.0]
+    """
+    scores: Floats = sums[..., 0] / np.maximum(sums[..., 1], 1)
+    return scores
+
+
+# Of stored counts: None for a mean over examples.
+FORMS: dict[str, Score | None] = {"mean": None, "f1": f1, "ratio": ratio}
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Record(Settings):
 
 
 class Counted(Settings):
-    """A score's counts, example by example: what paired statistics need."""
+    """A score's counts, row by row of the data: what paired statistics need."""
 
     score: str
     form: str

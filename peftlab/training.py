@@ -121,7 +121,9 @@ def train(
             value, due, stop = float(meeting[0]), meeting[1] > 0, meeting[2] > 0
             first_after = bool(log.evaluations) and number == log.evaluations[0].step + 1
             if progress.alive is None or first_after:
-                progress.alive = signs.check(model, number, progress.alive, whole_base=method.trains_whole_base)
+                progress.alive = signs.check(
+                    model, number, progress.alive, loss=value, whole_base=method.trains_whole_base
+                )
             norm = float(torch.nn.utils.clip_grad_norm_(trainable, settings.clip or math.inf))
             if not (math.isfinite(value) and math.isfinite(norm)):
                 raise Diverged(_diverged(value, norm, number, [examples[i] for i in batch], keeper.keep(before)))
@@ -132,7 +134,7 @@ def train(
             optimizer.zero_grad()
             mark("optimizer")
             log.seconds += _now(accelerator) - start
-            tokens = sum(lengths[i] for i in batch)
+            tokens = gradients.tokens(batch)
             log.tokens += tokens
             log.padded_tokens += gradients.positions(batch, progress.accumulation)
             log.steps.append(Step(number, epoch, value, rate, tokens, log.seconds))
@@ -144,7 +146,7 @@ def train(
         if number == total or (number % settings.evaluate_every == 0 if settings.evaluate_every else last):
             if not log.evaluations or log.evaluations[-1].step < number:
                 if not log.evaluations and progress.alive is not None:
-                    signs.check_moved(model, progress.alive, number)
+                    signs.check_moved(model, progress.alive, number, loss=max(past.loss for past in log.steps))
                 _evaluate(progress, task, evaluate, observer, keeper, total, keep_best=settings.keep_best)
             if settings.patience is not None and _stale(log) >= settings.patience:
                 log.stopped_early = number < total

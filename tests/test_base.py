@@ -126,6 +126,17 @@ def test_no_gradient_is_computed_below_the_lowest_trained_layer(
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+def test_a_method_starts_from_the_recipes_seed_whatever_was_drawn_before(base_of: Load, recipe_file: Path) -> None:
+    starts = []
+    for drawn_before in (0, 7):
+        base = base_of()
+        torch.rand(drawn_before)
+        model = apply_method(load_recipe(recipe_file), base, Plan(10, "TOKEN_CLS", base.head))
+        starts.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
+    assert any(".lora_A." in name for name in starts[0])
+    assert [name for name, p in starts[0].items() if not torch.equal(p, starts[1][name])] == []
+
+
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_a_frozen_base_is_held_in_the_computing_dtype_and_a_trained_one_in_float32(
     base_of: Load, quantization: str

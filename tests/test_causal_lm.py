@@ -498,6 +498,15 @@ def test_an_answer_is_what_the_forward_says_token_by_token(kind: str, tokenizer:
         }
 
 
+def test_an_answer_ends_where_it_is_told_to(tokenizer: PreTrainedTokenizerFast, llama: PreTrainedModel) -> None:
+    ask = torch.tensor(tokenizer("What is it?")["input_ids"])
+    told = greedy(llama, ask.tolist(), set(), 8)
+    stop = told[0]  # a model that has learnt nothing repeats it
+    answer = CausalLM(form="text", new_tokens=8)._answer(llama, ask, tokenizer, [stop])
+    assert answer == tokenizer.decode([stop], skip_special_tokens=True).strip()
+    assert answer != tokenizer.decode(told, skip_special_tokens=True).strip()
+
+
 def test_an_answer_learnt_by_heart_is_given_and_ends(tokenizer: PreTrainedTokenizerFast) -> None:
     """The whole way: mask, shift, the ending token, prompt and generation fit together."""
     rows = [chat([TALK[1], TALK[2]]), chat([TALK[3], TALK[4]])]

@@ -24,6 +24,24 @@ def test_entity_f1_is_seqevals_published_figure() -> None:
     }
 
 
+def test_an_entity_type_may_be_called_like_an_average() -> None:
+    tags = [["B-micro avg", "O", "B-x avg"], ["B-LOC", "I-LOC", "O"]]
+    found = [["B-micro avg", "O", "O"], ["B-LOC", "I-LOC", "O"]]
+    scores = load_metric("entity_f1").compute(predictions=found, references=tags)
+    assert {name: value for name, value in scores.items() if name.startswith("entity_f1")} == {
+        "entity_f1": pytest.approx(0.8),
+        "entity_f1/LOC": 1.0,
+        "entity_f1/micro avg": 1.0,
+        "entity_f1/x avg": 0.0,
+    }
+
+
+def test_without_an_entity_to_find_there_is_no_score_of_entities() -> None:
+    assert load_metric("entity_f1").compute(predictions=[["B-LOC", "O"]], references=[["O", "O"]]) == {
+        "token_accuracy": 0.5
+    }
+
+
 def test_entity_f1_is_strict() -> None:
     # conlleval would accept I-PER at the start of an entity; strict IOB2 does not.
     scores = load_metric("entity_f1").compute(predictions=[["I-PER", "I-PER"]], references=[["B-PER", "I-PER"]])

@@ -131,6 +131,7 @@ def test_merging_folds_the_method_into_the_original_base(
 ) -> None:
     assert merge(lora[1], tmp_path / "merged") < 1e-4
     merged = AutoModelForTokenClassification.from_pretrained(tmp_path / "merged")
+    assert merged.config.hidden_dropout_prob == 0.1  # the base's own, not that of the training
     with torch.no_grad():
         expected = artifact.load(lora[1], device=CPU).model(**probe_input).logits
         torch.testing.assert_close(merged(**probe_input).logits, expected, atol=1e-4, rtol=0)
@@ -158,6 +159,11 @@ def test_full_fine_tuning_is_saved_as_the_whole_model(tmp_path: Path, probe_inpu
     with torch.no_grad():
         assert torch.equal(plain(**probe_input).logits, artifact.load(folder, device=CPU).model(**probe_input).logits)
     assert plain.config.id2label[0] == "B-AddressNumber"
+    base = artifact.read_card(folder).model.files().folder
+    ours, theirs = (json.loads((at / "config.json").read_text()) for at in (folder / "model", base))
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):  # training.dropout is of this training alone
+        assert ours[name] == theirs[name] == 0.1
+    assert plain.config.classifier_dropout is None
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])

@@ -257,6 +257,16 @@ def test_a_run_learns_generates_and_says_how_it_counted(finished: Path) -> None:
     assert [r["expected"] for r in records if r["split"] == "test"] == [target for _, target in PAIRS]
 
 
+def test_tokens_are_those_of_sources_and_targets(finished: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    result = read_result(finished)
+    examples = Seq2Seq().encode(ROWS, tokenizer, 64).examples
+    columns = [[len(example.features[name]) for example in examples] for name in ("input_ids", "labels")]
+    tokens, positions = (sum(measure(column) for column in columns) for measure in (sum, lambda c: len(c) * max(c)))
+    assert result.splits["train"].tokens == tokens
+    assert result.cost.tokens == 60 * tokens  # each step sees all of them
+    assert result.cost.padding_share == round(1 - tokens / positions, 4)
+
+
 def test_the_untouched_base_scores_what_it_says_by_itself(
     finished: Path, small: Files, tokenizer: PreTrainedTokenizerBase
 ) -> None:

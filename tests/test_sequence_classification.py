@@ -113,6 +113,31 @@ def test_data_with_nothing_to_tell_apart_or_with_numbers_for_labels_is_refused()
 
 
 @pytest.mark.parametrize(
+    ("settings", "labels", "found"),
+    [
+        ({"labels": ["neg", "pos"]}, ["pos", "pos"], "'pos'"),
+        ({"problem": "multi_label", "labels": ["a", "b"]}, [["a", "b"], ["a", "b"]], "'a, b'"),
+        ({"problem": "multi_label", "labels": ["a", "b"]}, [[], []], "'none'"),
+        ({"problem": "regression"}, [0.5, "0.50"], "'0.5'"),
+    ],
+)
+def test_training_labels_that_are_all_the_same_are_refused_though_others_are_known(
+    settings: dict[str, Any], labels: list[Any], found: str
+) -> None:
+    task = Task.model_validate(settings).fitted(rows(*labels))
+    with pytest.raises(BadInput, match=f"^data: every label of train is {found}: there is nothing to learn$"):
+        task.check_training(rows(*labels))
+
+
+def test_a_label_that_no_training_row_has_is_said() -> None:
+    task = Task(labels=["a", "b", "c"]).fitted(rows("a", "b", "c"))
+    assert task.check_training(rows("a", "b")) == "c: no training row has it, so it is never learnt"
+    assert task.check_training(rows("a", "b", "c")) is None
+    regression = Task(problem="regression")
+    assert regression.check_training(rows(0.5, 1)) is None
+
+
+@pytest.mark.parametrize(
     ("settings", "says"),
     [
         ({"problem": "regression", "labels": ["a", "b"]}, "a regression has no labels"),
@@ -454,3 +479,26 @@ def test_a_recipe_over_ones_own_file_runs_and_answers_new_pairs(problem: str, tm
     answer = next(answers(tmp_path / "run", ["a film\tgreat"], "text"))
     wanted = {"single_label": "label", "multi_label": "labels", "regression": "value"}[problem]
     assert {"line", "text", "text_pair", wanted} <= answer.keys()
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_a_classifier_that_reads_the_end_of_a_text_is_merged(architecture: str, tmp_path: Path) -> None:
+    """Arbitrary tokens hold none or several ends, of which T5 and BART make nothing or an error."""
+    from peftlab.inference import merge
+
+    sizes: dict[str, Any] = {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "encoder_layers": 2, "decoder_layers": 2}
+    own: dict[str, Any] = sizes | {"d_model": 64, "eos_token_id": 2}
+    if architecture == "t5":
+        own = {"d_ff": 64, "d_kv": 16, "num_layers": 2, "eos_token_id": 1, "decoder_start_token_id": 0}
+    model = tiny(architecture, "AutoModel", vocab_size=512, max_position_embeddings=64, **own)
+    model.save_pretrained(tmp_path / "base")
+    byte_tokenizer(model.config).save_pretrained(tmp_path / "base")
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in made("single_label")))
+    (tmp_path / "mine.yaml").write_text(
+        MINE.format(TASK="sequence_classification", FILE=file)
+        .replace("sentence-transformers/all-MiniLM-L6-v2", str(tmp_path / "base"))
+        .replace("targets: attention", "targets: all-linear")
+    )
+    run(load_recipe(tmp_path / "mine.yaml"), tmp_path / "run")
+    assert merge(tmp_path / "run", tmp_path / "merged") < 1e-4

@@ -1,6 +1,7 @@
 """A run stops with one line rather than training nothing."""
 
 import contextlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -118,10 +119,14 @@ def squeezebert(auto: str = "AutoModelForTokenClassification") -> Any:
 
 
 def trained(
-    model: nn.Module, method: Method, when_evaluated: Callable[[], object] = lambda: None, **how: Any
+    model: nn.Module,
+    method: Method,
+    when_evaluated: Callable[[], object] = lambda: None,
+    tags: tuple[int, ...] = (0, 1, 2),
+    **how: Any,
 ) -> TrainLog:
     labels = TokenClassification(labels=["O", "B-X", "I-X"])
-    rows = [([5 + number, 9, 7], [0, 1, 2]) for number in range(8)]
+    rows = [([5 + number, 9, 7], list(tags)) for number in range(8)]
 
     def evaluate() -> tuple[dict[str, float], list[dict[str, Any]]]:
         when_evaluated()
@@ -189,3 +194,49 @@ def test_a_run_says_what_it_froze(recipe_file: Path, tmp_path: Path, capsys: pyt
     assert result.unused == POOLER
     assert result.parameters.trainable == result.parameters.base - 64 * 64 - 64
     assert "2 tensors that no forward used, e.g. transformer.pooler.dense.weight" in capsys.readouterr().out
+
+
+# --- data that teach nothing: no method is to blame ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("decay", "step"), [(0.01, 3), (0.0, 2)])
+def test_examples_without_anything_to_learn_are_named_and_not_the_method(decay: float, step: int) -> None:
+    bert = tiny("bert", "AutoModelForTokenClassification", num_labels=3)
+    with pytest.raises(BadInput, match=f"^data: at step {step} the loss is 0, and so is every gradient"):
+        trained(bert, Lora(rank=2), tags=(-100, -100, -100), weight_decay=decay)
+
+
+TAUGHT, UNTAUGHT, NOTHING = ["B-X", "O"], ["B-Y", "O"], ["O", "O"]
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "says"),
+    [
+        (NOTHING, TAUGHT, "^data: every label of train is 'O': there is nothing to learn$"),
+        (TAUGHT, NOTHING, "^data: entity_f1 is undefined on the validation split's 8 examples, so that no state can"),
+        (TAUGHT, UNTAUGHT, None),
+    ],
+)
+def test_a_run_says_what_its_data_cannot_teach(
+    train: list[str], validation: list[str], says: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny("bert", "AutoModel", vocab_size=512, max_position_embeddings=64)
+    model.save_pretrained(tmp_path / "base")
+    byte_tokenizer(model.config).save_pretrained(tmp_path / "base")
+    for split, tags in (("train", train), ("validation", validation), ("test", NOTHING)):
+        rows = [{"tokens": [f"{split[:2]}{number}", "St"], "labels": tags} for number in range(8)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.yaml").write_text(
+        f"model: {tmp_path / 'base'}\ntask: token_classification\n"
+        f"data: {{train: {tmp_path}/train.jsonl, validation: {tmp_path}/validation.jsonl, "
+        f"test: {tmp_path}/test.jsonl}}\n"
+        "method: {kind: lora, rank: 2}\ntraining: {steps: 2, batch_examples: 4, precision: float32}\n"
+    )
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    if says is not None:
+        with pytest.raises(BadInput, match=says):
+            run(recipe, tmp_path / "run")
+        return
+    result = run(recipe, tmp_path / "run")
+    assert "labels     B-Y: no training row has it, so it is never learnt" in capsys.readouterr().out
+    assert result.metrics["test"].keys() == {"token_accuracy"}  # no entity is expected there: 0 would be made up

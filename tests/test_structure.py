@@ -1,5 +1,6 @@
 """The rooms of the house: which way the arrows point, and that one thing is one file."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -56,3 +57,20 @@ def test_what_comes_after_the_run_needs_no_torch() -> None:
     )
     code += "peftlab.table.tables, peftlab.latex.document; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, timeout=60).returncode == 0
+
+
+OF_PEFT = {"PeftModel", "LoraConfig"}  # which read safetensors and JSON, and take no such word
+
+
+def test_whatever_transformers_reads_is_read_without_code_from_elsewhere() -> None:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            if node.func.attr != "from_pretrained" or ast.unparse(node.func.value) in OF_PEFT:
+                continue
+            words = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            if words.get("trust_remote_code") != "False":
+                found.append(f"{path.name}:{node.lineno}")
+    assert found == []

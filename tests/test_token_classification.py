@@ -13,9 +13,11 @@ from transformers.modeling_outputs import TokenClassifierOutput
 
 from peftlab.base import load_tokenizer
 from peftlab.examples import Row
+from peftlab.harvest import counted
 from peftlab.metrics import score
 from peftlab.model import Files
 from peftlab.part import BadInput
+from peftlab.statistics import FORMS, bootstrap, mean_score
 from peftlab.tasks.task import IGNORED
 from peftlab.tasks.token_classification import TokenClassification
 
@@ -136,6 +138,11 @@ def test_an_answer_is_word_level_entities() -> None:
     ]
 
 
+def test_an_entity_type_may_have_a_hyphen() -> None:
+    answer = task().answer({"tokens": ["New", "York"], "predicted": ["B-LOC-CITY", "I-LOC-CITY"]})
+    assert answer["entities"] == [{"type": "LOC-CITY", "start": 0, "end": 2, "text": "New York"}]
+
+
 def test_text_is_cut_into_words_and_marks() -> None:
     text = "Mr. O'Neill paid U.S. banks 3.50, didn't he?"
     words = ["Mr", ".", "O'Neill", "paid", "U.S", ".", "banks", "3.50", ",", "didn't", "he", "?"]
@@ -156,6 +163,22 @@ def test_plain_tags_are_graded_word_by_word(minilm: Files) -> None:
     assert (scores["f1/VBD"], scores["f1/."]) == (1.0, 0.0)
     assert "f1/" not in scores
     assert fitted.answer(record) == {"words": WORDS, "tags": ["NNP", "NNP", "VBD", None, None, None], "words_unseen": 3}
+
+
+def test_counts_of_plain_tags_are_of_sentences_and_make_the_accuracy() -> None:
+    """Words of a sentence share its luck: resampled one by one they would give too narrow intervals."""
+    plain = TokenClassification(scheme="plain")
+    records = [
+        {"predicted": ["X", "Y", "Y"], "expected": ["X", "X", "Y"]},
+        {"predicted": ["X"], "expected": ["X"]},
+    ]
+    (counts,) = counted(plain, records)
+    assert (counts.score, counts.form, counts.rows) == ("accuracy", "ratio", [[2, 3], [1, 1]])
+    form = FORMS[counts.form]
+    assert form is not None
+    resampled = bootstrap([counts.rows], form)
+    assert resampled.counts.shape[1] == 2
+    assert mean_score(resampled).value == score(plain.metrics, plain.graded(records))["accuracy"] == 0.75
 
 
 def test_other_tags_than_iob2_need_a_word_for_it() -> None:

@@ -157,7 +157,7 @@ CASES: dict[str, tuple[list[Any], list[Any]]] = {
 def test_summed_counts_make_the_score_of_the_library(name: str) -> None:
     predicted, expected = CASES[name]
     records = [{"predicted": p, "expected": e} for p, e in zip(predicted, expected, strict=True)]
-    (counts,) = metrics.count([name], records)
+    (counts,) = metrics.count([name], [[record] for record in records])
     rows, form = np.array(counts.rows), statistics.FORMS[counts.form]
     score = rows.mean() if form is None else form(rows.sum(axis=0))
     assert score == pytest.approx(metrics.score([name], records)[counts.score], abs=1e-12)

@@ -19,8 +19,8 @@ def convert(source: Path, target: Path) -> None:
     if len(files) != 1:
         raise BadInput(f"{source}: holds {len(files)} .gguf files, wanted one")
     file = files[0].name
-    AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(target)
-    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+    AutoTokenizer.from_pretrained(source, gguf_file=file, trust_remote_code=False).save_pretrained(target)
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32, trust_remote_code=False)
     config = type(loaded.config).from_dict(loaded.config.to_dict())
     del config.quantization_config  # it marks the model as one that cannot be saved
     config.__dict__.pop("_model_name_or_path", None)  # the file's own title

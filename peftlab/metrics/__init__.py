@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -50,18 +51,39 @@ class Counts(NamedTuple):
     rows: list[list[float]]  # one an example
 
 
-def count(names: Iterable[str], records: Sequence[Mapping[str, Any]]) -> list[Counts]:
+def count(names: Iterable[str], rows: Iterable[Sequence[Mapping[str, Any]]]) -> list[Counts]:
     """The counts of those of the metrics that have some: a score that is no function of sums over examples has none.
 
-    A metric that has them says `counted = ("entity_f1", "f1")`, and its `counts` takes what `compute` takes.
+    `rows` has each row's records. Where a row has several, as a sentence has a tag for each word, they are one example:
+    they are not independent of each other. A metric that has counts says `counted = ("entity_f1", "f1")`, and its
+    `counts` takes what `compute` takes.
     """
+    rows = list(rows)
     found = []
     for name in names:
         metric: Any = load_metric(name)
         if hasattr(metric, "counts"):
             main, form = metric.counted
-            found.append(Counts(main, form, metric.counts(**_inputs(metric, records))))
+            columns = [_inputs(metric, records) for records in rows]
+            sizes = [len(next(iter(inputs.values()))) for inputs in columns]
+            flat = {column: [value for inputs in columns for value in inputs[column]] for column in metric.features}
+            found.append(Counts(main, *_by_row(form, metric.counts(**flat), sizes)))
     return found
+
+
+def _by_row(form: str, counts: list[list[float]], sizes: Sequence[int]) -> tuple[str, list[list[float]]]:
+    """Counts of answers, `sizes` of them a row, as counts of rows. A mean over answers becomes a ratio of sums.
+
+    >>> _by_row("mean", [[1.0], [0.0], [1.0]], [2, 1])
+    ('ratio', [[1.0, 2], [1.0, 1]])
+    """
+    if all(size <= 1 for size in sizes):
+        return form, counts
+    if form == "mean":
+        form, counts = "ratio", [[*row, 1] for row in counts]
+    rest = iter(counts)
+    parts = [list(itertools.islice(rest, size)) for size in sizes]
+    return form, [[sum(column) for column in zip(*part, strict=True)] for part in parts if part]
 
 
 def needed(names: Iterable[str]) -> list[str]:

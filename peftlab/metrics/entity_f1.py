@@ -13,9 +13,13 @@ _CITATION = (
     "Nakayama, 2018. seqeval: A Python framework for sequence labeling evaluation. github.com/chakki-works/seqeval"
 )
 
+MARK = "."
+
 
 class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     """An entity counts if type and both boundaries agree. Tag sequences in; scores in [0, 1] out, per type too.
+
+    Where no entity is expected at all there is nothing to find, and of the scores only token_accuracy.
 
     >>> tags = [["B-PER", "I-PER", "O", "B-LOC"]]
     >>> scores = Metric(keep_in_memory=True).compute(predictions=[["B-PER", "O", "O", "B-LOC"]], references=tags)
@@ -35,18 +39,23 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         )
 
     def _compute(self, *, predictions: list[list[str]], references: list[list[str]]) -> dict[str, Any]:
-        report = classification_report(
-            references, predictions, output_dict=True, mode="strict", scheme=IOB2, zero_division=0
-        )
+        accuracy = {"token_accuracy": float(accuracy_score(references, predictions))}
+        if all(tag == "O" for tags in references for tag in tags):
+            return accuracy
+        # A type that is called like one of the report's averages ("micro avg") would be lost: none ends in a mark.
+        marked = [
+            [[tag if tag == "O" else tag + MARK for tag in tags] for tags in x] for x in (references, predictions)
+        ]
+        report = classification_report(*marked, output_dict=True, mode="strict", scheme=IOB2, zero_division=0)
         overall = report["micro avg"]
         scores = {
             "entity_f1": float(overall["f1-score"]),
             "entity_precision": float(overall["precision"]),
             "entity_recall": float(overall["recall"]),
-            "token_accuracy": float(accuracy_score(references, predictions)),
+            **accuracy,
         }
-        types = [name for name in report if not name.endswith(" avg")]
-        return scores | {f"entity_f1/{name}": float(report[name]["f1-score"]) for name in types}
+        types = [name for name in report if name.endswith(MARK)]
+        return scores | {f"entity_f1/{name.removesuffix(MARK)}": float(report[name]["f1-score"]) for name in types}
 
     def counts(self, *, predictions: list[list[str]], references: list[list[str]]) -> list[list[float]]:
         """Of each sentence the entities found rightly, predicted, expected.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from peftlab.examples import Row
 from peftlab.part import BadInput, nearest
 from peftlab.tasks.task import IGNORED, Task
 
@@ -78,6 +79,22 @@ class Classification(Task):
             reduction="sum",
             label_smoothing=self.label_smoothing,
         )
+
+    def check_training(self, rows: Sequence[Row]) -> str | None:
+        lessons = {tuple(lesson) for row in rows for lesson in self._lessons(row)}
+        if len(lessons) == 1:
+            (only,) = lessons
+            raise BadInput(f"data: every label of train is {', '.join(only) or 'none'!r}: there is nothing to learn")
+        taught = {label for lesson in lessons for label in lesson}
+        missing = [label for label in self.labels or [] if label not in taught]
+        if not missing:
+            return None
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        return f"{', '.join(missing[:SHOWN])}{more}: no training row has it, so it is never learnt"
+
+    def _lessons(self, row: Row) -> Iterable[Sequence[str]]:
+        """The labels of each of the row's targets."""
+        raise NotImplementedError
 
     def _labels(self) -> list[str]:
         assert self.labels is not None, "fitted() first"

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class Seq2Seq(Task):
-    """source -> target, with an encoder-decoder's own output layer. Evaluated on what it generates."""
+    """source -> target, with an encoder-decoder's own output layer. Evaluated on what it generates.
+
+    The tokens that a run counts are those of source and target; `batch_tokens` limits the sources alone.
+    """
 
     kind: Literal["seq2seq"] = "seq2seq"
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
@@ -65,6 +68,9 @@ class Seq2Seq(Task):
             for ids, target, row in zip(sources, labels, rows, strict=True)
         ]
         return Encoded(examples, {"truncated_sources": cut_sources, "truncated_targets": cut_targets})
+
+    def lengths(self, example: Example) -> tuple[int, ...]:
+        return len(example), len(example.features["labels"])
 
     def collate(self, examples: Sequence[Example], padding_token: int) -> dict[str, torch.Tensor]:
         return {

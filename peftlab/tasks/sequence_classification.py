@@ -122,6 +122,9 @@ class SequenceClassification(Classification):
         task._check_weights()
         return task
 
+    def _lessons(self, row: Row) -> Iterable[Sequence[str]]:
+        return [[str(_number(row))] if self.problem == "regression" else self._labels_of(row)]
+
     def model_settings(self) -> dict[str, Any]:
         if self.problem == "regression":
             return {"num_labels": 1, "problem_type": "regression"}

@@ -74,6 +74,13 @@ class Task(Part):
             if str(error).startswith(f"{row.where}: "):  # else it is something that one row cannot have right
                 raise
 
+    def check_training(self, rows: Sequence[Row]) -> str | None:
+        """What a user should know of the training rows, e.g. labels that none of them has. The task is `fitted`.
+
+        Raises BadInput if they have nothing to learn, whatever the method.
+        """
+        return None
+
     def model_settings(self) -> dict[str, Any]:
         """What the model's config must say of the task, e.g. the number of labels."""
         raise NotImplementedError
@@ -89,6 +96,10 @@ class Task(Part):
     def objection(self, model: PreTrainedModel) -> str | None:
         """Why this very model cannot do what these settings ask, found by trying, in one line; None if it can."""
         return None
+
+    def lengths(self, example: Example) -> tuple[int, ...]:
+        """Tokens of each sequence that the model computes on, which a batch pads one by one: what is counted of it."""
+        return (len(example),)
 
     def collate(self, examples: Sequence[Example], padding_token: int) -> dict[str, torch.Tensor]:
         """A padded batch: `input_ids`, `attention_mask`, `labels` (batch, length) int64."""
@@ -135,7 +146,7 @@ class Task(Part):
         return -scores[self.selection] if self.minimized else scores[self.selection]
 
     def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-        """The records as the metrics see them: one for each answer."""
+        """The records as the metrics see them: one for each answer, those of a record next to each other."""
         return records
 
     def floor(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float] | None:

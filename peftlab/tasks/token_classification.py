@@ -83,6 +83,9 @@ class TokenClassification(Classification):
         task._check_weights()
         return task
 
+    def _lessons(self, row: Row) -> Iterable[Sequence[str]]:
+        return [[tag] for tag in row.fields["labels"]]
+
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
         number = numbers(self._labels())
         spans = self.scheme == "iob2"
@@ -185,7 +188,7 @@ class TokenClassification(Classification):
         for position, tag in enumerate(record["predicted"]):
             if tag == "O":
                 continue
-            prefix, _, sort = tag.rpartition("-")
+            prefix, _, sort = tag.partition("-")
             if prefix == "I" and entities and entities[-1]["end"] == position and entities[-1]["type"] == sort:
                 entities[-1]["end"] += 1
             else:

@@ -36,6 +36,30 @@ def test_killed_in_mid_epoch_every_method_goes_on_to_the_same_bits(
     assert [resume.step for resume in after.result.resumes] == [4]
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        ("method=full", "training.layer_decay=0.5"),
+        ("training.embedding_noise=5",),
+        ("training.adversarial=1",),
+    ],
+    ids=["layer decay", "NEFTune", "FGM"],
+)
+def test_under_other_ways_to_train_it_goes_on_to_the_same_bits(recipe: tuple[str, ...], lab: Lab, output: Path) -> None:
+    whole = lab.whole(*recipe)
+    assert whole.digest != lab.whole(*recipe[:-1]).digest  # the setting does something
+    words = [*lab.words(output, *recipe), *EVERY]
+    assert lab.server.run(*words, faults=[["kill_at_step", 5]]).code == KILLED
+    resumed = lab.server.run(*words)
+    assert resumed.code == 0, resumed.err
+    after = finished(output)
+    assert (after.digest, after.predictions, after.result.curve) == (
+        whole.digest,
+        whole.predictions,
+        whole.result.curve,
+    )
+
+
 @pytest.mark.parametrize("number", range(counted(16, 1000)))
 def test_killed_at_any_time_the_newest_whole_checkpoint_is_found(number: int, lab: Lab, output: Path) -> None:
     """F1. Killed by the clock, again and again, until it gets through."""
