@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.bases import Combination
+from peftlab.small_model import byte_tokenizer
+from tests.contract.bases import Combination, tiny
 from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Done, Lab, Running, Trained, finished, sets, steps
 
 EVERY = ("--checkpoint-every", "1", "--resume")
@@ -59,6 +60,20 @@ def test_two_processes_train_as_one_does(combination: Combination, lab: Lab) -> 
     assert other.curve.losses == pytest.approx(one.curve.losses, abs=1e-5)
     assert other.metrics == one.metrics
     assert other.cost.tokens == one.cost.tokens
+
+
+@pytest.mark.parametrize("method", ["full", "bitfit"])
+def test_two_processes_train_a_base_that_has_a_part_no_forward_uses(method: str, lab: Lab) -> None:
+    folder = lab.folder / "squeezebert"
+    if not folder.exists():
+        model = tiny("squeezebert", "AutoModel", vocab_size=512, embedding_size=64)
+        model.save_pretrained(folder)
+        byte_tokenizer(model.config).save_pretrained(folder)
+    recipe = (f"method={method}", "model=squeezebert", "training.dropout=0.0")
+    one, other = lab.whole(*recipe).result, whole(lab, *recipe).result
+    assert other.unused == one.unused
+    assert "transformer.pooler.dense.bias" in one.unused
+    assert other.curve.losses == pytest.approx(one.curve.losses, abs=1e-5)
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS if NIGHT else SOME[:2], ids=str)
