@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
+from peftlab.examples import Example
 from peftlab.model import Files, Model
 from peftlab.part import BadInput
 from peftlab.quantization import Quantization
@@ -95,6 +96,17 @@ def longest(config: Mapping[str, Any], source: str, task: Task, *, reserved: int
         taken = f", of which the method takes {reserved}" if reserved else ""
         raise BadInput(f"task.max_length: {task.max_length} tokens, but {source} has {positions} positions{taken}")
     return task.max_length or free
+
+
+def refuse_unknown_tokens(base: Base, examples: Iterable[Example]) -> None:
+    """Raise BadInput if the tokenizer gave a token that the base has no embedding of."""
+    embeddings: Any = base.model.get_input_embeddings()
+    largest = max((max(example.features["input_ids"], default=0) for example in examples), default=0)
+    if largest >= embeddings.num_embeddings:
+        raise BadInput(
+            f"model: {base.files.source}: its tokenizer gives token {largest}, "
+            f"but there are {embeddings.num_embeddings} embeddings: tokenizer and weights are not of one model"
+        )
 
 
 def load_base(

@@ -31,7 +31,15 @@ from peftlab import (
     training,
 )
 from peftlab.attach import apply_method, count_parameters
-from peftlab.base import Base, autocast, load_base, load_tokenizer, longest_input, resolve_precision
+from peftlab.base import (
+    Base,
+    autocast,
+    load_base,
+    load_tokenizer,
+    longest_input,
+    refuse_unknown_tokens,
+    resolve_precision,
+)
 from peftlab.checkpoint import Checkpoints
 from peftlab.console import Screen
 from peftlab.encoding import encode
@@ -167,6 +175,7 @@ class _Run:
             seed=self.recipe.seeds.initialization,
             padding_token=tokenizer.pad_token_id,
         )
+        refuse_unknown_tokens(base, (example for part in encoded.values() for example in part.examples))
         objection = task.objection(base.model)
         if objection is not None:
             raise BadInput(f"task: {objection}")

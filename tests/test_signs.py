@@ -196,6 +196,15 @@ def test_a_run_says_what_it_froze(recipe_file: Path, tmp_path: Path, capsys: pyt
     assert "2 tensors that no forward used, e.g. transformer.pooler.dense.weight" in capsys.readouterr().out
 
 
+def test_a_tokenizer_of_another_model_is_named_before_training(recipe_file: Path, tmp_path: Path) -> None:
+    model = tiny("bert", "AutoModel", vocab_size=40)
+    model.save_pretrained(tmp_path / "base")
+    byte_tokenizer(tiny("bert", "AutoModel", vocab_size=512).config).save_pretrained(tmp_path / "base")
+    recipe = load_recipe(recipe_file, [f"model={tmp_path / 'base'}", "task.truncate=true"])
+    with pytest.raises(BadInput, match=r"its tokenizer gives token \d+, but there are 40 embeddings"):
+        run(recipe, tmp_path / "run")
+
+
 # --- data that teach nothing: no method is to blame ------------------------------------------------------------------
 
 
