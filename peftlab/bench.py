@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
 import os
 import shutil
-import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from peftlab import children
+from peftlab.children import Child, Ended
 from peftlab.claims import Claims
 from peftlab.estimate import Clock, duration
 from peftlab.harvest import finished_runs, harvest
-from peftlab.part import BadInput, Diverged, OutOfMemory
+from peftlab.part import BadInput
 from peftlab.recipe import Recipe
-from peftlab.results import Environment
-from peftlab.store import AGAIN, Predictions, Record, State, Store, Stored, validation_scores
+from peftlab.store import AGAIN, Predictions, Record, Store, Stored, validation_scores
 from peftlab.suite import Plan, Suite, load_suite, make_plan
 
 WORK = ".bench"  # in the suite's folder, not committed: claims, logs, runs at work
 LEASE = 60.0  # seconds without a sign of life after which a runner's claims are anybody's
-TRIES = 3  # of a run whose process is killed from outside
 POLL = 0.2  # seconds
 
 Say = Callable[[str], object]
@@ -46,8 +42,7 @@ class Options:
 def bench(folder: Path, options: Options, say: Say = print) -> Plan:
     """Run all of the suite that has no result and that no other runner is at; return when everything has ended."""
     suite = load_suite(folder)
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before torch is imported
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    children.prepare(options.threads)
     runner = _Runner(folder, suite, options, say)
     try:
         return runner.work()
@@ -82,10 +77,8 @@ def current_plan(suite: Suite, records: Mapping[str, Stored]) -> Plan:
 @dataclass
 class _Running:
     recipe: Recipe
-    folder: Path
-    started: float  # monotonic
+    child: Child
     attempt: int
-    late: bool = False  # killed for its time limit
 
 
 class _Runner:
@@ -130,12 +123,9 @@ class _Runner:
 
     def close(self) -> None:
         """Stop what still runs, and give it back."""
-        for pid, running in self.running.items():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        for running in self.running.values():
+            running.child.stop()
             self.claims.forget(running.recipe.digest)
-            shutil.rmtree(running.folder, ignore_errors=True)
         self.running.clear()
         self.claims.close()
 
@@ -155,25 +145,13 @@ class _Runner:
     def _start(self, recipe: Recipe, attempt: int) -> None:
         if not self.imported:
             self.say(f"{self.suite.name}: importing once, then a process a run ({self.options.jobs} at a time)")
-            import_everything(self.options.threads)
+            children.import_everything(self.options.threads)
             self.imported = True
         # Named by the owner too: a runner that is thought dead may still be writing.
         folder = self.work_folder / "work" / f"{recipe.digest}-{self.claims.owner}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
         log = self.work_folder / "logs" / f"{recipe.name}-{recipe.digest}.log"
-        log.parent.mkdir(exist_ok=True)
-        sys.stdout.flush()
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                _become_child(parent, log)
-                code = _run(recipe, folder)
-            finally:
-                os._exit(code)
-        self.running[pid] = _Running(recipe, folder, time.monotonic(), attempt)
+        child = children.start(folder, log, functools.partial(_run, recipe, folder))
+        self.running[child.pid] = _Running(recipe, child, attempt)
 
     def _wait(self, plan: Plan) -> None:
         """A moment, or until one of the processes ends."""
@@ -182,51 +160,34 @@ class _Runner:
             self.claims.renew()
             self.renewed = now
         for pid, running in list(self.running.items()):
-            done, status, usage = os.wait4(pid, os.WNOHANG)
-            if done:
+            ended = running.child.ended(self.suite.time_limit)
+            if ended is not None:
                 del self.running[pid]
-                self._end(running, status, usage.ru_maxrss * 1024)
+                self._end(running, ended)
                 return
-            limit = self.suite.time_limit
-            if limit is not None and now - running.started > limit and not running.late:
-                running.late = True
-                os.kill(pid, signal.SIGKILL)
         time.sleep(POLL)
 
-    def _end(self, running: _Running, status: int, high_water: int) -> None:
+    def _end(self, running: _Running, ended: Ended) -> None:
         """Turn what the process left into a record, if the run is still this runner's."""
-        recipe, seconds = running.recipe, round(time.monotonic() - running.started, 3)
-        record, predictions = _left_behind(running.folder)
+        recipe, folder = running.recipe, running.child.folder
+        record, predictions = _left_behind(folder)
         if record is None:
-            verdict = self._verdict(running, status)
+            verdict = children.verdict(ended, running.attempt, self.suite.time_limit)
             if verdict is None:
                 self.claims.release(recipe.digest)
-                self.say(f"{_label(recipe)}: its process was killed by signal {os.WTERMSIG(status)}; once more")
-                shutil.rmtree(running.folder, ignore_errors=True)
+                self.say(f"{_label(recipe)}: its process was killed by signal {os.WTERMSIG(ended.status)}; once more")
+                shutil.rmtree(folder, ignore_errors=True)
                 return
             record = Record(state=verdict[0], reason=verdict[1], recipe=recipe.model_dump(mode="json"))
-        record = record.model_copy(update={"seconds": seconds, "high_water_bytes": high_water})
+        record = record.model_copy(update={"seconds": ended.seconds, "high_water_bytes": ended.high_water})
         written = self.claims.commit(recipe.digest, lambda: self.store.write(recipe, record, predictions))
         if written and self.options.keep and record.state == "done":
             kept = self.work_folder / "runs" / recipe.name / recipe.digest
             shutil.rmtree(kept, ignore_errors=True)
             kept.parent.mkdir(parents=True, exist_ok=True)
-            (running.folder / "run").rename(kept)
-        shutil.rmtree(running.folder, ignore_errors=True)
+            (folder / "run").rename(kept)
+        shutil.rmtree(folder, ignore_errors=True)
         self._say_end(recipe, record, written)
-
-    def _verdict(self, running: _Running, status: int) -> tuple[State, str] | None:
-        """What a process that left nothing died of; None if it is to be tried once more."""
-        if running.late:
-            return "timed out", f"not done after {self.suite.time_limit:g} s"
-        if not os.WIFSIGNALED(status):
-            return "failed", f"its process ended with exit code {os.waitstatus_to_exitcode(status)} and left nothing"
-        number = os.WTERMSIG(status)
-        if running.attempt < TRIES:
-            return None
-        if number == signal.SIGKILL:
-            return "out of memory", f"killed {running.attempt} times from outside, as a system short of memory does"
-        return "failed", f"killed by signal {number} in {running.attempt} attempts"
 
     def _say_end(self, recipe: Recipe, record: Record, written: bool) -> None:
         records = self.store.records()
@@ -251,38 +212,7 @@ def _label(recipe: Recipe) -> str:
     return f"{recipe.name}{sort} seed {recipe.seeds.initialization}"
 
 
-def import_everything(threads: int) -> None:
-    """What every run imports, and how many threads it may use."""
-    from peftlab.environment import quiet_libraries
-
-    quiet_libraries()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    import bitsandbytes  # noqa: F401
-    import datasets  # noqa: F401
-    import evaluate  # noqa: F401
-    import peft  # noqa: F401
-    import torch
-
-    import peftlab.run  # noqa: F401
-
-    torch.set_num_threads(threads)
-
-
-def _become_child(parent: int, log: Path) -> None:
-    """Die with the runner, leave the keyboard to it, and write to the log."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)
-    out = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((nothing, 0), (out, 1), (out, 2)):
-        os.dup2(source, target)
-
-
-def _run(recipe: Recipe, folder: Path) -> int:
+def _run(recipe: Recipe, folder: Path) -> None:
     """In the run's own process: leave record and predictions in `folder`."""
     import peftlab.run
 
@@ -292,41 +222,16 @@ def _run(recipe: Recipe, folder: Path) -> int:
         record, predictions = harvest(folder / "run")
     except Exception as error:  # each way to end is a record: nothing disappears
         traceback.print_exc()
-        state, reason = _ending(error)
-        record = Record(state=state, reason=reason, recipe=recipe.model_dump(mode="json"), environment=_here(recipe))
+        state, reason = children.ending(error)
+        of_what = recipe.model_dump(mode="json")
+        record = Record(state=state, reason=reason, recipe=of_what, environment=children.here(recipe))
     if predictions is not None:
         (folder / "predictions.json").write_text(predictions.model_dump_json(), encoding="utf-8")
-    (folder / "record.part").write_text(record.model_dump_json(), encoding="utf-8")
-    (folder / "record.part").rename(folder / "record.json")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return 0
-
-
-def _ending(error: Exception) -> tuple[State, str]:
-    """What an exception means for the table, and why in one line."""
-    import torch
-
-    first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-    if isinstance(error, Diverged):
-        return "diverged", first
-    if isinstance(error, OutOfMemory | MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
-        return "out of memory", first
-    return "failed", first if isinstance(error, BadInput) else f"{type(error).__name__}: {first}"
-
-
-def _here(recipe: Recipe) -> Environment:
-    import torch
-
-    from peftlab.base import resolve_precision
-    from peftlab.environment import environment
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return environment(device.type, resolve_precision(recipe.training.precision, device), 1)
+    children.leave(folder, record)
 
 
 def _left_behind(folder: Path) -> tuple[Record | None, Predictions | None]:
-    record, predictions = folder / "record.json", folder / "predictions.json"
+    record, predictions = folder / children.RECORD, folder / "predictions.json"
     if not record.exists():
         return None, None
     return (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from peftlab.findings import Findings, Line
+from peftlab.ledger import MIB, Ledger, Times
 from peftlab.results import RunResult
 
 
@@ -15,6 +16,7 @@ class Column:
     title: str
     text: Callable[[Line], str]
     bold: bool = False  # where the line is tied with the best
+    value: Callable[[Line], float | None] | None = None  # what it is sorted by, where that is not the text
 
 
 def result_columns(findings: Findings, task: str) -> list[Column]:
@@ -33,17 +35,76 @@ def result_columns(findings: Findings, task: str) -> list[Column]:
     ]
 
 
-def cost_columns(findings: Findings) -> list[Column]:
+def cost_columns(findings: Findings, task: str) -> list[Column]:
     """What the runs cost. Times only if the machine did nothing else."""
     times = findings.suite.own_machine
+    pruned = any(effective_parameters(line) is not None for line in findings.of_task(task))
     return [
         Column("method", lambda line: _count(line, lambda result: result.parameters.method)),
         Column("head", lambda line: _count(line, lambda result: result.parameters.head)),
+        *([Column("trainable at the end", _at_the_end, value=effective_parameters)] if pruned else []),
         Column("peak of the process", lambda line: size(line.high_water_bytes)),
         Column("padding", lambda line: percent(_middle(line, lambda result: result.cost.padding_share))),
         Column("tokens", lambda line: _count(line, lambda result: result.cost.tokens)),
         Column("training s", lambda line: _rounded(line, lambda r: r.cost.train_seconds) if times else ""),
         Column("tokens/s", lambda line: _rounded(line, lambda r: r.cost.tokens_per_second) if times else ""),
+    ]
+
+
+def memory_columns() -> list[Column]:
+    """Where the bytes of a training step are, in MiB."""
+    return [
+        _measured("base weights", lambda ledger: ledger.memory.base / MIB, _hundredths),
+        _measured("quantisation constants", lambda ledger: ledger.memory.constants / MIB, _hundredths),
+        _measured("method and head", lambda ledger: (ledger.memory.method + ledger.memory.head) / MIB, _hundredths),
+        _measured("gradients", lambda ledger: ledger.memory.gradients / MIB, _hundredths),
+        _measured("optimiser", lambda ledger: ledger.memory.optimizer / MIB, _hundredths),
+        _measured("activations", lambda ledger: ledger.memory.activations / MIB, _hundredths),
+        _measured("transient", lambda ledger: ledger.memory.transient / MIB, _hundredths),
+        _measured("peak", lambda ledger: ledger.memory.peak / MIB, _hundredths),
+    ]
+
+
+def speed_columns(findings: Findings) -> list[Column]:
+    """Operations of a training step, and its times and those of inference as shares of others."""
+    reference = findings.suite.reference
+
+    def times(line: Line) -> tuple[Times, Times] | None:
+        own, other = line.ledger, findings.reference_ledger(line)
+        if own is None or other is None or own.times is None or other.times is None:
+            return None
+        return own.times, other.times
+
+    def step(line: Line) -> float | None:
+        return None if (found := times(line)) is None else found[0].median / found[1].median
+
+    def step_text(line: Line) -> str:
+        if (found := times(line)) is None:
+            return ""
+        own, unit = found[0], found[1].median
+        low, high = own.quartiles
+        return f"{own.median / unit:.2f} ({low / unit:.2f} to {high / unit:.2f})"
+
+    def rate(line: Line) -> float | None:
+        return None if (found := times(line)) is None else found[0].tokens_per_second / found[1].tokens_per_second
+
+    def base(line: Line) -> float | None:
+        own, other = line.ledger, findings.reference_ledger(line)
+        if own is None or other is None or own.inference is None or other.inference is None:
+            return None
+        return _ratio(own.inference.base, other.inference.unmerged)
+
+    return [
+        _measured("forward", lambda ledger: ledger.flops.forward / 1e6, _hundredths),
+        _measured("backward", lambda ledger: ledger.flops.backward / 1e6, _hundredths),
+        _measured("step in forwards", lambda ledger: ledger.flops.ratio, _hundredths),
+        Column(f"step to {reference}", step_text, value=step),
+        Column(f"tokens/s to {reference}", lambda line: _hundredths(rate(line)), value=rate),
+        _measured("of the matrix rate", lambda ledger: ledger.times.rate_share if ledger.times else None, percent),
+        _measured("unmerged to base", lambda ledger: _to_base(ledger, "unmerged"), _hundredths),
+        _measured("merged to base", lambda ledger: _to_base(ledger, "merged"), _hundredths),
+        Column(f"base to {reference}", lambda line: _hundredths(base(line)), value=base),
+        _measured("merge error", lambda ledger: ledger.inference.merge_error if ledger.inference else None, _small),
     ]
 
 
@@ -123,6 +184,16 @@ def trainable(line: Line) -> float | None:
     return _first(line, lambda result: result.parameters.trainable)
 
 
+def effective_parameters(line: Line) -> float | None:
+    """Those that training left in use, head included, where a method says so; the median of the runs."""
+
+    def of_run(result: RunResult) -> float | None:
+        effective = result.method_figures.get("effective_parameters")
+        return None if effective is None else effective + result.parameters.head
+
+    return middle(of_run(result) for result in line.results or line.trial_results)
+
+
 def middle(values: Iterable[float | None]) -> float | None:
     """The median of what was measured."""
     measured = [value for value in values if value is not None]
@@ -146,3 +217,34 @@ def _count(line: Line, figure: Callable[[RunResult], float]) -> str:
 def _rounded(line: Line, figure: Callable[[RunResult], float]) -> str:
     value = _middle(line, figure)
     return "" if value is None else f"{value:,.0f}"
+
+
+def _at_the_end(line: Line) -> str:
+    value = effective_parameters(line)
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _measured(name: str, figure: Callable[[Ledger], float | None], form: Callable[[float | None], str]) -> Column:
+    """A figure of the line's ledger."""
+
+    def value(line: Line) -> float | None:
+        return None if line.ledger is None else figure(line.ledger)
+
+    return Column(name, lambda line: form(value(line)), value=value)
+
+
+def _to_base(ledger: Ledger, model: str) -> float | None:
+    inference = ledger.inference
+    return None if inference is None else _ratio(getattr(inference, model), inference.base)
+
+
+def _ratio(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one / other
+
+
+def _small(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"
+
+
+def _hundredths(value: float | None) -> str:
+    return "" if value is None else f"{value:,.2f}"

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from peftlab import statistics
+from peftlab.ledger import Ledger
+from peftlab.ledgers import Measured, subject_digest
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
 from peftlab.results import Environment, RunResult
@@ -38,6 +40,8 @@ class Line:
     tied: bool = False  # with the best
     trials: list[Stored] = field(default_factory=list)  # that have ended, of those that choose its learning rate
     marks: tuple[str, ...] = ()  # how its runs differ from the others' in what they ran on
+    measured: Measured | None = None  # None as long as it has not been
+    measured_elsewhere: str | None = None  # what it was measured on, if the runs ran on something else
 
     @property
     def sign(self) -> int:
@@ -58,6 +62,11 @@ class Line:
     def states(self) -> Counter[str]:
         """How many runs ended how."""
         return Counter(stored.record.state for stored in self.ended)
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """What a training step of it takes."""
+        return None if self.measured is None else self.measured.record.ledger
 
     @property
     def high_water_bytes(self) -> float | None:
@@ -86,11 +95,25 @@ class Findings:
         """What the task's other lines are compared with: the reference over the first of its quantisations."""
         return next((line for line in self.of_task(task) if line.row.method == self.suite.reference), None)
 
+    def measured(self, task: str) -> bool:
+        """Whether any of the task's lines was, or was tried to be."""
+        return any(line.measured is not None for line in self.of_task(task))
 
-def make_findings(suite: Suite, records: Mapping[str, Stored]) -> Findings:
+    def reference_ledger(self, line: Line) -> Ledger | None:
+        """That of the reference, if a step of `line` was timed on the same batch and machine."""
+        reference = self.reference(line.row.task)
+        one, other = line.ledger, None if reference is None else reference.ledger
+        if one is None or other is None:
+            return None
+        return other if _timed_alike(one) == _timed_alike(other) else None
+
+
+def make_findings(
+    suite: Suite, records: Mapping[str, Stored], ledgers: Mapping[str, Measured] | None = None
+) -> Findings:
     """Raises BadInput if the results are of different data or models under one name."""
     plan = make_plan(suite, validation_scores(records))
-    lines = [_line(suite, plan, row, records) for row in suite.rows()]
+    lines = [_line(suite, plan, row, records, ledgers or {}) for row in suite.rows()]
     judged: list[Line] = []
     common: dict[str, str] = {}
     for task in suite.tasks:
@@ -98,12 +121,12 @@ def make_findings(suite: Suite, records: Mapping[str, Stored]) -> Findings:
         used = {stored.path: stored for line in of_task for stored in (*line.ended, *line.trials)}
         _refuse_mixture(task, list(used.values()))
         common[task] = _most_common(list(used.values()))
-        marked = [replace(line, marks=_marks([*line.ended, *line.trials], common[task])) for line in of_task]
+        marked = [_marked(line, common[task]) for line in of_task]
         judged += _judge(suite, [_measure(suite, line) for line in marked])
     return Findings(suite, plan, judged, common)
 
 
-def _line(suite: Suite, plan: Plan, row: Row, records: Mapping[str, Stored]) -> Line:
+def _line(suite: Suite, plan: Plan, row: Row, records: Mapping[str, Stored], ledgers: Mapping[str, Measured]) -> Line:
     cells = plan.cells.get(row, [])
     middle = suite.recipe(row, learning_rate=suite.centre(row), seed=suite.seeds[0], trial=False)
     search = None if row in plan.refused else plan.searches[suite.chosen_over(row)]
@@ -115,6 +138,7 @@ def _line(suite: Suite, plan: Plan, row: Row, records: Mapping[str, Stored]) -> 
         search=search,
         refused=plan.refused.get(row),
         trials=[records[trial.digest] for trial in (search.trials if search else []) if trial.digest in records],
+        measured=ledgers.get(subject_digest(middle)),
     )
 
 
@@ -241,5 +265,19 @@ def _most_common(used: Sequence[Stored]) -> str:
     return min(grounds, key=lambda ground: (-grounds[ground], ground)) if grounds else ""
 
 
-def _marks(used: Sequence[Stored], common: str) -> tuple[str, ...]:
-    return tuple(sorted(ground for ground in _grounds(used) if ground != common))
+def _marked(line: Line, common: str) -> Line:
+    grounds = _grounds([*line.ended, *line.trials])
+    measured_on = None if line.measured is None else line.measured.record.measured_on
+    ground = None if measured_on is None else _ground(measured_on)
+    return replace(
+        line,
+        marks=tuple(sorted(ground for ground in grounds if ground != common)),
+        measured_elsewhere=ground if ground != common else None,
+    )
+
+
+def _timed_alike(ledger: Ledger) -> tuple[object, ...]:
+    """What two ledgers must share for their times to be compared."""
+    hardware = ledger.environment.hardware
+    machine = (hardware.processor, hardware.cores, hardware.threads, *hardware.accelerators)
+    return (*machine, ledger.environment.processes, ledger.examples, ledger.length)

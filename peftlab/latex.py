@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from peftlab import prose
-from peftlab.columns import Column, cost_columns, result_columns, title
+from peftlab.columns import Column, cost_columns, memory_columns, result_columns, speed_columns, title
 from peftlab.findings import Findings, Line
 
 SPECIAL = {
@@ -32,9 +32,16 @@ def document(findings: Findings) -> str:
     for task in suite.tasks:
         lines = findings.of_task(task)
         caption = f"{task}. {' '.join(prose.judgement(findings, task))}"
-        parts.append(_table(lines, result_columns(findings, task), caption, f"{suite.name}-{task}", notes))
+        label = f"{suite.name}-{task}"
+        parts.append(_table(lines, result_columns(findings, task), caption, label, notes.marker(prose.remarks)))
         costs = f"{task}, cost. {prose.costs(suite)}"
-        parts.append(_table(lines, cost_columns(findings), costs, f"{suite.name}-{task}-cost", None))
+        parts.append(_table(lines, cost_columns(findings, task), costs, f"{label}-cost"))
+        if findings.measured(task):
+            caption = f"{task}, memory. {' '.join(prose.memory(findings, task))}"
+            marks = notes.marker(prose.ledger_remarks)
+            parts.append(_table(lines, memory_columns(), caption, f"{label}-memory", marks))
+            caption = f"{task}, operations and times. {prose.speed(findings)}"
+            parts.append(_table(lines, speed_columns(findings), caption, f"{label}-speed"))
     if notes.texts:
         parts.append(r"\paragraph{Notes}")
         parts += [f"\\textsuperscript{{{notes.letter(i)}}}~{escaped(text)}.\\\\" for i, text in enumerate(notes.texts)]
@@ -58,13 +65,17 @@ def escaped(text: str) -> str:
 
 
 def _table(
-    lines: Sequence[Line], columns: Sequence[Column], caption: str, label: str, notes: prose.Notes | None
+    lines: Sequence[Line],
+    columns: Sequence[Column],
+    caption: str,
+    label: str,
+    marked: Callable[[Line], Sequence[str]] = lambda line: (),
 ) -> str:
     rows = []
     before = ""
     for line in lines:
         method, base = title(line)
-        marks = ",".join(notes.marks(prose.remarks(line))) if notes is not None else ""
+        marks = ",".join(marked(line))
         cells = [escaped(column.text(line) or "–") for column in columns]
         bold = [column.bold and line.tied for column in columns]
         cells = [f"\\textbf{{{cell}}}" if strong else cell for cell, strong in zip(cells, bold, strict=True)]

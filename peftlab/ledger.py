@@ -43,6 +43,20 @@ class Memory(Settings):
         """Everything of the model itself."""
         return self.base + self.constants + self.method + self.head
 
+    @property
+    def at_peak(self) -> dict[str, int]:
+        """What the peak is made of, from the bottom up; it all comes to the peak."""
+        rest = self.kept + self.inputs
+        return {
+            "base weights": self.base,
+            "quantisation constants": self.constants,
+            "method and head": self.method + self.head,
+            "optimiser": self.optimizer,
+            "activations or gradients": self.peak - self.weights - self.optimizer - rest - self.transient,
+            "transient": self.transient,
+            "batch and other": rest,
+        }
+
 
 class Flops(Settings):
     """Floating-point operations of the matrix products, two a multiply-add, for one padded token."""
@@ -65,6 +79,7 @@ class Times(Settings):
     tokens_per_second: float
     matrix_rate: float  # operations a second of a large matrix product on this machine, in the recipe's precision
     rate_share: float  # of the matrix rate
+    processor_share: float | None = None  # of the pass that it had a processor: below 1 others took it; None on a GPU
 
 
 class Inference(Settings):

@@ -259,7 +259,10 @@ def flops_pass(subject: Subject) -> Flops:
 
 def time_pass(subject: Subject, operations: float) -> Times:
     """Seconds of steps, by the loop's own clock. `operations` are those of one step."""
-    ends = [step.seconds for step in subject.train(WARMUP + TIMED).steps][WARMUP - 1 :]
+    start, worked = time.perf_counter(), time.process_time()
+    steps = subject.train(WARMUP + TIMED).steps
+    share = min(1.0, (time.process_time() - worked) / (time.perf_counter() - start))
+    ends = [step.seconds for step in steps][WARMUP - 1 :]
     seconds = [end - start for start, end in itertools.pairwise(ends)]
     median = quantile(seconds, 0.5)
     rate = matrix_rate(subject.accelerator.device, getattr(torch, subject.precision))
@@ -270,6 +273,7 @@ def time_pass(subject: Subject, operations: float) -> Times:
         tokens_per_second=subject.tokens / median,
         matrix_rate=rate,
         rate_share=operations / median / rate,
+        processor_share=share if subject.accelerator.device.type == "cpu" else None,
     )
 
 

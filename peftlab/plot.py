@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.columns import title, trainable
 from peftlab.findings import Findings, Line
+from peftlab.ledger import MIB, Ledger
 from peftlab.statistics import expected_best
 
 if TYPE_CHECKING:
@@ -19,6 +20,16 @@ MARKERS = "osD^vPX<>*hpd8H"
 DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 2)), (0, (7, 2, 1, 2)))
 SHADES = ("#000000", "#0b4f8a", "#a33b00", "#3f7f3f", "#7a4fa3", "#8a6d00", "#2f8f9d", "#b04a7a", "#6b6b6b", "#9a9a9a")
 FILLS = ("full", "none", "left", "right", "top", "bottom")  # of a marker, by quantisation
+# Shade and hatch of a bar's parts, from the left.
+FACES = (
+    ("0.35", ""),
+    ("0.8", "xxx"),
+    ("white", "..."),
+    ("0.6", "///"),
+    ("white", "\\\\\\"),
+    ("0.85", ""),
+    ("white", ""),
+)
 STYLE: Any = {
     "font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
     "legend.fontsize": 7, "lines.linewidth": 1.2, "lines.markersize": 5, "pdf.fonttype": 42, "svg.fonttype": "none",
@@ -78,10 +89,18 @@ def _against_parameters(axes: Axes, findings: Findings, task: str) -> bool:
 
 
 def _against_memory(axes: Axes, findings: Findings, task: str) -> bool:
-    def mebibytes(line: Line) -> float | None:
-        return None if line.high_water_bytes is None else line.high_water_bytes / 2**20
+    """The ledger's peak, if every line with a score has one."""
 
-    return _against(axes, findings, task, mebibytes, "peak of the process, MiB")
+    def of_process(line: Line) -> float | None:
+        return None if line.high_water_bytes is None else line.high_water_bytes / MIB
+
+    def of_step(line: Line) -> float | None:
+        return None if line.ledger is None else line.ledger.memory.peak / MIB
+
+    shown = [line for line in findings.of_task(task) if line.score is not None]
+    if shown and all(line.ledger is not None for line in shown):
+        return _against(axes, findings, task, of_step, "peak of a training step, MiB")
+    return _against(axes, findings, task, of_process, "peak of the process, MiB")
 
 
 def _against(axes: Axes, findings: Findings, task: str, cost: Callable[[Line], float | None], label: str) -> bool:
@@ -171,14 +190,34 @@ def _learning_curves(axes: Axes, findings: Findings, task: str) -> bool:
 
 
 def _memory_bars(axes: Axes, findings: Findings, task: str) -> bool:
+    """A training step's peak, made up of its parts, if every line with a run or a ledger has a ledger."""
+    lines = findings.of_task(task)
+    shown = [line for line in lines if line.ledger is not None or line.high_water_bytes is not None]
+    if shown and all(line.ledger is not None for line in shown):
+        return _stacked_bars(axes, [(", ".join(title(line)), line.ledger) for line in shown if line.ledger is not None])
     bars = [(", ".join(title(line)), line.high_water_bytes) for line in findings.of_task(task)]
-    known = [(name, peak / 2**20) for name, peak in bars if peak is not None]
+    known = [(name, peak / MIB) for name, peak in bars if peak is not None]
     if not known:
         return False
     axes.barh([name for name, _ in known], [peak for _, peak in known], color="0.7", edgecolor="black")
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=6)
     axes.set_xlabel("peak of the process, MiB")
+    return True
+
+
+def _stacked_bars(axes: Axes, bars: Sequence[tuple[str, Ledger]]) -> bool:
+    names = [name for name, _ in bars]
+    ends = [0.0] * len(bars)
+    for number, part in enumerate(bars[0][1].memory.at_peak):
+        sizes = [ledger.memory.at_peak[part] / MIB for _, ledger in bars]
+        shade, hatch = FACES[number % len(FACES)]
+        axes.barh(names, sizes, left=ends, label=part, color=shade, hatch=hatch, edgecolor="black", linewidth=0.5)
+        ends = [end + size for end, size in zip(ends, sizes, strict=True)]
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=6)
+    axes.set_xlabel("peak of a training step, MiB")
+    _legend(axes)
     return True
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from peftlab.columns import title
 from peftlab.findings import Findings, Line, smallest_visible
+from peftlab.ledger import MIB
 from peftlab.reference import Reference
 from peftlab.results import RunResult
 from peftlab.suite import Suite
 
+UNDISTURBED = 0.95  # of a timed pass with the processor to itself
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -27,6 +29,10 @@ class Notes:
                 self.texts.append(text)
             found.append(self.letter(self.texts.index(text)))
         return found
+
+    def marker(self, remarks: Callable[[Line], list[str]]) -> Callable[[Line], list[str]]:
+        """The letters of what there is to remark of a line."""
+        return lambda line: self.marks(remarks(line))
 
     @staticmethod
     def letter(number: int) -> str:
@@ -55,6 +61,25 @@ def remarks(line: Line) -> list[str]:
     if search is not None and search.at_edge:
         texts.append("the best learning rate is at the edge of the grid, extended as it was")
     return texts + [f"some of its runs or trials on other ground: {ground}" for ground in line.marks]
+
+
+def ledger_remarks(line: Line) -> list[str]:
+    """What a reader must know of a line's ledger."""
+    if line.measured is None:
+        return []
+    record, texts = line.measured.record, []
+    if record.ledger is None:
+        texts.append(f"not measured: {record.state}: {record.reason}")
+    elif record.ledger.memory.held:
+        held = record.ledger.memory.held / MIB
+        texts.append(f"{held:,.2f} MiB beside the gradients are still held at the end of the backward pass")
+    times = record.ledger.times if record.ledger else None
+    if times is not None and times.processor_share is not None and times.processor_share < UNDISTURBED:
+        taken = 1 - times.processor_share
+        texts.append(f"its times are not its own: other processes had the processor for {taken:.0%} of them")
+    if line.measured_elsewhere is not None:
+        texts.append(f"measured on other ground than the runs: {line.measured_elsewhere}")
+    return texts
 
 
 def judgement(findings: Findings, task: str) -> list[str]:
@@ -91,6 +116,35 @@ def costs(suite: Suite) -> str:
         "resident memory at its highest, libraries included."
     )
     return said if suite.own_machine else f"{said} Times are not shown: the runs shared their machine."
+
+
+def memory(findings: Findings, task: str) -> list[str]:
+    """What the columns of the memory table mean."""
+    shapes = {(ledger.examples, ledger.length) for line in findings.of_task(task) if (ledger := line.ledger)}
+    batches = " or ".join(f"{examples} x {length}" for examples, length in sorted(shapes))
+    texts = [
+        f"Tensors on the device in a steady training step over a batch of {batches} tokens without padding, in MiB. "
+        "Activations: at the end of the forward pass. Transient: what the peak holds beyond the fullest end of a "
+        "phase. The peak also holds the batch, and either activations or gradients."
+    ]
+    open_lines = [line for line in findings.of_task(task) if line.refused is None]
+    missing = sum(line.measured is None for line in open_lines)
+    if missing:
+        texts.append(f"{missing} of {len(open_lines)} ledgers are still to come.")
+    return texts
+
+
+def speed(findings: Findings) -> str:
+    """What the columns of the table of operations and times mean."""
+    name = findings.suite.reference
+    return (
+        "Operations of matrix products in millions a padded token, two a multiply-add; a step in forwards is their sum "
+        f"over the forward's. Step: the median with quartiles, and tokens a second, over those of {name} on the same "
+        f"machine and batch, timed one process at a time; a note says where others disturbed it. Matrix "
+        "rate: that of a large matrix product. "
+        "Inference: seconds of a forward pass over the base's without the method; of the base over that of a model "
+        f"tuned with {name}; merge error: the largest change of an output."
+    )
 
 
 def choices(suite: Suite) -> str:

@@ -11,8 +11,19 @@ from pathlib import Path
 from string import Template
 
 from peftlab import prose
-from peftlab.columns import Column, cost_columns, result_columns, saved_bytes, title, trainable
+from peftlab.columns import (
+    Column,
+    cost_columns,
+    memory_columns,
+    result_columns,
+    saved_bytes,
+    speed_columns,
+    title,
+    trainable,
+)
 from peftlab.findings import Findings, Line
+from peftlab.ledgers import FOLDER as LEDGERS
+from peftlab.ledgers import Measured
 from peftlab.plot import STYLE, figures
 from peftlab.store import FOLDER, Stored
 
@@ -49,10 +60,16 @@ def _body(findings: Findings) -> Iterable[str]:
     for task in suite.tasks:
         lines = findings.of_task(task)
         yield f"<h2>{escape(task)}</h2>"
-        columns = [*result_columns(findings, task), *cost_columns(findings)]
+        columns = [*result_columns(findings, task), *cost_columns(findings, task)]
         yield _filters(lines, task)
-        yield _table(lines, columns, task, notes)
+        yield _table(lines, columns, task, notes.marker(prose.remarks))
         yield from (f"<p>{escape(text)}</p>" for text in (*prose.judgement(findings, task), prose.costs(suite)))
+        if findings.measured(task):
+            yield "<h3>Memory, operations and times</h3>"
+            columns = [*memory_columns(), *speed_columns(findings)]
+            yield _table(lines, columns, f"{task}-ledger", notes.marker(prose.ledger_remarks))
+            said = (*prose.memory(findings, task), prose.speed(findings))
+            yield from (f"<p>{escape(text)}</p>" for text in said)
         yield from (image for name, image in drawn.items() if name.startswith(f"{task}-"))
     if notes.texts:
         items = "".join(
@@ -74,21 +91,21 @@ def _filters(lines: Sequence[Line], task: str) -> str:
     return f'<form data-table="table-{task}">{"".join(selects)}</form>'
 
 
-def _table(lines: Sequence[Line], columns: Sequence[Column], task: str, notes: prose.Notes) -> str:
+def _table(lines: Sequence[Line], columns: Sequence[Column], name: str, marked: Callable[[Line], Iterable[str]]) -> str:
     heads = "".join(
-        f'<th scope="col"><button type="button">{escape(name)}</button></th>'
-        for name in ("method", "base", *(column.title for column in columns))
+        f'<th scope="col"><button type="button">{escape(head)}</button></th>'
+        for head in ("method", "base", *(column.title for column in columns))
     )
     rows = []
     for line in lines:
         method, base = title(line)
-        marks = "".join(f'<sup><a href="#note-{m}">{m}</a></sup>' for m in notes.marks(prose.remarks(line)))
+        marks = "".join(f'<sup><a href="#note-{m}">{m}</a></sup>' for m in marked(line))
         cells = [f'<td data-value="{escape(method)}">{escape(method)}{marks}</td>']
         cells.append(f'<td data-value="{escape(base)}">{escape(base)}</td>')
         cells += [_cell(line, column) for column in columns]
         rows.append(f'<tr data-method="{escape(method)}" data-base="{escape(base)}">{"".join(cells)}</tr>')
     return (
-        f'<div class="scroll"><table id="table-{task}"><thead><tr>{heads}</tr></thead>'
+        f'<div class="scroll"><table id="table-{name}"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -98,11 +115,11 @@ def _cell(line: Line, column: Column) -> str:
     if not text:
         return '<td data-value="">–</td>'
     value = text.replace(",", "").removesuffix(" %")
-    for key in (column.title, column.title.split()[0]):
-        if key in SORTED_BY:
-            number = SORTED_BY[key](line)
-            value = "" if number is None else f"{number:.10g}"
-            break
+    known = (SORTED_BY[key] for key in (column.title, column.title.split()[0]) if key in SORTED_BY)
+    sorted_by = column.value or next(known, None)
+    if sorted_by is not None:
+        number = sorted_by(line)
+        value = "" if number is None else f"{number:.10g}"
     tied = ' class="tied"' if column.bold and line.tied else ""
     return f'<td{tied} data-value="{escape(value)}"><a href="#row-{line.row.name}">{escape(text)}</a></td>'
 
@@ -112,6 +129,7 @@ def _runs(findings: Findings, line: Line) -> str:
     name = ", ".join((line.row.task, *title(line)))
     items = [_run(findings, stored, trial=False) for stored in line.ended]
     items += [_run(findings, stored, trial=True) for stored in line.trials]
+    items += [_measurement(line.measured)] if line.measured is not None else []
     said = "".join(items) or f"<p>{escape(line.refused or 'no run has ended yet')}</p>"
     return f'<details id="row-{line.row.name}"><summary>{escape(name)}</summary>{said}</details>'
 
@@ -131,6 +149,11 @@ def _run(findings: Findings, stored: Stored, *, trial: bool) -> str:
     return (
         f"<p>{what}: {shown}. {links}</p><details><summary>recipe {recipe.digest}</summary><pre>{text}</pre></details>"
     )
+
+
+def _measurement(measured: Measured) -> str:
+    shown = "" if measured.record.ledger is not None else f": {measured.record.state}: {measured.record.reason}"
+    return f'<p>ledger{escape(shown)}. <a href="{LEDGERS}/{escape(measured.path.name)}">ledger</a></p>'
 
 
 def _images(findings: Findings) -> Iterable[tuple[str, str]]:

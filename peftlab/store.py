@@ -108,8 +108,8 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{file_stem(recipe)}.json"
         if predictions is not None:
-            _write(path.with_name(path.stem + PREDICTIONS), packed(predictions))
-        _write(path, (record.model_dump_json(indent=1) + "\n").encode())
+            write_whole(path.with_name(path.stem + PREDICTIONS), packed(predictions))
+        write_whole(path, (record.model_dump_json(indent=1) + "\n").encode())
         return path
 
 
@@ -162,7 +162,8 @@ def packed(predictions: Predictions) -> bytes:
     return gzip.compress(text.encode(), compresslevel=9, mtime=0)
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file by one with this content, or leave it as it is."""
     staged = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with staged.open("wb") as file:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from peftlab.part import BadInput
+
+if TYPE_CHECKING:
+    from peftlab.suite import Row, Suite
 
 SuiteFolder = Annotated[
     Path, typer.Argument(metavar="SUITE", help="A suite's folder, e.g. benchmarks/quick.", show_default=False)
@@ -36,18 +39,25 @@ def bench(
     retry: Annotated[
         bool, typer.Option("--retry", help="Run again what failed, timed out or was out of memory.")
     ] = False,
+    ledger: Annotated[
+        bool, typer.Option("--ledger", help="Instead of runs: measure each combination's memory, operations and times.")
+    ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep adapters too, in SUITE/.bench/runs.")] = False,
 ) -> None:
     """Run what a suite has no result of. Several may run at once; a stopped one goes on where it was."""
     with _mistakes_in_a_line("stopped: what had ended is kept, and the next `peftlab bench` goes on from there"):
         from peftlab import bench as benching
+        from peftlab.bench_ledgers import bench_ledgers
 
+        options = benching.Options(jobs=jobs, threads=threads, retry=retry, keep=keep)
         if adopt is not None:
             benching.adopt(suite, adopt)
         elif dry_run:
             _show_plan(suite, jobs)
+        elif ledger:
+            bench_ledgers(suite, options)
         else:
-            benching.bench(suite, benching.Options(jobs=jobs, threads=threads, retry=retry, keep=keep))
+            benching.bench(suite, options)
 
 
 def table(suite: SuiteFolder) -> None:
@@ -109,7 +119,7 @@ def reproduce(
 ) -> None:
     """Run one stored result again; exit code 0 if it is the same to the bit or within its interval, else 1."""
     with _mistakes_in_a_line("stopped"):
-        from peftlab.bench import import_everything
+        from peftlab.children import import_everything
         from peftlab.reproduce import reproduce as run_again
         from peftlab.store import read_record
 
@@ -132,10 +142,15 @@ def _show_plan(folder: Path, jobs: int) -> None:
     suite, records = load_suite(folder), Store(folder).records()
     plan = current_plan(suite, records)
     clock = Clock(suite, plan, records)
+    run = {line.row for line in clock.lines if line.high_water_bytes is not None}
+    unrun = [row for row in plan.cells if row not in run]
+    predicted = _predicted_peaks(suite, unrun)
     width = max(len(line.row.name) for line in clock.lines) if clock.lines else 4
     print(f"{'row':<{width}}  {'runs':<7}{'ended':<8}{'a run':<16}peak memory")
     for line in clock.lines:
         peak = "-" if line.high_water_bytes is None else f"{line.high_water_bytes / 2**20:.0f} MiB"
+        if (forecast := predicted.get(line.row)) is not None:
+            peak = f"{forecast / 2**20:.0f} MiB predicted"
         count = f"{line.ended}/{line.total}"
         print(
             f"{line.row.name:<{width}}  {'trials' if line.trial else 'cells':<7}{count:<8}"
@@ -143,11 +158,33 @@ def _show_plan(folder: Path, jobs: int) -> None:
         )
     for row, reason in plan.refused.items():
         print(f"{row.name:<{width}}  unsupported: {reason}")
+    if predicted:
+        print("predicted: the tensors of a training step, by their shapes; otherwise the whole process, measured")
     left = clock.left(jobs)
     print(
         f"{clock.ended} of {clock.total} ended; the rest takes {'an unknown time' if left is None else duration(left)} "
         f"with {jobs} {'process' if jobs == 1 else 'processes'} at a time"
     )
+
+
+def _predicted_peaks(suite: Suite, rows: Sequence[Row]) -> dict[Row, int]:
+    """Bytes of a training step of each, as far as its model's shapes are at hand. Imports torch if there are any."""
+    if not rows:
+        return {}
+    print(f"{len(rows)} rows were never run: their memory is forecast, which takes a moment", file=sys.stderr)
+    from peftlab.environment import quiet_libraries
+
+    quiet_libraries()
+    from peftlab.plan import fit
+
+    found = {}
+    for row in rows:
+        recipe = suite.recipe(row, learning_rate=suite.centre(row), seed=suite.seeds[0], trial=False)
+        with suppress(BadInput):  # the forecast is a help, not what was asked for
+            memory = fit(recipe, limit=None, devices=1, examples=None, length=None).memory
+            if memory is not None:
+                found[row] = memory.peak
+    return found
 
 
 @contextmanager

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from peftlab import prose
-from peftlab.columns import Column, cost_columns, result_columns, saved_bytes, title
+from peftlab.columns import (
+    Column,
+    cost_columns,
+    effective_parameters,
+    memory_columns,
+    result_columns,
+    saved_bytes,
+    speed_columns,
+    title,
+)
 from peftlab.findings import Findings, Line, make_findings
+from peftlab.ledger import Ledger, Memory
+from peftlab.ledgers import Ledgers
 from peftlab.part import BadInput
 from peftlab.store import Store
 from peftlab.suite import Row, load_suite
@@ -20,9 +31,8 @@ DASH = "–"
 
 def read_findings(folder: Path) -> Findings:
     """Raises BadInput if there is nothing to show."""
-    suite, records = load_suite(folder), Store(folder).records()
-    findings = make_findings(suite, records)
-    if not any(line.results or line.trial_results for line in findings.lines):
+    findings = make_findings(load_suite(folder), Store(folder).records(), Ledgers(folder).read())
+    if not any(line.results or line.trial_results or line.measured for line in findings.lines):
         raise BadInput(f"{folder}: no results yet; `peftlab bench {folder}` makes them")
     return findings
 
@@ -49,9 +59,14 @@ def markdown(findings: Findings) -> str:
     ]
     for task in suite.tasks:
         lines = findings.of_task(task)
-        parts += [f"## {task}", _table(lines, result_columns(findings, task), notes), *prose.judgement(findings, task)]
+        results = _table(lines, result_columns(findings, task), notes.marker(prose.remarks))
+        parts += [f"## {task}", results, *prose.judgement(findings, task)]
         parts += _published(findings, task)
-        parts += ["### Cost", _table(lines, cost_columns(findings), None), prose.costs(suite)]
+        parts += ["### Cost", _table(lines, cost_columns(findings, task)), prose.costs(suite)]
+        if findings.measured(task):
+            parts += ["### Memory", _table(lines, memory_columns(), notes.marker(prose.ledger_remarks))]
+            parts += prose.memory(findings, task)
+            parts += ["### Operations and times", _table(lines, speed_columns(findings)), prose.speed(findings)]
         parts += ["### Learning rates", prose.choices(suite), _trials(findings, task)]
     parts += _published(findings, None)
     if notes.texts:
@@ -70,14 +85,18 @@ def comma_separated(findings: Findings) -> str:
     return text.getvalue()
 
 
-def _table(lines: Sequence[Line], columns: Sequence[Column], notes: prose.Notes | None) -> str:
+def _table(
+    lines: Sequence[Line],
+    columns: Sequence[Column],
+    marked: Callable[[Line], Sequence[str]] = lambda line: (),
+) -> str:
     rows = [
         "| method | base | " + " | ".join(column.title for column in columns) + " |",
         "|---|---|" + "---:|" * len(columns),
     ]
     for line in lines:
         method, base = title(line)
-        marks = ", ".join(notes.marks(prose.remarks(line))) if notes is not None else ""
+        marks = ", ".join(marked(line))
         cells = []
         for column in columns:
             text = column.text(line) or DASH
@@ -162,7 +181,32 @@ def _values(findings: Findings, line: Line) -> dict[str, Any]:
         "process_peak_bytes": line.high_water_bytes,
         "refused": line.refused,
     }
+    if any(effective_parameters(other) is not None for other in findings.lines):
+        values["trainable_parameters_at_the_end"] = effective_parameters(line)
+    if any(other.measured is not None for other in findings.lines):
+        values |= {"ledger": line.measured.record.state if line.measured else None, **_ledger_values(line.ledger)}
     return {key: _plain(value) for key, value in values.items()}
+
+
+def _ledger_values(ledger: Ledger | None) -> dict[str, Any]:
+    """Bytes, operations a padded token, seconds."""
+    times, inference = (ledger.times, ledger.inference) if ledger else (None, None)
+    quartiles = times.quartiles if times else (None, None)
+    return {
+        "ledger_examples": ledger and ledger.examples,
+        "ledger_length": ledger and ledger.length,
+        **{f"{name}_bytes": ledger and getattr(ledger.memory, name) for name in Memory.model_fields},
+        "forward_flops": ledger and ledger.flops.forward,
+        "backward_flops": ledger and ledger.flops.backward,
+        "step_seconds": times and times.median,
+        "step_seconds_low": quartiles[0],
+        "step_seconds_high": quartiles[1],
+        "tokens_per_second": times and times.tokens_per_second,
+        "matrix_rate": times and times.matrix_rate,
+        "processor_share": times and times.processor_share,
+        **{f"{name}_seconds": inference and getattr(inference, name) for name in ("unmerged", "merged", "base")},
+        "merge_error": inference and inference.merge_error,
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -6,16 +6,23 @@ import os
 import resource
 import shutil
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from peftlab import bench as benching
+from peftlab import bench_ledgers as bench_ledgers_module
+from peftlab import children
 from peftlab.assets import cache_folder
 from peftlab.bench import Options, adopt, bench
+from peftlab.bench_ledgers import ALONE, bench_ledgers
 from peftlab.claims import Claims
+from peftlab.ledgers import Ledgers, Measurement
+from peftlab.measure import measure
 from peftlab.part import BadInput
+from peftlab.recipe import Recipe
 from peftlab.results import RunResult
 from peftlab.run import run
 from peftlab.store import Record, Store
@@ -183,7 +190,7 @@ Patch = pytest.MonkeyPatch
 
 
 def test_a_run_without_memory_is_recorded_as_such_and_the_next_is_clean(tmp_path: Path, monkeypatch: Patch) -> None:
-    become_child = benching._become_child
+    become_child = children.become_child
     reach = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + 50 * 2**20
 
     def poor(parent: int, log: Path) -> None:
@@ -191,21 +198,21 @@ def test_a_run_without_memory_is_recorded_as_such_and_the_next_is_clean(tmp_path
         if "lora" in log.name:
             resource.setrlimit(resource.RLIMIT_AS, (reach, reach))
 
-    monkeypatch.setattr(benching, "_become_child", poor)
+    monkeypatch.setattr(children, "become_child", poor)
     found = ends(write(tmp_path / "tiny", ONE))
     assert found["lora"][0] == "out of memory"
     assert found["head"][0] == "done"
 
 
 def test_a_killed_process_is_tried_again_and_after_three_times_recorded(tmp_path: Path, monkeypatch: Patch) -> None:
-    become_child = benching._become_child
+    become_child = children.become_child
 
     def doomed(parent: int, log: Path) -> None:
         become_child(parent, log)
         if "lora" in log.name:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(benching, "_become_child", doomed)
+    monkeypatch.setattr(children, "become_child", doomed)
     said: list[str] = []
     bench(write(tmp_path / "tiny", ONE), Options(), said.append)
     assert sum("killed by signal 9; once more" in line for line in said) == 2
@@ -251,3 +258,74 @@ def test_a_record_without_a_result_reads_as_it_was_written(tmp_path: Path) -> No
     record = Record(state="timed out", reason="r", recipe=recipe.model_dump(mode="json"), seconds=1.5)
     Store(tmp_path).write(recipe, record, None)
     assert Store(tmp_path).records()[recipe.digest].record == record
+
+
+def test_every_combination_gets_a_ledger_or_its_reason_one_at_a_time(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tiny", ONE.replace("rank: 2", "targets: [nowhere]") + FULL.replace("[nf4]", "[none]"))
+    other = Claims(folder / ".bench" / "claims.sqlite", lease=600)
+    assert other.take(ALONE, lambda: False) == 1  # another runner, which measures
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        if not said:
+            assert not Ledgers(folder).read()
+            other.forget(ALONE)
+        said.append(line)
+
+    bench_ledgers(folder, Options(), say)
+    assert said[0] == "3 ledgers left, and another runner measures; waiting for it"
+    found = {measured.recipe.method.kind: measured for measured in Ledgers(folder).read().values()}
+    assert {kind: measured.record.state for kind, measured in found.items()} == {
+        "lora": "failed", "head": "done", "full": "done"
+    }  # fmt: skip
+    assert "'nowhere' matches no linear layer" in str(found["lora"].record.reason)
+    assert found["lora"].record.measured_on is not None
+    head, full = found["head"].record.ledger, found["full"].record.ledger
+    assert head is not None
+    assert full is not None
+    assert full.times is not None
+    assert head.memory.optimizer < full.memory.optimizer
+    memory = measure(found["head"].recipe, timed=False).memory  # as `peftlab ledger` does it
+    assert head.memory.model_copy(update={"process_peak": None}) == memory.model_copy(update={"process_peak": None})
+    assert not Store(folder).records()  # nothing was run
+    assert other.take(ALONE, lambda: False) is not None  # and given back
+    other.close()
+    again: list[str] = []
+    bench_ledgers(folder, Options(), again.append)
+    assert again == []
+
+
+def test_a_measurement_that_is_killed_is_tried_again_and_after_three_times_recorded(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(children, "become_child", lambda parent, log: os.kill(os.getpid(), signal.SIGKILL))
+    folder = write(tmp_path / "tiny", ONE.replace(HEAD, ""))
+    said: list[str] = []
+    bench_ledgers(folder, Options(), said.append)
+    assert sum("killed by signal 9; once more" in line for line in said) == 2
+    (measured,) = Ledgers(folder).read().values()
+    assert (measured.record.state, measured.record.ledger) == ("out of memory", None)
+    before = measured.path.stat().st_mtime_ns
+    bench_ledgers(folder, Options(), said.append)
+    assert measured.path.stat().st_mtime_ns == before
+    bench_ledgers(folder, Options(retry=True), said.append)
+    assert measured.path.stat().st_mtime_ns > before
+
+
+def test_a_ledger_whose_claim_was_taken_over_is_thrown_away(tmp_path: Path, monkeypatch: Patch) -> None:
+    """A runner that was thought dead comes back when another has measured."""
+    folder = write(tmp_path / "tiny", ONE.replace(HEAD, ""))
+
+    def overtaken(recipe: Recipe, into: Path) -> None:
+        record = Measurement(state="failed", reason="by the other", recipe=recipe.model_dump(mode="json"))
+        with closing(sqlite3.connect(folder / ".bench" / "claims.sqlite")) as database, database:
+            database.execute("UPDATE claims SET owner = 'other', until = 1e12")
+        Ledgers(folder).write(recipe, record)
+        children.leave(into, record.model_copy(update={"reason": "too late"}))
+
+    monkeypatch.setattr(bench_ledgers_module, "_leave_ledger", overtaken)
+    said: list[str] = []
+    bench_ledgers(folder, Options(), said.append)
+    assert "taken over by another runner, thrown away" in said[-1]
+    (measured,) = Ledgers(folder).read().values()
+    assert measured.record.reason == "by the other"

@@ -166,7 +166,8 @@ def test_the_bytes_repeat(golden: Golden) -> None:
 def test_the_parts_come_to_the_peak(golden: Golden) -> None:
     memory = memory_pass(small(golden("lora")), HostRecorder())
     parts = memory.weights + memory.optimizer + memory.kept + memory.inputs + memory.activations + memory.transient
-    assert parts == memory.peak
+    assert parts == memory.peak == sum(memory.at_peak.values())
+    assert memory.at_peak["activations or gradients"] == memory.activations
     assert memory.best_state == memory.gradients
     assert memory.evaluation_peak is not None
     assert memory.weights < memory.evaluation_peak < memory.peak
@@ -236,6 +237,8 @@ def test_the_whole_ledger_is_a_record_that_is_read_without_torch(golden: Golden,
     assert ledger.times is not None
     assert ledger.inference is not None
     assert ledger.times.steps == 10
+    assert ledger.times.processor_share is not None
+    assert 0 < ledger.times.processor_share <= 1
     assert ledger.times.quartiles[0] <= ledger.times.median <= ledger.times.quartiles[1]
     assert ledger.times.tokens_per_second == pytest.approx(64 / ledger.times.median)
     assert ledger.inference.merge_error is not None

@@ -1,11 +1,15 @@
 """Suites: one clear line for each mistake, equal trials for each method, and which run is which cell."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from peftlab.ledgers import Ledgers, Measurement, subject_digest
 from peftlab.part import BadInput
+from peftlab.store import Record, Store
 from peftlab.suite import Row, Suite, load_suite, make_plan
 
 SUITES = sorted((Path(__file__).parent.parent / "benchmarks").glob("*/suite.yaml"))
@@ -172,3 +176,63 @@ def test_a_run_written_before_a_field_existed_is_still_its_cell(tmp_path: Path) 
     old = cell.model_dump(mode="json")
     del old["training"]["precision"], old["method"]["weight_decomposed"]
     assert Recipe.model_validate_json(json.dumps({**old, "name": "another"})).digest == cell.digest
+
+
+def test_a_ledger_is_of_a_combination_whatever_its_rate_and_seeds(tmp_path: Path) -> None:
+    loaded = suite(tmp_path)
+    row = Row("addresses", "lora", "none")
+    digests = {
+        subject_digest(loaded.recipe(row, learning_rate=rate, seed=seed, trial=trial))
+        for rate, seed, trial in ((1e-3, 1, False), (3e-3, 2, False), (1e-3, 0, True))
+    }
+    assert len(digests) == 1
+    other = loaded.recipe(Row("addresses", "lora", "nf4"), learning_rate=1e-3, seed=1, trial=False)
+    larger = suite(tmp_path, GOOD.replace("rank: 8", "rank: 9")).recipe(row, learning_rate=1e-3, seed=1, trial=False)
+    assert not digests & {subject_digest(other), subject_digest(larger)}
+
+
+def test_a_ledger_in_two_files_and_a_damaged_one_are_one_line(tmp_path: Path) -> None:
+    recipe = suite(tmp_path).recipe(Row("addresses", "lora", "none"), learning_rate=1e-3, seed=1, trial=False)
+    ledgers = Ledgers(tmp_path / "mine")
+    record = Measurement(state="timed out", reason="r", recipe=recipe.model_dump(mode="json"))
+    path = ledgers.write(recipe, record)
+    assert ledgers.read()[subject_digest(recipe)].record == record
+    assert [other.name for other in path.parent.iterdir()] == [f"addresses-lora-none-{subject_digest(recipe)}.json"]
+    path.with_name("zz.json").write_bytes(path.read_bytes())
+    with pytest.raises(BadInput, match=r"zz.json: another ledger of the same as addresses-lora-none-.*; remove one"):
+        ledgers.read()
+    for damage, says in (("{}", "not a ledger of version 1: state"), (record.model_dump_json(), "wants a ledger, or")):
+        path.with_name("zz.json").write_text(damage.replace("timed out", "done"))
+        with pytest.raises(BadInput, match=f"zz.json: {says}"):
+            ledgers.read()
+
+
+def test_a_dry_run_forecasts_the_memory_of_what_was_never_run_and_else_needs_no_torch(tmp_path: Path) -> None:
+    folder = write(tmp_path, GOOD + "trials: {points: 1}\n")
+    loaded = load_suite(folder)
+
+    def ran(*rows: Row) -> None:
+        for row in rows:
+            recipe = loaded.recipe(row, learning_rate=loaded.centre(row), seed=1, trial=False)
+            values = recipe.model_dump(mode="json")
+            Store(folder).write(recipe, Record(state="failed", reason="r", recipe=values, high_water_bytes=2**30), None)
+
+    def shown() -> tuple[dict[str, str], bool]:
+        """What is said of each row, and whether torch was imported."""
+        code = (
+            f"import sys; from pathlib import Path; from peftlab.suite_commands import bench; "
+            f"bench(Path({str(folder)!r}), dry_run=True); print('torch' in sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        return {line.split()[0]: line for line in lines if line.startswith("addresses-")}, lines[-1] == "True"
+
+    ran(Row("addresses", "full", "none"), Row("addresses", "lora", "none"))
+    found, imported = shown()
+    assert imported
+    assert found["addresses-lora-none"].endswith(" 1024 MiB")
+    assert found["addresses-lora-nf4"].endswith(" MiB predicted")
+    assert 30 < float(found["addresses-lora-nf4"].split()[-3]) < 1024  # the embeddings alone are 45 MiB
+    ran(Row("addresses", "lora", "nf4"))
+    assert not shown()[1]

@@ -15,6 +15,8 @@ import pytest
 
 from peftlab import statistics
 from peftlab.findings import make_findings
+from peftlab.ledger import MIB, Flops, Inference, Ledger, Memory, Times
+from peftlab.ledgers import Ledgers, Measurement
 from peftlab.part import BadInput
 from peftlab.plot import write_figures
 from peftlab.report import page
@@ -104,9 +106,50 @@ def suite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             store.write(recipe, Record(state="done", result=result(recipe, score)), predictions)
 
 
-def table_rows(text: str) -> dict[tuple[str, str], list[str]]:
-    """Cells by method and base, of the first table."""
-    lines = text.split("| method |")[1].split("\n\n")[0].splitlines()[2:]
+def ledger(recipe: Any, *, peak: int, seconds: float, merged: float | None) -> Ledger:
+    memory = {
+        "base": 40 * MIB, "constants": MIB // 2, "method": MIB, "head": MIB, "optimizer": 4 * MIB, "kept": 100,
+        "inputs": 1000, "activations": 10 * MIB, "gradients": 2 * MIB, "held": 0, "transient": 3 * MIB,
+        "peak": peak * MIB, "best_state": None, "evaluation_peak": 50 * MIB, "reserved": None, "process_peak": None,
+    }  # fmt: skip
+    return Ledger(
+        **{"name": recipe.name, "digest": recipe.digest, "examples": 2, "length": 128},
+        memory=Memory(**memory),
+        flops=Flops(forward=20e6, backward=19e6),
+        times=Times(
+            steps=10,
+            median=seconds,
+            quartiles=(seconds * 0.9, seconds * 1.2),
+            tokens_per_second=256 / seconds,
+            matrix_rate=1e11,
+            rate_share=0.4,
+        ),
+        inference=Inference(unmerged=0.3, merged=merged, base=0.2, merge_error=1.5e-6 if merged else None),
+        environment=result(recipe, 0.5).environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def measured_folder(suite_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with ledgers: of full fine-tuning and LoRA; that of BitFit failed."""
+    folder = Path(shutil.copytree(suite_folder, tmp_path_factory.mktemp("measured") / "made-up"))
+    suite = load_suite(folder)
+    for method, kind, peak, seconds, merged in (
+        ("full", "none", 100, 0.5, None), ("lora", "none", 60, 0.3, 0.2), ("lora", "nf4", 59, 0.4, None),
+        ("bitfit", "none", None, 0.0, None),
+    ):  # fmt: skip
+        recipe = suite.recipe(Row("addresses", method, kind), learning_rate=0.123, seed=7, trial=True)
+        values = {"recipe": recipe.model_dump(mode="json"), "state": "failed", "reason": "no such layer"}
+        if peak is not None:
+            found = ledger(recipe, peak=peak, seconds=seconds, merged=merged)
+            values |= {"state": "done", "reason": None, "ledger": found}
+        Ledgers(folder).write(recipe, Measurement(**values))
+    return folder
+
+
+def table_rows(text: str, number: int = 1) -> dict[tuple[str, str], list[str]]:
+    """Cells by method and base, of the table that follows so many columns called method."""
+    lines = text.split("| method |")[number].split("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {(re.sub(r" \[.*\]", "", row[0]), row[1]): row[2:] for row in cells}
 
@@ -219,9 +262,12 @@ def test_csv_holds_every_combination_unrounded(suite_folder: Path) -> None:
     assert rows[1]["mean"] == ""
 
 
-def test_latex_is_balanced_escaped_and_cites_what_the_bibliography_has(suite_folder: Path) -> None:
+@pytest.mark.parametrize("made", ["suite_folder", "measured_folder"])
+def test_latex_is_balanced_escaped_and_cites_what_the_bibliography_has(
+    made: str, request: pytest.FixtureRequest
+) -> None:
     """No TeX engine is needed for that; whether it compiles is for one to say."""
-    files = tables(read_findings(suite_folder))
+    files = tables(read_findings(request.getfixturevalue(made)))
     text = files["table.tex"]
     opened = re.findall(r"\\begin\{(\w+)\}", text)
     closed = re.findall(r"\\end\{(\w+)\}", text)
@@ -255,6 +301,134 @@ def test_a_committed_table_is_what_its_results_give(folder: Path) -> None:
         assert (folder / name).read_text(encoding="utf-8") == text, name
 
 
+def test_memory_is_shown_by_phase_in_mebibytes(measured_folder: Path) -> None:
+    text = markdown(read_findings(measured_folder))
+    rows = table_rows(text.split("### Memory")[1])
+    bytes_of_step = ["40.00", "0.50", "2.00", "2.00", "4.00", "10.00", "3.00"]
+    assert rows["LoRA", "unquantised"] == [*bytes_of_step, "60.00"]
+    assert rows["LoRA", "NF4"] == [*bytes_of_step, "59.00"]
+    assert rows["full fine-tuning", "NF4"] == ["–"] * 8  # refused
+    assert "over a batch of 2 x 128 tokens" in text
+
+
+def test_times_are_ratios_to_the_reference_and_operations_are_counts(measured_folder: Path) -> None:
+    rows = table_rows(markdown(read_findings(measured_folder)).split("### Operations and times")[1])
+    operations = ["20.00", "19.00", "1.95"]
+    assert rows["full fine-tuning", "unquantised"] == [
+        *operations, "1.00 (0.90 to 1.20)", "1.00", "40.00 %", "1.50", "–", "0.67", "–"
+    ]  # fmt: skip
+    assert rows["LoRA", "unquantised"] == [
+        *operations, "0.60 (0.54 to 0.72)", "1.67", "40.00 %", "1.50", "1.00", "0.67", "1.5e-06"
+    ]  # fmt: skip
+    assert rows["LoRA", "NF4"][3:5] == ["0.80 (0.72 to 0.96)", "1.25"]
+
+
+def test_a_ledger_that_failed_is_a_dash_with_its_reason(measured_folder: Path) -> None:
+    text = markdown(read_findings(measured_folder))
+    (letter,) = re.findall(r"- (\w): not measured: failed: no such layer", text)
+    assert f"| BitFit [{letter}] | unquantised |{' – |' * 8}" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "compared"),
+    [
+        ("environment.hardware.processor", "another", False),
+        ("environment.hardware.threads", 2, False),
+        ("environment.code.commit", "d" * 40, True),
+        ("examples", 4, False),
+    ],
+)
+def test_times_are_compared_on_one_machine_and_batch_and_other_ground_is_marked(
+    measured_folder: Path, tmp_path: Path, key: str, value: object, compared: bool
+) -> None:
+    copy = Path(shutil.copytree(measured_folder, tmp_path / "made-up"))
+    (path,) = (copy / "ledgers").glob("addresses-lora-none-*.json")
+    values = json.loads(path.read_text())
+    *parents, last = key.split(".")
+    inner = values["ledger"]
+    for parent in parents:
+        inner = inner[parent]
+    inner[last] = value
+    path.write_text(json.dumps(values))
+    text = markdown(read_findings(copy))
+    cells = table_rows(text.split("### Operations and times")[1])["LoRA", "unquantised"]
+    assert (cells[3] != "–", cells[4] != "–", cells[8] != "–") == (compared,) * 3
+    assert cells[:3] == ["20.00", "19.00", "1.95"]
+    assert cells[6] == "1.50"
+    notes = re.findall(r"- (\w): measured on other ground than the runs", text)
+    assert len(notes) == (key != "examples")
+    for letter in notes:
+        assert f"| LoRA [{letter}] | unquantised | 40.00" in text
+    assert "| full fine-tuning | unquantised | 40.00" in text
+
+
+@pytest.mark.parametrize("share", [0.4, 0.97])
+def test_times_that_other_processes_disturbed_are_marked(measured_folder: Path, tmp_path: Path, share: float) -> None:
+    copy = Path(shutil.copytree(measured_folder, tmp_path / "made-up"))
+    (path,) = (copy / "ledgers").glob("addresses-lora-none-*.json")
+    values = json.loads(path.read_text())
+    values["ledger"]["times"]["processor_share"] = share
+    path.write_text(json.dumps(values))
+    said = re.findall(r"- \w: its times are not its own: .* for (.*) of them", markdown(read_findings(copy)))
+    assert said == (["60%"] if share == 0.4 else [])
+
+
+def test_without_ledgers_nothing_is_said_of_them(suite_folder: Path, measured_folder: Path) -> None:
+    plain, measured = tables(read_findings(suite_folder)), tables(read_findings(measured_folder))
+    assert "### Memory" not in plain["table.md"]
+    assert "peak_bytes" not in plain["table.csv"].replace("process_peak_bytes", "")
+    before, after = (text["table.md"].split("### Memory")[0] for text in (plain, measured))
+    assert after.strip() in before
+    assert measured["table.tex"].count("{tabular}") == plain["table.tex"].count("{tabular}") + 4
+
+
+def test_csv_holds_a_ledgers_integers(measured_folder: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(tables(read_findings(measured_folder))["table.csv"])))
+    lora = rows[2]
+    assert (lora["base_bytes"], lora["peak_bytes"], lora["inputs_bytes"]) == (str(40 * MIB), str(60 * MIB), "1000")
+    assert (lora["step_seconds"], lora["step_seconds_low"], lora["merged_seconds"]) == ("0.3", "0.27", "0.2")
+    assert [row["ledger"] for row in rows] == ["done", "", "done", "done", "failed"]
+    assert rows[4]["peak_bytes"] == rows[1]["peak_bytes"] == ""
+
+
+def test_memory_is_drawn_by_its_parts_where_every_line_has_a_ledger(measured_folder: Path, tmp_path: Path) -> None:
+    def drawn(folder: Path, name: str) -> str:
+        write_figures(read_findings(folder), tmp_path)
+        path = tmp_path / f"addresses-{name}.svg"
+        return path.read_text() if path.exists() else ""
+
+    bars = drawn(measured_folder, "memory-bars")
+    assert "peak of a training step, MiB" in bars
+    for part in ("base weights", "optimiser", "activations or gradients", "transient"):
+        assert part in bars
+    assert drawn(measured_folder, "memory") == ""  # BitFit has a score and no ledger
+    copy = Path(shutil.copytree(measured_folder, tmp_path / "made-up"))
+    (failed,) = (copy / "ledgers").glob("addresses-bitfit-*.json")
+    values = json.loads(failed.read_text())
+    (other,) = (copy / "ledgers").glob("addresses-lora-none-*.json")
+    values |= {"state": "done", "reason": None, "ledger": json.loads(other.read_text())["ledger"]}
+    failed.write_text(json.dumps(values))
+    assert "peak of a training step, MiB" in drawn(copy, "memory")
+    for path in (copy / "results").glob("*.json"):  # a run's process was measured, and one line has no ledger
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps({**values, "high_water_bytes": 2**30}))
+    failed.unlink()
+    assert "peak of the process, MiB" in drawn(copy, "memory")
+    assert "peak of the process, MiB" in drawn(copy, "memory-bars")
+
+
+def test_parameters_that_pruning_leaves_are_shown_where_a_method_says_so(suite_folder: Path, tmp_path: Path) -> None:
+    copy = changed(suite_folder, tmp_path, {"method_figures": {"effective_parameters": 600}})
+    files = tables(read_findings(copy))
+    rows = table_rows(files["table.md"].split("### Cost")[1], 2)  # a column of that table is called so too
+    assert "| method | base | method | head | trainable at the end |" in files["table.md"]
+    assert rows["LoRA", "unquantised"][:3] == ["1,000", "10", "610"]
+    assert rows["BitFit", "unquantised"][:3] == ["1,000", "10", "–"]
+    values = list(csv.DictReader(io.StringIO(files["table.csv"])))
+    assert [row["trainable_parameters_at_the_end"] for row in values] == ["", "", "610", "", ""]
+    assert "at the end" not in tables(read_findings(suite_folder))["table.md"]
+
+
 class Links(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -274,8 +448,10 @@ class Links(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_and_every_number_leads_to_its_runs(suite_folder: Path) -> None:
-    text = page(read_findings(suite_folder))
+@pytest.mark.parametrize("made", ["suite_folder", "measured_folder"])
+def test_the_page_is_whole_and_every_number_leads_to_its_runs(made: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(made)
+    text = page(read_findings(folder))
     links = Links(text)
     assert links.open == []
     assert len(set(links.ids)) == len(links.ids)
@@ -283,10 +459,10 @@ def test_the_page_is_whole_and_every_number_leads_to_its_runs(suite_folder: Path
         if target.startswith("#"):
             assert target[1:] in links.ids
         elif not target.startswith("data:image/svg+xml;base64,"):
-            assert (suite_folder / target).is_file()
-    linked = {target for target in links.targets if target.startswith("results/")}
+            assert (folder / target).is_file()
+    linked = {target for target in links.targets if target.startswith(("results/", "ledgers/"))}
     assert {name for name in linked if name.endswith(".json")} == {
-        f"results/{path.name}" for path in (suite_folder / "results").glob("*.json")
+        f"{path.parent.name}/{path.name}" for path in folder.glob("*/*.json")
     }
     numbers = re.findall(r'<td[^>]*data-value="[^"]+">(.*?)</td>', text)
     assert numbers
