@@ -12,8 +12,10 @@ from peftlab.ledger import MIB, Ledger
 from peftlab.statistics import expected_best
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 FORMATS = ("pdf", "svg", "png")
 MARKERS = "osD^vPX<>*hpd8H"
@@ -89,7 +91,7 @@ def _against_parameters(axes: Axes, findings: Findings, task: str) -> bool:
 
 
 def _against_memory(axes: Axes, findings: Findings, task: str) -> bool:
-    """The ledger's peak, if every line with a score has one."""
+    """The ledger's peak, if every line with a score has one; or else the process's, likewise."""
 
     def of_process(line: Line) -> float | None:
         return None if line.high_water_bytes is None else line.high_water_bytes / MIB
@@ -100,11 +102,13 @@ def _against_memory(axes: Axes, findings: Findings, task: str) -> bool:
     shown = [line for line in findings.of_task(task) if line.score is not None]
     if shown and all(line.ledger is not None for line in shown):
         return _against(axes, findings, task, of_step, "peak of a training step, MiB")
+    if any(line.high_water_bytes is None for line in shown):
+        return False
     return _against(axes, findings, task, of_process, "peak of the process, MiB")
 
 
 def _against(axes: Axes, findings: Findings, task: str, cost: Callable[[Line], float | None], label: str) -> bool:
-    points = []
+    points, shown = [], []
     for line in findings.of_task(task):
         x = cost(line)
         if x is None or line.score is None:
@@ -112,9 +116,9 @@ def _against(axes: Axes, findings: Findings, task: str, cost: Callable[[Line], f
         style = _style(findings, line)
         low, high = (line.score.mean, line.score.mean) if line.estimate is None else line.estimate.interval()
         error = [[line.score.mean - low], [high - line.score.mean]]
-        name = ", ".join(title(line)) if len(findings.suite.quantizations) > 1 else title(line)[0]
-        axes.errorbar([x], [line.score.mean], yerr=error, linestyle="none", capsize=2, label=name, **style)
+        axes.errorbar([x], [line.score.mean], yerr=error, linestyle="none", capsize=2, **style)
         points.append((x, line.sign * line.score.mean))
+        shown.append(line)
     if not points:
         return False
     best = front(points)
@@ -124,8 +128,18 @@ def _against(axes: Axes, findings: Findings, task: str, cost: Callable[[Line], f
     )
     axes.set_xlabel(label)
     axes.set_ylabel(f"{findings.suite.split} {findings.metric(task)}")
-    _legend(axes)
+    _legend(axes, [*_keys(findings, shown), *axes.get_legend_handles_labels()[0]])
     return True
+
+
+def _keys(findings: Findings, shown: Sequence[Line]) -> list[Line2D]:
+    """What a legend has to explain: each method's marker and shade once, and each base's fill once."""
+    from matplotlib.lines import Line2D
+
+    methods = {title(line)[0]: {**_style(findings, line), "fillstyle": "full"} for line in shown}
+    bases = {title(line)[1]: {**_style(findings, line), "marker": "o", "color": "black"} for line in shown}
+    keys = methods | (bases if len(bases) > 1 else {})
+    return [Line2D([], [], linestyle="none", label=name, **style) for name, style in keys.items()]
 
 
 def _learning_rates(axes: Axes, findings: Findings, task: str) -> bool:
@@ -195,9 +209,9 @@ def _memory_bars(axes: Axes, findings: Findings, task: str) -> bool:
     shown = [line for line in lines if line.ledger is not None or line.high_water_bytes is not None]
     if shown and all(line.ledger is not None for line in shown):
         return _stacked_bars(axes, [(", ".join(title(line)), line.ledger) for line in shown if line.ledger is not None])
-    bars = [(", ".join(title(line)), line.high_water_bytes) for line in findings.of_task(task)]
+    bars = [(", ".join(title(line)), line.high_water_bytes) for line in lines if line.score is not None]
     known = [(name, peak / MIB) for name, peak in bars if peak is not None]
-    if not known:
+    if not known or len(known) < len(bars):
         return False
     axes.barh([name for name, _ in known], [peak for _, peak in known], color="0.7", edgecolor="black")
     axes.invert_yaxis()
@@ -249,6 +263,7 @@ def _style(findings: Findings, line: Line, *, lines: bool = False) -> dict[str, 
     return style | ({"linestyle": DASHES[method % len(DASHES)]} if lines else {})
 
 
-def _legend(axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=1)
+def _legend(axes: Axes, handles: Sequence[Artist] = ()) -> None:
+    shown = handles or axes.get_legend_handles_labels()[0]
+    if shown:
+        axes.legend(handles=shown, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=1)
