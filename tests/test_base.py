@@ -109,6 +109,15 @@ def test_an_int8_linear_lets_go_of_its_input(base_of: Load) -> None:
     assert given.grad is not None
 
 
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_quantised_layer_answers_in_autocasts_dtype_as_a_float_one_does(base_of: Load, quantization: str) -> None:
+    linear = base_of(quantization).model.bert.encoder.layer[0].intermediate.dense
+    given = torch.randn(4, 384)
+    assert linear(given).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(given).dtype == torch.bfloat16
+
+
 def test_no_gradient_is_computed_below_the_lowest_trained_layer(
     base_of: Load, recipe_file: Path, probe_input: Input
 ) -> None:

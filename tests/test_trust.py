@@ -142,6 +142,16 @@ def test_what_has_no_result_cannot_be_reproduced(stored_run: Path, tmp_path: Pat
         reproduce(path)
 
 
+def test_a_score_that_its_split_does_not_define_cannot_be_reproduced(stored_run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(stored_run, tmp_path / "tiny"))
+    (path,) = (copy / "results").glob("*.json")
+    values = json.loads(path.read_text())
+    del values["result"]["metrics"]["test"]["entity_f1"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(BadInput, match="entity_f1 is undefined on its test split: nothing to compare"):
+        reproduce(path)
+
+
 CHANCE = random.Random(0)
 LABELS = "abc"
 CASES: dict[str, tuple[list[Any], list[Any]]] = {
