@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -389,14 +390,23 @@ def _input(text: str) -> tuple[list[str], str]:
     path = Path(text)
     try:
         if text == "-":
-            return sys.stdin.buffer.read().decode("utf-8-sig").splitlines(), "standard input"
+            return _lines(sys.stdin.buffer.read().decode("utf-8-sig")), "standard input"
         if _exists(path) or (path.suffix in TEXT_FILES and " " not in text and len(text) < 1000):
-            return path.read_text(encoding="utf-8-sig").splitlines(), text
+            return _lines(path.read_text(encoding="utf-8-sig")), text
     except OSError as error:
         raise BadInput(f"{text}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{text}: not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}") from None
     return [text], "text"
+
+
+def _lines(text: str) -> list[str]:
+    r"""Not splitlines, for which a line ends at characters that texts have, too.
+
+    >>> _lines("a\r\nb\x85c\n")
+    ['a', 'b\x85c']
+    """
+    return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
 
 
 def _exists(path: Path) -> bool:

@@ -21,7 +21,8 @@ def harvest(folder: Path) -> tuple[Record, Predictions]:
     task = Recipe.model_validate_json(json.dumps(result.recipe)).task
     path = folder / "predictions.jsonl"
     try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open(encoding="utf-8") as file:  # not splitlines: it ends a line at characters that texts have
+            records = [json.loads(line) for line in file]
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read: {error}") from None
     splits = {split: [record for record in records if record["split"] == split] for split in result.metrics}

@@ -11,6 +11,7 @@ import pytest
 
 from peftlab import metrics, statistics
 from peftlab.bench import adopt
+from peftlab.harvest import harvest
 from peftlab.part import BadInput
 from peftlab.reproduce import compare, reproduce
 from peftlab.run import run
@@ -48,6 +49,17 @@ def stored_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(recipe, folder.with_name("runs") / "one")
     assert adopt(folder, folder.with_name("runs"), lambda line: None) == 1
     return folder
+
+
+def test_a_text_may_hold_what_elsewhere_ends_a_line(stored_run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(stored_run.with_name("runs") / "one", tmp_path / "one"))
+    record, whole = harvest(folder)
+    path = folder / "predictions.jsonl"
+    first, *others = path.read_text().split("\n")
+    altered = json.loads(first)
+    altered["tokens"][0] = "caf\x85e\u2028"  # Rotten Tomatoes has such
+    path.write_text("\n".join([json.dumps(altered, ensure_ascii=False), *others]))
+    assert harvest(folder) == (record, whole)
 
 
 def wrong(folder: Path) -> list[str]:

@@ -166,7 +166,7 @@ def vader(folder: Path, name: str) -> dict[str, list[Row]]:
     with tarfile.open(folder / "hutto_ICWSM_2014.tar.gz") as archive:
         content = archive.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
         assert content is not None  # the archive's sha256 is checked
-        lines = io.TextIOWrapper(content, encoding="utf-8").read().splitlines()
+        lines = [line.rstrip("\n") for line in io.TextIOWrapper(content, encoding="utf-8")]
     rows = []
     for number, line in enumerate(lines, start=1):
         _, rating, text = line.split("\t")
