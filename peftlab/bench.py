@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -105,6 +106,8 @@ class _Runner:
             open_recipes = [recipe for recipe in plan.recipes if not self._ended(recipe.digest, records)]
             here = {running.recipe.digest for running in self.running.values()}
             if len(self.running) < self.options.jobs:
+                if open_recipes and not self.imported:
+                    self._prepare()
                 for recipe in open_recipes:
                     if recipe.digest in here:
                         continue
@@ -142,11 +145,17 @@ class _Runner:
                 self.claims.take(recipe.digest, lambda: False)
                 self.claims.commit(recipe.digest, functools.partial(self.store.write, recipe, record, None))
 
+    def _prepare(self) -> None:
+        """What all runs need, once, before any is claimed: the libraries, and the data that are read from packages."""
+        self.say(f"{self.suite.name}: importing once, then a process a run ({self.options.jobs} at a time)")
+        children.import_everything(self.options.threads)
+        first = {row.task: row for row in reversed(list(self.suite.rows()))}
+        for row in first.values():
+            with contextlib.suppress(BadInput):  # a run will say it
+                self.suite.recipe(row, learning_rate=1.0, seed=0, trial=True).data.read()
+        self.imported = True
+
     def _start(self, recipe: Recipe, attempt: int) -> None:
-        if not self.imported:
-            self.say(f"{self.suite.name}: importing once, then a process a run ({self.options.jobs} at a time)")
-            children.import_everything(self.options.threads)
-            self.imported = True
         # Named by the owner too: a runner that is thought dead may still be writing.
         folder = self.work_folder / "work" / f"{recipe.digest}-{self.claims.owner}"
         log = self.work_folder / "logs" / f"{recipe.name}-{recipe.digest}.log"

@@ -8,9 +8,10 @@ import datasets
 import pytest
 
 from peftlab import assets
+from peftlab.data import hub
 from peftlab.data.files import Files
 from peftlab.data.hub import Hub
-from peftlab.data.registry import chitchat
+from peftlab.data.registry import REGISTRY, chitchat
 from peftlab.examples import Row
 from peftlab.part import BadInput
 
@@ -248,3 +249,25 @@ def test_alpaca_has_its_instructions() -> None:
     rows = [row for part in splits.rows.values() for row in part]
     assert len(rows) == 999
     assert sum(bool(row.fields["input"]) for row in rows) == 412
+
+
+def test_a_package_is_read_once_a_process_and_who_reads_it_again_may_do_what_he_likes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads: list[Path] = []
+    real = REGISTRY["datamade/usaddress"]
+
+    def counting(folder: Path) -> dict[str, list[Row]]:
+        reads.append(folder)
+        return real(folder)
+
+    monkeypatch.setitem(REGISTRY, "datamade/usaddress", counting)
+    hub._of_registry.cache_clear()
+    first, source = Hub(id="datamade/usaddress").read()
+    count = len(first["train"])
+    first["train"].clear()
+    again, _ = Hub(id="datamade/usaddress").read()
+    assert len(reads) == 1
+    assert len(again["train"]) == count
+    assert again["train"][0].where.startswith("datamade/usaddress/")
+    assert source.startswith("datamade/usaddress (")

