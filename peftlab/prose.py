@@ -59,7 +59,7 @@ def remarks(line: Line) -> list[str]:
     if search is not None and search.trials and not search.missing and search.rate is None:
         texts.append("none of its learning rates gave a score")
     if search is not None and search.at_edge:
-        texts.append("the best learning rate is at the edge of the grid, extended as it was")
+        texts.append(f"the best learning rate is at the edge of the grid{', extended as it was' * search.extended}")
     return texts + [f"some of its runs or trials on other ground: {ground}" for ground in line.marks]
 
 

@@ -119,8 +119,9 @@ def _trials(findings: Findings, task: str) -> str:
             found = DASH if record is None else record.state if score is None else f"{line.sign * score:.4f}"
             text = f"{recipe.learning_rate:g}: {found}"
             cells.append(f"**{text}**" if recipe.learning_rate == search.rate else text)
-        flag = " (extended, still at the edge)" if search.at_edge else " (extended)" if search.extended else ""
-        rows.append(f"| {' | '.join(title(line))} | {', '.join(cells)}{flag} |")
+        flags = {(True, True): "extended, still at the edge", (True, False): "extended", (False, True): "at the edge"}
+        flag = flags.get((search.extended, search.at_edge))
+        rows.append(f"| {' | '.join(title(line))} | {', '.join(cells)}{f' ({flag})' if flag else ''} |")
     return "\n".join(rows) if len(rows) > 2 else ""
 
 
