@@ -22,6 +22,7 @@ from typing import IO, Annotated, Literal
 
 from pydantic import Field, ValidationError
 
+from peftlab.disk import sync
 from peftlab.part import BadInput, Settings
 
 MANIFEST = "peftlab-manifest.json"
@@ -347,17 +348,8 @@ def _write(content: IO[bytes], file: Path, limit: int) -> Member:
 def _publish(files: Path, folder: Path, damaged: Path) -> None:
     """Move `files` to `folder` in one step, and what was there out of the way; a crash leaves all or nothing."""
     for path in (*(path for path in files.rglob("*") if path.is_dir()), files):
-        _sync(path)
+        sync(path)
     if folder.exists():
         folder.rename(damaged)
     files.rename(folder)
-    _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync(folder.parent)
