@@ -36,7 +36,7 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def environment(device: str, precision: Precision, processes: int) -> Environment:
+def environment(device: str, precision: Precision, processes: int, *, sharded: bool = False) -> Environment:
     """Everything that may change a number, as it is now. Of the environment variables nothing is kept."""
     import torch
 
@@ -56,6 +56,7 @@ def environment(device: str, precision: Precision, processes: int) -> Environmen
         device=device,
         precision=precision,
         processes=processes,
+        sharded=sharded,
     )
 
 

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from peftlab import processes
 from peftlab.examples import Encoded, Splits
 from peftlab.recipe import Recipe
-from peftlab.results import Parameters
+from peftlab.results import Environment, Parameters
 
 Lines = Iterator[tuple[str, str]]
 
@@ -32,7 +32,7 @@ def data_lines(recipe: Recipe, model_source: str, rows: Splits, encoded: Mapping
             )
 
 
-def model_lines(recipe: Recipe, parameters: Parameters, accelerator: Accelerator, precision: str) -> Lines:
+def model_lines(recipe: Recipe, parameters: Parameters, accelerator: Accelerator, environment: Environment) -> Lines:
     """What trains, and where."""
     yield (
         "method",
@@ -40,11 +40,12 @@ def model_lines(recipe: Recipe, parameters: Parameters, accelerator: Accelerator
         f"({parameters.share:.2%}), {parameters.head:,} of them the head",
     )
     device, count, quantization = accelerator.device, accelerator.num_processes, recipe.quantization
+    spread = ", in shares (FSDP2)" if environment.sharded else ""
     held = f"base in {quantization.title}" if quantization.quantizes else "base unquantised"
     remark = quantization.remark(device.type)
     yield (
         "device",
-        f"{device.type}, {count} {'process' if count == 1 else 'processes'}, {precision}, {held}"
+        f"{device.type}, {count} {'process' if count == 1 else 'processes'}{spread}, {environment.precision}, {held}"
         + (f": {remark}" if remark else ""),
     )
     if (more := processes.remark(accelerator)) is not None:

@@ -14,13 +14,13 @@ import yaml
 
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
+from peftlab.sharding import Sharding
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# What `accelerate launch` sets for placements that shard parameters, gradients or optimiser states.
-SHARDING = {
-    "ACCELERATE_USE_FSDP": "FSDP",
+# What `accelerate launch` sets for placements that this loop cannot train in.
+UNKNOWN = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism",
@@ -28,19 +28,25 @@ SHARDING = {
 LOST = ("gloo", "NCCL", "ProcessGroup", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
 
 
-def start(recipe: Recipe, *, minutes: float) -> Accelerator:
+def start(recipe: Recipe, *, minutes: float, sharding: Sharding | None = None) -> Accelerator:
     """The run's place among its processes, which may keep each other waiting so long. Raises BadInput before any loads.
 
     Without a launcher it is one process, on the GPU if there is one.
     """
-    for name, placement in SHARDING.items():
+    for name, placement in UNKNOWN.items():
         if os.environ.get(name, "").lower() in ("1", "true"):
             raise BadInput(
-                f"{placement}: this loop trains whole copies of the model, and neither clips, keeps nor resumes "
-                "sharded ones; launch with recipes/accelerate/ddp.yaml, or hold the base in quantization: nf4"
+                f"{placement} is not supported: launch with recipes/accelerate/ddp.yaml, or where the model is too "
+                "large for one device, with recipes/accelerate/fsdp2.yaml"
             )
+    if sharding is not None:
+        reason = recipe.unsupported(recipe.model.known_architecture(), sharded=True)
+        if reason is not None:
+            raise BadInput(f"FSDP: {reason}; recipes/accelerate/ddp.yaml trains whole copies")
     asked = _asked_of_launcher(Path(f"/proc/{os.getppid()}/cmdline"))
     wanted = int(os.environ.get("WORLD_SIZE") or asked.get("num_processes") or 1)
+    if sharding is not None and wanted == 1:
+        raise BadInput("FSDP: one process has nobody to share the model with; leave it out, or launch several")
     if wanted > 1 and recipe.training.auto_micro_batch:
         raise BadInput(
             "training.auto_micro_batch: one process of several that is out of memory leaves the others waiting; "

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from peftlab.methods.method import Method
 from peftlab.part import BadInput
+from peftlab.sharding import share_of, whole
 from peftlab.signs import Signs
 from peftlab.train_log import Evaluation, Halving, Step, TrainLog
 
@@ -134,7 +135,7 @@ class Progress:
             "accumulation": self.accumulation,
         }  # fmt: skip
         tensors = {
-            f"{group}.{name}": tensor.detach().cpu().contiguous()
+            f"{group}.{name}": whole(tensor.detach()).cpu().contiguous()
             for group, named in groups.items()
             for name, tensor in named.items()
         }
@@ -156,21 +157,24 @@ class Progress:
         parameters = self.trained
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(weights.pop(name))
+                parameter.copy_(share_of(weights.pop(name), parameter))
         if weights:
             raise ValueError(f"this run trains no {next(iter(weights))}")
         state = self.optimizer.state_dict()
         state["state"] = {}
+        optimized = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for name, tensor in _group(snapshot, "optimizer").items():
             number, _, key = name.partition(".")
-            state["state"].setdefault(int(number), {})[key] = tensor
+            state["state"].setdefault(int(number), {})[key] = share_of(tensor, optimized[int(number)])
         for group, rate in zip(state["param_groups"], values["learning_rates"], strict=True):
             group["lr"] = rate
         self.optimizer.load_state_dict(state)
         self.schedule.load_state_dict({**values["schedule"], "lr_lambdas": [None] * len(values["learning_rates"])})
         self.method.load_state(self.model, {**_group(snapshot, "method"), **values["method"]})
         best = _group(snapshot, "best")
-        self.best = {name: tensor.to(parameters[name].device) for name, tensor in best.items()} or None
+        self.best = {
+            name: share_of(tensor.to(parameters[name].device), parameters[name]) for name, tensor in best.items()
+        } or None
         signs = values["signs"]
         if signs is not None:
             samples = {n: tensor.to(parameters[n].device) for n, tensor in _group(snapshot, "signs").items()}

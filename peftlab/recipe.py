@@ -77,8 +77,10 @@ class Recipe(Settings):
             new, load(self.replay.data), self.task.given_fields or (*self.task.fields, *self.task.optional_fields)
         )
 
-    def unsupported(self, architecture: str | None) -> str | None:
+    def unsupported(self, architecture: str | None, *, sharded: bool = False) -> str | None:
         """Why this combination cannot run, as far as can be told before anything loads."""
+        if sharded and (storage := self.quantization.unshardable()) is not None:
+            return storage
         reason = self.method.unsupported(
             Setting(
                 architecture=architecture,
@@ -86,6 +88,7 @@ class Recipe(Settings):
                 task_type=self.task.task_type,
                 gradient_checkpointing=self.training.gradient_checkpointing,
                 packed=self.task.packs,
+                sharded=sharded,
             )
         )
         if reason is None and self.training.layer_decay is not None and self.method.positions:

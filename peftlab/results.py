@@ -39,6 +39,7 @@ class Environment(Settings):
     device: str
     precision: Precision
     processes: int
+    sharded: bool = False  # each held a share of the model (FSDP2), not a copy
 
 
 class Parameters(Settings):

@@ -64,6 +64,7 @@ from peftlab.results import (
 )  # fmt: skip
 from peftlab.run_folder import publish, staging
 from peftlab.settings import Keeping
+from peftlab.sharding import Sharding, collect
 from peftlab.tasks import Task
 from peftlab.train_log import Records
 
@@ -82,11 +83,14 @@ def run(
     `resume` goes on from the newest checkpoint beside it, if there is one. `patience` is how many minutes processes
     wait for each other. `score_base` scores the base before it is tuned, too, if it has no new head.
     """
-    accelerator = processes.start(recipe, minutes=patience)
+    sharding = Sharding.taken_over()
+    if sharding is not None and score_base:
+        raise BadInput("--score-base: of a base that is in shares (FSDP) it is not measured; leave one of them out")
+    accelerator = processes.start(recipe, minutes=patience, sharding=sharding)
     with staging(folder, accelerator) as staged, Screen(silent=not accelerator.is_main_process) as screen:
         try:
             with contextlib.ExitStack() as shield:
-                this = _Run(recipe, accelerator, screen, staged, shield)
+                this = _Run(recipe, accelerator, sharding, screen, staged, shield)
                 result = this.result(
                     checkpoint_folder(folder), keeping or Keeping(), resume=resume, score_base=score_base
                 )
@@ -130,18 +134,22 @@ class _Run:
         self,
         recipe: Recipe,
         accelerator: Accelerator,
+        sharding: Sharding | None,
         screen: Screen,
         folder: Path,
         shield: contextlib.ExitStack,  # put up once there is something that a signal must not lose
     ) -> None:
         self.recipe = recipe
         self.accelerator = accelerator
+        self.sharding = sharding
         self.screen = screen
         self.folder = folder
         self.shield = shield
         self.started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.precision = resolve_precision(recipe.training.precision, accelerator.device)
-        self.environment = environment(accelerator.device.type, self.precision, accelerator.num_processes)
+        self.environment = environment(
+            accelerator.device.type, self.precision, accelerator.num_processes, sharded=sharding is not None
+        )
         self.load_seconds = 0.0
         self.evaluate_seconds = 0.0
         self.resumes: list[Resume] = []
@@ -168,7 +176,8 @@ class _Run:
             files,
             task,
             self.recipe.quantization,
-            device=self.accelerator.device,
+            # What is shared out may be too large for one device.
+            device=self.accelerator.device if self.sharding is None else torch.device("cpu"),
             compute=getattr(torch, self.precision),
             frozen=not self.recipe.method.trains_base,
             dropout=self.recipe.training.dropout,
@@ -195,7 +204,9 @@ class _Run:
         untouched = self._untouched(base, task, encoded, tokenizer) if score_base else {}
         model = apply_method(self.recipe, base, plan)
         parameters = count_parameters(model, base)
-        self._say(opening.model_lines(self.recipe, parameters, self.accelerator, self.precision))
+        if self.sharding is not None:
+            self.sharding.shard(model, self.accelerator.device)
+        self._say(opening.model_lines(self.recipe, parameters, self.accelerator, self.environment))
         self.load_seconds = time.perf_counter() - start - self.evaluate_seconds
 
         predict = functools.partial(self._predict, task, model, tokenizer, encoded)
@@ -232,6 +243,8 @@ class _Run:
                 keeper.stop()
         scores = {split: scoring.score(task, records) for split, records in predictions.items()}
 
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        collect(model, {*trained, *log.unused}, keep=self.accelerator.is_main_process)
         adapter_bytes = 0
         if self.accelerator.is_main_process:
             card = artifact.Card(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from peftlab.part import BadInput
+from peftlab.sharding import whole
 
 SAMPLE = 256  # numbers of a tensor that are kept to see whether it moves
 
@@ -24,13 +25,13 @@ class Signs:
 
 
 def look(model: torch.nn.Module) -> Signs:
-    """At the gradients as they are now."""
+    """At the gradients as they are now: a meeting of the processes if these are in shares."""
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return Signs(
         count=len(trainable),
         missing=tuple(name for name, p in trainable.items() if p.grad is None),
-        zero=tuple(name for name, p in trainable.items() if p.grad is not None and not p.grad.any()),
-        samples={name: p.detach().flatten()[:SAMPLE].clone() for name, p in trainable.items()},
+        zero=tuple(name for name, p in trainable.items() if p.grad is not None and not whole(p.grad).any()),
+        samples={name: whole(p.detach()).flatten()[:SAMPLE].clone() for name, p in trainable.items()},
     )
 
 

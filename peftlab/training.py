@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftlab import out_of_memory, signs
+from peftlab import out_of_memory, sharding, signs
 from peftlab.batching import Batch, epoch_batches, split_batches
 from peftlab.examples import Example
 from peftlab.gradients import Gradients, Phase, broke_for_memory, to_device
@@ -100,7 +100,8 @@ def train(
         progress.restore(resumed)
     log = progress.log
     keeper.watch(progress)
-    forward = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
+    alone = accelerator.num_processes == 1 or sharding.sharded(model)  # and nothing to wrap
+    forward = model if alone else accelerator.prepare_model(model)
     trainable = [p for p in model.parameters() if p.requires_grad]
     perturbation = Perturbation.of(model, settings, seeds)
     gradients = Gradients(
@@ -124,7 +125,7 @@ def train(
                 progress.alive = signs.check(
                     model, number, progress.alive, loss=value, whole_base=method.trains_whole_base
                 )
-            norm = float(torch.nn.utils.clip_grad_norm_(trainable, settings.clip or math.inf))
+            norm = float(sharding.whole(torch.nn.utils.clip_grad_norm_(trainable, settings.clip or math.inf)))
             if not (math.isfinite(value) and math.isfinite(norm)):
                 raise Diverged(_diverged(value, norm, number, [examples[i] for i in batch], keeper.keep(before)))
             rate = float(schedule.get_last_lr()[0])
@@ -178,14 +179,15 @@ def predict(
     model.eval()
     # Not inference_mode: bitsandbytes keeps tensors it makes here, and training must be able to use them.
     with torch.no_grad(), autocast():
-        # Whole batches go round the processes, so that each example meets the same neighbours on any number of them.
-        for batch in batches[accelerator.process_index :: accelerator.num_processes]:
-            if asked() is not None:
+        for batch, counts in _turns(batches, task.generates(examples), model, accelerator):
+            if _told_to_stop(model, accelerator):
                 break
             chosen = [examples[i] for i in batch]
             inputs = to_device(task.collate(chosen, tokenizer.pad_token_id), accelerator.device)
             outputs = task.predict(model, inputs, tokenizer)
-            found += zip(batch, task.decode(outputs, chosen), strict=True)
+            if counts:
+                found += zip(batch, task.decode(outputs, chosen), strict=True)
+    sharding.let_go(model)
     model.train(was_training)
     stop = asked()
     if accelerator.num_processes > 1:
@@ -196,6 +198,27 @@ def predict(
     if stop is not None:
         raise Interrupted(stop)
     return task.merge([record for _, record in sorted(found, key=lambda pair: pair[0])], examples)
+
+
+def _turns(
+    batches: Sequence[Batch], generates: bool, model: torch.nn.Module, accelerator: Accelerator
+) -> Iterator[tuple[Batch, bool]]:
+    """What this process predicts, and whether it counts: whole batches, so that no example's neighbours change."""
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    if not sharding.sharded(model):
+        yield from ((batch, True) for batch in batches[rank::processes])
+    elif generates:  # a text takes as many forwards as it has tokens: they go through all of them side by side
+        yield from ((batch, rank == 0) for batch in batches)
+    else:  # a process that has none left borrows one
+        for first in range(0, len(batches), processes):
+            own = first + rank
+            yield (batches[own], True) if own < len(batches) else (batches[0], False)
+
+
+def _told_to_stop(model: torch.nn.Module, accelerator: Accelerator) -> bool:
+    """This process, or where they must go on side by side, one of them."""
+    told = torch.tensor(float(asked() is not None), device=accelerator.device)
+    return bool(accelerator.reduce(told, reduction="sum") if sharding.sharded(model) else told)
 
 
 def _epoch(lengths: Sequence[int], settings: Training, seeds: Seeds, epoch: int) -> list[Batch]:

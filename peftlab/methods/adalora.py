@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from peftlab.methods.method import Plan
+from peftlab.methods.method import Plan, Setting
 from peftlab.methods.peft_method import PeftMethod
 from peftlab.methods.targets import Targets, chosen_layers
 from peftlab.part import BadInput
@@ -84,6 +84,11 @@ class AdaLora(PeftMethod):
                 "too few to prune in; train for longer"
             )
         return before, after
+
+    def unsupported(self, setting: Setting) -> str | None:
+        if setting.sharded:
+            return "AdaLoRA weighs singular values and prunes them by whole tensors, and each process has shares alone"
+        return super().unsupported(setting)
 
     def config(self, model: PreTrainedModel, plan: Plan) -> AdaLoraConfig:
         from peft import AdaLoraConfig

@@ -36,6 +36,7 @@ class Setting:
     task_type: str  # one of PEFT's TaskType names
     gradient_checkpointing: bool = False
     packed: bool = False  # several rows share a sequence
+    sharded: bool = False  # each process holds a share of every tensor
 
 
 class Method(Part):

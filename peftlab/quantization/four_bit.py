@@ -44,6 +44,11 @@ class FourBit(Quantization):
             llm_int8_skip_modules=list(keep),
         )
 
+    def unshardable(self) -> str | None:
+        if self.storage == "uint8":
+            return f"of {self.kind}, only floating storage can be cut into shares: set storage: bfloat16"
+        return None
+
     def prepare(self, model: nn.Module) -> None:
         heed_autocast(model)
         # On a CPU with AVX512-BF16 the first evaluation would repack the weights for a kernel without a backward,

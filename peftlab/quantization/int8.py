@@ -40,6 +40,9 @@ class Int8(Quantization):
             load_in_8bit=True, llm_int8_threshold=self.outlier_threshold, llm_int8_skip_modules=list(keep)
         )
 
+    def unshardable(self) -> str | None:
+        return "int8 weights cannot be cut into shares: their scales stand beside them; use nf4"
+
     def prepare(self, model: nn.Module) -> None:
         heed_autocast(model)
         for linear in quantized_linears(model).values():

@@ -32,6 +32,10 @@ class Quantization(Part):
             return "on a CPU this saves memory, not time"
         return None
 
+    def unshardable(self) -> str | None:
+        """Why FSDP cannot cut such a base into shares, in one line, or None if it can."""
+        return None
+
     def prepare(self, model: nn.Module) -> None:
         """Called once on the loaded base: whatever it takes to train through it."""
 

@@ -163,6 +163,9 @@ class CausalLM(Task):
             outputs["answers"] = [self._answer(model, ask, tokenizer, stops) if len(ask) else None for ask in asked]
         return outputs
 
+    def generates(self, examples: Sequence[Example]) -> bool:
+        return any(example.features["ask"] for example in examples)
+
     def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
         import torch
 

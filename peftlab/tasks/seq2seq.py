@@ -115,6 +115,9 @@ class Seq2Seq(Task):
         texts: list[str] = tokenizer.batch_decode(found, skip_special_tokens=True)
         return texts
 
+    def generates(self, examples: Sequence[Example]) -> bool:
+        return True
+
     def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
         return [
             {"predicted": text.strip(), "expected": example.row.fields.get("target")}

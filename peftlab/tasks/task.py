@@ -129,6 +129,10 @@ class Task(Part):
         """What `decode` takes: the outputs of one forward, or of as many as a generated text needs."""
         return model(**self.inputs(batch, model))
 
+    def generates(self, examples: Sequence[Example]) -> bool:
+        """Whether `predict` writes text for some of these, in as many forwards as a text takes."""
+        return False
+
     def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """One JSON-ready record an example, with `predicted` and `expected`."""
         raise NotImplementedError

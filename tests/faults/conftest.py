@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -139,6 +140,30 @@ class Lab:
             self._whole[sets] = finished(output)
             shutil.rmtree(output)
         return self._whole[sets]
+
+
+def two(
+    lab: Lab, words: Sequence[str | Path], faults: dict[int, list[list[Any]]] | None = None, **environment: str
+) -> list[Running]:
+    """Both processes of one command, over gloo, started as a launcher does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return [
+        lab.server.start(
+            *words,
+            faults=(faults or {}).get(rank, []),
+            ACCELERATE_USE_CPU="true", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank),
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **environment,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+
+
+def both(
+    lab: Lab, words: Sequence[str | Path], faults: dict[int, list[list[Any]]] | None = None, **environment: str
+) -> list[Done]:
+    return [process.wait() for process in two(lab, words, faults, **environment)]
 
 
 @pytest.fixture(scope="session")

@@ -321,3 +321,25 @@ def fail_with(kind: str, text: str) -> None:
         raise {"RuntimeError": RuntimeError, "BadInput": BadInput}[kind](text)
 
     run.load_base = load_base
+
+
+def write_held_bytes(path: str) -> None:
+    """At the end of the training, write how many bytes of the model this process holds, and how many all hold."""
+    import json
+
+    from torch.distributed.tensor import DTensor
+
+    from peftlab import training
+
+    real = training.train
+
+    def train(model: Any, **settings: Any) -> Any:
+        log = real(model, **settings)
+        tensors = [parameter.detach() for parameter in model.parameters()]
+        held = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}
+        whole = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        Path(path).write_text(json.dumps([sum(storages.values()), whole]))
+        return log
+
+    training.train = train

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import signal
-import socket
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +11,11 @@ import pytest
 
 from peftlab.small_model import byte_tokenizer
 from tests.contract.bases import Combination, tiny
-from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Done, Lab, Running, Trained, finished, sets, steps
+from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Lab, Trained, both, finished, sets, steps, two
 
 EVERY = ("--checkpoint-every", "1", "--resume")
 LOST = "another process of this run is gone, or was silent"
 SOME = [c for c in COMBINATIONS if str(c) in ("lora-nf4-encoder", "adalora-none-encoder", "full-none-encoder")]
-
-
-def two(lab: Lab, words: Sequence[str | Path], faults: dict[int, list[list[Any]]] | None = None) -> list[Running]:
-    """Both processes of one command, over gloo, started as a launcher does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    return [
-        lab.server.start(
-            *words,
-            faults=(faults or {}).get(rank, []),
-            ACCELERATE_USE_CPU="true", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank),
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-
-
-def both(lab: Lab, words: Sequence[str | Path], faults: dict[int, list[list[Any]]] | None = None) -> list[Done]:
-    return [process.wait() for process in two(lab, words, faults)]
 
 
 def whole(lab: Lab, *recipe: str) -> Trained:
@@ -54,7 +32,7 @@ def whole(lab: Lab, *recipe: str) -> Trained:
 @pytest.mark.parametrize("combination", COMBINATIONS if NIGHT else SOME, ids=str)
 def test_two_processes_train_as_one_does(combination: Combination, lab: Lab) -> None:
     recipe = tuple(word.replace('"dropout": 0.1', '"dropout": 0.0') for word in sets(combination))
-    recipe = (*recipe, "training.dropout=0.0")
+    recipe = (*recipe, "training.dropout=0.0", "training.learning_rate=5e-3")  # at 2e-2 rsLoRA blows rounding up
     one, other = lab.whole(*recipe).result, whole(lab, *recipe).result
     assert other.environment.processes == 2
     assert other.curve.losses == pytest.approx(one.curve.losses, abs=1e-5)
@@ -158,8 +136,8 @@ def test_bad_input_is_said_once(lab: Lab, output: Path) -> None:
 @pytest.mark.parametrize(
     ("environment", "says"),
     [
-        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP: this loop trains whole copies of the model"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed: this loop trains whole copies of the model"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM is not supported"),
     ],
 )
 def test_a_placement_that_the_loop_cannot_do_is_refused_before_loading(

@@ -1,0 +1,128 @@
+"""FSDP2: each process holds a share of every tensor, and gathers a layer while it is computed with.
+
+Zhao et al., 2023, "PyTorch FSDP", arXiv:2304.11277; `torch.distributed.fsdp.fully_shard`. What is kept, saved or looked
+at is made whole again by `whole`, in which all processes must take part.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Container, Iterator, MutableMapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from peftlab.part import BadInput
+
+SWITCH = "ACCELERATE_USE_FSDP"  # set by `accelerate launch`, as are the FSDP_ ones
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """What the launcher asked for."""
+
+    reshard: bool = True  # let go of a layer after its forward, and gather it once more for the backward
+
+    @classmethod
+    def taken_over(cls, environment: MutableMapping[str, str] = os.environ) -> Sharding | None:
+        """What is asked for, which is from now on not Accelerate's to do. Raises BadInput for what is not done here.
+
+        Accelerate shards model and optimiser in one piece, and on GPUs alone; the loop here clips, keeps and goes on
+        from shares, and does so on a CPU too.
+        """
+        if not _on(environment, SWITCH):
+            return None
+        if environment.get("FSDP_VERSION", "1") != "2":
+            raise BadInput("FSDP: version 1 flattens what is frozen and what trains together; set fsdp_version: 2")
+        for name, cure in (
+            ("FSDP_OFFLOAD_PARAMS", "quantization: nf4 makes shares smaller"),
+            ("FSDP_ACTIVATION_CHECKPOINTING", "training.gradient_checkpointing: true of the recipe does it"),
+        ):
+            if _on(environment, name):
+                raise BadInput(f"FSDP: {name.lower()} is not done here: {cure}")
+        del environment[SWITCH]
+        return cls(reshard=environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false")
+
+    def shard(self, model: nn.Module, device: torch.device) -> None:
+        """Share out `model`, which every process has whole and alike, layer by layer; the shares are on `device`."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+        for layer in layers(model):
+            fully_shard(layer, mesh=mesh, reshard_after_forward=self.reshard)
+        # What is in no layer, embeddings and head, stays gathered from its forward to its backward.
+        fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        if hasattr(model, "generate"):
+            register_fsdp_forward_method(model, "generate")
+
+
+def layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The repeated layers, which stand in lists of modules; a list inside of a layer is a part of it.
+
+    >>> block = nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 2)]))
+    >>> model = nn.ModuleDict({"embeddings": nn.Embedding(3, 2), "layer": nn.ModuleList([block])})
+    >>> [layer is block for layer in layers(model)]
+    [True]
+    """
+    for child in model.children():
+        if isinstance(model, nn.ModuleList) and not isinstance(child, nn.ModuleList):
+            yield child
+        else:
+            yield from layers(child)
+
+
+def sharded(model: nn.Module) -> bool:
+    """Whether each process holds a share of `model`, so that a forward is a meeting of them."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule)
+
+
+def let_go(model: nn.Module) -> None:
+    """Have nothing gathered, so that the parameters of `model` are shares, as they are after a backward."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """`tensor` itself, or if it is in shares, all of it: a meeting of the processes."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def share_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's share of `tensor`, if `like`, of the same shape, is in shares; otherwise `tensor` itself."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
+def collect(model: nn.Module, names: Container[str], *, keep: bool) -> None:
+    """Make the parameters of these names whole, on the CPU and one after the other: a meeting of the processes.
+
+    Where they are kept, `model` can be saved after it, and is of no other use.
+    """
+    if not sharded(model):
+        return
+    kept: dict[Tensor, nn.Parameter] = {}  # one may be in several modules
+    for name, parameter in model.named_parameters():
+        if name in names:
+            tensor = whole(parameter.detach()).cpu()
+            if keep:
+                kept[parameter] = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter in kept:
+                setattr(module, name, kept[parameter])
+
+
+def _on(environment: MutableMapping[str, str], name: str) -> bool:
+    return environment.get(name, "").lower() in ("1", "true")
