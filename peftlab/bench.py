@@ -17,10 +17,11 @@ from peftlab.children import Child, Ended
 from peftlab.claims import Claims
 from peftlab.estimate import Clock, duration
 from peftlab.harvest import finished_runs, harvest
+from peftlab.matching import matched_suite
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
 from peftlab.store import AGAIN, Predictions, Record, Store, Stored, validation_scores
-from peftlab.suite import Plan, Suite, load_suite, make_plan
+from peftlab.suite import Plan, Suite, make_plan
 
 WORK = ".bench"  # in the suite's folder, not committed: claims, logs, runs at work
 LEASE = 60.0  # seconds without a sign of life after which a runner's claims are anybody's
@@ -42,7 +43,7 @@ class Options:
 
 def bench(folder: Path, options: Options, say: Say = print) -> Plan:
     """Run all of the suite that has no result and that no other runner is at; return when everything has ended."""
-    suite = load_suite(folder)
+    suite = matched_suite(folder)
     children.prepare(options.threads)
     runner = _Runner(folder, suite, options, say)
     try:
@@ -53,7 +54,7 @@ def bench(folder: Path, options: Options, say: Say = print) -> Plan:
 
 def adopt(folder: Path, runs: Path, say: Say = print) -> int:
     """Bring in finished runs that are this suite's, from anywhere below `runs`; return how many."""
-    suite, store = load_suite(folder), Store(folder)
+    suite, store = matched_suite(folder), Store(folder)
     if not runs.is_dir():
         raise BadInput(f"--adopt {runs}: no such folder")
     found = finished_runs(runs)

@@ -17,16 +17,17 @@ from peftlab.claims import Claims
 from peftlab.estimate import duration
 from peftlab.ledger import MIB
 from peftlab.ledgers import Ledgers, Measured, Measurement, subject_digest
+from peftlab.matching import matched_suite
 from peftlab.recipe import Recipe
 from peftlab.store import AGAIN, Store
-from peftlab.suite import Suite, load_suite
+from peftlab.suite import Suite
 
 ALONE = "ledger"  # the claim of whoever measures: no two runners at once
 
 
 def bench_ledgers(folder: Path, options: Options, say: Say = print) -> None:
     """Measure all of the suite that has no ledger; return when each combination has one, or a reason for none."""
-    suite = load_suite(folder)
+    suite = matched_suite(folder)
     children.prepare(options.threads)
     measurer = _Measurer(folder, suite, options, say)
     try:

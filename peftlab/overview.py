@@ -32,6 +32,7 @@ COLUMNS = (
     "saved",
     "training",
     "tokens/s",
+    "threads",
 )
 
 
@@ -74,6 +75,7 @@ def _row(recipe: Recipe, result: RunResult | None) -> list[str]:
         size(result.cost.adapter_bytes),
         f"{result.cost.train_seconds:,.0f} s",
         f"{result.cost.tokens_per_second:,.0f}",
+        f"{result.environment.hardware.threads}",
     ]
 
 
@@ -87,4 +89,4 @@ def _machine(environment: Environment) -> str:
     hardware = environment.hardware
     where = ", ".join(hardware.accelerators) or hardware.processor
     processes = "" if environment.processes == 1 else f"{environment.processes} processes, "
-    return f"{where} ({processes}{hardware.threads} threads, {environment.precision})"
+    return f"{where} ({processes}{environment.precision})"

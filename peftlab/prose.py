@@ -147,6 +147,20 @@ def speed(findings: Findings) -> str:
     )
 
 
+def matching(suite: Suite, task: str) -> list[str]:
+    """What was done so that the methods of a task have the same number of parameters, and what that leaves over."""
+    if suite.match is None:
+        return []
+    sizes = suite.sizes(task)
+    found = [f"{s.method} {s.name} {s.size} ({s.parameters:,}, {s.left_over * 100:+.2g} %)" for s in sizes]
+    others = [name for name in suite.methods if name not in {size.method for size in sizes}]
+    unsized = f"; without a size, so as they are: {', '.join(others)}" if others else ""
+    return [
+        f"Methods are matched at {suite.match.parameters:,} parameters, heads excluded, as near as whole sizes come: "
+        f"{', '.join(found)}{unsized}."
+    ]
+
+
 def choices(suite: Suite) -> str:
     """How learning rates were chosen."""
     trials = suite.trials
@@ -204,6 +218,7 @@ def _setup(findings: Findings, task: str) -> str:
     sentences = [
         f"{task}: {result.recipe['model']['id']} on {result.data_source}, {_sizes(result)}.",
         f"Methods: {methods}; bases: {bases}.",
+        *matching(suite, task),
         f"Each run trains for {length} with batches of {of_batch}, AdamW (betas {training.adam_betas[0]:g} and "
         f"{training.adam_betas[1]:g}, epsilon {training.adam_epsilon:g}, weight decay {training.weight_decay:g} on "
         f"matrices), a {training.schedule} schedule after a warm-up of {training.warmup * 100:g} % of the steps, "

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from peftlab.data import AnyData
-from peftlab.methods import AnyMethod
+from peftlab.matched import Match, Size, read_sizes
+from peftlab.methods import AnyMethod, Method
 from peftlab.model import AnyModel
 from peftlab.part import BadInput, Settings, nearest
 from peftlab.quantization import AnyQuantization, Quantization
@@ -52,6 +53,12 @@ class Entry(Settings):
     method: AnyMethod
     learning_rate: Rate | None = None  # the grid's centre; the method's own if not given
     quantizations: list[str] | None = None  # kinds; all of the suite's if not given
+    match: bool = True  # false: stays as it is where the others are matched
+
+    @property
+    def sized(self) -> bool:
+        """Whether `match` is to find its size."""
+        return self.match and self.method.size_setting is not None
 
 
 class Setup(Settings):
@@ -85,6 +92,7 @@ class Suite(Settings):
     margin: float = Field(0.01, gt=0)  # of "no worse than the reference", in the metric's unit
     seeds: list[Seed] = Field(min_length=1)
     trials: Trials = Trials()
+    match: Match | None = None  # methods brought to the same number of parameters, as far as they have a size
     time_limit: float | None = Field(None, gt=0)  # seconds a run
     own_machine: bool = False  # the runs had their machine to themselves: their times may be shown
     model: AnyModel | None = None
@@ -95,6 +103,7 @@ class Suite(Settings):
     methods: dict[Name, Entry] = Field(min_length=1)
     quantizations: list[AnyQuantization] = Field(min_length=1)
     published: list[Published] = Field(default=[])
+    _sizes: list[Size] = PrivateAttr(default_factory=list)  # found for `match`
 
     @model_validator(mode="after")
     def _names_that_exist(self) -> Suite:
@@ -137,7 +146,7 @@ class Suite(Settings):
 
     def recipe(self, row: Row, *, learning_rate: float, seed: int, trial: bool) -> Recipe:
         """One run."""
-        setup, entry = self.tasks[row.task], self.methods[row.method]
+        setup = self.tasks[row.task]
         given = {key: getattr(setup.training, key) for key in setup.training.model_fields_set}
         shared = {key: getattr(self.training, key) for key in self.training.model_fields_set}
         model, task, data = setup.model or self.model, setup.task or self.task, setup.data or self.data
@@ -149,12 +158,30 @@ class Suite(Settings):
             model=model,
             task=task,
             data=data,
-            method=entry.method,
+            method=self.method(row.task, row.method),
             quantization=self._quantization(row.quantization),
             training=Training(**{**shared, **given, "learning_rate": learning_rate}),
             seeds=Seeds(initialization=seed, data_order=seed, dropout=seed),
             score_test=self.protocol == "clean" and not trial,
         )
+
+    def method(self, task: str, name: str) -> Method:
+        """As the file says, or in the size that matches."""
+        method = self.methods[name].method
+        found = next((size for size in self._sizes if (size.task, size.method) == (task, name)), None)
+        return method if found is None else method.resized(found.size)
+
+    def sizes(self, task: str | None = None) -> list[Size]:
+        """What was found for `match`."""
+        return [size for size in self._sizes if task in (None, size.task)]
+
+    def unmatched(self) -> list[tuple[str, str]]:
+        """Tasks and methods whose size `match` leaves open."""
+        if self.match is None:
+            return []
+        found = {(size.task, size.method) for size in self._sizes}
+        rows = dict.fromkeys((row.task, row.method) for row in self.rows())
+        return [pair for pair in rows if pair not in found and self.methods[pair[1]].sized]
 
     def centre(self, row: Row) -> float:
         """The middle of a combination's learning rates."""
@@ -217,8 +244,11 @@ class Plan:
         return trials + [cells[i] for i in range(longest) for cells in self.cells.values() if i < len(cells)]
 
 
-def load_suite(path: Path) -> Suite:
-    """Read and check a suite: its folder, or the file. Raises BadInput, one line a mistake."""
+def load_suite(path: Path, *, matched: bool = True) -> Suite:
+    """Read and check a suite: its folder, or the file. Raises BadInput, one line a mistake.
+
+    Unless sizes may still be open, its methods must be `matched` if it asks for it.
+    """
     file = path / FILE if path.is_dir() else path
     if not file.exists():
         near = nearest(path.name, (other.parent.name for other in path.parent.glob(f"*/{FILE}")))
@@ -235,7 +265,22 @@ def load_suite(path: Path) -> Suite:
         except ValidationError as error:
             line = document.lines.get(("tasks", row.task), 1)
             raise BadInput(f"{file}:{line}: tasks.{row.task}: with {row.method}: {error.errors()[0]['msg']}") from None
+    if suite.match is not None:
+        suite._sizes.extend(size for size in read_sizes(file.parent) if _still_fits(suite, size))
+        if matched and suite.unmatched():
+            raise BadInput(f"{file}: match: sizes are still to be found: peftlab bench {path} --dry-run finds them")
     return suite
+
+
+def _still_fits(suite: Suite, size: Size) -> bool:
+    """Whether it was found for what the suite says now."""
+    row = next((row for row in suite.rows() if (row.task, row.method) == (size.task, size.method)), None)
+    if row is None or not suite.methods[size.method].sized:
+        return False
+    if suite.match is None or size.wanted != suite.match.parameters:
+        return False
+    recipe = suite.recipe(row, learning_rate=suite.centre(row), seed=suite.seeds[0], trial=False)
+    return (size.base, size.settings) == (recipe.model.model_dump(mode="json"), recipe.method.model_dump(mode="json"))
 
 
 def make_plan(suite: Suite, scores: Scores) -> Plan:

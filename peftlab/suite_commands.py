@@ -136,10 +136,10 @@ def reproduce(
 def _show_plan(folder: Path, jobs: int) -> None:
     from peftlab.bench import current_plan
     from peftlab.estimate import Clock, duration
+    from peftlab.matching import matched_suite
     from peftlab.store import Store
-    from peftlab.suite import load_suite
 
-    suite, records = load_suite(folder), Store(folder).records()
+    suite, records = matched_suite(folder), Store(folder).records()
     plan = current_plan(suite, records)
     clock = Clock(suite, plan, records)
     run = {line.row for line in clock.lines if line.high_water_bytes is not None}

@@ -45,6 +45,7 @@ class AdaLora(PeftMethod):
     )
     learning_rate: ClassVar[float] = 1e-3
     merges: ClassVar[bool] = True
+    size_setting: ClassVar[str | None] = "initial_rank"
     samples: ClassVar[tuple[dict[str, Any], ...]] = ({"initial_rank": 6, "target_rank": 3},)
 
     initial_rank: int = Field(12, ge=2, le=4096)
@@ -70,6 +71,11 @@ class AdaLora(PeftMethod):
                 f"before_pruning {self.before_pruning} + after_pruning {self.after_pruning}: no steps left to prune in"
             )
         return self
+
+    def resized(self, size: int) -> Self:
+        """The target rank keeps its ratio to the initial one."""
+        target = min(max(1, round(size * self.target_rank / self.initial_rank)), size - 1)
+        return self.model_validate({**self.model_dump(), "initial_rank": size, "target_rank": target})
 
     def phases(self, steps: int) -> tuple[int, int]:
         """Optimiser steps before the first pruning and after the last one. Raises BadInput if none is left between.

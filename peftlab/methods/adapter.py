@@ -64,6 +64,8 @@ class Adapter(PeftMethod):
     )
     learning_rate: ClassVar[float] = 3e-4
 
+    size_setting: ClassVar[str | None] = "bottleneck"
+
     variant: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
     bottleneck: Annotated[int, Field(gt=0)] | None = None  # width; or else
     reduction_factor: Annotated[int, Field(gt=0)] | None = None  # model width / bottleneck; 16 if neither is given
@@ -88,6 +90,9 @@ class Adapter(PeftMethod):
                 f"or reduction_factor (found {self.reduction_factor})"
             )
         return self
+
+    def resized(self, size: int) -> Self:
+        return self.model_validate({**self.model_dump(), "bottleneck": size, "reduction_factor": None})
 
     def unsupported(self, setting: Setting) -> str | None:
         if setting.architecture is None or setting.architecture in PLACEMENTS:

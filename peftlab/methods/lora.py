@@ -39,6 +39,7 @@ class Lora(PeftMethod):
     learning_rate: ClassVar[float] = 5e-4
     merges: ClassVar[bool] = True
 
+    size_setting: ClassVar[str | None] = "rank"
     samples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"rank": 4},
         {"rank": 4, "weight_decomposed": True},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from peftlab.part import Part
 from peftlab.reference import Reference
@@ -55,6 +55,8 @@ class Method(Part):
     merges: ClassVar[bool] = False  # `merge` folds the method into the base's weights
     trains_whole_base: ClassVar[bool] = False  # all it finds there, also parts that the task's forward does not use
 
+    size_setting: ClassVar[str | None] = None  # the setting in which its count of parameters grows evenly, if any
+
     # Settings that fit a model 64 wide, one for each way through the code: what the contract tests and the doctor try.
     samples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
@@ -77,6 +79,11 @@ class Method(Part):
     def positions(self) -> int:
         """How many of the model's positions the method takes from every input."""
         return 0
+
+    def resized(self, size: int) -> Self:
+        """The same method with this `size_setting`. Raises ValidationError if it cannot be such."""
+        assert self.size_setting is not None
+        return self.model_validate({**self.model_dump(), self.size_setting: size})
 
     def unsupported(self, setting: Setting) -> str | None:
         """Why this method cannot run in `setting`, in one line, or None if it can."""

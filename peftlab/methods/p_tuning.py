@@ -26,6 +26,7 @@ class PTuning(EmbeddedTokens):
     )
     fidelity: ClassVar[str | None] = "all virtual tokens stand before the input (paper: anywhere in a template)"
     learning_rate: ClassVar[float] = 1e-3
+    size_setting: ClassVar[str | None] = None  # its size is the network's
     samples: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 4}, {"length": 4, "encoder": "mlp"})
 
     encoder: Literal["lstm", "mlp"] = "lstm"  # bidirectional with two linear layers behind it, or three linear layers

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -30,6 +30,8 @@ ENCODER_DECODERS = {"bart", "mbart", "mt5", "t5", "umt5"}
 
 class VirtualTokens(PeftMethod):
     """A subclass says what the tokens are; once trained, they are kept as plain vectors, without what made them."""
+
+    size_setting: ClassVar[str | None] = "length"
 
     length: int = Field(20, ge=1)  # virtual tokens
 
