@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from peftlab import statistics
+from peftlab import forms, statistics
 from peftlab.ledger import Ledger
 from peftlab.ledgers import Measured, subject_digest
 from peftlab.part import BadInput
@@ -161,7 +161,7 @@ def _measure(suite: Suite, line: Line) -> Line:
     known = [c for c in counts if c is not None]
     if len(known) < len(counts) or len({len(c.rows) for c in known}) > 1:
         return replace(line, score=score)
-    form = statistics.FORMS[known[0].form]
+    form = forms.FORMS[known[0].form]
     rows = np.array([c.rows for c in known], dtype=np.float64)
     resampled = statistics.bootstrap(rows[..., 0] if form is None else rows, form)
     for own, stored in zip(resampled.scores, done, strict=True):

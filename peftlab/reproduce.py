@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from peftlab import statistics
+from peftlab import forms, statistics
 from peftlab.harvest import harvest
 from peftlab.part import BadInput
 from peftlab.results import RunResult
@@ -63,7 +63,7 @@ def compare(stored: Stored, predictions: Predictions, record: Record, again: Pre
     interval = None
     counted = next((counts for counts in predictions.counts.get(split, []) if counts.score == name), None)
     if counted is not None:
-        form = statistics.FORMS[counted.form]
+        form = forms.FORMS[counted.form]
         rows = np.array([counted.rows], dtype=np.float64)
         resampled = statistics.bootstrap(rows[..., 0] if form is None else rows, form)
         interval = statistics.mean_score(resampled).interval()

@@ -13,39 +13,14 @@ A diverged run has no score. The caller counts it; every function here refuses N
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy  # type: ignore[import-untyped, unused-ignore]  # scipy.stats loads at first use: it takes most of a second
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Floats = NDArray[np.float64]
-Score = Callable[[Floats], Floats]  # summed counts (..., k) -> scores (...)
-
-
-def f1(sums: Floats) -> Floats:
-    """F1 of summed counts (..., 3): true positives, predicted, gold. 0 where nothing is predicted and nothing is gold.
-
-    >>> f1(np.array([[3.0, 4.0, 6.0], [0.0, 0.0, 0.0]])).tolist()
-    [0.6, 0.0]
-    """
-    scores: Floats = 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1)
-    return scores
-
-
-def ratio(sums: Floats) -> Floats:
-    """Of summed counts (..., 2): right, answered, as the accuracy over the words of sentences.
-
-    >>> ratio(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
-    [0.75, 0.0]
-    """
-    scores: Floats = sums[..., 0] / np.maximum(sums[..., 1], 1)
-    return scores
-
-
-# Of stored counts: None for a mean over examples.
-FORMS: dict[str, Score | None] = {"mean": None, "f1": f1, "ratio": ratio}
+from peftlab.forms import Floats, Form
 
 
 @dataclass(frozen=True)
@@ -75,13 +50,13 @@ class Resampled:
     """One method's scores, and what they would have been on other draws of the test examples."""
 
     counts: Floats  # (seeds, examples, k)
-    score: Score
+    score: Form
     scores: Floats  # (seeds,) on the test set itself
     replicates: Floats  # (resamples, seeds) on test sets drawn from it, each draw shared by all seeds
     seed: int  # of the draws: equal seeds and equal numbers of examples and resamples give equal draws
 
 
-def bootstrap(counts: ArrayLike, score: Score | None = None, *, resamples: int = 2000, seed: int = 0) -> Resampled:
+def bootstrap(counts: ArrayLike, score: Form | None = None, *, resamples: int = 2000, seed: int = 0) -> Resampled:
     """Resample the test examples, the same draws for every seed and every method.
 
     counts (seeds, examples, k): what `score` needs, summed over examples, e.g. true positives, predicted and gold

@@ -63,6 +63,7 @@ def check(stored: Stored, predictions: Predictions, rows: Splits) -> list[str]:
             told, found = result.metrics[split].get(name), scores.get(name)
             if told is None or found is None or not math.isclose(told, found, abs_tol=TOLERANCE):
                 wrong.append(f"{split} {name}: says {told}, its predictions give {found}")
-        if counted(task, records) != predictions.counts[split]:
+        own = {counts.score: counts for counts in counted(task, records)}  # older records have not all of them
+        if any(own.get(counts.score) != counts for counts in predictions.counts[split]):
             wrong.append(f"{split}: its counts are not those of its predictions")
     return wrong

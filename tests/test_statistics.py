@@ -10,15 +10,14 @@ import pytest
 from numpy.typing import NDArray
 from scipy import special, stats
 
+from peftlab.forms import Floats, f1
 from peftlab.statistics import (
     Estimate,
-    Floats,
     Resampled,
     bootstrap,
     compare,
     equivalence,
     expected_best,
-    f1,
     holm,
     mcnemar,
     mean_score,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peftlab import statistics
+from peftlab import forms
 from peftlab.findings import make_findings
 from peftlab.ledger import MIB, Flops, Inference, Ledger, Memory, Times
 from peftlab.ledgers import Ledgers, Measurement
@@ -97,7 +97,7 @@ def suite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 store.write(recipe, record, None)
                 continue
             rows = counts(recipe)
-            score = float(statistics.f1(np.array(rows).sum(axis=0)))
+            score = float(forms.f1(np.array(rows).sum(axis=0)))
             if not recipe.score_test:  # the middle of the grid is best
                 score -= abs(np.log(recipe.learning_rate / suite.methods[recipe.method.kind].learning_rate or 1)) / 10
             counted = [Counted(score="entity_f1", form="f1", rows=rows)]

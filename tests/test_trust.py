@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peftlab import metrics, statistics
+from peftlab import forms, metrics
 from peftlab.bench import adopt
 from peftlab.harvest import harvest
 from peftlab.part import BadInput
@@ -166,24 +166,58 @@ def test_a_score_that_its_split_does_not_define_cannot_be_reproduced(stored_run:
 
 CHANCE = random.Random(0)
 LABELS = "abc"
-CASES: dict[str, tuple[list[Any], list[Any]]] = {
-    "accuracy": (CHANCE.choices(LABELS, k=50), CHANCE.choices(LABELS, k=50)),
-    "squad": (["the Broncos", "x", ""] * 3, [["Denver Broncos", "x"], ["a y"], []] * 3),
-    "multilabel_f1": tuple([[x for x in LABELS if CHANCE.random() < 0.5] for _ in range(50)] for _ in range(2)),  # type: ignore[dict-item]
-    "entity_f1": ([CHANCE.choices(["O", "B-A", "I-A", "B-B"], k=9) for _ in range(50)],
-                  [["B-A", "I-A", "O", "B-B", "O", "O", "B-A", "I-A", "I-A"]] * 50),
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog"]
+TEXTS = [" ".join(CHANCE.choices(WORDS, k=CHANCE.randint(1, 9))) for _ in range(80)]
+NUMBERS = [CHANCE.gauss(40, 3) for _ in range(50)]
+CASES: dict[str, dict[str, list[Any]]] = {
+    "accuracy": {"predicted": CHANCE.choices(LABELS, k=50), "expected": CHANCE.choices(LABELS, k=50)},
+    "mcc": {"predicted": CHANCE.choices("ab", k=50), "expected": CHANCE.choices("aab", k=50)},
+    "squad": {
+        "predicted": ["the Broncos", "x", ""] * 3, "expected": [["Denver Broncos", "x"], ["a y"], []] * 3,
+    },
+    "multilabel_f1": {
+        column: [[x for x in LABELS if CHANCE.random() < 0.5] for _ in range(50)] for column in metrics.KEYS.values()
+    },
+    "entity_f1": {
+        "predicted": [CHANCE.choices(["O", "B-A", "I-A", "B-B"], k=9) for _ in range(50)],
+        "expected": [["B-A", "I-A", "O", "B-B", "O", "O", "B-A", "I-A", "I-A"]] * 50,
+    },
+    "rouge": {"predicted": TEXTS[:40], "expected": [[text] for text in TEXTS[40:]]},
+    "bleu": {"predicted": [*TEXTS[:39], ""], "expected": [[text] for text in TEXTS[40:]]},
+    "perplexity": {
+        "nats": [CHANCE.expovariate(0.1) for _ in range(50)], "tokens": [CHANCE.randint(1, 9) for _ in range(50)],
+    },
+    "pearson": {"predicted": [n + CHANCE.gauss(0, 2) for n in NUMBERS], "expected": NUMBERS},
+    "regression_error": {"predicted": [n + CHANCE.gauss(0, 2) for n in NUMBERS], "expected": NUMBERS},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_summed_counts_make_the_score_of_the_library(name: str) -> None:
-    predicted, expected = CASES[name]
-    records = [{"predicted": p, "expected": e} for p, e in zip(predicted, expected, strict=True)]
-    (counts,) = metrics.count([name], [[record] for record in records])
-    rows, form = np.array(counts.rows), statistics.FORMS[counts.form]
-    score = rows.mean() if form is None else form(rows.sum(axis=0))
-    assert score == pytest.approx(metrics.score([name], records)[counts.score], abs=1e-12)
-    assert len(counts.rows) == len(records)
+    """On the examples themselves, and on draws of them as the bootstrap makes them."""
+    columns = CASES[name]
+    every = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    for draw in range(9):
+        records = every if draw == 0 else CHANCE.choices(every, k=len(every))
+        found = metrics.count([name], [[record] for record in records])
+        assert [counts.score for counts in found] == list(metrics.load_metric(name).counted)
+        for counts in found:
+            rows, form = np.array(counts.rows), forms.FORMS[counts.form]
+            score = rows.mean() if form is None else form(rows.sum(axis=0))
+            assert score == pytest.approx(metrics.score([name], records)[counts.score], abs=1e-10)
+            assert len(counts.rows) == len(records)
+
+
+def test_bleu_of_few_words_is_the_librarys() -> None:
+    """An order of n-grams without any found is smoothed; one that was never written makes it 0."""
+    for predicted, expected in (("a b c d", "a b x y"), ("a b c d", "a x y z"), ("a b", "a b"), ("", "a"), ("x", "a")):
+        records = [{"predicted": predicted, "expected": [expected]}] * 2
+        (counts,) = metrics.count(["bleu"], [[record] for record in records])
+        assert forms.bleu(np.sum(counts.rows, axis=0)) == pytest.approx(metrics.score(["bleu"], records)["bleu"])
+
+
+def test_mcc_of_three_classes_has_no_counts() -> None:
+    assert metrics.count(["mcc"], [[{"predicted": x, "expected": "a"}] for x in LABELS]) == []
 
 
 def test_every_metric_with_counts_is_tested_here() -> None:

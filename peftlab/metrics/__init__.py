@@ -47,7 +47,7 @@ class Counts(NamedTuple):
     """What a score is computed of, example by example: enough to resample it without the data."""
 
     score: str  # e.g. "entity_f1"
-    form: str  # of `statistics.FORMS`: how summed rows make the score
+    form: str  # of `forms.FORMS`: how summed rows make the score
     rows: list[list[float]]  # one an example
 
 
@@ -55,19 +55,20 @@ def count(names: Iterable[str], rows: Iterable[Sequence[Mapping[str, Any]]]) -> 
     """The counts of those of the metrics that have some: a score that is no function of sums over examples has none.
 
     `rows` has each row's records. Where a row has several, as a sentence has a tag for each word, they are one example:
-    they are not independent of each other. A metric that has counts says `counted = ("entity_f1", "f1")`, and its
-    `counts` takes what `compute` takes.
+    they are not independent of each other. A metric that has counts says `counted = {"entity_f1": "f1"}`, forms by
+    score, and its `counts` takes what `compute` takes and gives rows by score.
     """
     rows = list(rows)
     found = []
     for name in names:
         metric: Any = load_metric(name)
         if hasattr(metric, "counts"):
-            main, form = metric.counted
             columns = [_inputs(metric, records) for records in rows]
             sizes = [len(next(iter(inputs.values()))) for inputs in columns]
             flat = {column: [value for inputs in columns for value in inputs[column]] for column in metric.features}
-            found.append(Counts(main, *_by_row(form, metric.counts(**flat), sizes)))
+            if any(sizes):
+                counts = metric.counts(**flat)
+                found += [Counts(score, *_by_row(metric.counted[score], counts[score], sizes)) for score in counts]
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import datasets
 import evaluate
 from sklearn.metrics import accuracy_score
@@ -16,7 +18,7 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     {'accuracy': 0.5}
     """
 
-    counted = ("accuracy", "mean")
+    counted: ClassVar[dict[str, str]] = {"accuracy": "mean"}
 
     def _info(self) -> evaluate.MetricInfo:
         label = datasets.Value("string")
@@ -30,6 +32,6 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     def _compute(self, *, predictions: list[str], references: list[str]) -> dict[str, float]:
         return {"accuracy": float(accuracy_score(references, predictions))}
 
-    def counts(self, *, predictions: list[str], references: list[str]) -> list[list[float]]:
+    def counts(self, *, predictions: list[str], references: list[str]) -> dict[str, list[list[float]]]:
         """Of each answer whether it is right."""
-        return [[float(p == r)] for p, r in zip(predictions, references, strict=True)]
+        return {"accuracy": [[float(p == r)] for p, r in zip(predictions, references, strict=True)]}

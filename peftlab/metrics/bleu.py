@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import evaluate
@@ -18,6 +18,8 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     {'bleu': 100.00000000000004}
     """
 
+    counted: ClassVar[dict[str, str]] = {"bleu": "bleu"}
+
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
         return evaluate.MetricInfo(
@@ -29,6 +31,12 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
 
     def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
         return {"bleu": BLEU().corpus_score(predictions, list(zip(*references, strict=True))).score}
+
+    def counts(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, list[list[float]]]:
+        """Of each text its length and the reference's, its n-grams of 1 to 4 that are found there, and all of them."""
+        scorer = BLEU(effective_order=True)  # it warns otherwise, of single sentences; the counts are the same
+        scores = [scorer.sentence_score(text, targets) for text, targets in zip(predictions, references, strict=True)]
+        return {"bleu": [[float(n) for n in (s.sys_len, s.ref_len, *s.counts, *s.totals)] for s in scores]}
 
     @staticmethod
     def signature() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import evaluate
@@ -27,7 +27,7 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     (0.5, 1.0, 0.75)
     """
 
-    counted = ("entity_f1", "f1")
+    counted: ClassVar[dict[str, str]] = {"entity_f1": "f1"}
 
     def _info(self) -> evaluate.MetricInfo:
         tags = datasets.List(datasets.Value("string"))
@@ -57,15 +57,16 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         types = [name for name in report if name.endswith(MARK)]
         return scores | {f"entity_f1/{name.removesuffix(MARK)}": float(report[name]["f1-score"]) for name in types}
 
-    def counts(self, *, predictions: list[list[str]], references: list[list[str]]) -> list[list[float]]:
+    def counts(self, *, predictions: list[list[str]], references: list[list[str]]) -> dict[str, list[list[float]]]:
         """Of each sentence the entities found rightly, predicted, expected.
 
         >>> tags = [["B-PER", "I-PER", "O", "B-LOC"]]
         >>> Metric(keep_in_memory=True).counts(predictions=[["B-PER", "O", "O", "B-LOC"]], references=tags)
-        [[1, 2, 2]]
+        {'entity_f1': [[1, 2, 2]]}
         """
         predicted, expected = (
             [{entity.to_tuple() for entity in found} for found in Entities(tags, IOB2).entities]
             for tags in (predictions, references)
         )
-        return [[len(p & e), len(p), len(e)] for p, e in zip(predicted, expected, strict=True)]
+        rows: list[list[float]] = [[len(p & e), len(p), len(e)] for p, e in zip(predicted, expected, strict=True)]
+        return {"entity_f1": rows}

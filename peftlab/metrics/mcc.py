@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import datasets
 import evaluate
 from sklearn.metrics import matthews_corrcoef
@@ -16,6 +18,8 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     {}
     """
 
+    counted: ClassVar[dict[str, str]] = {"mcc": "mcc"}
+
     def _info(self) -> evaluate.MetricInfo:
         label = datasets.Value("string")
         return evaluate.MetricInfo(
@@ -29,3 +33,13 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         if min(len(set(predictions)), len(set(references))) < 2:  # scikit-learn would say 0
             return {}
         return {"mcc": float(matthews_corrcoef(references, predictions))}
+
+    def counts(self, *, predictions: list[str], references: list[str]) -> dict[str, list[list[float]]]:
+        """Of each answer which of the four cells it falls into, if there are two classes."""
+        classes = sorted({*predictions, *references})
+        if len(classes) != 2:
+            return {}
+        yes = classes[1]
+        pairs = [(p == yes, r == yes) for p, r in zip(predictions, references, strict=True)]
+        cells = [(True, True), (True, False), (False, True), (False, False)]
+        return {"mcc": [[float(pair == cell) for cell in cells] for pair in pairs]}

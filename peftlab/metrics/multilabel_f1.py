@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import datasets
 import evaluate
 from sklearn.metrics import accuracy_score, f1_score
@@ -22,7 +24,7 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     0.5
     """
 
-    counted = ("micro_f1", "f1")
+    counted: ClassVar[dict[str, str]] = {"micro_f1": "f1"}
 
     def _info(self) -> evaluate.MetricInfo:
         labels = datasets.List(datasets.Value("string"))
@@ -48,7 +50,7 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         each = f1_score(right, found, labels=columns, average=None, zero_division=0)
         return scores | {f"f1/{label}": float(value) for label, value in zip(labels, each, strict=True)}
 
-    def counts(self, *, predictions: list[list[str]], references: list[list[str]]) -> list[list[float]]:
+    def counts(self, *, predictions: list[list[str]], references: list[list[str]]) -> dict[str, list[list[float]]]:
         """Of each example the labels found rightly, predicted, expected."""
         pairs = [(set(one), set(other)) for one, other in zip(predictions, references, strict=True)]
-        return [[len(one & other), len(one), len(other)] for one, other in pairs]
+        return {"micro_f1": [[len(one & other), len(one), len(other)] for one, other in pairs]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import evaluate
@@ -21,6 +21,8 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     (1.0, 2.7183)
     """
 
+    counted: ClassVar[dict[str, str]] = {"perplexity": "perplexity"}
+
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=str(self.__doc__),
@@ -37,3 +39,7 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         if not mean < 700:  # nor is NaN
             raise BadInput(f"perplexity: {mean} nats a token; the model has diverged, lower training.learning_rate")
         return {"perplexity": math.exp(mean), "nats_per_token": mean}
+
+    def counts(self, *, nats: list[float], tokens: list[int]) -> dict[str, list[list[float]]]:
+        """Of each example its nats and its targets."""
+        return {"perplexity": [[float(n), float(t)] for n, t in zip(nats, tokens, strict=True)]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import datasets
 import evaluate
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
@@ -17,6 +19,8 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     >>> Metric(keep_in_memory=True).compute(predictions=[2.0, 3.0], references=[1.0, 3.0])
     {'rmse': 0.7071067811865476, 'mae': 0.5, 'r2': 0.5}
     """
+
+    counted: ClassVar[dict[str, str]] = {"r2": "r2"}
 
     def _info(self) -> evaluate.MetricInfo:
         number = datasets.Value("float64")
@@ -35,3 +39,9 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         if len(set(references)) < 2:
             return scores
         return scores | {"r2": float(r2_score(references, predictions))}
+
+    def counts(self, *, predictions: list[float], references: list[float]) -> dict[str, list[list[float]]]:
+        """Of each pair the powers of the reference, about their mean, and the squared error."""
+        mean = sum(references) / len(references)
+        pairs = [(r - mean, p - r) for p, r in zip(predictions, references, strict=True)]
+        return {"r2": [[1.0, y, y * y, error * error] for y, error in pairs]}

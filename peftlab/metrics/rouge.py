@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import evaluate
@@ -21,6 +21,8 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     (0.3333, 0.0)
     """
 
+    counted: ClassVar[dict[str, str]] = dict.fromkeys(KINDS, "mean")
+
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=str(self.__doc__),
@@ -32,9 +34,14 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         )
 
     def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
+        counts = self.counts(predictions=predictions, references=references)
+        return {kind: float(sum(score for (score,) in rows) / len(rows)) for kind, rows in counts.items()}
+
+    def counts(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, list[list[float]]]:
+        """Of each text its F1."""
         scorer = RougeScorer(list(KINDS), use_stemmer=True)
         scores = [scorer.score_multi(targets, text) for text, targets in zip(predictions, references, strict=True)]
-        return {kind: float(sum(score[kind].fmeasure for score in scores) / len(scores)) for kind in KINDS}
+        return {kind: [[score[kind].fmeasure] for score in scores] for kind in KINDS}
 
     @staticmethod
     def signature() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import re
 import string
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import evaluate
@@ -26,7 +26,7 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     0.8333333333333333
     """
 
-    counted = ("squad_f1", "mean")
+    counted: ClassVar[dict[str, str]] = {"squad_f1": "mean", "squad_exact_match": "mean"}
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -49,10 +49,10 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
                 scores |= {f"{name}/{kind}": value for name, value in _means(pairs).items()}
         return scores
 
-    def counts(self, *, predictions: list[str], references: list[list[str]]) -> list[list[float]]:
-        """Of each question its F1."""
-        pairs = zip(predictions, references, strict=True)
-        return [[_best(predicted, _known(answers))[1]] for predicted, answers in pairs]
+    def counts(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, list[list[float]]]:
+        """Of each question both."""
+        pairs = [_best(text, _known(answers)) for text, answers in zip(predictions, references, strict=True)]
+        return {"squad_f1": [[f1] for _, f1 in pairs], "squad_exact_match": [[exact] for exact, _ in pairs]}
 
 
 def _known(answers: list[str]) -> list[str]:
