@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
@@ -28,8 +27,7 @@ from peftlab.run_folder import sweep
 from peftlab.secrets import redact
 from peftlab.settings import Keeping
 from peftlab.tasks import TASKS
-
-TEXT_FILES = (".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".conll")  # a name with such an end is meant as a file
+from peftlab.texts import given_texts
 
 app = typer.Typer(
     help="Parameter-efficient fine-tuning, compared fairly.",
@@ -311,7 +309,7 @@ def predict(
 ) -> None:
     """Apply a tuned model; one JSON object a line."""
     with _bad_input():
-        lines, where = _input(text)
+        lines, where = given_texts(text)
         _quiet()
         from peftlab.inference import answers
 
@@ -383,34 +381,3 @@ def _quiet() -> None:
     from peftlab.environment import quiet_libraries
 
     quiet_libraries()
-
-
-def _input(text: str) -> tuple[list[str], str]:
-    """Lines of text and where they are from."""
-    path = Path(text)
-    try:
-        if text == "-":
-            return _lines(sys.stdin.buffer.read().decode("utf-8-sig")), "standard input"
-        if _exists(path) or (path.suffix in TEXT_FILES and " " not in text and len(text) < 1000):
-            return _lines(path.read_text(encoding="utf-8-sig")), text
-    except OSError as error:
-        raise BadInput(f"{text}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{text}: not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}") from None
-    return [text], "text"
-
-
-def _lines(text: str) -> list[str]:
-    r"""Not splitlines, for which a line ends at characters that texts have, too.
-
-    >>> _lines("a\r\nb\x85c\n")
-    ['a', 'b\x85c']
-    """
-    return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a text longer than a name may be
-        return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import sys
 import time
@@ -45,11 +44,12 @@ from peftlab.console import Screen
 from peftlab.encoding import encode
 from peftlab.environment import environment
 from peftlab.examples import Encoded, Splits
+from peftlab.history import History
 from peftlab.interruption import Interrupted
 from peftlab.keeper import RunKeeper
 from peftlab.methods import Plan
 from peftlab.model import Files
-from peftlab.part import BadInput, OutOfMemory, ProcessLost, Settings
+from peftlab.part import BadInput, OutOfMemory, ProcessLost
 from peftlab.progress import Snapshot
 from peftlab.recipe import Recipe
 from peftlab.results import (
@@ -118,15 +118,6 @@ def run(
     return result
 
 
-class _Past(Settings):
-    """What a checkpoint holds of the run beside its training."""
-
-    started: str
-    load_seconds: float
-    evaluate_seconds: float
-    resumes: list[Resume]
-
-
 class _Run:
     """One run, phase by phase, each on its own clock."""
 
@@ -145,14 +136,11 @@ class _Run:
         self.screen = screen
         self.folder = folder
         self.shield = shield
-        self.started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.precision = resolve_precision(recipe.training.precision, accelerator.device)
         self.environment = environment(
             accelerator.device.type, self.precision, accelerator.num_processes, sharded=sharding is not None
         )
-        self.load_seconds = 0.0
-        self.evaluate_seconds = 0.0
-        self.resumes: list[Resume] = []
+        self.history = History()
 
     def result(self, checkpoints: Path, keeping: Keeping, *, resume: bool, score_base: bool) -> RunResult:
         start = time.perf_counter()
@@ -207,13 +195,13 @@ class _Run:
         if self.sharding is not None:
             self.sharding.shard(model, self.accelerator.device)
         self._say(opening.model_lines(self.recipe, parameters, self.accelerator, self.environment))
-        self.load_seconds = time.perf_counter() - start - self.evaluate_seconds
+        self.history.load_seconds = time.perf_counter() - start - self.history.evaluate_seconds
 
         predict = functools.partial(self._predict, task, model, tokenizer, encoded)
         self.screen.selection = task.selection
         kept = Checkpoints(checkpoints, self._identity(files.fingerprint, rows.fingerprint), kept=keeping.kept)
         resumed = self._resumed(kept, resume=resume)
-        keeper = RunKeeper(kept, keeping, self.accelerator, more=self._more, say=self.screen.line)
+        keeper = RunKeeper(kept, keeping, self.accelerator, more=self.history.model_dump, say=self.screen.line)
         self.shield.enter_context(interruption.deferred())
         log = training.train(
             model,
@@ -263,7 +251,7 @@ class _Run:
             name=self.recipe.name,
             digest=self.recipe.digest,
             recipe=secrets.redacted(self.recipe.model_dump(mode="json")),
-            started=self.started,
+            started=self.history.started,
             command=_command(),
             metrics=scores,
             metric_signatures=metrics.signatures(task.metrics),
@@ -283,9 +271,9 @@ class _Run:
             method_figures=self.recipe.method.figures(model),
             fidelity=self.recipe.method.fidelity,
             cost=Cost(
-                load_seconds=round(self.load_seconds, 3),
+                load_seconds=round(self.history.load_seconds, 3),
                 train_seconds=round(log.seconds, 3),
-                evaluate_seconds=round(self.evaluate_seconds, 3),
+                evaluate_seconds=round(self.history.evaluate_seconds, 3),
                 optimizer_steps=len(log.steps),
                 tokens=log.tokens,
                 tokens_per_second=round(log.tokens / log.seconds, 1),
@@ -307,7 +295,7 @@ class _Run:
             data_source=rows.source,
             data_fingerprint=rows.fingerprint,
             environment=self.environment,
-            resumes=self.resumes,
+            resumes=self.history.resumes,
             micro_batch_halvings=[Halving(**dataclasses.asdict(halving)) for halving in log.halvings],
         )
 
@@ -333,14 +321,6 @@ class _Run:
             environment=self.environment,
         )
 
-    def _more(self) -> dict[str, Any]:
-        return _Past(
-            started=self.started,
-            load_seconds=self.load_seconds,
-            evaluate_seconds=self.evaluate_seconds,
-            resumes=self.resumes,
-        ).model_dump()
-
     def _resumed(self, kept: Checkpoints, *, resume: bool) -> Snapshot | None:
         """The newest state that is kept, if it is asked for and there is one."""
         with self.accelerator.main_process_first():  # which deletes what is half-written
@@ -360,16 +340,13 @@ class _Run:
         for remark in remarks:
             self.screen.line("differs", remark)
         self.screen.line("resume", f"from step {found.manifest.step}, kept {found.manifest.written}")
+        step, count = found.manifest.step, self.accelerator.num_processes
         try:
-            past = _Past.model_validate(found.snapshot.values.get("run"))
+            self.history.go_on(
+                found.snapshot.values.get("run"), Resume(step=step, processes=count, differences=remarks)
+            )
         except ValidationError:
             raise BadInput(f"--resume: {found.path} does not fit this run: it says nothing of its start") from None
-        self.started = past.started
-        self.load_seconds += past.load_seconds
-        self.evaluate_seconds += past.evaluate_seconds
-        self.resumes = past.resumes
-        count = self.accelerator.num_processes
-        self.resumes.append(Resume(step=found.manifest.step, processes=count, differences=remarks))
         return found.snapshot
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -408,7 +385,7 @@ class _Run:
             accelerator=self.accelerator,
             autocast=self._autocast,
         )
-        self.evaluate_seconds += time.perf_counter() - start
+        self.history.evaluate_seconds += time.perf_counter() - start
         return records
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.cli import _input
+from peftlab.texts import given_texts
 
 ROOT = Path(__file__).parent.parent
 
@@ -210,5 +210,5 @@ def test_predict_reads_text_file_and_standard_input_alike(
 
 def test_a_text_longer_than_a_file_name_may_be_is_a_text() -> None:
     question = json.dumps({"question": "Where?", "context": "It rained. " * 60})
-    assert _input(question) == ([question], "text")
-    assert _input("word" * 100) == (["word" * 100], "text")
+    assert given_texts(question) == ([question], "text")
+    assert given_texts("word" * 100) == (["word" * 100], "text")
