@@ -132,16 +132,16 @@ def score(line: Line) -> str:
 
 
 def interval(line: Line) -> str:
-    if line.estimate is None:
+    if line.interval is None:
         return ""
-    low, high = line.estimate.interval()
+    low, high = line.interval
     return f"{low:.4f} to {high:.4f}"
 
 
 def difference(line: Line) -> str:
-    if line.comparison is None:
+    if line.comparison is None or line.gap is None:
         return ""
-    low, high = line.comparison.difference.interval()
+    low, high = line.gap
     return f"{line.comparison.difference.value:+.4f} ({low:+.4f} to {high:+.4f})"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,7 @@ class Line:
     score: Summary | None = None
     resampled: Resampled | None = None  # None without counts: then of the seeds alone something can be said
     estimate: Estimate | None = None
+    bounds: tuple[float, float] = (-math.inf, math.inf)  # of the metric
     comparison: Comparison | None = None  # to the reference
     p: float | None = None  # of the difference, Holm over the task's lines
     p_no_worse: float | None = None  # of "no worse than the reference by the margin", likewise
@@ -47,6 +49,23 @@ class Line:
     def sign(self) -> int:
         """-1 where a smaller score is better."""
         return -1 if self.recipe.task.minimized else 1
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Of the mean score, 95 %, cut at the metric's bounds, which changes nothing of what it covers."""
+        if self.estimate is None:
+            return None
+        low, high = self.estimate.interval()
+        return max(low, self.bounds[0]), min(high, self.bounds[1])
+
+    @property
+    def gap(self) -> tuple[float, float] | None:
+        """The same of the difference to the reference."""
+        if self.comparison is None:
+            return None
+        low, high = self.comparison.difference.interval()
+        widest = self.bounds[1] - self.bounds[0]
+        return max(low, -widest), min(high, widest)
 
     @property
     def results(self) -> list[RunResult]:
@@ -170,7 +189,8 @@ def _measure(suite: Suite, line: Line) -> Line:
         told = result.metrics[suite.split][metric]
         if abs(own - told) > 1e-9:
             raise BadInput(f"{stored.path}: {metric} is {told}, but by its predictions' counts {own}")
-    return replace(line, score=score, resampled=resampled, estimate=statistics.mean_score(resampled))
+    estimate = statistics.mean_score(resampled)
+    return replace(line, score=score, resampled=resampled, estimate=estimate, bounds=forms.BOUNDS[known[0].form])
 
 
 def _judge(suite: Suite, lines: list[Line]) -> list[Line]:

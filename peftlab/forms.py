@@ -102,6 +102,12 @@ def _over(above: Floats, below: Floats) -> Floats:
     return quotient
 
 
+# Between which values a score of each form lies.
+BOUNDS = {
+    "mean": (0.0, 1.0), "f1": (0.0, 1.0), "ratio": (0.0, 1.0), "perplexity": (1.0, np.inf), "mcc": (-1.0, 1.0),
+    "pearson": (-1.0, 1.0), "r2": (-np.inf, 1.0), "bleu": (0.0, 100.0),
+}  # fmt: skip
+
 # By name, as stored counts say it; None for a mean over examples.
 FORMS: dict[str, Form | None] = {
     "mean": None, "f1": f1, "ratio": ratio, "perplexity": perplexity, "mcc": mcc, "pearson": pearson, "r2": r2,

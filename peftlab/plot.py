@@ -114,7 +114,7 @@ def _against(axes: Axes, findings: Findings, task: str, cost: Callable[[Line], f
         if x is None or line.score is None:
             continue
         style = _style(findings, line)
-        low, high = (line.score.mean, line.score.mean) if line.estimate is None else line.estimate.interval()
+        low, high = line.interval or (line.score.mean, line.score.mean)
         error = [[line.score.mean - low], [high - line.score.mean]]
         axes.errorbar([x], [line.score.mean], yerr=error, linestyle="none", capsize=2, **style)
         points.append((x, line.sign * line.score.mean))

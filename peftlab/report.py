@@ -37,7 +37,7 @@ SORTED_BY: dict[str, Value] = {
     "n": lambda line: line.states["done"],
     "test": lambda line: None if line.score is None else line.score.mean,
     "validation": lambda line: None if line.score is None else line.score.mean,
-    "95": lambda line: None if line.estimate is None else line.estimate.interval()[0],
+    "95": lambda line: None if line.interval is None else line.interval[0],
     "difference": lambda line: None if line.comparison is None else line.comparison.difference.value,
     "p": lambda line: line.p,
     "p,": lambda line: line.p_no_worse,

@@ -146,9 +146,9 @@ def _published(findings: Findings, task: str | None) -> list[str]:
 
 def _values(findings: Findings, line: Line) -> dict[str, Any]:
     suite, results = findings.suite, line.results or line.trial_results
-    low, high = (None, None) if line.estimate is None else line.estimate.interval()
+    low, high = line.interval or (None, None)
     gap = None if line.comparison is None else line.comparison.difference
-    gap_low, gap_high = (None, None) if gap is None else gap.interval()
+    gap_low, gap_high = line.gap or (None, None)
     parameters = results[0].parameters if results else None
     values: dict[str, Any] = {
         "task": line.row.task,

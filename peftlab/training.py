@@ -100,8 +100,8 @@ def train(
         progress.restore(resumed)
     log = progress.log
     keeper.watch(progress)
-    alone = accelerator.num_processes == 1 or sharding.sharded(model)  # and nothing to wrap
-    forward = model if alone else accelerator.prepare_model(model)
+    copies = accelerator.num_processes > 1 and not sharding.sharded(model)
+    forward = accelerator.prepare_model(model) if copies else model
     trainable = [p for p in model.parameters() if p.requires_grad]
     perturbation = Perturbation.of(model, settings, seeds)
     gradients = Gradients(

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from peftlab import forms
+from peftlab.columns import difference
 from peftlab.findings import make_findings
 from peftlab.ledger import MIB, Flops, Inference, Ledger, Memory, Times
 from peftlab.ledgers import Ledgers, Measurement
@@ -501,3 +503,18 @@ def test_where_less_is_better_the_least_wins_the_trials(suite_folder: Path, monk
     assert len(make_plan(suite, validation_scores(records)).searches[row].trials) == 3  # the middle scores most
     monkeypatch.setattr(TokenClassification, "minimized", True)
     assert len(make_plan(suite, validation_scores(records)).searches[row].trials) == 4  # an edge wins: one more
+
+
+def test_an_interval_ends_at_the_metrics_bounds(suite_folder: Path) -> None:
+    """With two seeds Student's t reaches far, and an F1 below 0 or above 1 is none."""
+    lines = read_findings(suite_folder).lines
+    line = next(line for line in lines if line.comparison is not None and line.estimate is not None)
+    wide = replace(line, estimate=replace(line.estimate, seed_variance=1.0, seed_degrees=1.0))
+    assert wide.estimate.interval()[0] < -1  # type: ignore[union-attr]
+    assert wide.interval == (0.0, 1.0)
+    far = replace(line.comparison.difference, seed_variance=1.0, seed_degrees=1.0)  # type: ignore[union-attr]
+    wide = replace(line, comparison=replace(line.comparison, difference=far))
+    assert wide.gap == (-1.0, 1.0)
+    assert forms.BOUNDS.keys() == forms.FORMS.keys()
+    assert "-1.0000 to +1.0000" in difference(wide)
+    assert line.interval == line.estimate.interval()  # type: ignore[union-attr]
