@@ -13,11 +13,12 @@ from transformers.modeling_outputs import TokenClassifierOutput
 
 from peftlab.base import load_tokenizer
 from peftlab.examples import Row
+from peftlab.forms import FORMS
 from peftlab.harvest import counted
 from peftlab.metrics import score
 from peftlab.model import Files
 from peftlab.part import BadInput
-from peftlab.statistics import FORMS, bootstrap, mean_score
+from peftlab.statistics import bootstrap, mean_score
 from peftlab.tasks.task import IGNORED
 from peftlab.tasks.token_classification import TokenClassification
 
