@@ -149,15 +149,12 @@ def two(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place = {"ACCELERATE_USE_CPU": "true", **place, **environment}
     return [
-        lab.server.start(
-            *words,
-            faults=(faults or {}).get(rank, []),
-            ACCELERATE_USE_CPU="true", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank),
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **environment,
-        )
+        lab.server.start(*words, faults=(faults or {}).get(rank, []), **place, RANK=str(rank), LOCAL_RANK=str(rank))
         for rank in (0, 1)
-    ]  # fmt: skip
+    ]
 
 
 def both(

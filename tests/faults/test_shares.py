@@ -161,6 +161,20 @@ def test_texts_are_written_side_by_side(task: str, method: str, lab: Lab, output
     assert len(one) == 18
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("combination", [c for c in CHANGE if c.kind in ("lora", "full")], ids=str)
+def test_two_gpus_train_in_shares_as_with_copies(combination: Combination, lab: Lab, output: Path) -> None:
+    recipe = recipe_of(combination)
+    losses = []
+    for place in ({}, FSDP):
+        folder = output / f"{len(losses)}"
+        done = both(lab, lab.words(folder, *recipe), ACCELERATE_USE_CPU="false", **place)
+        assert [d.code for d in done] == [0, 0], done
+        assert "cuda, 2 processes" in done[0].out
+        losses.append(finished(folder).result.curve.losses)
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("sets", "environment", "says"),
     [
