@@ -18,6 +18,7 @@ from peftlab.examples import Example, Row
 from peftlab.ledger import MIB, Flops, Mark, read_step
 from peftlab.measure import Subject, batch_shape, flops_pass, inference_pass, measured, memory_pass, subject
 from peftlab.memory import HostRecorder, recorder
+from peftlab.methods import METHODS
 from peftlab.model import Files
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
@@ -254,6 +255,16 @@ def test_the_whole_ledger_is_a_record_that_is_read_without_torch(golden: Golden,
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "merging" in done.stdout
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"peft"}))
+def test_every_method_has_a_ledger(golden: Golden, method: str) -> None:
+    subject = small(golden(method))
+    ledger = measured(subject, timed=False)
+    trainable = [p for p in subject.model.parameters() if p.requires_grad]
+    assert ledger.memory.gradients == sum(p.numel() * p.element_size() for p in trainable)
+    assert ledger.memory.optimizer >= 2 * ledger.memory.gradients
+    assert ledger.flops.forward > 0
 
 
 def test_a_method_that_cannot_be_taken_off_or_merged_says_nothing_of_it(golden: Golden) -> None:

@@ -136,7 +136,7 @@ class AdaLora(PeftMethod):
 
     def selectable(self, step: int, steps: int) -> bool:
         # Before the last pruning there are more ranks than the budget allows.
-        return step >= steps - self.phases(steps)[1]
+        return step >= steps - round(self.after_pruning * steps)
 
     def after_step(self, model: nn.Module, step: int) -> None:
         model.base_model.update_and_allocate(step)  # type: ignore[union-attr,operator]
