@@ -280,6 +280,10 @@ def _still_fits(suite: Suite, size: Size) -> bool:
     if suite.match is None or size.wanted != suite.match.parameters:
         return False
     recipe = suite.recipe(row, learning_rate=suite.centre(row), seed=suite.seeds[0], trial=False)
+    try:
+        recipe.method.resized(size.size)
+    except ValidationError:  # edited by hand
+        return False
     return (size.base, size.settings) == (recipe.model.model_dump(mode="json"), recipe.method.model_dump(mode="json"))
 
 

@@ -92,6 +92,9 @@ def test_sizes_are_found_once_and_again_when_the_suite_says_something_else(tmp_p
     forged["sizes"][0]["size"] = 3  # what is there is believed
     (tmp_path / FILE).write_text(json.dumps(forged))
     assert matched_suite(tmp_path).sizes()[0].size == 3
+    forged["sizes"][0]["size"] = -1  # unless it is no size at all
+    (tmp_path / FILE).write_text(json.dumps(forged))
+    assert matched_suite(tmp_path).sizes()[0].size == json.loads(written)["sizes"][0]["size"]
     write(tmp_path, text.replace("targets: attention", "targets: all-linear"))
     with pytest.raises(BadInput, match="sizes are still to be found"):
         load_suite(tmp_path)

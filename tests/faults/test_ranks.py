@@ -32,7 +32,8 @@ def whole(lab: Lab, *recipe: str) -> Trained:
 @pytest.mark.parametrize("combination", COMBINATIONS if NIGHT else SOME, ids=str)
 def test_two_processes_train_as_one_does(combination: Combination, lab: Lab) -> None:
     recipe = tuple(word.replace('"dropout": 0.1', '"dropout": 0.0') for word in sets(combination))
-    recipe = (*recipe, "training.dropout=0.0", "training.learning_rate=5e-3")  # at 2e-2 rsLoRA blows rounding up
+    # At 2e-2 rounding grows to 6e-5, in one process too.
+    recipe = (*recipe, "training.dropout=0.0", "training.learning_rate=5e-3")
     one, other = lab.whole(*recipe).result, whole(lab, *recipe).result
     assert other.environment.processes == 2
     assert other.curve.losses == pytest.approx(one.curve.losses, abs=1e-5)
