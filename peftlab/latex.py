@@ -25,8 +25,9 @@ def document(findings: Findings) -> str:
         r"\documentclass{article}",
         r"\usepackage[T1]{fontenc}",
         r"\usepackage[utf8]{inputenc}",
+        r"\IfFileExists{lmodern.sty}{\usepackage{lmodern}}{}",
         r"\usepackage[margin=2cm,landscape]{geometry}",
-        r"\usepackage{booktabs}",
+        r"\usepackage{booktabs,graphicx}",
         r"\begin{document}",
     ]
     for task in suite.tasks:
@@ -42,6 +43,7 @@ def document(findings: Findings) -> str:
             parts.append(_table(lines, memory_columns(), caption, f"{label}-memory", marks))
             caption = f"{task}, operations and times. {prose.speed(findings)}"
             parts.append(_table(lines, speed_columns(findings), caption, f"{label}-speed"))
+    parts.append(r"\clearpage")
     if notes.texts:
         parts.append(r"\paragraph{Notes}")
         parts += [f"\\textsuperscript{{{notes.letter(i)}}}~{escaped(text)}.\\\\" for i, text in enumerate(notes.texts)]
@@ -75,26 +77,28 @@ def _table(
     before = ""
     for line in lines:
         method, base = title(line)
-        marks = ",".join(marked(line))
+        letters = ",".join(marked(line))
+        marks = f"\\textsuperscript{{{letters}}}" if letters else ""
         cells = [escaped(column.text(line) or "–") for column in columns]
         bold = [column.bold and line.tied for column in columns]
         cells = [f"\\textbf{{{cell}}}" if strong else cell for cell, strong in zip(cells, bold, strict=True)]
-        shown = "" if method == before else escaped(method)
+        names = ["", base + marks] if method == before else [escaped(method) + marks, base]
         before = method
-        rows.append(" & ".join([shown + (f"\\textsuperscript{{{marks}}}" if marks else ""), base, *cells]) + r" \\")
+        rows.append(" & ".join([*names, *cells]) + r" \\")
     return "\n".join(
         [
             r"\begin{table}[p]",
             r"\centering\footnotesize",
             f"\\caption{{{escaped(caption)}}}",
             f"\\label{{tab:{label}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",  # no wider than the page
             rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}",
             r"\toprule",
             " & ".join(["method", "base", *(escaped(column.title) for column in columns)]) + r" \\",
             r"\midrule",
             *rows,
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             r"\end{table}",
         ]
     )

@@ -99,7 +99,8 @@ def _table(lines: Sequence[Line], columns: Sequence[Column], name: str, marked: 
     rows = []
     for line in lines:
         method, base = title(line)
-        marks = "".join(f'<sup><a href="#note-{m}">{m}</a></sup>' for m in marked(line))
+        marks = ",".join(f'<a href="#note-{m}">{m}</a>' for m in marked(line))
+        marks = f"<sup>{marks}</sup>" if marks else ""
         cells = [f'<td data-value="{escape(method)}">{escape(method)}{marks}</td>']
         cells.append(f'<td data-value="{escape(base)}">{escape(base)}</td>')
         cells += [_cell(line, column) for column in columns]

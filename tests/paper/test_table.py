@@ -1,0 +1,187 @@
+"""A suite's tables and figures: every number is the results' own, marked where it must be, the same each time."""
+
+import csv
+import io
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from peftlab import forms
+from peftlab.columns import difference
+from peftlab.findings import make_findings
+from peftlab.part import BadInput
+from peftlab.plot import write_figures
+from peftlab.store import Store, validation_scores
+from peftlab.suite import Row, load_suite, make_plan
+from peftlab.table import markdown, read_findings, tables
+from peftlab.tasks.token_classification import TokenClassification
+from tests.paper.made_up import SUITE, changed, table_rows
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def test_a_row_is_mean_deviation_interval_difference_and_tests_of_its_runs(suite_folder: Path) -> None:
+    rows = table_rows(markdown(read_findings(suite_folder)))
+    runs = [s.record.result for s in Store(suite_folder).records().values() if s.recipe.name == "addresses-lora-none"]
+    scores = [run.metrics["test"]["entity_f1"] for run in runs if run is not None and "test" in run.metrics]
+    assert len(scores) == 4
+    trainable, share, saved, n, score, interval, difference, p, no_worse = rows["LoRA", "unquantised"]
+    assert (trainable, share, saved, n) == ("1,010", "1.00 %", "4.0 KiB", "4")
+    assert score == f"**{np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f}**"
+    assert float(interval.split(" to ")[0]) < np.mean(scores) < float(interval.split(" to ")[1])
+    assert float(p) > 0.05
+    assert no_worse == "< 0.001" or float(no_worse) < 0.05
+    full = rows["full fine-tuning", "unquantised"]
+    assert full[6:] == ["–"] * 3  # the reference is compared with nothing
+    gap = np.mean(scores) - float(full[4].strip("*").split()[0])
+    assert float(difference.split()[0]) == pytest.approx(gap, abs=1.1e-4)
+
+
+def test_a_worse_method_is_not_bold_and_its_diverged_run_is_counted_and_told(suite_folder: Path) -> None:
+    text = markdown(read_findings(suite_folder))
+    row = table_rows(text)["BitFit", "unquantised"]
+    assert row[3] == "3 of 4, 1 diverged"
+    assert not row[4].startswith("**")
+    assert row[7] == "< 0.001" or float(row[7]) < 0.05
+    assert "1 of 4 runs diverged: the loss is nan" in text
+
+
+def test_what_was_not_run_is_a_dash_with_its_reason(suite_folder: Path) -> None:
+    text = markdown(read_findings(suite_folder))
+    assert table_rows(text)["full fine-tuning", "NF4"] == ["–"] * 9
+    assert "unsupported: full fine-tuning changes the base's weights" in text
+
+
+def test_times_are_shown_only_of_a_machine_that_did_nothing_else(suite_folder: Path, tmp_path: Path) -> None:
+    assert "7,777" not in markdown(read_findings(suite_folder))
+    alone = Path(shutil.copytree(suite_folder, tmp_path / "made-up"))
+    (alone / "suite.yaml").write_text(SUITE + "own_machine: true\n")
+    assert "7,777" in markdown(read_findings(alone))
+
+
+def test_a_published_row_stands_beside_ours(suite_folder: Path) -> None:
+    assert re.search(r"\| LoRA \| unquantised \| 0\.8000 \| 0\.\d{4} \| 0\.1000 \| yes \| A paper", markdown(
+        read_findings(suite_folder)
+    ))  # fmt: skip
+
+
+def test_all_trials_are_shown_and_the_chosen_one_is_bold(suite_folder: Path) -> None:
+    text = markdown(read_findings(suite_folder)).split("### Learning rates")[1]
+    assert re.search(r"\| LoRA \| unquantised \| 0\.000333: 0\.\d+, \*\*0\.001: 0\.\d+\*\*, 0\.003: 0\.\d+ \|", text)
+
+
+@pytest.mark.parametrize("key", ["data_fingerprint", "model_fingerprint"])
+def test_results_of_other_data_or_models_are_refused(suite_folder: Path, tmp_path: Path, key: str) -> None:
+    with pytest.raises(BadInput, match=r"of other (data|models) than .*: not to be compared"):
+        read_findings(changed(suite_folder, tmp_path, {key: "0" * 64}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("environment.code.commit", "d" * 40, "peftlab ddddddd"),
+        ("environment.hardware.threads", 2, "p, 2 threads"),
+        ("environment.hardware.processor", "another", "another, 1 thread"),
+        ("environment.libraries", {"torch": "2.14.0"}, "torch 2.14.0"),
+    ],
+)
+def test_results_of_other_code_or_hardware_are_marked(
+    suite_folder: Path, tmp_path: Path, key: str, value: object, says: str
+) -> None:
+    text = markdown(read_findings(changed(suite_folder, tmp_path, {key: value})))
+    (note,) = re.findall(r"- (\w): some of its runs or trials on other ground: (.*)", text)
+    assert says in note[1]
+    assert f"| LoRA [{note[0]}] | unquantised |" in text
+    assert "| full fine-tuning | unquantised |" in text
+
+
+def test_a_score_that_its_counts_do_not_give_is_refused(suite_folder: Path, tmp_path: Path) -> None:
+    copy = changed(suite_folder, tmp_path, {"metrics.test.entity_f1": 0.99})
+    with pytest.raises(BadInput, match=r"entity_f1 is 0.99, but by its predictions' counts 0.8"):
+        read_findings(copy)
+
+
+def test_csv_holds_every_combination_unrounded(suite_folder: Path) -> None:
+    findings = read_findings(suite_folder)
+    rows = list(csv.DictReader(io.StringIO(tables(findings)["table.csv"])))
+    assert [(row["method"], row["quantization"]) for row in rows] == [
+        ("full", "none"), ("full", "nf4"), ("lora", "none"), ("lora", "nf4"), ("bitfit", "none")
+    ]  # fmt: skip
+    lora = findings.lines[2]
+    assert lora.score is not None
+    assert float(rows[2]["mean"]) == pytest.approx(lora.score.mean, rel=1e-9)
+    assert rows[1]["mean"] == ""
+
+
+def test_rendering_twice_gives_the_same_bytes(suite_folder: Path, tmp_path: Path) -> None:
+    first, second = read_findings(suite_folder), read_findings(suite_folder)
+    assert tables(first) == tables(second)
+    names = [path.name for path in write_figures(first, tmp_path / "one")]
+    write_figures(second, tmp_path / "two")
+    assert {name.split(".")[0] for name in names} == {
+        "addresses-parameters", "addresses-learning-rates", "addresses-trials", "addresses-learning-curves"
+    }  # fmt: skip
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in BENCHMARKS.glob("*/results")}), ids=lambda p: p.name)
+def test_a_committed_table_is_what_its_results_give(folder: Path) -> None:
+    for name, text in tables(read_findings(folder)).items():
+        assert (folder / name).read_text(encoding="utf-8") == text, name
+
+
+def test_parameters_that_pruning_leaves_are_shown_where_a_method_says_so(suite_folder: Path, tmp_path: Path) -> None:
+    copy = changed(suite_folder, tmp_path, {"method_figures": {"effective_parameters": 600}})
+    files = tables(read_findings(copy))
+    rows = table_rows(files["table.md"].split("### Cost")[1], 2)  # a column of that table is called so too
+    assert "| method | base | method | head | trainable at the end |" in files["table.md"]
+    assert rows["LoRA", "unquantised"][:3] == ["1,000", "10", "610"]
+    assert rows["BitFit", "unquantised"][:3] == ["1,000", "10", "–"]
+    values = list(csv.DictReader(io.StringIO(files["table.csv"])))
+    assert [row["trainable_parameters_at_the_end"] for row in values] == ["", "", "610", "", ""]
+    assert "at the end" not in tables(read_findings(suite_folder))["table.md"]
+
+
+def test_a_suite_without_results_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text(SUITE + "name: mine\n")
+    with pytest.raises(BadInput, match="no results yet; `peftlab bench"):
+        read_findings(tmp_path)
+
+
+def test_one_seed_is_told_apart_from_several(suite_folder: Path) -> None:
+    """A line with a single seed beside others with three has a score, and no test that would need its spread."""
+    suite, records = load_suite(suite_folder), Store(suite_folder).records()
+    few = {d: s for d, s in records.items() if s.recipe.method.kind != "lora" or s.recipe.seeds.initialization < 2}
+    line = next(line for line in make_findings(suite, few).lines if line.row.name == "addresses-lora-none")
+    assert line.score is not None
+    assert (line.score.n, line.score.deviation, line.comparison, line.tied) == (1, None, None, False)
+    assert "A line with n = 1 speaks of that one trained model" in markdown(make_findings(suite, few))
+    assert "two-level t test" in markdown(make_findings(suite, records))
+
+
+def test_where_less_is_better_the_least_wins_the_trials(suite_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite, records = load_suite(suite_folder), Store(suite_folder).records()
+    row = Row("addresses", "lora", "none")
+    assert len(make_plan(suite, validation_scores(records)).searches[row].trials) == 3  # the middle scores most
+    monkeypatch.setattr(TokenClassification, "minimized", True)
+    assert len(make_plan(suite, validation_scores(records)).searches[row].trials) == 4  # an edge wins: one more
+
+
+def test_an_interval_ends_at_the_metrics_bounds(suite_folder: Path) -> None:
+    """With two seeds Student's t reaches far, and an F1 below 0 or above 1 is none."""
+    lines = read_findings(suite_folder).lines
+    line = next(line for line in lines if line.comparison is not None and line.estimate is not None)
+    wide = replace(line, estimate=replace(line.estimate, seed_variance=1.0, seed_degrees=1.0))
+    assert wide.estimate.interval()[0] < -1  # type: ignore[union-attr]
+    assert wide.interval == (0.0, 1.0)
+    far = replace(line.comparison.difference, seed_variance=1.0, seed_degrees=1.0)  # type: ignore[union-attr]
+    wide = replace(line, comparison=replace(line.comparison, difference=far))
+    assert wide.gap == (-1.0, 1.0)
+    assert forms.BOUNDS.keys() == forms.FORMS.keys()
+    assert "-1.0000 to +1.0000" in difference(wide)
+    assert line.interval == line.estimate.interval()  # type: ignore[union-attr]
