@@ -18,7 +18,7 @@ from peftlab.claims import Claims
 from peftlab.estimate import Clock, duration
 from peftlab.harvest import finished_runs, harvest
 from peftlab.matching import matched_suite
-from peftlab.part import BadInput
+from peftlab.part import BadInput, ProcessLost
 from peftlab.recipe import Recipe
 from peftlab.store import AGAIN, Predictions, Record, Store, Stored, validation_scores
 from peftlab.suite import Plan, Suite, make_plan
@@ -150,6 +150,9 @@ class _Runner:
         """What all runs need, once, before any is claimed: the libraries, and the data that are read from packages."""
         self.say(f"{self.suite.name}: importing once, then a process a run ({self.options.jobs} at a time)")
         children.import_everything(self.options.threads)
+        import torch
+
+        self.suite.placement.check(torch.cuda.device_count())
         first = {row.task: row for row in reversed(list(self.suite.rows()))}
         for row in first.values():
             with contextlib.suppress(BadInput):  # a run will say it
@@ -160,7 +163,8 @@ class _Runner:
         # Named by the owner too: a runner that is thought dead may still be writing.
         folder = self.work_folder / "work" / f"{recipe.digest}-{self.claims.owner}"
         log = self.work_folder / "logs" / f"{recipe.name}-{recipe.digest}.log"
-        child = children.start(folder, log, functools.partial(_run, recipe, folder))
+        work = functools.partial(self.suite.placement.run, functools.partial(_run, recipe, folder))
+        child = children.start(folder, log, work)
         self.running[child.pid] = _Running(recipe, child, attempt)
 
     def _wait(self, plan: Plan) -> None:
@@ -223,13 +227,17 @@ def _label(recipe: Recipe) -> str:
 
 
 def _run(recipe: Recipe, folder: Path) -> None:
-    """In the run's own process: leave record and predictions in `folder`."""
+    """In the run's own process, or each of them: leave record and predictions in `folder`."""
     import peftlab.run
 
     predictions = None
     try:
         peftlab.run.run(recipe, folder / "run")
+        if os.environ.get("RANK", "0") != "0":
+            return  # the first one tells
         record, predictions = harvest(folder / "run")
+    except ProcessLost:
+        raise  # another one has the cause
     except Exception as error:  # each way to end is a record: nothing disappears
         traceback.print_exc()
         state, reason = children.ending(error)
@@ -238,6 +246,8 @@ def _run(recipe: Recipe, folder: Path) -> None:
     if predictions is not None:
         (folder / "predictions.json").write_text(predictions.model_dump_json(), encoding="utf-8")
     children.leave(folder, record)
+    if record.state != "done":
+        raise SystemExit(1)  # others may wait for this one
 
 
 def _left_behind(folder: Path) -> tuple[Record | None, Predictions | None]:

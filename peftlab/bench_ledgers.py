@@ -18,6 +18,7 @@ from peftlab.estimate import duration
 from peftlab.ledger import MIB
 from peftlab.ledgers import Ledgers, Measured, Measurement, subject_digest
 from peftlab.matching import matched_suite
+from peftlab.part import BadInput
 from peftlab.recipe import Recipe
 from peftlab.store import AGAIN, Store
 from peftlab.suite import Suite
@@ -28,6 +29,8 @@ ALONE = "ledger"  # the claim of whoever measures: no two runners at once
 def bench_ledgers(folder: Path, options: Options, say: Say = print) -> None:
     """Measure all of the suite that has no ledger; return when each combination has one, or a reason for none."""
     suite = matched_suite(folder)
+    if suite.placement.processes > 1:
+        raise BadInput(f"{folder}: placement: a ledger is of one process; measure a suite without it")
     children.prepare(options.threads)
     measurer = _Measurer(folder, suite, options, say)
     try:

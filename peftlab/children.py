@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from peftlab.part import BadInput, Diverged, OutOfMemory
+from peftlab.placement import die_with
 from peftlab.recipe import Recipe
 from peftlab.results import Environment
 from peftlab.store import State
@@ -30,7 +30,7 @@ class Ended:
 
     status: int  # as wait gives it
     seconds: float  # wall, from fork to end
-    high_water: int  # resident bytes
+    high_water: int  # resident bytes; of several processes, of the one that had most
     late: bool  # killed for its time limit
 
 
@@ -110,10 +110,7 @@ def become_child(parent: int, log: Path) -> None:
     """Die with the runner, leave the keyboard to it, and write to the log."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)
+    die_with(parent)
     out = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (out, 1), (out, 2)):
@@ -121,10 +118,11 @@ def become_child(parent: int, log: Path) -> None:
 
 
 def leave(folder: Path, record: BaseModel) -> None:
-    """Write the record, last of all: whole or not at all."""
-    staged = folder / f"{RECORD}.part"
+    """Write the record, last of all: whole or not at all. Of several processes' the first is kept: it has the cause."""
+    staged = folder / f"{RECORD}.{os.getpid()}.part"
     staged.write_text(record.model_dump_json(), encoding="utf-8")
-    staged.rename(folder / RECORD)
+    if not (folder / RECORD).exists():
+        staged.rename(folder / RECORD)
 
 
 def ending(error: Exception) -> tuple[State, str]:

@@ -272,6 +272,7 @@ def _ground(environment: Environment) -> str:
     libraries = ", ".join(f"{name} {environment.libraries[name]}" for name in names if name in environment.libraries)
     threads = f"{hardware.threads} thread{'s' if hardware.threads > 1 else ''}"
     processes = f", {environment.processes} processes" if environment.processes > 1 else ""
+    processes += " with a share of the model each" if environment.sharded else ""
     return f"{commit}{changed}; {libraries}; {machine}, {threads}{processes}, {environment.precision}"
 
 

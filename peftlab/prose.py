@@ -224,6 +224,7 @@ def _setup(findings: Findings, task: str) -> str:
         f"matrices), a {training.schedule} schedule after a warm-up of {training.warmup * 100:g} % of the steps, "
         f"{clip}, {dropout}{stop}; {kept} is kept.",
         "The loss is the mean over all targets of a step.",
+        *([f"A run is spread over {suite.placement.described}."] if suite.placement.processes > 1 else []),
         choices(suite),
         f"Then {seeds} of initialisation, data order and dropout, the same for every method.",
         scored,

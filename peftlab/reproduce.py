@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from peftlab import forms, statistics
 from peftlab.harvest import harvest
 from peftlab.part import BadInput
+from peftlab.placement import Placement
 from peftlab.results import RunResult
 from peftlab.store import Predictions, Record, Stored, read_record
 
@@ -38,7 +40,9 @@ class Reproduction:
 
 
 def reproduce(path: Path) -> Reproduction:
-    """Run the recipe of a stored result in a temporary folder and compare."""
+    """Run the recipe of a stored result in a temporary folder, in as many processes as then, and compare."""
+    import torch
+
     from peftlab.run import run
 
     stored = read_record(path)
@@ -47,8 +51,11 @@ def reproduce(path: Path) -> Reproduction:
     if (name := stored.record.result.selection) not in stored.record.result.metrics[_split(stored.record.result)]:
         raise BadInput(f"{path}: {name} is undefined on its {_split(stored.record.result)} split: nothing to compare")
     predictions = stored.predictions()
+    then = stored.record.result.environment
+    placement = Placement(processes=then.processes, sharded=then.sharded)
+    placement.check(torch.cuda.device_count())
     with tempfile.TemporaryDirectory() as folder:
-        run(stored.recipe, Path(folder) / "run")
+        placement.run(functools.partial(run, stored.recipe, Path(folder) / "run"))
         record, again = harvest(Path(folder) / "run")
     return compare(stored, predictions, record, again)
 
@@ -96,6 +103,8 @@ def _differences(old: Record, new: Record) -> list[str]:
         "processor": (a.environment.hardware.processor, b.environment.hardware.processor),
         "accelerators": (a.environment.hardware.accelerators, b.environment.hardware.accelerators),
         "threads": (a.environment.hardware.threads, b.environment.hardware.threads),
+        "processes": (a.environment.processes, b.environment.processes),
+        "shares of the model": (a.environment.sharded, b.environment.sharded),
         "precision": (a.environment.precision, b.environment.precision),
         "python": (a.environment.python, b.environment.python),
     }

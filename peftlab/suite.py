@@ -16,6 +16,7 @@ from peftlab.matched import Match, Size, read_sizes
 from peftlab.methods import AnyMethod, Method
 from peftlab.model import AnyModel
 from peftlab.part import BadInput, Settings, nearest
+from peftlab.placement import Placement
 from peftlab.quantization import AnyQuantization, Quantization
 from peftlab.recipe import Recipe, bad_input
 from peftlab.settings import Seeds, Training
@@ -94,6 +95,7 @@ class Suite(Settings):
     trials: Trials = Trials()
     match: Match | None = None  # methods brought to the same number of parameters, as far as they have a size
     time_limit: float | None = Field(None, gt=0)  # seconds a run
+    placement: Placement = Placement()  # of each run
     own_machine: bool = False  # the runs had their machine to themselves: their times may be shown
     model: AnyModel | None = None
     task: AnyTask | None = None
@@ -127,6 +129,11 @@ class Suite(Settings):
             _known("published", row.quantization, kinds)
             if row.task is not None:
                 _known("published", row.task, self.tasks)
+        if self.placement.processes > 1 and any(
+            training.auto_micro_batch
+            for training in (self.training, *(setup.training for setup in self.tasks.values()))
+        ):
+            raise ValueError("training.auto_micro_batch: runs in several processes cannot; set training.accumulation")
         if self.protocol == "clean" and self.trials.points > 1 and self.trials.seed in self.seeds:
             raise ValueError(f"trials.seed: {self.trials.seed} is one of the cells' seeds; choose with another one")
         return self
@@ -294,7 +301,7 @@ def make_plan(suite: Suite, scores: Scores) -> Plan:
     refused: dict[Row, str] = {}
     for row in suite.rows():
         example = suite.recipe(row, learning_rate=suite.centre(row), seed=suite.seeds[0], trial=False)
-        reason = example.unsupported(example.model.known_architecture())
+        reason = example.unsupported(example.model.known_architecture(), sharded=suite.placement.sharded)
         if reason is not None:
             refused[row] = reason
             continue

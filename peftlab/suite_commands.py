@@ -169,7 +169,7 @@ def _show_plan(folder: Path, jobs: int) -> None:
 
 def _predicted_peaks(suite: Suite, rows: Sequence[Row]) -> dict[Row, int]:
     """Bytes of a training step of each, as far as its model's shapes are at hand. Imports torch if there are any."""
-    if not rows:
+    if not rows or suite.placement.sharded:  # of a share nothing is forecast
         return {}
     print(f"{len(rows)} rows were never run: their memory is forecast, which takes a moment", file=sys.stderr)
     from peftlab.environment import quiet_libraries
@@ -181,7 +181,7 @@ def _predicted_peaks(suite: Suite, rows: Sequence[Row]) -> dict[Row, int]:
     for row in rows:
         recipe = suite.recipe(row, learning_rate=suite.centre(row), seed=suite.seeds[0], trial=False)
         with suppress(BadInput):  # the forecast is a help, not what was asked for
-            memory = fit(recipe, limit=None, devices=1, examples=None, length=None).memory
+            memory = fit(recipe, limit=None, devices=suite.placement.processes, examples=None, length=None).memory
             if memory is not None:
                 found[row] = memory.peak
     return found
