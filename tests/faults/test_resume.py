@@ -77,7 +77,7 @@ def test_killed_at_any_time_the_newest_whole_checkpoint_is_found(number: int, la
     assert finished(output).digest == lab.whole(*recipe).digest
 
 
-@pytest.mark.parametrize("number", range(counted(4, 66)))
+@pytest.mark.parametrize("number", range(counted(20, 200)))
 def test_three_kills_two_of_them_in_one_epoch(number: int, lab: Lab, output: Path) -> None:
     """F3."""
     draw = random.Random(number)

@@ -14,7 +14,7 @@ from peftlab.ledger import MIB
 from peftlab.plan import fit
 from peftlab.recipe import load_recipe
 from tests.contract.bases import Combination
-from tests.faults.conftest import KILLED, Lab, finished, sets, steps
+from tests.faults.conftest import COMBINATIONS, KILLED, STEPS, Lab, counted, finished, sets, steps
 
 EVERY = ("--checkpoint-every", "1")
 
@@ -51,6 +51,10 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(lab: Lab, output
 # F4: the disk is full
 
 
+def spread(lowest: int, highest: int, number: int) -> list[int]:
+    return [lowest + i * (highest - lowest) // (number - 1) for i in range(number)]
+
+
 @pytest.mark.parametrize("saves", [(1,), (3, 4), (1, 2, 3, 4, 5, 6, 7, 8)], ids=str)
 def test_a_checkpoint_without_room_does_not_end_the_run(saves: tuple[int, ...], lab: Lab, output: Path) -> None:
     done = lab.server.run(*lab.words(output), *EVERY, faults=[["disk_full_at_save", *saves]])
@@ -71,7 +75,7 @@ def test_killed_while_there_is_no_room_the_last_good_state_is_gone_on_from(lab: 
     assert finished(output).digest == lab.whole().digest
 
 
-@pytest.mark.parametrize("size", [0, 1000, 4000])
+@pytest.mark.parametrize("size", spread(0, 4000, counted(5, 60)))
 def test_without_room_for_the_result_what_is_kept_is_gone_on_from_when_there_is(
     size: int, lab: Lab, output: Path
 ) -> None:
@@ -99,7 +103,7 @@ def small_disk(lab: Lab) -> Iterator[Path]:
     path.rmdir()
 
 
-@pytest.mark.parametrize("left", [40_000, 16_000, 4_000])
+@pytest.mark.parametrize("left", spread(4_000, 40_000, counted(3, 56)))
 def test_a_disk_that_is_really_full(left: int, lab: Lab, small_disk: Path) -> None:
     words = [*lab.words(small_disk), *EVERY, "--resume"]
     assert lab.server.run(*words, faults=[["kill_at_step", 4]]).code == KILLED
@@ -117,14 +121,15 @@ def test_a_disk_that_is_really_full(left: int, lab: Lab, small_disk: Path) -> No
 # F10: memory runs out
 
 
-def test_out_of_memory_says_what_is_known_and_what_to_change(lab: Lab, output: Path) -> None:
-    done = lab.server.run(*lab.words(output), faults=[["out_of_memory_at_step", 3]])
+@pytest.mark.parametrize("step", [1, 3, STEPS])
+def test_out_of_memory_says_what_is_known_and_what_to_change(step: int, lab: Lab, output: Path) -> None:
+    done = lab.server.run(*lab.words(output), faults=[["out_of_memory_at_step", step]])
     line = one_line(done.err)
     assert done.code == 4
-    assert line.startswith("out of memory at step 3, in micro-batches of up to 4 examples x ")
+    assert line.startswith(f"out of memory at step {step}, in micro-batches of up to 4 examples x ")
     assert "20.00 GiB more were wanted; the process may have " in line
     assert "set training.auto_micro_batch: true, or a larger training.accumulation (the same update)" in line
-    assert "the state after step 2 is kept" in line
+    assert f"the state after step {step - 1} is kept" in line
     recipe = load_recipe(lab.folder / "tiny.yaml", [f"model={lab.folder / 'tiny'}"])
     forecast = fit(recipe, limit=None, devices=1, examples=None, length=None)
     assert forecast.needed is not None
@@ -136,11 +141,7 @@ def test_out_of_memory_says_what_is_known_and_what_to_change(lab: Lab, output: P
     assert finished(output).digest == lab.whole().digest
 
 
-@pytest.mark.parametrize(
-    "combination",
-    [Combination("lora", 0, "none", "encoder"), Combination("adalora", 0, "nf4", "encoder")],
-    ids=str,
-)
+@pytest.mark.parametrize("combination", COMBINATIONS[:: counted(15, 1)], ids=str)
 def test_halved_micro_batches_go_on_from_the_same_step_with_the_same_update(
     combination: Combination, lab: Lab, output: Path
 ) -> None:
@@ -168,9 +169,10 @@ def test_halved_micro_batches_stay_halved_when_resumed(lab: Lab, output: Path) -
     assert [(h.step, h.accumulation) for h in again.result.micro_batch_halvings] == [(3, 2)]
 
 
-def test_a_single_example_that_does_not_fit_is_the_end(lab: Lab, output: Path) -> None:
+@pytest.mark.parametrize("step", range(1, counted(2, STEPS) + 1))
+def test_a_single_example_that_does_not_fit_is_the_end(step: int, lab: Lab, output: Path) -> None:
     words = lab.words(output, "training.auto_micro_batch=true")
-    done = lab.server.run(*words, faults=[["out_of_memory_at_step", 3, 0]])
+    done = lab.server.run(*words, faults=[["out_of_memory_at_step", step, 0]])
     assert done.code == 4
     assert "in micro-batches of up to 1 example x " in one_line(done.err)
     assert "a micro-batch is one example already" in done.err
