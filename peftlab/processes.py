@@ -37,7 +37,7 @@ def start(recipe: Recipe, *, minutes: float, sharding: Sharding | None = None) -
         if os.environ.get(name, "").lower() in ("1", "true"):
             raise BadInput(
                 f"{placement} is not supported: launch with recipes/accelerate/ddp.yaml, or where the model is too "
-                "large for one device, with recipes/accelerate/fsdp2.yaml"
+                "large for one device, with recipes/accelerate/fsdp2.yaml, which shares it out as ZeRO-3 or ZeRO-2 does"
             )
     if sharding is not None:
         reason = recipe.unsupported(recipe.model.known_architecture(), sharded=True)
