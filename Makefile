@@ -2,12 +2,13 @@
 # make recipes                                   the same for all that need no hub and no GPU, and docs/recipes.md of them
 # make bench suite=quick [jobs=2]                run what the suite has no result of, and write its tables and figures
 # make test | test-all | test-night | check       the tests; all of them; those of faults in a night's counts; lint, types and tests
+# make audit                                     whether a pinned dependency has a known vulnerability; asks the network
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: recipe recipes bench test test-all test-night check schema
+.PHONY: recipe recipes bench test test-all test-night check audit schema
 
 recipe: $(READY)
 	@test -n "$(name)" || { echo "make recipe needs a name, e.g. make recipe name=lora-ner; there are:"; ls recipes | sed -n 's/\.yaml$$//p'; exit 2; }
@@ -41,6 +42,11 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
+
+# One that the advisories do not know is a failure too: nothing was audited then.
+audit:
+	@test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install --quiet pip-audit; }
+	$(VENV)-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 schema: $(READY)
 	$(BIN)/peftlab schema > docs/recipe.schema.json
