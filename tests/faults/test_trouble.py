@@ -146,7 +146,13 @@ def test_out_of_memory_says_what_is_known_and_what_to_change(step: int, lab: Lab
 def test_halved_micro_batches_go_on_from_the_same_step_with_the_same_update(
     combination: Combination, step: int, lab: Lab, output: Path
 ) -> None:
-    recipe = (*sets(combination), "training.dropout=0.0", "training.auto_micro_batch=true")
+    # At 2e-2 rounding grows: accumulation 2 alone ends 6e-5 away with rsLoRA.
+    recipe = (
+        *sets(combination),
+        "training.dropout=0.0",
+        "training.auto_micro_batch=true",
+        "training.learning_rate=5e-3",
+    )
     recipe = tuple(word.replace('"dropout": 0.1', '"dropout": 0.0') for word in recipe)
     whole = lab.whole(*recipe).result
     done = lab.server.run(*lab.words(output, *recipe), *EVERY, faults=[["out_of_memory_at_step", step, 1]])
