@@ -26,6 +26,7 @@ from peftlab.suite import Plan, Suite, make_plan
 WORK = ".bench"  # in the suite's folder, not committed: claims, logs, runs at work
 LEASE = 60.0  # seconds without a sign of life after which a runner's claims are anybody's
 POLL = 0.2  # seconds
+IDLE = 0.5  # seconds more where all that is left is taken
 
 Say = Callable[[str], object]
 
@@ -97,33 +98,36 @@ class _Runner:
         }
         self.renewed = 0.0
         self.imported = False
+        self.planned: tuple[Mapping[str, Stored], Plan] | None = None  # and the records that it was made of
 
     def work(self) -> Plan:
         waiting = False
         while True:
+            if len(self.running) == self.options.jobs:
+                self._wait()
+                continue
             records = self.store.records()
-            plan = current_plan(self.suite, records)
-            self._record_refused(plan, records)
+            plan = self._plan(records)
             open_recipes = [recipe for recipe in plan.recipes if not self._ended(recipe.digest, records)]
             here = {running.recipe.digest for running in self.running.values()}
-            if len(self.running) < self.options.jobs:
-                if open_recipes and not self.imported:
-                    self._prepare()
-                for recipe in open_recipes:
-                    if recipe.digest in here:
-                        continue
-                    attempt = self.claims.take(recipe.digest, functools.partial(self._ended, recipe.digest))
-                    if attempt is not None:
-                        self._start(recipe, attempt)
-                        waiting = False
-                        break
-                else:
-                    if not open_recipes:
-                        return plan
-                    if not self.running and not waiting:
-                        waiting = True
-                        self.say(f"{len(open_recipes)} left, all with other runners; waiting for them")
-            self._wait(plan)
+            if open_recipes and not self.imported:
+                self._prepare()
+            for recipe in open_recipes:
+                if recipe.digest in here:
+                    continue
+                attempt = self.claims.take(recipe.digest, functools.partial(self._ended, recipe.digest))
+                if attempt is not None:
+                    self._start(recipe, attempt)
+                    waiting = False
+                    break
+            else:
+                if not open_recipes:
+                    return plan
+                if not self.running and not waiting:
+                    waiting = True
+                    self.say(f"{len(open_recipes)} left, all with other runners; waiting for them")
+                time.sleep(IDLE)
+            self._wait()
 
     def close(self) -> None:
         """Stop what still runs, and give it back."""
@@ -136,6 +140,13 @@ class _Runner:
     def _ended(self, digest: str, records: Mapping[str, Stored] | None = None) -> bool:
         stored = (self.store.records() if records is None else records).get(digest)
         return stored is not None and stored.path.stat().st_mtime_ns != self.again.get(digest)
+
+    def _plan(self, records: Mapping[str, Stored]) -> Plan:
+        """Made anew when a record has come or changed: it takes as long as a moment's waiting."""
+        if self.planned is None or self.planned[0] != records:
+            self.planned = records, current_plan(self.suite, records)
+            self._record_refused(self.planned[1], records)
+        return self.planned[1]
 
     def _record_refused(self, plan: Plan, records: Mapping[str, Stored]) -> None:
         """A combination that validation refuses is a finding too, and is written down like one."""
@@ -167,7 +178,7 @@ class _Runner:
         child = children.start(folder, log, work)
         self.running[child.pid] = _Running(recipe, child, attempt)
 
-    def _wait(self, plan: Plan) -> None:
+    def _wait(self) -> None:
         """A moment, or until one of the processes ends."""
         now = time.monotonic()
         if now - self.renewed > self.options.lease / 4:
@@ -205,7 +216,7 @@ class _Runner:
 
     def _say_end(self, recipe: Recipe, record: Record, written: bool) -> None:
         records = self.store.records()
-        plan = current_plan(self.suite, records)
+        plan = self._plan(records)
         clock = Clock(self.suite, plan, records)
         said = f"{record.state}: {record.reason}"
         if record.result is not None:

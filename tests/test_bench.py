@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import peftlab.run
+from peftlab import bench as bench_module
 from peftlab import bench_ledgers as bench_ledgers_module
 from peftlab import children
 from peftlab.assets import cache_folder
@@ -26,7 +28,7 @@ from peftlab.recipe import Recipe
 from peftlab.results import RunResult
 from peftlab.run import run
 from peftlab.store import Record, Store
-from peftlab.suite import Row, load_suite, make_plan
+from peftlab.suite import Plan, Row, Scores, Suite, load_suite, make_plan
 
 SUITE = """\
 seeds: [1, 2]
@@ -218,6 +220,24 @@ def test_a_killed_process_is_tried_again_and_after_three_times_recorded(tmp_path
     assert sum("killed by signal 9; once more" in line for line in said) == 2
     states = {stored.recipe.method.kind: stored.record.state for stored in Store(tmp_path / "tiny").records().values()}
     assert states == {"lora": "out of memory", "head": "done"}
+
+
+def test_a_runner_that_waits_leaves_the_processor_to_the_runs(tmp_path: Path, monkeypatch: Patch) -> None:
+    """As often as runs end it looks what is to be done, however long they take and whether it could take more."""
+    plans: list[object] = []
+
+    def counting(suite: Suite, scores: Scores) -> Plan:
+        plans.append(suite)
+        return make_plan(suite, scores)
+
+    monkeypatch.setattr(bench_module, "make_plan", counting)
+    monkeypatch.setattr(bench_module, "POLL", 0.01)
+    monkeypatch.setattr(peftlab.run, "run", lambda recipe, folder: time.sleep(1))  # and leaves nothing: failed
+    for name, jobs in (("full", 1), ("idle", 3)):
+        folder = write(tmp_path / name, ONE)
+        plans.clear()
+        bench(folder, Options(jobs=jobs), lambda line: None)
+        assert len(plans) <= 2 + 2 * len(Store(folder).records())
 
 
 def test_a_claim_is_one_runners_until_its_lease_ends(tmp_path: Path) -> None:
