@@ -17,6 +17,7 @@ from peftlab.recipe import NAME, load_recipe
 from peftlab.tasks import TASKS
 
 FIRST = 1000  # rows that are looked at
+NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 FEW = 200  # rows: of fewer, a tenth is no split to score on
 # What data sets call a field: by the field's name, whatever the task.
 USUAL = {
@@ -52,7 +53,7 @@ def look(path: Path) -> list[Row]:
     whole = [row for row in rows if row.fault is None][:FIRST]
     if not whole:
         raise BadInput(f"{rows[0].where}: {rows[0].fault}" if rows else f"{path}: has no rows")
-    return whole
+    return _with_numbers(whole)
 
 
 def fits(rows: Sequence[Row], given: Mapping[str, str], kind: str | None = None) -> list[Fit]:
@@ -124,6 +125,22 @@ def write(
         *([f"{leaks} of validation and test are in train too; data.drop_leaks: true takes them out"] if leaks else []),
         f"now: peftlab doctor {output}, then peftlab run {output}",
     ]
+
+
+def _with_numbers(rows: Sequence[Row]) -> list[Row]:
+    """CSV holds numbers as text: a column of nothing else, some with a fraction, is no column of words or labels.
+
+    >>> rows = [Row("1", {"score": "0.5", "stars": "4"}), Row("2", {"score": "1", "stars": "5"})]
+    >>> [row.fields for row in _with_numbers(rows)]
+    [{'score': 0.5, 'stars': '4'}, {'score': 1.0, 'stars': '5'}]
+    """
+
+    def fractional(column: str) -> bool:
+        values = [row.fields.get(column) for row in rows]
+        return all(isinstance(v, str) and NUMBER.fullmatch(v) for v in values) and any("." in str(v) for v in values)
+
+    columns = [column for column in rows[0].fields if fractional(column)]
+    return [Row(row.where, {**row.fields, **{c: float(row.fields[c]) for c in columns}}) for row in rows]
 
 
 def _rank(fit: Fit) -> tuple[bool, int]:

@@ -198,3 +198,18 @@ def test_a_made_recipe_of_each_sort_of_rows_is_valid(tmp_path: Path) -> None:
     table.write_text("review,mood\n" + "".join(f"text {i},{'good' if i % 2 else 'bad'}\n" for i in range(90)))
     done = peftlab("init", "--train", "mine.csv", folder=tmp_path)
     assert done.stdout.startswith("lora-mine.yaml: sequence_classification, lora; rows: ")
+
+
+@pytest.mark.parametrize(
+    ("scores", "problem"),
+    [
+        (["0.5", "1", " -2.25"], "regression"),
+        (["1", "2", "3"], "single_label"),  # stars
+        (["0.5", "high", "low"], "single_label"),
+    ],
+)
+def test_a_table_of_text_holds_numbers_too(scores: list[str], problem: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.tsv").write_text("text\tscore\n" + "".join(f"line {i}\t{scores[i % 3]}\n" for i in range(90)))
+    done = peftlab("init", "--train", "mine.tsv", folder=tmp_path)
+    assert done.stdout.startswith("lora-mine.yaml: sequence_classification, lora; rows: ")
+    assert load_recipe(tmp_path / "lora-mine.yaml").task.model_dump()["problem"] == problem
