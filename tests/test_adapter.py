@@ -30,7 +30,7 @@ from peftlab.methods.adapter import Adapter
 from peftlab.methods.method import Plan, Setting
 from peftlab.quantization.four_bit import NF4
 from peftlab.tuners.adapter import AdapterConfig, AdapterLayer, register
-from peftlab.tuners.placement import PLACEMENTS
+from peftlab.tuners.sublayers import SUBLAYERS
 
 REFERENCE = Path(__file__).parent / "data" / "adapterhub"
 PAIRS = json.loads((REFERENCE / "index.json").read_text())["pairs"]
@@ -205,9 +205,9 @@ def test_gradients_are_the_derivatives_of_the_outputs(pair: str) -> None:
 # --- every architecture ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", PLACEMENTS)
+@pytest.mark.parametrize("model_type", SUBLAYERS)
 def test_residual_and_hidden_make_up_what_leaves_the_layer(model_type: str) -> None:
-    model, sublayer = tiny(model_type), PLACEMENTS[model_type].feed_forward
+    model, sublayer = tiny(model_type), SUBLAYERS[model_type].feed_forward
     layers = [m for name, m in model.named_modules() if re.fullmatch(rf"(.*\.)?{sublayer.layer}", name)]
     seen: dict[str, Tensor] = {}
     layers[0].get_submodule(sublayer.residual).register_forward_pre_hook(lambda _, a: seen.update(residual=a[0]))
@@ -219,25 +219,25 @@ def test_residual_and_hidden_make_up_what_leaves_the_layer(model_type: str) -> N
     assert torch.allclose(total, seen["leaves"], atol=1e-6)
 
 
-@pytest.mark.parametrize("model_type", sorted(PLACEMENTS.keys() - ENCODER_DECODERS))
+@pytest.mark.parametrize("model_type", sorted(SUBLAYERS.keys() - ENCODER_DECODERS))
 def test_attention_and_what_enters_the_layer_make_up_the_residual(model_type: str) -> None:
-    model, placement = tiny(model_type), PLACEMENTS[model_type]
-    pattern = rf"(.*\.)?{placement.attention.layer}"
+    model, sublayers = tiny(model_type), SUBLAYERS[model_type]
+    pattern = rf"(.*\.)?{sublayers.attention.layer}"
     layer = next(m for name, m in model.named_modules() if re.fullmatch(pattern, name))
     seen: dict[str, Tensor] = {}
     layer.register_forward_pre_hook(lambda _, a: seen.update(enters=a[0]))
-    layer.get_submodule(placement.attention.hidden).register_forward_hook(lambda *a: seen.update(hidden=a[2]))
-    source = layer.get_submodule(placement.feed_forward.residual)
+    layer.get_submodule(sublayers.attention.hidden).register_forward_hook(lambda *a: seen.update(hidden=a[2]))
+    source = layer.get_submodule(sublayers.feed_forward.residual)
     source.register_forward_pre_hook(lambda _, a: seen.update(residual=a[0]))
     output(model)
     total = seen["enters"] + seen["hidden"].view_as(seen["enters"])
-    if placement.feed_forward.norm:
+    if sublayers.feed_forward.norm:
         total = F.layer_norm(total, (32,), eps=getattr(model.config, "layer_norm_eps", 1e-12))
     assert torch.allclose(total, seen["residual"], atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("model_type", PLACEMENTS)
+@pytest.mark.parametrize("model_type", SUBLAYERS)
 def test_new_is_the_identity_and_stirred_trains_everywhere(model_type: str, variant: str) -> None:
     model = adapted(tiny(model_type), variant=variant)
     with model.disable_adapter():
@@ -251,7 +251,7 @@ def test_new_is_the_identity_and_stirred_trains_everywhere(model_type: str, vari
         assert torch.equal(output(model), base)
 
 
-@pytest.mark.parametrize("model_type", PLACEMENTS)
+@pytest.mark.parametrize("model_type", SUBLAYERS)
 def test_parameters_follow_the_papers_closed_forms(model_type: str) -> None:
     d, b = 32, 8
     layers = 4 if model_type in ENCODER_DECODERS else 2

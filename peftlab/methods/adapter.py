@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from peftlab.methods.method import Plan, Setting
 from peftlab.methods.peft_method import PeftMethod
 from peftlab.reference import Reference
-from peftlab.tuners.placement import PLACEMENTS
+from peftlab.tuners.sublayers import SUBLAYERS
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -95,9 +95,9 @@ class Adapter(PeftMethod):
         return self.model_validate({**self.model_dump(), "bottleneck": size, "reduction_factor": None})
 
     def unsupported(self, setting: Setting) -> str | None:
-        if setting.architecture is None or setting.architecture in PLACEMENTS:
+        if setting.architecture is None or setting.architecture in SUBLAYERS:
             return None
-        return f"adapter: unknown architecture {setting.architecture!r}; known are {', '.join(PLACEMENTS)}"
+        return f"adapter: unknown architecture {setting.architecture!r}; known are {', '.join(SUBLAYERS)}"
 
     def config(self, model: PreTrainedModel, plan: Plan) -> PeftConfig:
         from peftlab.tuners.adapter import AdapterConfig

@@ -15,10 +15,10 @@ from peft.utils import PeftType, register_peft_method
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peftlab.tuners.placement import PLACEMENTS, Placement, Sublayer
+from peftlab.tuners.sublayers import SUBLAYERS, Sublayer, Sublayers
 
 NAME = "BOTTLENECK_ADAPTER"  # PEFT's type, as in adapter_config.json
-NORMS = r"(?:.*\.)?(?:(?i:[^.]*norm[^.]*)|ln_[^.]+)"  # what layer norms are called in the architectures of PLACEMENTS
+NORMS = r"(?:.*\.)?(?:(?i:[^.]*norm[^.]*)|ln_[^.]+)"  # what layer norms are called in the architectures of SUBLAYERS
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}
 
 
@@ -39,9 +39,9 @@ class AdapterConfig(PeftConfig):
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = PeftType(NAME)
 
-    def sublayers(self, placement: Placement) -> tuple[Sublayer, ...]:
+    def sublayers(self, found: Sublayers) -> tuple[Sublayer, ...]:
         """Where this variant puts an adapter."""
-        return (placement.attention, placement.feed_forward) if self.variant == "houlsby" else (placement.feed_forward,)
+        return (found.attention, found.feed_forward) if self.variant == "houlsby" else (found.feed_forward,)
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
@@ -151,7 +151,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
 
 class AdapterModel(BaseTuner):
-    """Puts bottleneck adapters into any architecture of `PLACEMENTS`."""
+    """Puts bottleneck adapters into any architecture of `SUBLAYERS`."""
 
     prefix = "bottleneck_"
     tuner_layer_cls = AdapterLayer
@@ -159,14 +159,14 @@ class AdapterModel(BaseTuner):
     def _prepare_adapter_config(  # type: ignore[override]
         self, peft_config: AdapterConfig, model_config: dict[str, Any]
     ) -> AdapterConfig:
-        ends = [end_of(sublayer) for sublayer in peft_config.sublayers(placement_of(model_config["model_type"]))]
+        ends = [end_of(sublayer) for sublayer in peft_config.sublayers(sublayers_of(model_config["model_type"]))]
         peft_config.target_modules = "|".join(ends + [NORMS] * peft_config.train_layer_norms)
         return peft_config
 
     def _prepare_model(self, peft_config: AdapterConfig, model: nn.Module) -> None:  # type: ignore[override]
         model_config: Any = model.config
         names = [name for name, _ in model.named_modules()]
-        for sublayer in peft_config.sublayers(placement_of(model_config.model_type)):
+        for sublayer in peft_config.sublayers(sublayers_of(model_config.model_type)):
             if not any(re.fullmatch(end_of(sublayer), name) for name in names):
                 there = sorted({re.sub(r"\d+", "N", name) for name in names if name})
                 raise ValueError(
@@ -185,7 +185,7 @@ class AdapterModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         wrapped = target if isinstance(target, AdapterLayer) else AdapterLayer(target)
-        for sublayer in peft_config.sublayers(placement_of(self.model.config.model_type)):
+        for sublayer in peft_config.sublayers(sublayers_of(self.model.config.model_type)):
             if match := re.fullmatch(end_of(sublayer), current_key):
                 layer = self.model.get_submodule(match[1])
                 wrapped.watch(layer, sublayer)
@@ -202,11 +202,11 @@ class AdapterModel(BaseTuner):
         setattr(parent, child_name, new_module)
 
 
-def placement_of(model_type: str) -> Placement:
+def sublayers_of(model_type: str) -> Sublayers:
     """Raises ValueError for an architecture that is not known."""
-    if model_type not in PLACEMENTS:
-        raise ValueError(f"adapter: unknown architecture {model_type!r}; known are {', '.join(PLACEMENTS)}")
-    return PLACEMENTS[model_type]
+    if model_type not in SUBLAYERS:
+        raise ValueError(f"adapter: unknown architecture {model_type!r}; known are {', '.join(SUBLAYERS)}")
+    return SUBLAYERS[model_type]
 
 
 def end_of(sublayer: Sublayer) -> str:

@@ -16,48 +16,48 @@ class Sublayer:
 
 
 @dataclass(frozen=True)
-class Placement:
+class Sublayers:
     attention: Sublayer  # self-attention only: cross-attention gets no adapter, as in AdapterHub
     feed_forward: Sublayer
 
 
-_BERT = Placement(
+_BERT = Sublayers(
     Sublayer(r"encoder\.layer\.\d+", "attention.output.dropout"),
     Sublayer(r"encoder\.layer\.\d+", "output.dropout", "intermediate", "output.LayerNorm"),
 )
-_DISTILBERT = Placement(
+_DISTILBERT = Sublayers(
     Sublayer(r"transformer\.layer\.\d+", "attention.out_lin"),
     Sublayer(r"transformer\.layer\.\d+", "ffn", "ffn", "output_layer_norm"),
 )
-_MODERNBERT = Placement(Sublayer(r"layers\.\d+", "attn.out_drop"), Sublayer(r"layers\.\d+", "mlp", "mlp_norm"))
-_GPT2 = Placement(Sublayer(r"h\.\d+", "attn.resid_dropout"), Sublayer(r"h\.\d+", "mlp.dropout", "ln_2"))
-_LLAMA = Placement(
+_MODERNBERT = Sublayers(Sublayer(r"layers\.\d+", "attn.out_drop"), Sublayer(r"layers\.\d+", "mlp", "mlp_norm"))
+_GPT2 = Sublayers(Sublayer(r"h\.\d+", "attn.resid_dropout"), Sublayer(r"h\.\d+", "mlp.dropout", "ln_2"))
+_LLAMA = Sublayers(
     Sublayer(r"layers\.\d+", "self_attn.o_proj"),
     Sublayer(r"layers\.\d+", "mlp", "post_attention_layernorm"),
 )
-_PHI3 = Placement(
+_PHI3 = Sublayers(
     Sublayer(r"layers\.\d+", "resid_attn_dropout"),
     Sublayer(r"layers\.\d+", "resid_mlp_dropout", "post_attention_layernorm"),
 )
-_GEMMA2 = Placement(  # norms before and after each sublayer, both inside the residual sum
+_GEMMA2 = Sublayers(  # norms before and after each sublayer, both inside the residual sum
     Sublayer(r"layers\.\d+", "post_attention_layernorm"),
     Sublayer(r"layers\.\d+", "post_feedforward_layernorm", "pre_feedforward_layernorm"),
 )
-_T5 = Placement(
+_T5 = Sublayers(
     Sublayer(r"block\.\d+\.layer\.0", "dropout"),
     Sublayer(r"(?:encoder\.block\.\d+\.layer\.1|decoder\.block\.\d+\.layer\.2)", "dropout", "layer_norm"),
 )
 # The dropout of these two is a function, not a module, so their adapters come before it.
-_BART = Placement(
+_BART = Sublayers(
     Sublayer(r"layers\.\d+", "self_attn.out_proj"),
     Sublayer(r"layers\.\d+", "fc2", "fc1", "final_layer_norm"),
 )
-_MBART = Placement(
+_MBART = Sublayers(
     Sublayer(r"layers\.\d+", "self_attn.out_proj"),
     Sublayer(r"layers\.\d+", "fc2", "final_layer_norm"),
 )
 
-PLACEMENTS: dict[str, Placement] = {  # by transformers' model_type
+SUBLAYERS: dict[str, Sublayers] = {  # by transformers' model_type
     "bart": _BART,
     "bert": _BERT,
     "camembert": _BERT,
