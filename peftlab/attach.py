@@ -28,7 +28,8 @@ def apply_method(recipe: Recipe, base: Base, plan: Plan) -> torch.nn.Module:
         # sends the backward pass through the whole frozen trunk; non-reentrant checkpointing does without.
         if not base.model.supports_gradient_checkpointing:
             raise BadInput(f"training.gradient_checkpointing: {base.model.config.model_type} does not support it")
-        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        newer = getattr(base.model, "activation_checkpointing_enable", None)  # the older name goes in transformers 6
+        (newer or base.model.gradient_checkpointing_enable)({"use_reentrant": False})
         base.model.disable_input_require_grads()
     if not any(p.requires_grad for p in model.parameters()):
         raise BadInput(f"method: {recipe.method.kind} left nothing to train in {base.files.source}")

@@ -82,9 +82,7 @@ class PrefixTuning(VirtualTokens):
         )
 
     def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
-        reason = self.unsupported(
-            Setting(model.config.model_type, "none", plan.task_type, model.is_gradient_checkpointing)
-        )
+        reason = self.unsupported(Setting(model.config.model_type, "none", plan.task_type, _checkpoints(model)))
         if reason is not None:
             raise BadInput(f"method: {reason}")
         cache = None
@@ -147,6 +145,11 @@ def _as_peft_reads(folder: Path) -> None:
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config |= {"num_layers": 2 * config["num_layers"], "num_transformer_submodules": 2}
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
+
+
+def _checkpoints(model: nn.Module) -> bool:
+    """Whether transformers recomputes activations; its own property for it has another name in each major version."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def _keys_and_values(model: PreTrainedModel, ids: list[int]) -> Cache:
