@@ -139,6 +139,8 @@ class _Runner:
 
     def _ended(self, digest: str, records: Mapping[str, Stored] | None = None) -> bool:
         stored = (self.store.records() if records is None else records).get(digest)
+        if stored is not None and stored.record.state == "unsupported":  # then; now it is to be run
+            return False
         return stored is not None and stored.path.stat().st_mtime_ns != self.again.get(digest)
 
     def _plan(self, records: Mapping[str, Stored]) -> Plan:
@@ -222,7 +224,8 @@ class _Runner:
         if record.result is not None:
             scores = record.result.metrics
             split = "test" if "test" in scores else "validation"
-            said = f"{split} {record.result.selection} {scores[split][record.result.selection]:.4f}"
+            score = scores[split].get(record.result.selection)
+            said = f"{split} {record.result.selection} {'undefined' if score is None else f'{score:.4f}'}"
         if not written:
             said += "; taken over by another runner, thrown away"
         left = clock.left(self.options.jobs)

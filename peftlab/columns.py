@@ -118,7 +118,7 @@ def title(line: Line) -> tuple[str, str]:
 
 def runs(line: Line) -> str:
     """How many seeds have a score, of how many that ended or are still to come, and how many diverged."""
-    done, diverged = line.states["done"], line.states["diverged"]
+    done, diverged = 0 if line.score is None else line.score.n, line.states["diverged"]
     of = f"{done}" if done == line.wanted else f"{done} of {line.wanted}"
     return "" if line.refused else of + (f", {diverged} diverged" if diverged else "")
 

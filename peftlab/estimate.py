@@ -71,7 +71,10 @@ def _expected(suite: Suite, plan: Plan, records: Mapping[str, Stored]) -> Iterat
     lines: list[tuple[Row, bool, int, list[Recipe]]] = [
         (row, True, len(search.trials), search.trials) for row, search in plan.searches.items() if search.trials
     ]
-    lines += [(row, False, len(suite.seeds), recipes) for row, recipes in plan.cells.items()]
+    lines += [
+        (row, False, 0 if plan.searches[suite.chosen_over(row)].hopeless else len(suite.seeds), recipes)
+        for row, recipes in plan.cells.items()
+    ]
     ended = [
         (row, trial, [records[recipe.digest].record for recipe in recipes if recipe.digest in records])
         for row, trial, _, recipes in lines

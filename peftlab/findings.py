@@ -68,6 +68,11 @@ class Line:
         return max(low, -widest), min(high, widest)
 
     @property
+    def hopeless(self) -> bool:
+        """No learning rate gave a score, so that it will have no runs."""
+        return self.search is not None and self.search.hopeless
+
+    @property
     def results(self) -> list[RunResult]:
         return [stored.record.result for stored in self.ended if stored.record.result is not None]
 
@@ -111,8 +116,8 @@ class Findings:
         return next(line for line in self.lines if line.row.task == task).recipe.task.selection
 
     def reference(self, task: str) -> Line | None:
-        """What the task's other lines are compared with: the reference over the first of its quantisations."""
-        return next((line for line in self.of_task(task) if line.row.method == self.suite.reference), None)
+        """What the task's other lines are compared with: the reference, unquantised if it is among them."""
+        return _reference(self.of_task(task), self.suite.reference)
 
     def measured(self, task: str) -> bool:
         """Whether any of the task's lines was, or was tried to be."""
@@ -178,7 +183,8 @@ def _measure(suite: Suite, line: Line) -> Line:
         for stored in done
     ]
     known = [c for c in counts if c is not None]
-    if len(known) < len(counts) or len({len(c.rows) for c in known}) > 1:
+    sizes = {len(c.rows) for c in known}
+    if len(known) < len(counts) or len(sizes) > 1 or min(sizes) < 2:
         return replace(line, score=score)
     form = forms.FORMS[known[0].form]
     rows = np.array([c.rows for c in known], dtype=np.float64)
@@ -187,15 +193,20 @@ def _measure(suite: Suite, line: Line) -> Line:
         result = stored.record.result
         assert result is not None
         told = result.metrics[suite.split][metric]
-        if abs(own - told) > 1e-9:
+        if not math.isclose(own, told, rel_tol=1e-9, abs_tol=1e-9):
             raise BadInput(f"{stored.path}: {metric} is {told}, but by its predictions' counts {own}")
     estimate = statistics.mean_score(resampled)
     return replace(line, score=score, resampled=resampled, estimate=estimate, bounds=forms.BOUNDS[known[0].form])
 
 
+def _reference(lines: Sequence[Line], method: str) -> Line | None:
+    found = [line for line in lines if line.row.method == method]
+    return min(found, key=lambda line: line.recipe.quantization.quantizes, default=None)
+
+
 def _judge(suite: Suite, lines: list[Line]) -> list[Line]:
     """Compare a task's lines with the reference and with the best."""
-    reference = next((line for line in lines if line.row.method == suite.reference), None)
+    reference = _reference(lines, suite.reference)
     compared: dict[Row, Comparison] = {}
     for line in lines:
         if reference is not None and line is not reference and _comparable(line, reference):

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from peftlab import metrics
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
@@ -48,7 +50,11 @@ def finished_runs(folder: Path) -> dict[str, list[Path]]:
         if path.parent.suffix in (".part", ".old"):  # of a run at work, or of one that was replaced
             continue
         result: RunResult = read_result(path)
-        digest = Recipe.model_validate_json(json.dumps(result.recipe)).digest
+        try:
+            digest = Recipe.model_validate_json(json.dumps(result.recipe)).digest
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise BadInput(f"{path}: recipe: {where}: {error.errors()[0]['msg']}") from None
         found.setdefault(digest, []).append(path.parent)
     return found
 

@@ -79,7 +79,7 @@ class Times(Settings):
     tokens_per_second: float
     matrix_rate: float  # operations a second of a large matrix product on this machine, in the recipe's precision
     rate_share: float  # of the matrix rate
-    processor_share: float | None = None  # of the pass that it had a processor: below 1 others took it; None on a GPU
+    processor_share: float | None = None  # of the pass that its one thread had a processor: below 1 others took it
 
 
 class Inference(Settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -55,9 +56,15 @@ def remarks(line: Line) -> list[str]:
         if state != "done":
             reasons = sorted({stored.record.reason or "" for stored in line.ended if stored.record.state == state})
             texts.append(f"{count} of {line.wanted} runs {state}: {'; '.join(reasons)}")
+    undefined = line.states["done"] - (0 if line.score is None else line.score.n)
+    if undefined:
+        texts.append(f"of {undefined} runs that are done {line.recipe.task.selection} is undefined")
     search = line.search
-    if search is not None and search.trials and not search.missing and search.rate is None:
-        texts.append("none of its learning rates gave a score")
+    if line.hopeless:
+        ends = {f"{s.record.state}: {s.record.reason}" for s in line.trials if s.record.state != "done"}
+        texts.append(
+            ": ".join(["none of its learning rates gave a score", *(["; ".join(sorted(ends))] if ends else [])])
+        )
     if search is not None and search.at_edge:
         texts.append(f"the best learning rate is at the edge of the grid{', extended as it was' * search.extended}")
     return texts + [f"some of its runs or trials on other ground: {ground}" for ground in line.marks]
@@ -103,7 +110,7 @@ def judgement(findings: Findings, task: str) -> list[str]:
     if any(line.score is not None and line.score.n == 1 for line in lines):
         texts.append("A line with n = 1 speaks of that one trained model, not of the method: the seed's luck is in it.")
     open_lines = [line for line in lines if line.refused is None]
-    missing = sum(line.wanted - len(line.ended) for line in open_lines)
+    missing = sum(line.wanted - len(line.ended) for line in open_lines if not line.hopeless)
     if missing:
         texts.append(f"{missing} of {sum(line.wanted for line in open_lines)} runs are still to come.")
     return texts
@@ -154,7 +161,10 @@ def matching(suite: Suite, task: str) -> list[str]:
     sizes = suite.sizes(task)
     found = [f"{s.method} {s.name} {s.size} ({s.parameters:,}, {s.left_over * 100:+.2g} %)" for s in sizes]
     others = [name for name in suite.methods if name not in {size.method for size in sizes}]
-    unsized = f"; without a size, so as they are: {', '.join(others)}" if others else ""
+    exempt = [name for name in others if not suite.methods[name].match]
+    free = [name for name in others if name not in exempt]
+    unsized = f"; without a size, so as they are: {', '.join(free)}" if free else ""
+    unsized += f"; left as they are: {', '.join(exempt)}" if exempt else ""
     return [
         f"Methods are matched at {suite.match.parameters:,} parameters, heads excluded, as near as whole sizes come: "
         f"{', '.join(found)}{unsized}."
@@ -235,6 +245,8 @@ def _setup(findings: Findings, task: str) -> str:
 
 def _sizes(result: RunResult) -> str:
     sizes = [f"{counts.examples:,} {split}" for split, counts in result.splits.items()]
-    lost = {name: n for counts in result.splits.values() for name, n in counts.dropped.items() if n}
+    lost: Counter[str] = Counter()
+    for counts in result.splits.values():
+        lost.update({name: n for name, n in counts.dropped.items() if n})
     dropped = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in lost.items())
     return f"{', '.join(sizes)} examples" + (f" ({dropped})" if dropped else "")

@@ -70,7 +70,12 @@ def _body(findings: Findings) -> Iterable[str]:
             yield _table(lines, columns, f"{task}-ledger", notes.marker(prose.ledger_remarks))
             said = (*prose.memory(findings, task), prose.speed(findings))
             yield from (f"<p>{escape(text)}</p>" for text in said)
-        yield from (image for name, image in drawn.items() if name.startswith(f"{task}-"))
+        others = [other for other in suite.tasks if other.startswith(f"{task}-")]
+        yield from (
+            image
+            for name, image in drawn.items()
+            if name.startswith(f"{task}-") and not name.startswith(tuple(f"{other}-" for other in others))
+        )
     if notes.texts:
         items = "".join(
             f'<li id="note-{notes.letter(i)}">{notes.letter(i)}: {escape(text)}</li>'
@@ -142,7 +147,9 @@ def _run(findings: Findings, stored: Stored, *, trial: bool) -> str:
     links = f'<a href="{FOLDER}/{escape(stored.path.name)}">result</a>'
     if result is not None:
         scores = (
-            f"{split} {result.selection} {found[result.selection]:.4f}" for split, found in result.metrics.items()
+            f"{split} {result.selection} " + (f"{found[name]:.4f}" if name in found else "undefined")
+            for split, found in result.metrics.items()
+            for name in [result.selection]
         )
         shown = escape(", ".join(scores))
         links += f' <a href="{FOLDER}/{escape(stored.predictions_path.name)}">predictions</a>'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,12 +70,12 @@ def compare(stored: Stored, predictions: Predictions, record: Record, again: Pre
     name = told.selection
     interval = None
     counted = next((counts for counts in predictions.counts.get(split, []) if counts.score == name), None)
-    if counted is not None:
+    if counted is not None and len(counted.rows) > 1:
         form = forms.FORMS[counted.form]
         rows = np.array([counted.rows], dtype=np.float64)
         resampled = statistics.bootstrap(rows[..., 0] if form is None else rows, form)
         interval = statistics.mean_score(resampled).interval()
-    score = found.metrics[split][name]
+    score = found.metrics[split].get(name, math.nan)
     tensors = not stored.record.tensors or stored.record.tensors == record.tensors
     return Reproduction(
         same=found.metrics == told.metrics and again == predictions and tensors,

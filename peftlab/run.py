@@ -158,7 +158,7 @@ class _Run:
             self.screen.line("labels", remark)
         scored = ("validation", "test") if self.recipe.score_test else ("validation",)
         floors = {split: task.floor(rows.rows["train"], rows.rows[split]) for split in scored}
-        scoring.check_selectable(task, floors["validation"], len(rows.rows["validation"]))
+        scoring.check_possible(task, floors["validation"], rows.rows["validation"])
         base = load_base(
             self.recipe.model,
             files,

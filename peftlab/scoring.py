@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab import metrics
+from peftlab.examples import Row
 from peftlab.part import BadInput
 from peftlab.tasks import Task
 from peftlab.train_log import Records
@@ -23,8 +24,18 @@ def score(task: Task, records: Sequence[dict[str, Any]]) -> dict[str, float]:
 def selectable(task: Task, records: Records) -> tuple[dict[str, float], Records]:
     """Scores of the validation split, by which the best state can be chosen, and the records."""
     scores = score(task, records)
+    if task.constant_score is not None:
+        scores.setdefault(task.selection, task.constant_score)
     check_selectable(task, scores, len(records))
     return scores, records
+
+
+def check_possible(task: Task, floor: Mapping[str, float] | None, rows: Sequence[Row]) -> None:
+    """Raise BadInput if no model can have a score on these rows, as that of a constant answer or of the truth says."""
+    if floor is not None and task.constant_score is not None:
+        truths = map(task.truth, rows)
+        floor = metrics.score(task.metrics, [{"predicted": t["expected"], "probability": 1.0, **t} for t in truths])
+    check_selectable(task, floor, len(rows))
 
 
 def check_selectable(task: Task, scores: Mapping[str, float] | None, count: int) -> None:

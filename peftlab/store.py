@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,12 +105,16 @@ class Store:
         return found
 
     def write(self, recipe: Recipe, record: Record, predictions: Predictions | None) -> Path:
-        """Put a record into the folder, its predictions first; whole or not at all."""
+        """Put a record into the folder, its predictions first; whole or not at all. It takes an older one's place."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        old = self.records().get(recipe.digest)
         path = self.folder / f"{file_stem(recipe)}.json"
         if predictions is not None:
             write_whole(path.with_name(path.stem + PREDICTIONS), packed(predictions))
         write_whole(path, (record.model_dump_json(indent=1) + "\n").encode())
+        if old is not None and old.path != path:  # named by the digest that the same recipe had then
+            old.path.unlink(missing_ok=True)
+            old.predictions_path.unlink(missing_ok=True)
         return path
 
 
@@ -150,7 +155,7 @@ def read_predictions(path: Path) -> Predictions:
     """Raises BadInput with one line."""
     try:
         return Predictions.model_validate_json(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise BadInput(f"{path}: cannot be read: {error}") from None
     except ValidationError as error:
         raise BadInput(f"{path}: not predictions of version {VERSION}: {error.errors()[0]['msg']}") from None

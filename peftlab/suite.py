@@ -126,7 +126,7 @@ class Suite(Settings):
                     raise ValueError(f"tasks.{name}: has no {key}, nor has the suite")
         for row in self.published:
             _known("published", row.method, self.methods)
-            _known("published", row.quantization, kinds)
+            _known("published", row.quantization, self.methods[row.method].quantizations or kinds)
             if row.task is not None:
                 _known("published", row.task, self.tasks)
         if self.placement.processes > 1 and any(
@@ -233,6 +233,11 @@ class Search:
     rate: float | None  # the best; None as long as trials are missing, or if none of them has a score
     extended: bool  # the best was at the edge of the grid
     at_edge: bool  # and after the extensions still is
+
+    @property
+    def hopeless(self) -> bool:
+        """All trials have ended, none with a score: there will be no runs."""
+        return bool(self.trials) and not self.missing and self.rate is None
 
 
 @dataclass(frozen=True)

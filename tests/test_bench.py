@@ -16,19 +16,22 @@ import pytest
 import peftlab.run
 from peftlab import bench as bench_module
 from peftlab import bench_ledgers as bench_ledgers_module
-from peftlab import children
+from peftlab import children, columns
 from peftlab.assets import cache_folder
 from peftlab.bench import Options, adopt, bench
 from peftlab.bench_ledgers import ALONE, bench_ledgers
 from peftlab.claims import Claims
+from peftlab.harvest import harvest
 from peftlab.ledgers import Ledgers, Measurement
 from peftlab.measure import measure
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
+from peftlab.report import page
 from peftlab.results import RunResult
 from peftlab.run import run
-from peftlab.store import Record, Store
+from peftlab.store import Predictions, Record, Store
 from peftlab.suite import Plan, Row, Scores, Suite, load_suite, make_plan
+from peftlab.table import markdown, read_findings
 
 SUITE = """\
 seeds: [1, 2]
@@ -148,6 +151,10 @@ def test_runs_from_elsewhere_are_adopted_if_they_are_cells(benched: tuple[Path, 
     assert adopt(folder, tmp_path / "runs", said.append) == 0
     with pytest.raises(BadInput, match="no such folder"):
         adopt(folder, tmp_path / "nowhere")
+    (path,) = (tmp_path / "runs" / "not-a-cell").glob("result.json")
+    path.write_text(path.read_text().replace('"recipe": {', '"recipe": {"colour": 1,', 1))
+    with pytest.raises(BadInput, match=r"result\.json: recipe: colour: "):
+        adopt(folder, tmp_path / "runs")
 
 
 def ends(folder: Path, *, retry: bool = False) -> dict[str, tuple[str, str]]:
@@ -220,6 +227,44 @@ def test_a_killed_process_is_tried_again_and_after_three_times_recorded(tmp_path
     assert sum("killed by signal 9; once more" in line for line in said) == 2
     states = {stored.recipe.method.kind: stored.record.state for stored in Store(tmp_path / "tiny").records().values()}
     assert states == {"lora": "out of memory", "head": "done"}
+
+
+def test_a_score_that_a_split_does_not_define_is_said_and_no_runner_dies_of_it(
+    tmp_path: Path, benched: tuple[Path, list[str]], monkeypatch: Patch
+) -> None:
+    def undefined(folder: Path) -> tuple[Record, Predictions]:
+        record, predictions = harvest(folder)
+        assert record.result is not None
+        metrics = {split: {} if split == "test" else scores for split, scores in record.result.metrics.items()}
+        return record.model_copy(update={"result": record.result.model_copy(update={"metrics": metrics})}), predictions
+
+    monkeypatch.setattr(bench_module, "harvest", undefined)
+    folder, said = write(tmp_path / "tiny", ONE), list[str]()
+    bench(folder, Options(), said.append)
+    assert sum("test entity_f1 undefined" in line for line in said) == 2
+    findings = read_findings(folder)
+    assert [columns.runs(line) for line in findings.lines] == ["0 of 1", "0 of 1"]
+    assert "of 1 runs that are done entity_f1 is undefined" in markdown(findings)
+    assert "test entity_f1 undefined" in page(findings)
+
+
+def test_what_was_refused_under_another_placement_is_run(tmp_path: Path) -> None:
+    adalora = ONE.replace("{kind: lora, rank: 2}", "{kind: adalora, initial_rank: 4, target_rank: 2}")
+    folder = write(tmp_path / "tiny", adalora + "placement: {processes: 2, sharded: true}\n")
+    assert ends(folder)["adalora"][0] == "unsupported"
+    write(folder, adalora)
+    assert ends(folder)["adalora"][0] != "unsupported"
+
+
+def test_a_record_by_an_older_digest_is_replaced_not_doubled(tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(peftlab.run, "run", lambda recipe, folder: None)  # and leaves nothing: failed
+    folder = write(tmp_path / "tiny", ONE)
+    ends(folder)
+    for path in list((folder / "results").glob("*.json")):
+        path.rename(path.with_name(f"{path.name[:-17]}{'0' * 12}.json"))
+    found = ends(folder, retry=True)
+    assert found.keys() == {"lora", "head"}
+    assert len(list((folder / "results").glob("*.json"))) == 2
 
 
 def test_a_runner_that_waits_leaves_the_processor_to_the_runs(tmp_path: Path, monkeypatch: Patch) -> None:

@@ -79,7 +79,7 @@ def test_what_is_left_over_is_said(suite: Suite) -> None:
     (text,) = matching(suite, "addresses")
     (lora,) = (size for size in suite.sizes() if size.method == "lora")
     assert f"lora rank {lora.size} ({lora.parameters:,}, {lora.left_over * 100:+.2g} %)" in text
-    assert text.endswith("without a size, so as they are: full, prompt_tuning.")
+    assert text.endswith("without a size, so as they are: full; left as they are: prompt_tuning.")
 
 
 def test_sizes_are_found_once_and_again_when_the_suite_says_something_else(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import AutoConfig, BertConfig, BertForMaskedLM
 
 import peftlab.base
+from peftlab import scoring
 from peftlab.base import load_base, load_tokenizer
 from peftlab.examples import Row
 from peftlab.methods import METHODS, Plan
@@ -479,6 +480,44 @@ def test_a_recipe_over_ones_own_file_runs_and_answers_new_pairs(problem: str, tm
     answer = next(answers(tmp_path / "run", ["a film\tgreat"], "text"))
     wanted = {"single_label": "label", "multi_label": "labels", "regression": "value"}[problem]
     assert {"line", "text", "text_pair", wanted} <= answer.keys()
+
+
+@pytest.mark.parametrize(
+    ("problem", "select_by"), [("single_label", "mcc"), ("regression", "pearson"), ("regression", "spearman")]
+)
+def test_states_are_chosen_by_a_correlation_which_an_early_state_may_not_have(
+    problem: str, select_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that says one thing of everything has none; it counts as 0, and the run goes on."""
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in made(problem)))
+    task = f"{{kind: sequence_classification, problem: {problem}, select_by: {select_by}}}"
+    (tmp_path / "mine.yaml").write_text(MINE.format(TASK=task, FILE=file))
+    recipe: Recipe = load_recipe(tmp_path / "mine.yaml")
+    seen: list[int] = []
+
+    def constant_at_first(task: Task, records: list[dict[str, Any]]) -> dict[str, float]:
+        seen.append(len(records))
+        kept = [{**record, "predicted": records[0]["expected"]} if len(seen) == 1 else record for record in records]
+        answers = kept if len(seen) == 1 else [{**record, "predicted": record["expected"]} for record in kept]
+        return score(task.metrics, task.graded(answers))
+
+    monkeypatch.setattr(scoring, "score", constant_at_first)
+    result = run(recipe, tmp_path / "run")
+    assert result.curve.scores == pytest.approx([0.0, 1.0])
+    assert result.best_step == 4
+    assert result.metrics["validation"][select_by] == pytest.approx(1.0)
+
+
+def test_a_correlation_with_what_is_all_the_same_is_refused_before_training(tmp_path: Path) -> None:
+    train, one = tmp_path / "mine.jsonl", tmp_path / "one.jsonl"
+    train.write_text("".join(json.dumps(line) + "\n" for line in made("single_label")))
+    one.write_text("".join(json.dumps(line | {"label": "pos"}) + "\n" for line in made("single_label")[:6]))
+    task = "{kind: sequence_classification, select_by: mcc}"
+    (tmp_path / "mine.yaml").write_text(MINE.format(TASK=task, FILE=train))
+    recipe: Recipe = load_recipe(tmp_path / "mine.yaml", [f"data.validation={one}", f"data.test={one}"])
+    with pytest.raises(BadInput, match="data: mcc is undefined on the validation split's 6 examples"):
+        run(recipe, tmp_path / "run")
 
 
 @pytest.mark.parametrize("architecture", ["t5", "bart"])

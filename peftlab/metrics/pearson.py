@@ -37,7 +37,7 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         return {"pearson": float(pearsonr(references, predictions).statistic)}
 
     def counts(self, *, predictions: list[float], references: list[float]) -> dict[str, list[list[float]]]:
-        """Of each pair the powers, about the references' mean: a shift changes no correlation, and costs no digits."""
-        mean = sum(references) / len(references)
-        pairs = [(p - mean, r - mean) for p, r in zip(predictions, references, strict=True)]
+        """Of each pair the powers about the means: a shift changes no correlation, and large numbers cost digits."""
+        x_mean, y_mean = (sum(values) / len(values) for values in (predictions, references))
+        pairs = [(p - x_mean, r - y_mean) for p, r in zip(predictions, references, strict=True)]
         return {"pearson": [[1.0, x, y, x * x, y * y, x * y] for x, y in pairs]}

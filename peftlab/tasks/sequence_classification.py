@@ -75,6 +75,10 @@ class SequenceClassification(Classification):
         return self.select_by or SELECTABLE[self.problem][0]
 
     @property
+    def constant_score(self) -> float | None:
+        return 0.0 if self.selection in ("mcc", "pearson", "spearman") else None  # it goes along with nothing
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         return METRICS[self.problem]
 

@@ -54,6 +54,11 @@ class Task(Part):
         raise NotImplementedError
 
     @property
+    def constant_score(self) -> float | None:
+        """What a model that always answers the same counts as where states are chosen, if its score is undefined."""
+        return None
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """Modules of peftlab.metrics."""
         raise NotImplementedError
@@ -147,7 +152,10 @@ class Task(Part):
 
     def rank(self, scores: Mapping[str, float]) -> float:
         """The selection metric, turned so that larger is better."""
-        return -scores[self.selection] if self.minimized else scores[self.selection]
+        value = (
+            scores[self.selection] if self.constant_score is None else scores.get(self.selection, self.constant_score)
+        )
+        return -value if self.minimized else value
 
     def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         """The records as the metrics see them: one for each answer, those of a record next to each other."""

@@ -1,7 +1,9 @@
 """A suite's tables and figures: every number is the results' own, marked where it must be, the same each time."""
 
 import csv
+import gzip
 import io
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -10,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peftlab import forms
+from peftlab import forms, prose
 from peftlab.columns import difference
+from peftlab.estimate import Clock
 from peftlab.findings import make_findings
 from peftlab.part import BadInput
 from peftlab.plot import write_figures
@@ -185,3 +188,78 @@ def test_an_interval_ends_at_the_metrics_bounds(suite_folder: Path) -> None:
     assert forms.BOUNDS.keys() == forms.FORMS.keys()
     assert "-1.0000 to +1.0000" in difference(wide)
     assert line.interval == line.estimate.interval()  # type: ignore[union-attr]
+
+
+def test_of_a_method_whose_trials_all_died_the_reason_is_said_and_no_run_is_to_come(
+    suite_folder: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(suite_folder, tmp_path / "made-up"))
+    for path in (copy / "results").glob("addresses-full-none-*.json"):
+        if "rate" not in path.name:
+            path.unlink()
+            continue
+        values = json.loads(path.read_text())
+        died = {"state": "out of memory", "reason": "40 GiB more were wanted", "recipe": values["result"]["recipe"]}
+        path.write_text(json.dumps({**values, **died, "result": None}))
+    text = markdown(read_findings(copy))
+    assert "none of its learning rates gave a score: out of memory: 40 GiB more were wanted" in text
+    assert "still to come" not in text
+    suite, records = load_suite(copy), Store(copy).records()
+    clock = Clock(suite, make_plan(suite, validation_scores(records)), records)
+    assert clock.ended == clock.total
+
+
+def test_with_a_single_test_example_there_is_a_score_and_no_interval(suite_folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(suite_folder, tmp_path / "made-up"))
+    for path in (copy / "results").glob("*.predictions.json.gz"):
+        values = json.loads(gzip.decompress(path.read_bytes()))
+        for split in values["counts"].values():
+            split[0]["rows"] = split[0]["rows"][:1]
+        path.write_bytes(gzip.compress(json.dumps(values).encode()))
+    line = next(line for line in read_findings(copy).lines if line.row.name == "addresses-lora-none")
+    assert line.score is not None
+    assert line.interval is None
+
+
+def test_predictions_that_a_disk_has_spoilt_are_one_line(suite_folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(suite_folder, tmp_path / "made-up"))
+    path = next((copy / "results").glob("addresses-lora-none-seed1-*.json.gz"))
+    content = bytearray(path.read_bytes())
+    content[40:60] = bytes(20)
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"\.gz: (cannot be read|not predictions)"):
+        read_findings(copy)
+
+
+def test_what_was_lost_of_the_data_is_summed_over_the_splits(suite_folder: Path, tmp_path: Path) -> None:
+    splits = {
+        split: {"examples": count, "tokens": 9, "dropped": {"lost_words": count, "cut_sentences": 0}}
+        for split, count in (("train", 20), ("validation", 3), ("test", 4))
+    }
+    copy = changed(suite_folder, tmp_path, {"splits": splits})
+    findings = read_findings(copy)
+    (result,) = [
+        stored.record.result
+        for line in findings.lines
+        for stored in line.ended
+        if stored.record.result is not None and len(stored.record.result.splits) == 3
+    ]
+    assert prose._sizes(result) == "20 train, 3 validation, 4 test examples (27 lost words)"
+
+
+def test_the_reference_is_unquantised_wherever_it_stands(suite_folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(suite_folder, tmp_path / "made-up"))
+    text = SUITE.replace("quantizations: [none, nf4]", "quantizations: [nf4, none]")
+    # As chosen over the first base: the rates are those that there are trials of.
+    (copy / "suite.yaml").write_text(text.replace("reference: full", "") + "reference: lora\n")
+    reference = read_findings(copy).reference("addresses")
+    assert reference is not None
+    assert reference.row.quantization == "none"
+
+
+@pytest.mark.parametrize("published", ["nf4", "int8"])
+def test_a_published_row_must_be_one_of_the_suites(published: str, tmp_path: Path) -> None:
+    row = f"  - {{task: addresses, method: bitfit, quantization: {published}, value: 0.8, tolerance: 0.1, source: A}}\n"
+    (tmp_path / "suite.yaml").write_text(SUITE + row)
+    with pytest.raises(BadInput, match=f"published: '{published}' is none of none"):
+        load_suite(tmp_path)
