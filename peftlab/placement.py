@@ -91,6 +91,7 @@ def _forked(work: Callable[[], object], environment: Mapping[str, str]) -> int:
     try:
         die_with(parent)
         os.environ.update(environment)
+        _forget_place()
         work()
         code = 0
     except Exception:
@@ -99,6 +100,14 @@ def _forked(work: Callable[[], object], environment: Mapping[str, str]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _forget_place() -> None:
+    """If the parent has asked accelerate for its place, that is all its children would ever have."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def _free_port() -> int:

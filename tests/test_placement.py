@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 
 import peftlab.run
 from peftlab import children, store
@@ -49,6 +50,7 @@ def written(folder: Path, placement: str) -> Path:
 
 
 def test_two_processes_give_what_one_gives_and_the_result_says_how(tmp_path: Path) -> None:
+    assert Accelerator(cpu=True).num_processes == 1  # a place that the forked processes must not take for theirs
     folders = [
         written(tmp_path / name, placement)
         for name, placement in (
