@@ -14,11 +14,12 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
+from peftlab import spread
 from peftlab.examples import Example
 from peftlab.model import Files, Model
 from peftlab.part import BadInput
 from peftlab.quantization import Quantization
-from peftlab.settings import Precision
+from peftlab.settings import DeviceMap, Precision
 from peftlab.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -121,12 +122,14 @@ def load_base(
     dropout: float | None = 0.0,
     seed: int = 0,
     padding_token: int | None = None,
+    device_map: DeviceMap | None = None,
 ) -> Base:
     """Load the base with the task's head.
 
     `compute` is the dtype of the frozen weights and of quantised matmuls; a base that trains (not `frozen`) stays
     float32, as does the head. `seed` draws the new head. `padding_token` is what batches are filled up with, if not
-    what the base's config says. Raises BadInput if the base has no such head.
+    what the base's config says. A `device_map` spreads the layers over all GPUs in place of the one `device`. Raises
+    BadInput if the base has no such head.
     """
     auto = getattr(transformers, task.auto_class)
     with _readable(files, f"config that serves {task.kind}"):
@@ -144,8 +147,10 @@ def load_base(
         quantized = quantization.config(kept_float(skeleton, head), dtype)
         if quantized is not None:
             settings = {"quantization_config": quantized, "device_map": {"": device}}
+        if device_map is not None:
+            settings |= spread.loading(device_map)
         torch.manual_seed(seed)
-        with _readable(files, "weights in safetensors"):
+        with _readable(files, "weights in safetensors"), spread.room(device_map, files.source):
             model, report = auto.from_pretrained(
                 files.folder,
                 config=config,
@@ -166,7 +171,9 @@ def load_base(
         loaded, missing = load()
     if missing:  # the library would draw them at random, and say so where nobody looks
         raise BadInput(f"model: {files.source} lacks {len(missing)} of the base's tensors, e.g. {missing[0]!r}")
-    if not quantization.quantizes:
+    if device_map is not None:
+        spread.check(loaded, device_map, files.source)
+    elif not quantization.quantizes:
         loaded.to(device)
     loaded.requires_grad_(False)
     for name in head:

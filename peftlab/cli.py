@@ -25,7 +25,7 @@ from peftlab.recipe import Recipe, load_recipe, recipe_schema
 from peftlab.results import result_folder
 from peftlab.run_folder import sweep
 from peftlab.secrets import redact
-from peftlab.settings import Keeping
+from peftlab.settings import DeviceMap, Keeping
 from peftlab.tasks import TASKS
 from peftlab.texts import given_texts
 
@@ -90,6 +90,10 @@ def run(
     score_base: Annotated[
         bool, typer.Option("--score-base", help="Score the base before it is tuned, too, if it has no new head.")
     ] = False,
+    device_map: Annotated[
+        DeviceMap | None,
+        typer.Option("--device-map", help="Spread a base too large for one GPU over all of them, in one process."),
+    ] = None,
 ) -> None:
     """Train, evaluate and save what a recipe says."""
     with _bad_input():
@@ -108,7 +112,15 @@ def run(
         from peftlab.run import run as run_recipe
 
         try:
-            run_recipe(loaded, folder, resume=resume, keeping=keeping, patience=patience, score_base=score_base)
+            run_recipe(
+                loaded,
+                folder,
+                resume=resume,
+                keeping=keeping,
+                patience=patience,
+                score_base=score_base,
+                device_map=device_map,
+            )
         except OutOfMemory as error:
             from peftlab.plan import foretold
 

@@ -36,7 +36,9 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def environment(device: str, precision: Precision, processes: int, *, sharded: bool = False) -> Environment:
+def environment(
+    device: str, precision: Precision, processes: int, *, sharded: bool = False, device_map: str | None = None
+) -> Environment:
     """Everything that may change a number, as it is now. Of the environment variables nothing is kept."""
     import torch
 
@@ -57,6 +59,7 @@ def environment(device: str, precision: Precision, processes: int, *, sharded: b
         precision=precision,
         processes=processes,
         sharded=sharded,
+        device_map=device_map,
     )
 
 

@@ -40,13 +40,15 @@ def model_lines(recipe: Recipe, parameters: Parameters, accelerator: Accelerator
         f"({parameters.share:.2%}), {parameters.head:,} of them the head",
     )
     device, count, quantization = accelerator.device, accelerator.num_processes, recipe.quantization
-    spread = ", in shares (FSDP2)" if environment.sharded else ""
+    placed = ", in shares (FSDP2)" if environment.sharded else ""
+    if environment.device_map is not None:
+        placed = f", layers over {len(environment.hardware.accelerators)} GPUs ({environment.device_map})"
     held = f"base in {quantization.title}" if quantization.quantizes else "base unquantised"
     remark = quantization.remark(device.type)
     yield (
         "device",
-        f"{device.type}, {count} {'process' if count == 1 else 'processes'}{spread}, {environment.precision}, {held}"
+        f"{device.type}, {count} {'process' if count == 1 else 'processes'}{placed}, {environment.precision}, {held}"
         + (f": {remark}" if remark else ""),
     )
-    if (more := processes.remark(accelerator)) is not None:
+    if environment.device_map is None and (more := processes.remark(accelerator)) is not None:
         yield "devices", more

@@ -14,6 +14,7 @@ import yaml
 
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
+from peftlab.settings import DeviceMap
 from peftlab.sharding import Sharding
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ UNKNOWN = {
 LOST = ("gloo", "NCCL", "ProcessGroup", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
 
 
-def start(recipe: Recipe, *, minutes: float, sharding: Sharding | None = None) -> Accelerator:
+def start(
+    recipe: Recipe, *, minutes: float, sharding: Sharding | None = None, device_map: DeviceMap | None = None
+) -> Accelerator:
     """The run's place among its processes, which may keep each other waiting so long. Raises BadInput before any loads.
 
     Without a launcher it is one process, on the GPU if there is one.
@@ -47,6 +50,15 @@ def start(recipe: Recipe, *, minutes: float, sharding: Sharding | None = None) -
     wanted = int(os.environ.get("WORLD_SIZE") or asked.get("num_processes") or 1)
     if sharding is not None and wanted == 1:
         raise BadInput("FSDP: one process has nobody to share the model with; leave it out, or launch several")
+    if device_map is not None and wanted > 1:
+        raise BadInput(
+            f"--device-map {device_map}: one process spreads the model over all GPUs, and here are {wanted}; "
+            "leave it out (a launcher gives each process its GPU), or do without the launcher"
+        )
+    if device_map is not None:
+        reason = recipe.unsupported(recipe.model.known_architecture(), spread=True)
+        if reason is not None:
+            raise BadInput(f"--device-map {device_map}: {reason}; leave it out")
     if wanted > 1 and recipe.training.auto_micro_batch:
         raise BadInput(
             "training.auto_micro_batch: one process of several that is out of memory leaves the others waiting; "
@@ -78,7 +90,8 @@ def remark(accelerator: Accelerator) -> str | None:
     if accelerator.device.type == "cuda" and unused > 0:
         return (
             f"{unused} more GPUs are idle; accelerate launch --config_file recipes/accelerate/ddp.yaml "
-            f"--num_processes {torch.cuda.device_count()} -m peftlab run ... uses them"
+            f"--num_processes {torch.cuda.device_count()} -m peftlab run ... uses them, --device-map auto spreads a "
+            "model over them that is too large for one"
         )
     return None
 

@@ -16,6 +16,7 @@ from peftlab.methods.method import Method
 from peftlab.part import BadInput
 from peftlab.sharding import share_of, whole
 from peftlab.signs import Signs
+from peftlab.spread import devices
 from peftlab.train_log import Evaluation, Halving, Step, TrainLog
 
 if TYPE_CHECKING:
@@ -39,19 +40,21 @@ class Generators:
     """The states of a process's generators."""
 
     cpu: Tensor
-    cuda: Tensor | None
+    cuda: Mapping[int, Tensor]  # by the GPU's number, of those that the model is on
     numpy: Any
     python: Any
 
     @classmethod
-    def now(cls, device: torch.device) -> Generators:
-        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    def now(cls, model: torch.nn.Module) -> Generators:
+        """Those that are drawn from while `model` trains."""
+        gpus = [device.index for device in devices(model) if device.type == "cuda"]
+        cuda = {index: torch.cuda.get_rng_state(index) for index in gpus}
         return cls(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate())
 
-    def restore(self, device: torch.device) -> None:
+    def restore(self) -> None:
         torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda, device)
+        for index, state in self.cuda.items():
+            torch.cuda.set_rng_state(state, index)
         np.random.set_state(self.numpy)
         random.setstate(self.python)
 
@@ -65,7 +68,7 @@ class Generators:
             "python": torch.tensor([version, *state]),
             "python_gauss": torch.tensor([] if next_gauss is None else [next_gauss], dtype=torch.float64),
         }
-        return found if self.cuda is None else {**found, "cuda": self.cuda}
+        return found | {f"cuda.{index}": state for index, state in self.cuda.items()}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Generators:
@@ -73,7 +76,8 @@ class Generators:
         version, *state = tensors["python"].tolist()
         numpy = ("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, float(tensors["numpy_gauss"][0]))
         gauss = tensors["python_gauss"].tolist()
-        return cls(tensors["cpu"], tensors.get("cuda"), numpy, (version, tuple(state), gauss[0] if gauss else None))
+        cuda = {int(name[5:]): state for name, state in tensors.items() if name.startswith("cuda.")}
+        return cls(tensors["cpu"], cuda, numpy, (version, tuple(state), gauss[0] if gauss else None))
 
 
 @dataclass
@@ -96,7 +100,7 @@ class Progress:
 
     def snapshot(self, generators: Generators | None = None) -> Snapshot:
         """As it is now, or was when the generators were such. A meeting: each process has generators of its own."""
-        mine = (generators or Generators.now(self.accelerator.device)).tensors()
+        mine = (generators or Generators.now(self.model)).tensors()
         every = [mine]
         if self.accelerator.num_processes > 1:
             from accelerate.utils import gather_object
@@ -189,7 +193,7 @@ class Progress:
                 "halvings": [Halving(**halving) for halving in values["log"]["halvings"]],
             }
         )
-        Generators.of(_group(snapshot, f"generators.{accelerator.process_index}")).restore(accelerator.device)
+        Generators.of(_group(snapshot, f"generators.{accelerator.process_index}")).restore()
 
 
 class Keeper:

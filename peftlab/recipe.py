@@ -77,7 +77,7 @@ class Recipe(Settings):
             new, load(self.replay.data), self.task.given_fields or (*self.task.fields, *self.task.optional_fields)
         )
 
-    def unsupported(self, architecture: str | None, *, sharded: bool = False) -> str | None:
+    def unsupported(self, architecture: str | None, *, sharded: bool = False, spread: bool = False) -> str | None:
         """Why this combination cannot run, as far as can be told before anything loads."""
         if sharded and (storage := self.quantization.unshardable()) is not None:
             return storage
@@ -89,6 +89,7 @@ class Recipe(Settings):
                 gradient_checkpointing=self.training.gradient_checkpointing,
                 packed=self.task.packs,
                 sharded=sharded,
+                spread=spread,
             )
         )
         if reason is None and self.training.layer_decay is not None and self.method.positions:

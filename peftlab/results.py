@@ -40,6 +40,7 @@ class Environment(Settings):
     precision: Precision
     processes: int
     sharded: bool = False  # each held a share of the model (FSDP2), not a copy
+    device_map: str | None = None  # by which one process had the layers on several GPUs
 
 
 class Parameters(Settings):

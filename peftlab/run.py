@@ -63,7 +63,7 @@ from peftlab.results import (
     write_result,
 )  # fmt: skip
 from peftlab.run_folder import publish, staging
-from peftlab.settings import Keeping
+from peftlab.settings import DeviceMap, Keeping
 from peftlab.sharding import Sharding, collect
 from peftlab.tasks import Task
 from peftlab.train_log import Records
@@ -77,20 +77,22 @@ def run(
     keeping: Keeping | None = None,
     patience: float = 30.0,
     score_base: bool = False,
+    device_map: DeviceMap | None = None,
 ) -> RunResult:
     """Do what the recipe says and leave it in `folder`, in place of what may be there.
 
     `resume` goes on from the newest checkpoint beside it, if there is one. `patience` is how many minutes processes
-    wait for each other. `score_base` scores the base before it is tuned, too, if it has no new head.
+    wait for each other. `score_base` scores the base before it is tuned, too, if it has no new head. `device_map`
+    spreads the base over all GPUs of this one process.
     """
     sharding = Sharding.taken_over()
     if sharding is not None and score_base:
         raise BadInput("--score-base: of a base that is in shares (FSDP) it is not measured; leave one of them out")
-    accelerator = processes.start(recipe, minutes=patience, sharding=sharding)
+    accelerator = processes.start(recipe, minutes=patience, sharding=sharding, device_map=device_map)
     with staging(folder, accelerator) as staged, Screen(silent=not accelerator.is_main_process) as screen:
         try:
             with contextlib.ExitStack() as shield:
-                this = _Run(recipe, accelerator, sharding, screen, staged, shield)
+                this = _Run(recipe, accelerator, sharding, device_map, screen, staged, shield)
                 result = this.result(
                     checkpoint_folder(folder), keeping or Keeping(), resume=resume, score_base=score_base
                 )
@@ -126,6 +128,7 @@ class _Run:
         recipe: Recipe,
         accelerator: Accelerator,
         sharding: Sharding | None,
+        device_map: DeviceMap | None,
         screen: Screen,
         folder: Path,
         shield: contextlib.ExitStack,  # put up once there is something that a signal must not lose
@@ -133,12 +136,19 @@ class _Run:
         self.recipe = recipe
         self.accelerator = accelerator
         self.sharding = sharding
+        self.device_map = device_map if torch.cuda.device_count() > 1 else None
+        if self.device_map != device_map:
+            screen.line("device map", "one device: there is nothing to spread the model over")
         self.screen = screen
         self.folder = folder
         self.shield = shield
         self.precision = resolve_precision(recipe.training.precision, accelerator.device)
         self.environment = environment(
-            accelerator.device.type, self.precision, accelerator.num_processes, sharded=sharding is not None
+            accelerator.device.type,
+            self.precision,
+            accelerator.num_processes,
+            sharded=sharding is not None,
+            device_map=self.device_map,
         )
         self.history = History()
 
@@ -171,6 +181,7 @@ class _Run:
             dropout=self.recipe.training.dropout,
             seed=self.recipe.seeds.initialization,
             padding_token=tokenizer.pad_token_id,
+            device_map=self.device_map,
         )
         refuse_unknown_tokens(base, (example for part in encoded.values() for example in part.examples))
         objection = task.objection(base.model)

@@ -10,6 +10,7 @@ from peftlab.part import Settings
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["float32", "bfloat16"]  # of the computation
+DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]  # transformers' words for which GPU holds what
 
 
 class Training(Settings):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftlab import out_of_memory, sharding, signs
+from peftlab import out_of_memory, sharding, signs, spread
 from peftlab.batching import Batch, epoch_batches, split_batches
 from peftlab.examples import Example
 from peftlab.gradients import Gradients, Phase, broke_for_memory, to_device
@@ -115,7 +115,7 @@ def train(
             break
         stop = False
         if number > len(log.steps):
-            start, before = _now(accelerator), Generators.now(accelerator.device)
+            start, before = _now(model), Generators.now(model)
             loss = _add_gradients(gradients, batch, progress, settings, observer, keeper, before)
             wanted = keeper.wanted(number)
             meeting = accelerator.reduce(torch.stack([loss, *loss.new_tensor(wanted)]), reduction="sum").tolist()
@@ -134,7 +134,7 @@ def train(
             method.after_step(model, number)
             optimizer.zero_grad()
             mark("optimizer")
-            log.seconds += _now(accelerator) - start
+            log.seconds += _now(model) - start
             tokens = gradients.tokens(batch)
             log.tokens += tokens
             log.padded_tokens += gradients.positions(batch, progress.accumulation)
@@ -255,7 +255,7 @@ def _add_gradients(
         if not isinstance(loss, str):
             return loss
         gradients.forget()
-        before.restore(progress.accelerator.device)
+        before.restore()
         if not (alone and settings.auto_micro_batch and progress.accumulation < len(batch)):
             kept = keeper.keep(before) if alone else ""  # the others do not come to a meeting
             raise OutOfMemory(_no_memory(loss, gradients, batch, progress, step, kept))
@@ -275,15 +275,15 @@ def _evaluate(
     keep_best: bool,
 ) -> None:
     """Score the model; keep a copy of its trained parameters and its records if it is the best so far."""
-    log, model, device = progress.log, progress.model, progress.accelerator.device
-    generators = Generators.now(device)
+    log, model = progress.log, progress.model
+    generators = Generators.now(model)
     try:
         scores, records = evaluate()
     except Interrupted:
-        generators.restore(device)
+        generators.restore()
         keeper.stop()
         raise
-    generators.restore(device)  # evaluation changes nothing
+    generators.restore()  # evaluation changes nothing
     model.train()
     step = log.steps[-1]
     since = log.evaluations[-1].step if log.evaluations else 0
@@ -314,9 +314,10 @@ def _stale(log: TrainLog) -> int:
     return sum(look.selectable and look.step > (log.best_step or 0) for look in log.evaluations)
 
 
-def _now(accelerator: Accelerator) -> float:
-    if accelerator.device.type == "cuda":
-        torch.cuda.synchronize(accelerator.device)
+def _now(model: torch.nn.Module) -> float:
+    for device in spread.devices(model):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
     return time.perf_counter()
 
 

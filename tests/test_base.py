@@ -10,6 +10,7 @@ import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from safetensors.torch import load_file, save_file
 
+from peftlab import spread
 from peftlab.attach import apply_method
 from peftlab.base import Base, load_base, load_tokenizer, longest_input
 from peftlab.methods import Plan
@@ -225,6 +226,39 @@ def test_a_base_that_lacks_tensors_is_not_filled_with_random_ones(minilm: Files,
             device=torch.device("cpu"),
             compute=torch.float32,
         )
+
+
+PARTS = ("bert.embeddings", "bert.encoder.layer", "bert.pooler", "classifier")
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_device_map_places_the_base(
+    base_of: Load, probe_input: Input, monkeypatch: pytest.MonkeyPatch, quantization: str
+) -> None:
+    expected = base_of(quantization).model(**probe_input).logits
+    places = dict.fromkeys(PARTS, torch.device("cpu"))
+    monkeypatch.setattr(spread, "loading", lambda device_map: {"device_map": places})
+    model = base_of(quantization, device=torch.device("meta"), device_map="auto").model
+    assert torch.equal(model(**probe_input).logits, expected)
+    assert spread.devices(model) == (torch.device("cpu"),)
+
+
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+def test_a_base_that_the_gpus_have_no_room_for_is_one_line(
+    base_of: Load, monkeypatch: pytest.MonkeyPatch, quantization: str, place: str
+) -> None:
+    places = {name: torch.device("meta") for name in PARTS} | {"classifier": place}
+    monkeypatch.setattr(spread, "loading", lambda device_map: {"device_map": places})
+    with pytest.raises(BadInput, match="--device-map auto: the GPUs of this machine have no room for all of") as caught:
+        base_of(quantization, device_map="auto")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_device_map_leaves_nothing_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {0: 3 * 2**30, 1: 2**30, "cpu": 2**40}
+    monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: found)
+    assert spread.loading("sequential") == {"device_map": "sequential", "max_memory": {0: 3 * 2**30, 1: 2**30}}
 
 
 def test_a_base_without_a_tokenizer_is_one_line(minilm: Files, tagging: Task, tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ class AdaLora(PeftMethod):
     def unsupported(self, setting: Setting) -> str | None:
         if setting.sharded:
             return "AdaLoRA weighs singular values and prunes them by whole tensors, and each process has shares alone"
+        if setting.spread:
+            return "AdaLoRA weighs the singular values of all layers against each other, and they are on several GPUs"
         return super().unsupported(setting)
 
     def config(self, model: PreTrainedModel, plan: Plan) -> AdaLoraConfig:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from peftlab.small_model import byte_tokenizer
 from tests.contract.bases import Combination, tiny
@@ -154,3 +155,35 @@ def test_halving_on_two_processes_is_refused(lab: Lab, output: Path) -> None:
     done = both(lab, lab.words(output, "training.auto_micro_batch=true"))
     assert [d.code for d in done] == [2, 2]
     assert "set training.accumulation instead" in done[0].err
+
+
+def test_a_device_map_is_of_one_process(lab: Lab, output: Path) -> None:
+    done = both(lab, [*lab.words(output), "--device-map", "auto"])
+    assert [d.code for d in done] == [2, 2]
+    assert "--device-map auto: one process spreads the model over all GPUs, and here are 2" in done[0].err
+
+
+def test_a_device_map_is_refused_to_a_method_that_compares_layers(lab: Lab, output: Path) -> None:
+    done = lab.server.run(*lab.words(output, 'method={"kind": "adalora"}'), "--device-map", "auto")
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert "AdaLoRA weighs the singular values of all layers against each other" in done.err
+
+
+def test_where_there_is_one_device_a_device_map_changes_nothing(lab: Lab, output: Path) -> None:
+    done = lab.server.run(*lab.words(output), "--device-map", "auto")
+    assert done.code == 0, done
+    assert "one device: there is nothing to spread the model over" in done.out
+    assert finished(output).digest == lab.whole().digest
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("combination", [c for c in SOME if c.kind != "adalora"], ids=str)
+def test_a_device_map_trains_as_one_gpu_does(combination: Combination, lab: Lab, output: Path) -> None:
+    words = lab.words(output / "spread", *sets(combination))
+    done = lab.server.run(*words, "--device-map", "auto", ACCELERATE_USE_CPU="false")
+    assert done.code == 0, done
+    assert "layers over" in done.out
+    alone = lab.server.run(*lab.words(output / "alone", *sets(combination)), ACCELERATE_USE_CPU="false")
+    assert alone.code == 0, alone
+    losses = [finished(output / folder).result.curve.losses for folder in ("spread", "alone")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)

@@ -1,0 +1,100 @@
+"""One model over several devices: every method computes through accelerate's hooks, and adds where each layer is.
+
+There is one CPU here. That the hooks send to it shows that they change nothing; a second device, which has no numbers,
+shows where every tensor is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from accelerate import dispatch_model
+from transformers import PreTrainedModel
+
+from peftlab.methods.method import Setting
+from tests.contract import bases
+from tests.contract.bases import ARCHITECTURES, FAMILIES, SUPPORTED, Combination
+
+Fresh = Callable[[str, str], PreTrainedModel]
+
+
+def reason(combination: Combination) -> str | None:
+    setting = Setting(
+        ARCHITECTURES[combination.family], combination.precision, FAMILIES[combination.family], spread=True
+    )
+    return combination.method.unsupported(setting)
+
+
+SPREAD = [c for c in SUPPORTED if c.precision != "int8" and reason(c) is None]
+HALVES = {
+    "bert": (
+        ("bert.embeddings", "bert.encoder.layer.0"),
+        ("bert.encoder.layer.1", "classifier"),
+    ),
+    "llama": (
+        ("model.embed_tokens", "model.layers.0"),
+        ("model.layers.1", "model.norm", "model.rotary_emb", "lm_head"),
+    ),
+    "t5": (
+        ("shared", "encoder.embed_tokens", "decoder.embed_tokens", "encoder.block.0"),
+        ("encoder.block.1", "encoder.final_layer_norm", "decoder.block", "decoder.final_layer_norm", "lm_head"),
+    ),
+}
+CPU = torch.device("cpu")  # the word would mean what waits there for a GPU
+LAYER = re.compile(r"\w+\.(?:layer|layers|block)\.\d+\.")  # with the stack that it is in
+# Virtual tokens are in no layer; PiSSA takes a base apart, which has to have numbers.
+IN_LAYERS = [c for c in SPREAD if c.precision == "none" and not c.method.positions and not c.method.moves_base]
+
+
+def over(base: PreTrainedModel, second: torch.device) -> PreTrainedModel:
+    """`base` with its first half on the CPU and the rest on `second`, as `from_pretrained` does it."""
+    earlier, later = HALVES[base.config.model_type]
+    base.hf_device_map = dict.fromkeys(earlier, CPU) | dict.fromkeys(later, second)
+    dispatch_model(base, base.hf_device_map, skip_keys=base._skip_keys_device_placement, force_hooks=True)
+    return base
+
+
+def trained(combination: Combination, base: PreTrainedModel) -> list[torch.Tensor]:
+    """What training gives, step by step, and the answer after it."""
+    method, family = combination.method, combination.family
+    torch.manual_seed(3)
+    model = method.apply(base, bases.plan(family)).train()
+    optimizer = torch.optim.AdamW(method.parameter_groups(model, 1e-2, 0.0))
+    losses = []
+    for step in range(1, 4):
+        loss = bases.loss(model(**bases.inputs(family)), family)
+        loss.backward()
+        optimizer.step()
+        method.after_step(model, step)
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    return [*losses, bases.logits(model, family)]
+
+
+@pytest.mark.parametrize("combination", SPREAD, ids=str)
+def test_what_is_sent_from_layer_to_layer_changes_nothing(combination: Combination, fresh: Fresh) -> None:
+    expected = trained(combination, fresh(combination.family, combination.precision))
+    base = over(fresh(combination.family, combination.precision), CPU)
+    found = trained(combination, base)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("combination", IN_LAYERS, ids=str)
+def test_what_a_method_adds_is_where_its_layer_is(combination: Combination, fresh: Fresh) -> None:
+    method, family = combination.method, combination.family
+    base = over(fresh(family, "none"), torch.device("meta"))
+    own = {id(parameter) for parameter in base.parameters()}
+    homes = {match[0]: p.device for name, p in base.named_parameters() if (match := LAYER.search(name))}
+    model = method.apply(base, bases.plan(family))
+    added = {name: p for name, p in model.named_parameters() if id(p) not in own and LAYER.search(name)}
+    assert [name for name, p in added.items() if p.device != homes[LAYER.search(name)[0]]] == []  # type: ignore[index]
+    if not method.trains_base and method.kind != "head":
+        assert {p.device.type for p in added.values()} == {"cpu", "meta"}
+
+
+def test_methods_that_compare_all_layers_are_refused() -> None:
+    refused = {combination.kind for combination in SUPPORTED if reason(combination)}
+    assert refused == {"adalora"}
