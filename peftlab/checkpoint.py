@@ -240,7 +240,8 @@ def differences(then: Identity, now: Identity) -> list[str]:
         ("the base's files", then.model_fingerprint[:12], now.model_fingerprint[:12]),
         ("the data", then.data_fingerprint[:12], now.data_fingerprint[:12]),
         ("processes", then.environment.processes, now.environment.processes),
-        ("shares of the model (FSDP2)", then.environment.sharded, now.environment.sharded),
+        ("shares of the model", then.environment.sharded, now.environment.sharded),
+        ("DeepSpeed's ZeRO", then.environment.zero, now.environment.zero),
         ("precision", then.environment.precision, now.environment.precision),
         ("device", then.environment.device, now.environment.device),
     ):

@@ -15,7 +15,7 @@ from peftlab.settings import Precision
 
 LIBRARIES = (
     "peftlab", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate", "tokenizers",
-    "safetensors", "numpy", "seqeval",
+    "safetensors", "numpy", "seqeval", "deepspeed",
 )  # fmt: skip
 
 
@@ -37,7 +37,13 @@ def quiet_libraries() -> None:
 
 
 def environment(
-    device: str, precision: Precision, processes: int, *, sharded: bool = False, device_map: str | None = None
+    device: str,
+    precision: Precision,
+    processes: int,
+    *,
+    sharded: bool = False,
+    zero: int | None = None,
+    device_map: str | None = None,
 ) -> Environment:
     """Everything that may change a number, as it is now. Of the environment variables nothing is kept."""
     import torch
@@ -59,6 +65,7 @@ def environment(
         precision=precision,
         processes=processes,
         sharded=sharded,
+        zero=zero,
         device_map=device_map,
     )
 

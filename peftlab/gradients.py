@@ -16,6 +16,7 @@ from peftlab.examples import Example
 from peftlab.methods.method import Method
 from peftlab.perturbation import Perturbation
 from peftlab.tasks.task import Task
+from peftlab.update import Update
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,8 +28,8 @@ Phase = Literal["inputs", "forward", "backward", "optimizer"]  # of a step, in t
 class Gradients:
     """Of the loss of a step: the mean over all its target tokens, and the method's penalty once."""
 
-    forward: torch.nn.Module
-    model: torch.nn.Module  # the same, not wrapped for several processes
+    update: Update
+    model: torch.nn.Module
     method: Method
     task: Task
     examples: Sequence[Example]
@@ -54,21 +55,21 @@ class Gradients:
         for position, (part, micro) in enumerate(zip(own, micro_batches, strict=True)):
             for turn, disturbed in enumerate(self.perturbation.passes(micro, part, step), start=1):
                 last_one = position + 1 == len(micro_batches) and turn == self.perturbation.turns
-                with disturbed, contextlib.nullcontext() if last_one else accelerator.no_sync(self.forward):
+                with disturbed, self.update.turn(last=last_one):
                     with self.autocast():
                         # No name for the outputs: logits of a large vocabulary would be kept until the next are there.
                         inputs = self.task.inputs(micro, self.model)
-                        share = self.task.loss(self.forward(**inputs), micro) / targets
+                        share = self.task.loss(self.update.forward(**inputs), micro) / targets
                     self.mark("forward")
-                    # DDP averages over processes, the step's loss is a sum over them.
-                    (share * processes).backward()
+                    # They are averaged over processes, the step's loss is a sum over them.
+                    self.update.backward(share * processes)
                 if turn == 1:
                     loss += share.detach()
                 self.mark("backward")
                 del share  # and with it the graph, and what its nodes may hold on to
         penalty = self.method.penalty(self.model)
         if penalty is not None:
-            with accelerator.no_sync(self.forward):  # every process has the whole of it already
+            with self.update.turn(last=False):  # every process has the whole of it already
                 penalty.backward()
             self.mark("backward")
         return loss

@@ -41,6 +41,8 @@ def model_lines(recipe: Recipe, parameters: Parameters, accelerator: Accelerator
     )
     device, count, quantization = accelerator.device, accelerator.num_processes, recipe.quantization
     placed = ", in shares (FSDP2)" if environment.sharded else ""
+    if environment.zero is not None:
+        placed = f", in shares (DeepSpeed, ZeRO-{environment.zero})"
     if environment.device_map is not None:
         placed = f", layers over {len(environment.hardware.accelerators)} GPUs ({environment.device_map})"
     held = f"base in {quantization.title}" if quantization.quantizes else "base unquantised"

@@ -16,13 +16,13 @@ from peftlab.part import BadInput
 from peftlab.recipe import Recipe
 from peftlab.settings import DeviceMap
 from peftlab.sharding import Sharding
+from peftlab.zero import Zero
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 # What `accelerate launch` sets for placements that this loop cannot train in.
 UNKNOWN = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism",
 }
@@ -30,7 +30,12 @@ LOST = ("gloo", "NCCL", "ProcessGroup", "Connection closed by peer", "Connection
 
 
 def start(
-    recipe: Recipe, *, minutes: float, sharding: Sharding | None = None, device_map: DeviceMap | None = None
+    recipe: Recipe,
+    *,
+    minutes: float,
+    sharding: Sharding | None = None,
+    zero: Zero | None = None,
+    device_map: DeviceMap | None = None,
 ) -> Accelerator:
     """The run's place among its processes, which may keep each other waiting so long. Raises BadInput before any loads.
 
@@ -46,10 +51,15 @@ def start(
         reason = recipe.unsupported(recipe.model.known_architecture(), sharded=True)
         if reason is not None:
             raise BadInput(f"FSDP: {reason}; recipes/accelerate/ddp.yaml trains whole copies")
+    if zero is not None:
+        reason = recipe.unsupported(recipe.model.known_architecture(), sharded=zero.stage == 3, gradients_sharded=True)
+        if reason is not None:
+            raise BadInput(f"DeepSpeed: {reason}; recipes/accelerate/ddp.yaml trains whole copies")
     asked = _asked_of_launcher(Path(f"/proc/{os.getppid()}/cmdline"))
     wanted = int(os.environ.get("WORLD_SIZE") or asked.get("num_processes") or 1)
-    if sharding is not None and wanted == 1:
-        raise BadInput("FSDP: one process has nobody to share the model with; leave it out, or launch several")
+    if wanted == 1 and (sharding is not None or zero is not None):
+        placement = "FSDP" if zero is None else "DeepSpeed"
+        raise BadInput(f"{placement}: one process has nobody to share with; leave it out, or launch several")
     if device_map is not None and wanted > 1:
         raise BadInput(
             f"--device-map {device_map}: one process spreads the model over all GPUs, and here are {wanted}; "

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from peftlab.methods.method import Method
 from peftlab.part import BadInput
-from peftlab.sharding import share_of, whole
+from peftlab.sharding import share, share_of, whole
 from peftlab.signs import Signs
 from peftlab.spread import devices
 from peftlab.train_log import Evaluation, Halving, Step, TrainLog
+from peftlab.update import Update
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -86,7 +87,7 @@ class Progress:
 
     model: torch.nn.Module
     method: Method
-    optimizer: torch.optim.Optimizer
+    update: Update
     schedule: torch.optim.lr_scheduler.LRScheduler
     accelerator: Accelerator
     accumulation: int
@@ -108,13 +109,9 @@ class Progress:
             every = gather_object([mine])
         log, method = self.log, self.method.state(self.model)
         groups = {
-            "weights": {name: p.detach() for name, p in self.trained.items()},
-            "best": self.best or {},
-            "optimizer": {
-                f"{parameter}.{name}": value
-                for parameter, state in self.optimizer.state_dict()["state"].items()
-                for name, value in state.items()
-            },
+            "weights": {name: whole(p) for name, p in self.trained.items()},
+            "best": {name: whole(best, self.trained[name]) for name, best in (self.best or {}).items()},
+            "optimizer": self.update.state(),
             "method": {name: value for name, value in method.items() if isinstance(value, Tensor)},
             "signs": dict(self.alive.samples) if self.alive else {},
             "steps": {
@@ -132,14 +129,14 @@ class Progress:
             },
             "method": {name: value for name, value in method.items() if not isinstance(value, Tensor)},
             "schedule": {name: value for name, value in self.schedule.state_dict().items() if name != "lr_lambdas"},
-            "learning_rates": [group["lr"] for group in self.optimizer.param_groups],
+            "learning_rates": [group["lr"] for group in self.update.optimizer.param_groups],
             "signs": None if self.alive is None else {
                 "count": self.alive.count, "missing": self.alive.missing, "zero": self.alive.zero
             },
             "accumulation": self.accumulation,
         }  # fmt: skip
         tensors = {
-            f"{group}.{name}": whole(tensor.detach()).cpu().contiguous()
+            f"{group}.{name}": tensor.detach().cpu().contiguous()
             for group, named in groups.items()
             for name, tensor in named.items()
         }
@@ -161,18 +158,12 @@ class Progress:
         parameters = self.trained
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(share_of(weights.pop(name), parameter))
+                share(parameter).copy_(share_of(weights.pop(name), parameter))
         if weights:
             raise ValueError(f"this run trains no {next(iter(weights))}")
-        state = self.optimizer.state_dict()
-        state["state"] = {}
-        optimized = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        for name, tensor in _group(snapshot, "optimizer").items():
-            number, _, key = name.partition(".")
-            state["state"].setdefault(int(number), {})[key] = share_of(tensor, optimized[int(number)])
-        for group, rate in zip(state["param_groups"], values["learning_rates"], strict=True):
+        self.update.load_state(_group(snapshot, "optimizer"))
+        for group, rate in zip(self.update.optimizer.param_groups, values["learning_rates"], strict=True):
             group["lr"] = rate
-        self.optimizer.load_state_dict(state)
         self.schedule.load_state_dict({**values["schedule"], "lr_lambdas": [None] * len(values["learning_rates"])})
         self.method.load_state(self.model, {**_group(snapshot, "method"), **values["method"]})
         best = _group(snapshot, "best")

@@ -77,7 +77,14 @@ class Recipe(Settings):
             new, load(self.replay.data), self.task.given_fields or (*self.task.fields, *self.task.optional_fields)
         )
 
-    def unsupported(self, architecture: str | None, *, sharded: bool = False, spread: bool = False) -> str | None:
+    def unsupported(
+        self,
+        architecture: str | None,
+        *,
+        sharded: bool = False,
+        gradients_sharded: bool = False,
+        spread: bool = False,
+    ) -> str | None:
         """Why this combination cannot run, as far as can be told before anything loads."""
         if sharded and (storage := self.quantization.unshardable()) is not None:
             return storage
@@ -89,6 +96,7 @@ class Recipe(Settings):
                 gradient_checkpointing=self.training.gradient_checkpointing,
                 packed=self.task.packs,
                 sharded=sharded,
+                gradients_sharded=gradients_sharded,
                 spread=spread,
             )
         )

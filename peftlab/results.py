@@ -39,7 +39,8 @@ class Environment(Settings):
     device: str
     precision: Precision
     processes: int
-    sharded: bool = False  # each held a share of the model (FSDP2), not a copy
+    sharded: bool = False  # each held a share of the model (FSDP2, ZeRO-3), not a copy
+    zero: int | None = None  # the stage, if DeepSpeed shared out optimiser and gradients
     device_map: str | None = None  # by which one process had the layers on several GPUs
 
 

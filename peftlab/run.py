@@ -67,6 +67,7 @@ from peftlab.settings import DeviceMap, Keeping
 from peftlab.sharding import Sharding, collect
 from peftlab.tasks import Task
 from peftlab.train_log import Records
+from peftlab.zero import Zero
 
 
 def run(
@@ -85,14 +86,14 @@ def run(
     wait for each other. `score_base` scores the base before it is tuned, too, if it has no new head. `device_map`
     spreads the base over all GPUs of this one process.
     """
-    sharding = Sharding.taken_over()
-    if sharding is not None and score_base:
-        raise BadInput("--score-base: of a base that is in shares (FSDP) it is not measured; leave one of them out")
-    accelerator = processes.start(recipe, minutes=patience, sharding=sharding, device_map=device_map)
+    sharding, zero = Sharding.taken_over(), Zero.taken_over()
+    if score_base and (sharding is not None or zero is not None):
+        raise BadInput("--score-base: of a base that is in shares it is not measured; leave one of them out")
+    accelerator = processes.start(recipe, minutes=patience, sharding=sharding, zero=zero, device_map=device_map)
     with staging(folder, accelerator) as staged, Screen(silent=not accelerator.is_main_process) as screen:
         try:
             with contextlib.ExitStack() as shield:
-                this = _Run(recipe, accelerator, sharding, device_map, screen, staged, shield)
+                this = _Run(recipe, accelerator, sharding, zero, device_map, screen, staged, shield)
                 result = this.result(
                     checkpoint_folder(folder), keeping or Keeping(), resume=resume, score_base=score_base
                 )
@@ -128,6 +129,7 @@ class _Run:
         recipe: Recipe,
         accelerator: Accelerator,
         sharding: Sharding | None,
+        zero: Zero | None,
         device_map: DeviceMap | None,
         screen: Screen,
         folder: Path,
@@ -136,6 +138,8 @@ class _Run:
         self.recipe = recipe
         self.accelerator = accelerator
         self.sharding = sharding
+        self.zero = zero
+        self.shared = sharding is not None or (zero is not None and zero.stage == 3)  # the parameters
         self.device_map = device_map if torch.cuda.device_count() > 1 else None
         if self.device_map != device_map:
             screen.line("device map", "one device: there is nothing to spread the model over")
@@ -147,7 +151,8 @@ class _Run:
             accelerator.device.type,
             self.precision,
             accelerator.num_processes,
-            sharded=sharding is not None,
+            sharded=self.shared,
+            zero=None if zero is None else zero.stage,
             device_map=self.device_map,
         )
         self.history = History()
@@ -175,7 +180,7 @@ class _Run:
             task,
             self.recipe.quantization,
             # What is shared out may be too large for one device.
-            device=self.accelerator.device if self.sharding is None else torch.device("cpu"),
+            device=torch.device("cpu") if self.shared else self.accelerator.device,
             compute=getattr(torch, self.precision),
             frozen=not self.recipe.method.trains_base,
             dropout=self.recipe.training.dropout,
@@ -229,6 +234,8 @@ class _Run:
             observer=self.screen,
             keeper=keeper,
             resumed=resumed,
+            zero=self.zero,
+            precision=self.precision,
         )
         self.screen.finished()
         if log.unused:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Container, Iterator, MutableMapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ def sharded(model: nn.Module) -> bool:
     """Whether each process holds a share of `model`, so that a forward is a meeting of them."""
     from torch.distributed.fsdp import FSDPModule
 
-    return isinstance(model, FSDPModule)
+    return isinstance(model, FSDPModule) or any(_of_zero(parameter) for parameter in model.parameters())
 
 
 def let_go(model: nn.Module) -> None:
@@ -87,19 +88,41 @@ def let_go(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+    for engine in _zero_engines(model):
+        engine.empty_partition_cache()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """`tensor` itself, or if it is in shares, all of it: a meeting of the processes."""
+def whole(tensor: Tensor, parameter: Any = None) -> Tensor:
+    """`tensor` itself, or if it is in shares, or the share of a `parameter`, all of it: a meeting of the processes."""
     from torch.distributed.tensor import DTensor
 
+    held: Any = tensor if parameter is None else parameter
+    if _of_zero(held):
+        mine: Tensor = held.ds_tensor if parameter is None else tensor
+        every = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(every, mine)
+        return torch.cat(every)[: held.ds_numel].view(held.ds_shape)
+    tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def share_of(tensor: Tensor, like: Tensor) -> Tensor:
+def share(parameter: Any) -> Tensor:
+    """What this process has of `parameter`, to look at and to write to."""
+    held: Tensor = parameter.ds_tensor.data if _of_zero(parameter) else parameter.detach()
+    return held
+
+
+def share_of(tensor: Tensor, like: Any) -> Tensor:
     """This process's share of `tensor`, if `like`, of the same shape, is in shares; otherwise `tensor` itself."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
+    if _of_zero(like):
+        size = like.ds_tensor.numel()
+        start = torch.distributed.get_rank() * size
+        padded: Tensor = like.ds_tensor.new_zeros(size)
+        mine = tensor.flatten()[start : start + size]
+        padded[: mine.numel()] = mine
+        return padded
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
@@ -112,16 +135,29 @@ def collect(model: nn.Module, names: Container[str], *, keep: bool) -> None:
     """
     if not sharded(model):
         return
+    for engine in _zero_engines(model):
+        engine.destroy()  # its hooks would gather for a method that computes something to save it
     kept: dict[Tensor, nn.Parameter] = {}  # one may be in several modules
     for name, parameter in model.named_parameters():
         if name in names:
-            tensor = whole(parameter.detach()).cpu()
+            tensor = whole(parameter).cpu()
             if keep:
                 kept[parameter] = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter in kept:
                 setattr(module, name, kept[parameter])
+
+
+def _of_zero(tensor: Any) -> bool:
+    """Whether it is a parameter that DeepSpeed's ZeRO-3 has shared out, which puts what it knows of it beside it."""
+    return hasattr(tensor, "ds_tensor")
+
+
+def _zero_engines(model: nn.Module) -> list[Any]:
+    """ZeRO-3's optimiser, which gathers and lets go, if it has shared out `model`."""
+    found = {id(p._z3_optimizer): p._z3_optimizer for p in model.parameters() if hasattr(p, "_z3_optimizer")}
+    return list(found.values())
 
 
 def _on(environment: MutableMapping[str, str], name: str) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from peftlab.part import BadInput
 from peftlab.sharding import whole
+
+Gradient = Callable[[torch.nn.Parameter], torch.Tensor | None]  # of a parameter, if it has one
 
 SAMPLE = 256  # numbers of a tensor that are kept to see whether it moves
 
@@ -24,19 +26,33 @@ class Signs:
     samples: Mapping[str, torch.Tensor]  # first numbers of each
 
 
-def look(model: torch.nn.Module) -> Signs:
+def of_parameter(parameter: torch.nn.Parameter) -> torch.Tensor | None:
+    """The gradient of a parameter that this process has all of."""
+    return parameter.grad
+
+
+def look(model: torch.nn.Module, gradient: Gradient = of_parameter) -> Signs:
     """At the gradients as they are now: a meeting of the processes if these are in shares."""
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return Signs(
-        count=len(trainable),
-        missing=tuple(name for name, p in trainable.items() if p.grad is None),
-        zero=tuple(name for name, p in trainable.items() if p.grad is not None and not whole(p.grad).any()),
-        samples={name: whole(p.detach()).flatten()[:SAMPLE].clone() for name, p in trainable.items()},
-    )
+    missing, zero = [], []
+    for name, parameter in trainable.items():
+        found = gradient(parameter)
+        if found is None:
+            missing.append(name)
+        elif not found.any():
+            zero.append(name)
+    samples = {name: whole(p).flatten()[:SAMPLE].clone() for name, p in trainable.items()}
+    return Signs(len(trainable), tuple(missing), tuple(zero), samples)
 
 
 def check(
-    model: torch.nn.Module, step: int, first: Signs | None = None, *, loss: float = math.nan, whole_base: bool = False
+    model: torch.nn.Module,
+    step: int,
+    first: Signs | None = None,
+    *,
+    loss: float = math.nan,
+    whole_base: bool = False,
+    gradient: Gradient = of_parameter,
 ) -> Signs:
     """Raise BadInput if a trainable tensor has no gradient at this step, or was zero at the `first` look and is now.
 
@@ -44,7 +60,7 @@ def check(
     whole, what had no gradient at the first look either may be a part that no forward uses. Where the `loss` is 0 it
     is the examples that teach nothing.
     """
-    signs = look(model)
+    signs = look(model, gradient)
     missing: Sequence[str] = signs.missing
     if whole_base and first is None and len(missing) < signs.count:
         missing = ()

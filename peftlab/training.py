@@ -25,9 +25,11 @@ from peftlab.methods.method import Method
 from peftlab.part import Diverged, OutOfMemory
 from peftlab.perturbation import Perturbation
 from peftlab.progress import Generators, Keeper, Progress, Snapshot
-from peftlab.settings import Seeds, Training
+from peftlab.settings import Precision, Seeds, Training
 from peftlab.tasks.task import Task
 from peftlab.train_log import Evaluation, Halving, Observer, Records, Scores, Step, TrainLog
+from peftlab.update import Update
+from peftlab.zero import Zero
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -75,6 +77,8 @@ def train(
     keeper: Keeper | None = None,
     resumed: Snapshot | None = None,
     mark: Callable[[Phase], object] = lambda phase: None,
+    zero: Zero | None = None,
+    precision: Precision = "float32",
 ) -> TrainLog:
     """Train the parameters of `model` that require a gradient. `evaluate` scores the model on validation as it is.
 
@@ -94,18 +98,19 @@ def train(
     # Not given to accelerator.prepare, which would step it once per process.
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, total, settings))
     keeper = keeper or Keeper()
-    progress = Progress(model, method, optimizer, schedule, accelerator, settings.accumulation)
+    if zero is None:
+        update = Update(model, optimizer, accelerator, settings.clip)
+    else:
+        update = zero.update(model, optimizer, accelerator, settings.clip, precision)
+    progress = Progress(model, method, update, schedule, accelerator, settings.accumulation)
     torch.manual_seed(seeds.dropout + accelerator.process_index)
     if resumed is not None:
         progress.restore(resumed)
     log = progress.log
     keeper.watch(progress)
-    copies = accelerator.num_processes > 1 and not sharding.sharded(model)
-    forward = accelerator.prepare_model(model) if copies else model
-    trainable = [p for p in model.parameters() if p.requires_grad]
     perturbation = Perturbation.of(model, settings, seeds)
     gradients = Gradients(
-        forward, model, method, task, examples, padding_token, accelerator, autocast, perturbation, mark
+        update, model, method, task, examples, padding_token, accelerator, autocast, perturbation, mark
     )
     model.train()
     batches = enumerate(_batches(lengths, settings, seeds, total), start=1)
@@ -123,16 +128,20 @@ def train(
             first_after = bool(log.evaluations) and number == log.evaluations[0].step + 1
             if progress.alive is None or first_after:
                 progress.alive = signs.check(
-                    model, number, progress.alive, loss=value, whole_base=method.trains_whole_base
+                    model,
+                    number,
+                    progress.alive,
+                    loss=value,
+                    whole_base=method.trains_whole_base,
+                    gradient=update.gradient,
                 )
-            norm = float(sharding.whole(torch.nn.utils.clip_grad_norm_(trainable, settings.clip or math.inf)))
+            norm = update.step() if math.isfinite(value) else math.nan
             if not (math.isfinite(value) and math.isfinite(norm)):
                 raise Diverged(_diverged(value, norm, number, [examples[i] for i in batch], keeper.keep(before)))
             rate = float(schedule.get_last_lr()[0])
-            optimizer.step()
             schedule.step()
             method.after_step(model, number)
-            optimizer.zero_grad()
+            update.forget()
             mark("optimizer")
             log.seconds += _now(model) - start
             tokens = gradients.tokens(batch)
@@ -151,11 +160,12 @@ def train(
                 _evaluate(progress, task, evaluate, observer, keeper, total, keep_best=settings.keep_best)
             if settings.patience is not None and _stale(log) >= settings.patience:
                 log.stopped_early = number < total
-    log.unused = _freeze_unused(model, optimizer)
+    log.unused = _freeze(model, update.unused())
+    sharding.let_go(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if progress.best is not None and name in progress.best:
-                parameter.copy_(progress.best[name])
+                sharding.share(parameter).copy_(progress.best[name])
     model.eval()
     return log
 
@@ -297,12 +307,12 @@ def _evaluate(
         log.best_step = step.number
     if better or not keep_best or progress.best is None:
         log.records = records
-        progress.best = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        progress.best = {name: sharding.share(p).clone() for name, p in progress.trained.items()}
 
 
-def _freeze_unused(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Of the optimiser's parameters, those that never had a gradient, and so have no moments."""
-    own = {id(p) for group in optimizer.param_groups for p in group["params"] if p not in optimizer.state}
+def _freeze(model: torch.nn.Module, parameters: Sequence[torch.nn.Parameter]) -> list[str]:
+    """Their names."""
+    own = {id(parameter) for parameter in parameters}
     names = [name for name, p in model.named_parameters() if id(p) in own]
     for name in names:
         model.get_parameter(name).requires_grad_(False)

@@ -73,7 +73,7 @@ def test_two_processes_perturb_and_decay_as_one(recipe_file: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["cpu-2", "cpu-2-fsdp2"])
+@pytest.mark.parametrize("config", ["cpu-2", "cpu-2-fsdp2", "zero-2", "zero-3"])
 def test_accelerate_launch_with_the_shipped_config_starts_both(config: str, recipe_file: Path, tmp_path: Path) -> None:
     done = launched(recipe_file, tmp_path, "--config_file", str(ROOT / "recipes" / "accelerate" / f"{config}.yaml"))
     assert done.returncode == 0, done.stderr

@@ -138,8 +138,8 @@ def test_bad_input_is_said_once(lab: Lab, output: Path) -> None:
 @pytest.mark.parametrize(
     ("environment", "says"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM is not supported"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "tensor or context parallelism is not supported"),
     ],
 )
 def test_a_placement_that_the_loop_cannot_do_is_refused_before_loading(

@@ -1,0 +1,164 @@
+"""DeepSpeed's ZeRO over gloo: two processes that share out optimiser, gradients and parameters do what one does."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from peftlab.part import BadInput
+from peftlab.zero import Zero
+from tests.contract.bases import Combination
+from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Done, Lab, both, finished, sets, steps
+from tests.faults.test_shares import recipe_of
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="on a CPU DeepSpeed compiles its operations")
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
+STAGE = "ACCELERATE_DEEPSPEED_ZERO_STAGE"
+SHARED = [
+    (stage, combination)
+    for stage in ("2", "3")
+    for combination in COMBINATIONS
+    if combination.kind != "adalora" and (stage == "2" or combination.precision != "int8")
+]
+SOME = ("lora-none-encoder", "lora-nf4-encoder", "full-none-encoder", "prefix_tuning-none-encoder")
+CHANGE = SHARED if NIGHT else [(stage, c) for stage, c in SHARED if str(c) in SOME]
+
+
+def errors(done: list[Done]) -> str:
+    return "\n".join(process.err for process in done)
+
+
+@pytest.mark.parametrize(("stage", "combination"), CHANGE, ids=str)
+def test_it_trains_as_one_process_does(stage: str, combination: Combination, lab: Lab, output: Path) -> None:
+    recipe = recipe_of(combination)
+    one = lab.whole(*recipe).result
+    done = both(lab, lab.words(output, *recipe), **ZERO, **{STAGE: stage})
+    assert [d.code for d in done] == [0, 0], errors(done)
+    assert f"2 processes, in shares (DeepSpeed, ZeRO-{stage})" in done[0].out
+    other = finished(output).result
+    assert (other.environment.zero, other.environment.sharded) == (int(stage), stage == "3")
+    assert other.curve.losses == pytest.approx(one.curve.losses, abs=1e-5)
+    assert other.metrics == one.metrics
+    assert other.parameters == one.parameters
+    assert other.unused == one.unused
+
+
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_what_is_saved_is_whole(stage: str, lab: Lab, output: Path) -> None:
+    recipe = recipe_of(next(c for c in COMBINATIONS if str(c) == "full-none-encoder"))
+    alone = output.with_name(f"{output.name}-alone")
+    assert lab.server.run(*lab.words(alone, *recipe)).code == 0
+    assert [d.code for d in both(lab, lab.words(output, *recipe), **ZERO, **{STAGE: stage})] == [0, 0]
+    one, other = (load_file(next(folder.rglob("model.safetensors"))) for folder in (alone, output))
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        if name.endswith(".key.bias"):  # attention is the same for any: its gradient is rounding, which Adam blows up
+            continue
+        assert (other[name] - tensor).abs().max() < 1e-4, name
+
+
+@pytest.mark.parametrize(("stage", "combination"), [(s, c) for s, c in CHANGE if c.kind in ("lora", "full")], ids=str)
+def test_both_killed_they_go_on_to_the_same_bits(stage: str, combination: Combination, lab: Lab, output: Path) -> None:
+    method, _ = sets(combination)  # with dropout
+    recipe = (method, recipe_of(combination)[1])
+    place = {**ZERO, STAGE: stage}
+    whole = output.with_name(f"{output.name}-whole")
+    assert [d.code for d in both(lab, lab.words(whole, *recipe), **place)] == [0, 0]
+    words = [*lab.words(output, *recipe), "--checkpoint-every", "1", "--resume"]
+    kill = [["kill_at_step", 5]]
+    assert [d.code for d in both(lab, words, {0: kill, 1: kill}, **place)] == [KILLED, KILLED]
+    done = both(lab, words, **place)
+    assert [d.code for d in done] == [0, 0], errors(done)
+    assert "from step 4" in done[0].out
+    assert finished(output).digest == finished(whole).digest
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (
+            "training.accumulation=2",
+            "training.adversarial=1.0",
+            "training.embedding_noise=5",
+            "training.layer_decay=0.8",
+        ),
+        ('method={"kind": "lora", "initialization": "pissa"}', "training.clip=0.05"),
+        ("training.gradient_checkpointing=true",),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_it_trains_with_every_option(stage: str, options: tuple[str, ...], lab: Lab, output: Path) -> None:
+    recipe = ("method.dropout=0.0", "training.dropout=0.0", *options)
+    one = lab.whole(*recipe).result
+    done = both(lab, lab.words(output, *recipe), **ZERO, **{STAGE: stage})
+    assert [d.code for d in done] == [0, 0], errors(done)
+    other = finished(output).result
+    assert other.curve.losses == pytest.approx(one.curve.losses, abs=1e-5)
+    assert other.metrics == one.metrics
+
+
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_it_trains_in_bfloat16(stage: str, lab: Lab, output: Path) -> None:
+    recipe = (
+        "method.dropout=0.0",
+        "training.dropout=0.0",
+        "training.precision=bfloat16",
+        "training.learning_rate=5e-3",
+    )
+    copies, shares = output / "copies", output / "shares"
+    assert [d.code for d in both(lab, lab.words(copies, *recipe))] == [0, 0]
+    done = both(lab, lab.words(shares, *recipe), **ZERO, **{STAGE: stage})
+    assert [d.code for d in done] == [0, 0], errors(done)
+    one, other = finished(copies).result, finished(shares).result
+    assert other.environment.precision == "bfloat16"
+    # The engine of ZeRO-3 has a backward of its own, whose bfloat16 is rounded elsewhere: at the first step the last
+    # layer's gradients are equal, those of the first layer differ by 0.7 % at most.
+    assert other.curve.losses == pytest.approx(one.curve.losses, abs=1e-2 if stage == "3" else 1e-5)
+    in_float32 = lab.whole(*(word for word in recipe if "precision" not in word)).result
+    assert one.curve.losses != pytest.approx(in_float32.curve.losses, abs=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_what_is_not_finite_stops_it_with_the_last_finite_state(stage: str, lab: Lab, output: Path) -> None:
+    words = [*lab.words(output), "--checkpoint-every", "never"]
+    poison = [["not_a_number_at_step", 4]]
+    done = both(lab, words, {0: poison, 1: poison}, **ZERO, **{STAGE: stage})
+    assert done[0].code not in (0, 1), done
+    assert "at step 4" in done[0].err
+    assert [path.name for path in steps(output)] == ["step-00000003"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "environment", "says"),
+    [
+        (["quantization=int8"], {STAGE: "3"}, "DeepSpeed: int8 weights cannot be cut into shares"),
+        (["quantization=nf4"], {STAGE: "3"}, "set storage: bfloat16"),
+        (["method=adalora"], {STAGE: "2"}, "DeepSpeed: AdaLoRA weighs singular values"),
+        ([], {STAGE: "1"}, "zero_stage: 1: 2 or 3 was expected"),
+        ([], {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "offload_param_device is not done here"),
+        ([], {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, "deepspeed_config_file is not read"),
+        ([], {"WORLD_SIZE": "1"}, "DeepSpeed: one process has nobody to share with"),
+    ],
+    ids=str,
+)
+def test_what_it_cannot_share_out_is_refused_before_loading(
+    sets: list[str], environment: dict[str, str], says: str, lab: Lab, output: Path
+) -> None:
+    done = lab.server.run(*lab.words(output, *sets), **{**ZERO, "WORLD_SIZE": "2", **environment})
+    assert (done.code, done.out) == (2, "")
+    assert says in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_the_launchers_switch_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {**ZERO, STAGE: "3"}
+    assert Zero.taken_over(asked) == Zero(3)
+    assert asked == {STAGE: "3"}
+    assert Zero.taken_over({}) is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BadInput, match="DeepSpeed is not installed: pip install deepspeed"):
+        Zero.taken_over({**ZERO})
