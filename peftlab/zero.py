@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
-import math
 import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
@@ -115,7 +114,7 @@ class ZeroUpdate(Update):
 
     def step(self) -> float:
         self.engine.step()  # which leaves everything as it is where the norm is not finite
-        return math.inf if self.engine.optimizer.overflow else float(self.engine.get_global_grad_norm())
+        return float(self.engine.get_global_grad_norm())
 
     def forget(self) -> None:
         """The engine has forgotten them."""

@@ -221,6 +221,19 @@ def infinite_gradient_at_step(number: int) -> None:
     _at_step(number, spoil)
 
 
+def infinite_backward_at_step(number: int) -> None:
+    """The same where the gradients are in shares; a step has one backward."""
+    from peftlab.zero import ZeroUpdate
+
+    real, attempts = ZeroUpdate.backward, [0]
+
+    def backward(self: Any, loss: Any) -> None:
+        attempts[0] += 1
+        real(self, loss * float("inf") if attempts[0] == number else loss)
+
+    ZeroUpdate.backward = backward  # type: ignore[method-assign]
+
+
 def out_of_memory_at_step(number: int, largest: int = 0) -> None:
     """As a GPU says it, from that step on in the middle of it, for micro-batches of more than `largest` examples."""
     import torch

@@ -122,14 +122,20 @@ def test_it_trains_in_bfloat16(stage: str, lab: Lab, output: Path) -> None:
     assert one.curve.losses != pytest.approx(in_float32.curve.losses, abs=1e-4)
 
 
+@pytest.mark.parametrize("poison", ["not_a_number_at_step", "infinite_backward_at_step"])
 @pytest.mark.parametrize("stage", ["2", "3"])
-def test_what_is_not_finite_stops_it_with_the_last_finite_state(stage: str, lab: Lab, output: Path) -> None:
+def test_what_is_not_finite_stops_it_with_the_last_finite_state(
+    stage: str, poison: str, lab: Lab, output: Path
+) -> None:
     words = [*lab.words(output), "--checkpoint-every", "never"]
-    poison = [["not_a_number_at_step", 4]]
-    done = both(lab, words, {0: poison, 1: poison}, **ZERO, **{STAGE: stage})
+    fault = [[poison, 4]]
+    done = both(lab, words, {0: fault, 1: fault}, **ZERO, **{STAGE: stage})
     assert done[0].code not in (0, 1), done
     assert "at step 4" in done[0].err
-    assert [path.name for path in steps(output)] == ["step-00000003"]
+    (kept,) = steps(output)
+    assert kept.name == "step-00000003"
+    state = load_file(kept / "state.safetensors")
+    assert all(tensor.isfinite().all() for name, tensor in state.items() if name.startswith(("weights.", "optimizer.")))
 
 
 @pytest.mark.parametrize(
