@@ -173,8 +173,7 @@ class _Runner:
         self.imported = True
 
     def _start(self, recipe: Recipe, attempt: int) -> None:
-        # Named by the owner too: a runner that is thought dead may still be writing.
-        folder = self.work_folder / "work" / f"{recipe.digest}-{self.claims.owner}"
+        folder = children.workplace(self.work_folder / "work", recipe.digest, self.claims.owner)
         log = self.work_folder / "logs" / f"{recipe.name}-{recipe.digest}.log"
         work = functools.partial(self.suite.placement.run, functools.partial(_run, recipe, folder))
         child = children.start(folder, log, work)

@@ -116,7 +116,7 @@ class _Measurer:
 
             self.imported = True
         digest, limit = subject_digest(recipe), self.suite.time_limit
-        folder = self.work_folder / "work" / f"ledger-{digest}-{self.claims.owner}"
+        folder = children.workplace(self.work_folder / "work", f"ledger-{digest}", self.claims.owner)
         log = self.work_folder / "logs" / f"ledger-{recipe.name}-{digest}.log"
         self.child = children.start(folder, log, functools.partial(_leave_ledger, recipe, folder))
         renewed = 0.0

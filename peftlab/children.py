@@ -85,9 +85,18 @@ def import_everything(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
+def workplace(work: Path, key: str, owner: str) -> Path:
+    """In the folder `work` a runner's own for the work called `key`; what a dead one left of the same is deleted.
+
+    One that was only thought dead loses its attempt by it, which nobody would take any more.
+    """
+    for left in work.glob(f"{key}-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    return work / f"{key}-{owner}"
+
+
 def start(folder: Path, log: Path, work: Callable[[], object]) -> Child:
     """Do `work` in a process of its own, with an empty `folder` for what it leaves; what it prints is in `log`."""
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     log.parent.mkdir(exist_ok=True)
     sys.stdout.flush()

@@ -69,10 +69,14 @@ class Ledgers:
         return found
 
     def write(self, recipe: Recipe, record: Measurement) -> Path:
-        """Whole or not at all."""
+        """Whole or not at all. It takes an older one's place."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{recipe.name}-{subject_digest(recipe)}.json"
+        digest = subject_digest(recipe)
+        old = self.read().get(digest)
+        path = self.folder / f"{recipe.name}-{digest}.json"
         write_whole(path, (record.model_dump_json(indent=1) + "\n").encode())
+        if old is not None and old.path != path:  # named by the digest that the same recipe had then
+            old.path.unlink(missing_ok=True)
         return path
 
 

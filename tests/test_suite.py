@@ -198,6 +198,9 @@ def test_a_ledger_in_two_files_and_a_damaged_one_are_one_line(tmp_path: Path) ->
     path = ledgers.write(recipe, record)
     assert ledgers.read()[subject_digest(recipe)].record == record
     assert [other.name for other in path.parent.iterdir()] == [f"addresses-lora-none-{subject_digest(recipe)}.json"]
+    path.rename(path.with_name("addresses-lora-none-0123456789ab.json"))  # what its digest was with older settings
+    assert ledgers.write(recipe, record) == path
+    assert list(path.parent.iterdir()) == [path]
     path.with_name("zz.json").write_bytes(path.read_bytes())
     with pytest.raises(BadInput, match=r"zz.json: another ledger of the same as addresses-lora-none-.*; remove one"):
         ledgers.read()

@@ -110,6 +110,7 @@ def test_every_run_ends_in_one_result_however_often_runners_are_killed(
     written = Counter(log.read_text().split())
     assert max(written.values()) == 1
     assert not list((tmp_path / "results").glob(".*"))
+    assert not list((tmp_path / ".bench" / "work").iterdir())
 
 
 def test_a_killed_runner_takes_its_run_with_it(tmp_path: Path) -> None:
