@@ -213,6 +213,15 @@ def test_a_run_without_memory_is_recorded_as_such_and_the_next_is_clean(tmp_path
     assert found["head"][0] == "done"
 
 
+def test_what_a_dead_runner_left_of_a_run_goes_with_its_next_attempt(tmp_path: Path) -> None:
+    for name in ("aaaa-host-1-dead", "aaaab-host-1-dead", "bbbb-host-2-dead"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "record.json.part").touch()
+    place = children.workplace(tmp_path, "aaaa", "host-3-alive")
+    assert place == tmp_path / "aaaa-host-3-alive"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["aaaab-host-1-dead", "bbbb-host-2-dead"]
+
+
 def test_a_killed_process_is_tried_again_and_after_three_times_recorded(tmp_path: Path, monkeypatch: Patch) -> None:
     become_child = children.become_child
 
