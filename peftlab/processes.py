@@ -52,7 +52,7 @@ def start(
         if reason is not None:
             raise BadInput(f"FSDP: {reason}; recipes/accelerate/ddp.yaml trains whole copies")
     if zero is not None:
-        reason = recipe.unsupported(recipe.model.known_architecture(), sharded=zero.stage == 3, gradients_sharded=True)
+        reason = recipe.unsupported(recipe.model.known_architecture(), sharded=zero.stage == 3, zero=zero.stage)
         if reason is not None:
             raise BadInput(f"DeepSpeed: {reason}; recipes/accelerate/ddp.yaml trains whole copies")
     asked = _asked_of_launcher(Path(f"/proc/{os.getppid()}/cmdline"))

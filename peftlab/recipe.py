@@ -82,7 +82,7 @@ class Recipe(Settings):
         architecture: str | None,
         *,
         sharded: bool = False,
-        gradients_sharded: bool = False,
+        zero: int | None = None,
         spread: bool = False,
     ) -> str | None:
         """Why this combination cannot run, as far as can be told before anything loads."""
@@ -96,7 +96,7 @@ class Recipe(Settings):
                 gradient_checkpointing=self.training.gradient_checkpointing,
                 packed=self.task.packs,
                 sharded=sharded,
-                gradients_sharded=gradients_sharded,
+                zero=zero,
                 spread=spread,
             )
         )

@@ -92,7 +92,7 @@ class AdaLora(PeftMethod):
         return before, after
 
     def unsupported(self, setting: Setting) -> str | None:
-        if setting.sharded or setting.gradients_sharded:
+        if setting.sharded or setting.zero is not None:
             return "AdaLoRA weighs singular values and prunes them by whole tensors, and each process has shares alone"
         if setting.spread:
             return "AdaLoRA weighs the singular values of all layers against each other, and they are on several GPUs"

@@ -67,6 +67,8 @@ class Lora(PeftMethod):
     def unsupported(self, setting: Setting) -> str | None:
         if self.initialization == "pissa" and setting.quantization != "none":
             return "PiSSA needs the singular values of an unquantised weight; use quantization: none"
+        if self.weight_decomposed and setting.zero == 3 and setting.quantization != "none":
+            return "DoRA puts a tensor of its own in place of a quantised weight, which ZeRO-3 then has no share of"
         if self.initialization == "pissa" and self.weight_decomposed:
             return "PiSSA cannot be saved apart from the base together with weight_decomposed; use one of them"
         return None

@@ -37,7 +37,7 @@ class Setting:
     gradient_checkpointing: bool = False
     packed: bool = False  # several rows share a sequence
     sharded: bool = False  # each process holds a share of every tensor
-    gradients_sharded: bool = False  # no process has all of a gradient
+    zero: int | None = None  # DeepSpeed's stage: from 2 on no process has all of a gradient
     spread: bool = False  # the layers are on several devices
 
 

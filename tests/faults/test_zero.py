@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from peftlab.part import BadInput
@@ -21,7 +22,9 @@ SHARED = [
     (stage, combination)
     for stage in ("2", "3")
     for combination in COMBINATIONS
-    if combination.kind != "adalora" and (stage == "2" or combination.precision != "int8")
+    if combination.kind != "adalora"
+    and (stage == "2" or combination.precision != "int8")
+    and not (stage == "3" and combination.precision == "nf4" and combination.settings.get("weight_decomposed"))
 ]
 SOME = ("lora-none-encoder", "lora-nf4-encoder", "full-none-encoder", "prefix_tuning-none-encoder")
 CHANGE = SHARED if NIGHT else [(stage, c) for stage, c in SHARED if str(c) in SOME]
@@ -138,11 +141,33 @@ def test_what_is_not_finite_stops_it_with_the_last_finite_state(
     assert all(tensor.isfinite().all() for name, tensor in state.items() if name.startswith(("weights.", "optimizer.")))
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize(("stage", "combination"), [(s, c) for s, c in CHANGE if c.kind in ("lora", "full")], ids=str)
+def test_two_gpus_train_as_with_copies(stage: str, combination: Combination, lab: Lab, output: Path) -> None:
+    recipe = recipe_of(combination)
+    losses = []
+    for place in ({}, {**ZERO, STAGE: stage}):
+        folder = output / f"{len(losses)}"
+        done = both(lab, lab.words(folder, *recipe), ACCELERATE_USE_CPU="false", **place)
+        assert [d.code for d in done] == [0, 0], errors(done)
+        assert "cuda, 2 processes" in done[0].out
+        losses.append(finished(folder).result.curve.losses)
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("sets", "environment", "says"),
     [
         (["quantization=int8"], {STAGE: "3"}, "DeepSpeed: int8 weights cannot be cut into shares"),
         (["quantization=nf4"], {STAGE: "3"}, "set storage: bfloat16"),
+        (
+            [
+                'quantization={"kind": "nf4", "storage": "float32"}',
+                'method={"kind": "lora", "weight_decomposed": true}',
+            ],
+            {STAGE: "3"},
+            "DoRA puts a tensor of its own in place of a quantised weight",
+        ),
         (["method=adalora"], {STAGE: "2"}, "DeepSpeed: AdaLoRA weighs singular values"),
         ([], {STAGE: "1"}, "zero_stage: 1: 2 or 3 was expected"),
         ([], {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "offload_param_device is not done here"),
