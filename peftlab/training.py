@@ -87,7 +87,7 @@ def train(
     """
     lengths = [len(example) for example in examples]
     total = schedule_length(lengths, settings, seeds)
-    groups = method.parameter_groups(model, learning_rate, settings.weight_decay)
+    groups = [g for g in method.parameter_groups(model, learning_rate, settings.weight_decay) if g["params"]]
     optimizer = torch.optim.AdamW(
         groups if settings.layer_decay is None else layer_rates(groups, model, settings.layer_decay),
         betas=settings.adam_betas,

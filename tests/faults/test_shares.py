@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.contract.bases import Combination, tiny
 from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Lab, both, finished, sets, steps
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+COMPILES = pytest.mark.skipif(shutil.which("g++") is None, reason="on a CPU DeepSpeed compiles its operations")
 SHARDABLE = [c for c in COMBINATIONS if c.precision != "int8" and c.kind != "adalora"]
 SOME = [
     *("lora-none-encoder", "lora-nf4-encoder", "full-none-encoder", "prefix_tuning-none-encoder"),
@@ -138,9 +140,13 @@ training: {{steps: 2, batch_examples: 4, learning_rate: 1e-3, precision: float32
 """
 
 
+ZERO_3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("task", TEXTS)
-def test_texts_are_written_side_by_side(task: str, method: str, lab: Lab, output: Path) -> None:
+@pytest.mark.parametrize("place", [FSDP, pytest.param(ZERO_3, marks=COMPILES)], ids=["fsdp2", "zero-3"])
+def test_texts_are_written_side_by_side(place: dict[str, str], task: str, method: str, lab: Lab, output: Path) -> None:
     architecture, auto, fields, setting = TEXTS[task]
     name = f"writing-{architecture}"
     if not (lab.folder / name).exists():
@@ -154,7 +160,7 @@ def test_texts_are_written_side_by_side(task: str, method: str, lab: Lab, output
     recipe.write_text(WRITING.format(name=name, task=task, setting=setting, method=method))
     folders = [output / "one", output / "two"]
     assert lab.server.run("run", recipe, "--output", folders[0]).code == 0
-    done = both(lab, ["run", recipe, "--output", folders[1]], **FSDP)
+    done = both(lab, ["run", recipe, "--output", folders[1]], **place)
     assert [d.code for d in done] == [0, 0], done
     one, other = ([json.loads(line) for line in next(f.rglob("predictions.jsonl")).open()] for f in folders)
     assert [record["predicted"] for record in other] == [record["predicted"] for record in one]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,9 @@ from peftlab.part import BadInput
 from peftlab.zero import Zero
 from tests.contract.bases import Combination
 from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Done, Lab, both, finished, sets, steps
-from tests.faults.test_shares import recipe_of
+from tests.faults.test_shares import COMPILES, recipe_of
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="on a CPU DeepSpeed compiles its operations")
+pytestmark = COMPILES
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
 STAGE = "ACCELERATE_DEEPSPEED_ZERO_STAGE"
 SHARED = [
