@@ -27,7 +27,7 @@ from peftlab.run_folder import sweep
 from peftlab.secrets import redact
 from peftlab.settings import DeviceMap, Keeping
 from peftlab.tasks import TASKS
-from peftlab.texts import given_texts
+from peftlab.texts import given_rows, given_texts
 
 app = typer.Typer(
     help="Parameter-efficient fine-tuning, compared fairly.",
@@ -316,16 +316,21 @@ def schema() -> None:
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
     text: Annotated[
-        str, typer.Argument(metavar="TEXT|FILE|-", help="A text, a file of lines, or - for standard input.")
+        str,
+        typer.Argument(metavar="TEXT|FILE|-", help="A text, a file of lines or of rows, or - for standard input."),
     ] = "-",
 ) -> None:
     """Apply a tuned model; one JSON object a line."""
     with _bad_input():
-        lines, where = given_texts(text)
+        rows = given_rows(text)
+        lines, where = given_texts(text) if rows is None else ([], text)
         _quiet()
-        from peftlab.inference import answers
+        from peftlab.inference import answers, of_file, of_lines
 
-        for answer in answers(folder, lines, where):
+        columns = results.columns_of(folder)
+        for answer in answers(
+            folder, lambda task: of_lines(task, lines, where) if rows is None else of_file(task, rows, columns)
+        ):
             print(json.dumps(answer, ensure_ascii=False))
 
 

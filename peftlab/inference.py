@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,37 @@ from accelerate import Accelerator
 from peftlab import artifact
 from peftlab.artifact import Tuned
 from peftlab.base import publish_dropout
-from peftlab.examples import Example
+from peftlab.examples import Example, Row
 from peftlab.gradients import to_device
 from peftlab.part import BadInput
 from peftlab.quantization.none import NoQuantization
+from peftlab.tasks import Task
 from peftlab.training import predict
 
 TOKENS = 4096  # of a batch
 COPIES = 8  # of a task's sample rows, each with other tokens
 
 
-def answers(folder: Path, lines: Sequence[str], where: str) -> Iterator[dict[str, Any]]:
-    """What the run's model says of each line that is not blank."""
+def of_lines(task: Task, lines: Sequence[str], where: str) -> list[Row]:
+    """A row of each line that is not blank. Raises BadInput."""
+    return [task.row(line, f"{where}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def of_file(task: Task, rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
+    """Rows of a data file, named as the run's data were (`columns`: field -> column) or as the task's fields are."""
+    by_column = {column: field for field, column in columns.items()}
+    return [
+        task.asked(Row(row.where, {by_column.get(name, name): value for name, value in row.fields.items()}))
+        for row in rows
+    ]
+
+
+def answers(folder: Path, rows_for: Callable[[Task], list[Row]]) -> Iterator[dict[str, Any]]:
+    """What the run's model says of each of these rows."""
     accelerator = Accelerator()
+    rows = rows_for(artifact.read_card(folder).task)
     tuned = artifact.load(folder, device=accelerator.device)
     task = tuned.card.task.model_copy(update={"truncate": True})  # the answer says so
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    rows = [task.row(line, f"{where}:{number}") for number, line in numbered]
     encoded = task.encode(rows, tuned.tokenizer, tuned.card.limit)
     records = predict(
         tuned.model,
@@ -41,8 +56,9 @@ def answers(folder: Path, lines: Sequence[str], where: str) -> Iterator[dict[str
         accelerator=accelerator,
         autocast=tuned.autocast,
     )
-    for (number, _), record in zip(numbered, records, strict=True):
-        yield {"line": number, **task.answer(record)}
+    for row, record in zip(rows, records, strict=True):
+        # "rows.csv:12" of what has lines, "rows.parquet row 12" of what has not
+        yield {"line": int(re.split("[: ]", row.where)[-1]), **task.answer(record)}
 
 
 def merge(folder: Path, output: Path) -> float:

@@ -165,6 +165,15 @@ def read_result(path: Path) -> RunResult:
         raise BadInput(f"{path}: not a result of version {VERSION}: {where}; --force runs it again") from None
 
 
+def columns_of(run: Path) -> dict[str, str]:
+    """The task's field -> the column of the data that the run learnt from; none for a model without its result."""
+    try:
+        data = read_result(run).recipe["data"]
+    except BadInput:
+        return {}
+    return dict(data.get("columns") or {})
+
+
 def result_folder(output: Path, name: str, digest: str) -> Path:
     """Where a run's files go: a function of the recipe, so that the same run is found again."""
     return output / name / digest

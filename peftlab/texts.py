@@ -1,4 +1,4 @@
-"""Texts that a person gives on the command line: as they are, in a file, or on standard input."""
+"""What a person wants answered: a text on the command line, lines of a file or of standard input, a file of rows."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import io
 import sys
 from pathlib import Path
 
+from peftlab.data.files import read_file
+from peftlab.data.readers import ENDINGS
+from peftlab.examples import Row
 from peftlab.part import BadInput
 
-FILES = (".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".conll")  # a name with such an end is meant as a file
+FILES = (".txt", ".md", ".json", *ENDINGS)  # a name with such an end is meant as a file
 
 
 def given_texts(text: str) -> tuple[list[str], str]:
@@ -24,6 +27,18 @@ def given_texts(text: str) -> tuple[list[str], str]:
     except UnicodeDecodeError as error:
         raise BadInput(f"{text}: not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}") from None
     return [text], "text"
+
+
+def given_rows(text: str) -> list[Row] | None:
+    """The rows, under the file's own names, if it is a file of rows and not of lines. Raises BadInput."""
+    path = Path(text)
+    if ENDINGS.get(path.suffix.lower(), "text") == "text" or not _exists(path):
+        return None
+    rows = read_file(path)
+    for row in rows:
+        if row.fault is not None:
+            raise BadInput(f"{row.where}: {row.fault}")
+    return rows
 
 
 def _lines(text: str) -> list[str]:

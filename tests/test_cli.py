@@ -3,11 +3,14 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from peftlab.texts import given_texts
@@ -206,6 +209,50 @@ def test_predict_reads_text_file_and_standard_input_alike(
     assert (one.pop("line"), one["words"]) == (1, text.split())
     both = [json.loads(line) for line in peftlab("predict", run, tmp_path / "lines.txt").stdout.splitlines()]
     assert both == [{"line": 1, **one}, {"line": 3, **one}]
+
+
+def test_predict_reads_a_file_of_rows_as_training_does(
+    first_run: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
+) -> None:
+    _, folder = first_run
+    (run,) = folder.glob("runs/mine/[!.]*")
+    renamed = tmp_path / "renamed"  # as of a run whose data called its words "sentence"
+    shutil.copytree(run, renamed)
+    result = json.loads((run / "result.json").read_text())
+    result["recipe"]["data"]["columns"] = {"tokens": "sentence"}
+    (renamed / "result.json").write_text(json.dumps(result))
+    words = ["123", "Main", "Street"]
+    one = json.loads(peftlab("predict", run, " ".join(words)).stdout)
+    del one["line"]
+    rows = [{"tokens": words, "labels": ["O", "O", "O"]}, {"tokens": " ".join(words)}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "rows.csv").write_text('labels,sentence\nO,"123 Main\nStreet"\nO,123 Main Street\n')
+    (tmp_path / "rows.conll").write_text("123 O\nMain O\nStreet O\n\n123 O\nMain O\nStreet O\n")
+    pyarrow.parquet.write_table(pyarrow.table({"tokens": [words, words]}), tmp_path / "rows.parquet")
+    for file, trained, lines in (
+        ("rows.jsonl", run, [1, 2]),
+        ("rows.csv", renamed, [2, 4]),
+        ("rows.conll", run, [1, 5]),
+        ("rows.parquet", run, [1, 2]),
+    ):
+        found = [json.loads(line) for line in peftlab("predict", trained, tmp_path / file).stdout.splitlines()]
+        assert found == [{"line": line, **one} for line in lines], file
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"token": ["a"]}', "rows.jsonl:1: no 'tokens' (did you mean 'token'?); it has: token"),
+        ('{"tokens": ["a"]}\n{"tokens": 5}', "rows.jsonl:2: tokens: want a list, found '5'"),
+        ('{"tokens": ["a"]}\n{"tokens"', "rows.jsonl:2: not JSON"),
+    ],
+)
+def test_rows_that_cannot_be_asked_are_one_line(
+    first_run: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path, content: str, says: str
+) -> None:
+    (run,) = first_run[1].glob("runs/mine/[!.]*")
+    (tmp_path / "rows.jsonl").write_text(content)
+    assert says in refused("predict", run, tmp_path / "rows.jsonl")
 
 
 def test_a_text_longer_than_a_file_name_may_be_is_a_text() -> None:

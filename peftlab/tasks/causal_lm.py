@@ -194,6 +194,22 @@ class CausalLM(Task):
             return Row(where, {"messages": [{"role": "user", "content": text}]})
         return Row(where, {"instruction": text} if self.form == "instruction" else {"text": text, "continue": True})
 
+    @property
+    def asked_fields(self) -> tuple[str, ...]:
+        return ("messages",) if self.form == "chat" else (self.form or "text",)
+
+    def asked(self, row: Row) -> Row:
+        fields = super().asked(row).fields
+        if self.form == "text":
+            return Row(row.where, {"text": fields["text"], "continue": True})
+        if self.form == "instruction":
+            return Row(row.where, {name: fields[name] for name in ("instruction", "input") if name in fields})
+        messages = list(fields["messages"])
+        while messages and isinstance(messages[-1], dict) and messages[-1].get("role") == ANSWERS:
+            messages.pop()
+        _check_messages(Row(row.where, {"messages": [*messages, {"role": ANSWERS, "content": ""}]}))
+        return Row(row.where, {"messages": messages})
+
     def sample(self) -> list[Row]:
         texts = ["Ada met Max in Ulm", "It rained", "Yes", "They went home"]
         rows: list[dict[str, Any]] = [{"text": text} for text in texts]

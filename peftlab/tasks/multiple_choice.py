@@ -144,6 +144,10 @@ class MultipleChoice(Task):
             raise BadInput(f"{where}: the choices were each row's own; there are none for a text alone")
         return Row(where, {"prompt": text})
 
+    @property
+    def asked_fields(self) -> tuple[str, ...]:
+        return ("prompt",) if self.choices is not None else ("prompt", "choices")
+
     def sample(self) -> list[Row]:
         choices = self.choices or ["yes", "no"]
         prompts = ["Wet?", "Is it?", "So?", "Ada met Max?"]

@@ -241,6 +241,10 @@ class SequenceClassification(Classification):
             raise BadInput(f"{where}: wanted a JSON object with {', '.join(wanted)}{tabs}, found {text[:60]!r}")
         return Row(where, {"text": text})
 
+    @property
+    def asked_fields(self) -> tuple[str, ...]:
+        return ("text", *INPUTS[self.input or "text"])
+
     def sample(self) -> list[Row]:
         texts = ("Good", "A dull film", "Fine, and short", "Bad")
         labels = self.labels or ["negative", "positive"]

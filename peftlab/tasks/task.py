@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from pydantic import Field
 
 from peftlab.examples import Encoded, Example, Row
-from peftlab.part import BadInput, Part
+from peftlab.part import BadInput, Part, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -168,6 +168,25 @@ class Task(Part):
     def row(self, text: str, where: str) -> Row:
         """A row without targets, from what a user typed."""
         raise NotImplementedError
+
+    @property
+    def asked_fields(self) -> tuple[str, ...]:
+        """What a row must carry for an answer."""
+        return tuple(field for field in self.fields if field in self.given_fields)
+
+    def asked(self, row: Row) -> Row:
+        """The row without its targets: what is asked of a tuned model. Raises BadInput if it cannot be asked."""
+        found = {name: row.fields[name] for name in self.given_fields if row.fields.get(name) is not None}
+        examples = self.sample()[0].fields
+        for name in self.asked_fields:
+            if name not in found:
+                raise BadInput(
+                    f"{row.where}: no {name!r}{nearest(name, row.fields)}; it has: {', '.join(map(str, row.fields))}"
+                )
+            if type(found[name]) is not type(examples.get(name, found[name])):
+                kind = "text" if isinstance(examples[name], str) else "a list"
+                raise BadInput(f"{row.where}: {name}: want {kind}, found {str(found[name])[:60]!r}")
+        return Row(row.where, found)
 
     def sample(self) -> list[Row]:
         """A few short rows with targets that fit these settings: what the doctor trains on. Lengths differ."""

@@ -167,6 +167,10 @@ class TokenClassification(Classification):
     def row(self, text: str, where: str) -> Row:
         return Row(where, {"tokens": re.findall(r"\w+(?:[-'’.]\w+)*|[^\w\s]", text)})
 
+    def asked(self, row: Row) -> Row:
+        text = row.fields.get("tokens")
+        return self.row(text, row.where) if isinstance(text, str) else super().asked(row)
+
     def sample(self) -> list[Row]:
         tags = self.labels or ["NOUN", "VERB", "PUNCT"]
         if self.scheme == "iob2":
