@@ -137,7 +137,15 @@ def load_base(
         if dropout is not None:
             set_dropout(config, dropout)
         with torch.device("meta"):
-            skeleton = auto.from_config(config)
+            try:
+                skeleton = auto.from_config(config)
+            except ValueError:  # in which transformers lists all the architectures that there are
+                raise BadInput(
+                    f"model: {files.source} is a {config.model_type}, which cannot serve {task.kind}"
+                ) from None
+    objection = task.objection(skeleton)
+    if objection is not None:
+        raise BadInput(f"task: {objection}")
     head = head_modules(skeleton, task)
     dtype = compute if frozen else torch.float32
 

@@ -353,7 +353,10 @@ def _asked(given: str | None, option: str, question: str, default: str | None = 
     if given is not None:
         return given
     if sys.stdin.isatty():
-        return str(typer.prompt(question, default=default))
+        try:
+            return str(typer.prompt(question, default=default))
+        except typer.Abort:  # the terminal's end of input
+            raise BadInput(f"init: no answer; --{option} gives one") from None
     if default is None:
         raise BadInput(f"init: --{option} is missing")
     return default

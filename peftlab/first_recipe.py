@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,14 +117,18 @@ def write(
         staged.unlink(missing_ok=True)
     try:
         splits = recipe.rows()
+        task = recipe.task.from_training(splits.rows["train"])
+        task.fitted(row for split in splits.rows.values() for row in split).check_training(splits.rows["train"])
     except BadInput as error:
         return [f"{output}: written, but it will not run yet:", *str(error).splitlines()]
     sizes = ", ".join(f"{len(part)} {split}" for split, part in splits.rows.items())
     leaks = sum(splits.leaks.values())
+    unused = [str(column) for column in read_file(train)[0].fields if column not in fit.columns.values()]
     return [
         f"{output}: {recipe.task.kind}, {recipe.method.kind}; rows: {sizes}",
+        *([f"columns that are not used: {', '.join(unused)}"] if unused else []),
         *([f"{leaks} of validation and test are in train too; data.drop_leaks: true takes them out"] if leaks else []),
-        f"now: peftlab doctor {output}, then peftlab run {output}",
+        f"now: peftlab doctor {shlex.quote(str(output))}, then peftlab run {shlex.quote(str(output))}",
     ]
 
 
@@ -152,9 +157,9 @@ def _columns(
 ) -> dict[str, str] | None:
     """A column for each field: as given, of its name, a usual one, or for a needed field the only one of its shape."""
     found = dict(given)
+    values = {column: [row.fields.get(column) for row in rows[:FEW]] for column in map(str, rows[0].fields)}
     fitting = {
-        field: [c for c in map(str, rows[0].fields) if all(_like(row.fields.get(c), value) for row in rows[:FEW])]
-        for field, value in fields.items()
+        field: [column for column in values if _mostly_like(values[column], value)] for field, value in fields.items()
     }
     if any(column not in fitting.get(field, ()) for field, column in given.items()):
         return None
@@ -172,6 +177,11 @@ def _columns(
     return found
 
 
+def _mostly_like(values: Sequence[Any], pattern: Any) -> bool:
+    """A few may be bad; a run will say which."""
+    return 2 * sum(_like(value, pattern) for value in values) > len(values)
+
+
 def _like(value: Any, pattern: Any) -> bool:
     """Whether a value is of the sort of a pattern.
 
@@ -183,7 +193,9 @@ def _like(value: Any, pattern: Any) -> bool:
     if isinstance(pattern, dict):
         return isinstance(value, dict) and pattern.keys() <= value.keys()
     if isinstance(pattern, (int, float)):
-        return isinstance(value, int if isinstance(pattern, int) else (int, float)) and not isinstance(value, bool)
+        if isinstance(pattern, int):  # as the number of a class true and false serve, too
+            return isinstance(value, int)
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, type(pattern))
 
 

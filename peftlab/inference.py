@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,14 +69,23 @@ def merge(folder: Path, output: Path) -> float:
     """
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise BadInput(f"--output {output}: is there already; name a new or an empty folder")
-    staged = output.with_name(f"{output.name}.part")
     card = artifact.read_card(folder)
     if not card.method.merges:
         raise BadInput(f"{folder}: {card.method.kind} computes beside the base and cannot be merged into it")
     try:
-        staged.mkdir(parents=True, exist_ok=True)
+        if not output.parent.exists():
+            output.parent.mkdir(parents=True)
+        staging = tempfile.TemporaryDirectory(prefix=f".{output.name[:40]}.", dir=output.parent)
     except OSError as error:
         raise BadInput(f"--output {output}: cannot be written: {error.strerror}") from None
+    with staging as folder_beside:
+        staged = Path(folder_beside) / "model"
+        difference = _merge(folder, card, staged)
+        staged.replace(output)
+    return difference
+
+
+def _merge(folder: Path, card: artifact.Card, staged: Path) -> float:
     device = Accelerator().device
     trained = artifact.load(folder, device=device)
     whole = artifact.load(folder, device=device, quantization=NoQuantization(), compute=torch.float32)
@@ -89,11 +98,9 @@ def merge(folder: Path, output: Path) -> float:
     published = transformers.AutoConfig.from_pretrained(card.model.files().folder, trust_remote_code=False).dtype
     if published is not None:
         merged.to(published)
-    shutil.rmtree(staged, ignore_errors=True)
     merged.save_pretrained(staged)  # type: ignore[operator]
     publish_dropout(staged, trained.base.files)
     trained.tokenizer.save_pretrained(staged)
-    staged.replace(output)
     return difference
 
 

@@ -207,6 +207,8 @@ def _problem(
     place = f"{where}: {'.'.join(map(str, key)) or model.__name__.lower()}"
     if kind == "extra_forbidden":
         known = _keys_beside(model, key, values)
+        if key[-1] in known:  # of two sorts of the same part
+            return place, "does not go with the other keys beside it; give one sort's keys or the other's"
         return place, f"unknown key{nearest(str(key[-1]), known)}; known are {', '.join(known)}"
     if kind == "missing":
         return place, "missing"

@@ -189,9 +189,6 @@ class _Run:
             device_map=self.device_map,
         )
         refuse_unknown_tokens(base, (example for part in encoded.values() for example in part.examples))
-        objection = task.objection(base.model)
-        if objection is not None:
-            raise BadInput(f"task: {objection}")
         examples = [example for split in ("train", "replay") if split in encoded for example in encoded[split].examples]
         examples = task.training_examples(examples, limit)
         if not examples:

@@ -107,9 +107,9 @@ def verify(suite: SuiteFolder) -> None:
             wrong += bool(verdict.wrong)
             for line in verdict.wrong:
                 print(f"{verdict.stored.path}: {line}")
-        print(f"{total - wrong} of {total} results are what their predictions give")
         if not total:
             raise BadInput(f"{Store(suite).folder}: no results")
+        print(f"{total - wrong} of {total} results are what their predictions give")
         raise SystemExit(1 if wrong else 0)
 
 

@@ -16,6 +16,8 @@ FILES = (".txt", ".md", ".json", *ENDINGS)  # a name with such an end is meant a
 
 def given_texts(text: str) -> tuple[list[str], str]:
     """Lines of text and where they are from. Raises BadInput."""
+    if not text.strip():
+        raise BadInput("TEXT: is empty")
     path = Path(text)
     try:
         if text == "-":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from pydantic import ValidationError
 
 from peftlab import assets
 from peftlab.data import hub
@@ -131,6 +132,26 @@ def test_conll_columns_are_read_with_the_line_a_sentence_starts_on(tmp_path: Pat
         (f"{path}:3", {"tokens": ["EU", "rejects"], "labels": ["B-ORG", "O"]}),
         (f"{path}:7", {"tokens": ["Peter"], "labels": ["B-PER"]}),
     ]
+
+
+def test_of_conllu_words_and_parts_of_speech_are_read(tmp_path: Path) -> None:
+    lines = ["1-2\tzum\t_\t_", "1\tzu\tzu\tADP", "2\tdem\tder\tDET", "2.1\tx\tx\tNOUN", "3\tSee\tSee\tNOUN"]
+    rest = "\t_" * 5 + "\tSpaceAfter=No\n"
+    path = tmp_path / "a.conll"
+    path.write_text("# sent_id = 1\n" + "1\tJa\tja\tINTJ" + rest + "\n" + "".join(line + rest for line in lines))
+    rows, _ = Files(train=str(path)).read()
+    assert [row.fields for row in rows["train"]] == [
+        {"tokens": ["Ja"], "labels": ["INTJ"]},
+        {"tokens": ["zu", "dem", "See"], "labels": ["ADP", "DET", "NOUN"]},
+    ]
+
+
+def test_shares_leave_something_to_train_on(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=r"validation_share 0.9 \+ test_share 0.1: nothing of train is left"):
+        Files(train="a.jsonl", validation_share=0.9)
+    path = jsonl(tmp_path / "a.jsonl", sentences(50))
+    with pytest.raises(BadInput, match=r"the test split of .* is empty; data.test_share: 0 cuts none from train"):
+        Files(train=path, test_share=0).load(FIELDS)
 
 
 def test_a_folder_of_parquet_gives_class_names(tmp_path: Path) -> None:

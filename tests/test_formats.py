@@ -37,6 +37,30 @@ def test_semicolons_part_a_table_whose_first_line_has_no_comma(tmp_path: Path) -
     assert read(path)[0].fields == {"text": "Good, really", "stars": "5"}
 
 
+@pytest.mark.parametrize("first", ["text | stars", '"text, all";stars', "text ,stars"])
+def test_the_first_line_says_what_parts_the_columns(tmp_path: Path, first: str) -> None:
+    sign = next(sign for sign in ";|," if sign in first)
+    path = tmp_path / "a.csv"
+    path.write_text(f"{first}\nGood{sign}5\n")
+    assert list(read(path)[0].fields.values()) == ["Good", "5"]
+    assert list(read(path)[0].fields)[1] == "stars"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"text,stars\rgood,5\r", ":1: its lines end in a carriage return alone"),
+        (b"\ntext,stars\n", ":1: is empty; the first line names the columns"),
+        (b'"te\nxt",stars\ngood,5\n', ":1: a column's name goes on in the next line"),
+    ],
+)
+def test_a_first_line_that_names_no_columns_is_said_in_one(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=says):
+        read(path)
+
+
 def test_in_a_tsv_a_quotation_mark_is_one(tmp_path: Path) -> None:
     path = tmp_path / "a.tsv"
     path.write_text('text\tlabel\n"Hm, he said\tno\n')

@@ -52,6 +52,27 @@ def test_flags_say_what_is_not_to_be_guessed(folder: Path) -> None:
         assert line in text
 
 
+@pytest.mark.parametrize("odd", [{"text": "x y"}, {"text": "x y", "mood": None}, {"text": None, "mood": "good"}])
+def test_a_bad_row_makes_no_language_model_of_labelled_texts(folder: Path, odd: dict[str, Any]) -> None:
+    rows = [{"text": f"text {i}", "mood": ("good", "bad")[i % 2], "id": i} for i in range(30)]
+    (folder / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, odd]))
+    done = peftlab("init", "--train", "odd.jsonl", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "written, but it will not run yet:\nodd.jsonl:31: " in done.stdout
+    assert "task: sequence_classification" in (folder / "lora-odd.yaml").read_text()
+
+
+def test_what_is_not_used_and_what_cannot_be_learnt_is_said(folder: Path) -> None:
+    rows = [{"text": f"text {i}", "mood": i % 2 == 0, "id": f"id{i}"} for i in range(30)]
+    (folder / "a b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = peftlab("init", "--train", "a b.jsonl", "--output", "a b.yaml", folder=folder)
+    assert "sequence_classification" in done.stdout
+    assert "columns that are not used: id\nnow: peftlab doctor 'a b.yaml', then" in done.stdout
+    (folder / "one.jsonl").write_text("".join(json.dumps({**row, "mood": "good"}) + "\n" for row in rows))
+    said = peftlab("init", "--train", "one.jsonl", folder=folder).stdout
+    assert "written, but it will not run yet:\ndata: every label is 'good': there is nothing to tell apart" in said
+
+
 def test_a_recipe_is_not_overwritten_unless_it_is_said(folder: Path) -> None:
     (folder / "lora-my-rows.yaml").write_text("precious")
     line = refused("init", "--train", "My rows.jsonl", folder=folder)

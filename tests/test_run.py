@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForTokenClassification
 
 from peftlab import artifact
-from peftlab.inference import answers, merge
+from peftlab.inference import answers, merge, of_lines
 from peftlab.metrics import load_metric
 from peftlab.part import BadInput
 from peftlab.recipe import load_recipe
@@ -204,15 +204,31 @@ def test_merging_never_overwrites(lora: tuple[RunResult, Path], tmp_path: Path) 
         merge(lora[1], tmp_path / "taken" / "model.safetensors" / "inside")
 
 
+def test_merging_leaves_what_is_beside_its_folder_and_nothing_of_its_own(
+    lora: tuple[RunResult, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.part").mkdir()
+    (tmp_path / "mine.part" / "notes.txt").write_text("precious")
+    merge(lora[1], tmp_path / "mine")
+    broken = copied(lora[1], tmp_path / "broken")
+    (broken / "adapter" / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(BadInput, match="not what was saved"):
+        merge(broken, tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "mine", "mine.part"]
+    assert (tmp_path / "mine.part" / "notes.txt").read_text() == "precious"
+
+
 def test_a_text_that_is_too_long_is_answered_as_far_as_it_was_read(lora: tuple[RunResult, Path]) -> None:
-    short, long = answers(lora[1], ["12 Main Street", "", "word " * 600], "text")
+    short, long = answers(lora[1], lambda task: of_lines(task, ["12 Main Street", "", "word " * 600], "text"))
     assert (short["line"], long["line"]) == (1, 3)
     assert "words_unseen" not in short
     assert long["words_unseen"] == 600 - 510
 
 
 def test_entities_come_back_for_text(lora: tuple[RunResult, Path]) -> None:
-    found = list(answers(lora[1], ["123 Main Street, Springfield", "", "PO Box 7"], "text"))
+    found = list(
+        answers(lora[1], lambda task: of_lines(task, ["123 Main Street, Springfield", "", "PO Box 7"], "text"))
+    )
     assert [answer["words"] for answer in found] == [["123", "Main", "Street", ",", "Springfield"], ["PO", "Box", "7"]]
     for answer in found:
         for entity in answer["entities"]:
@@ -266,7 +282,7 @@ def test_targets_that_match_nothing_or_the_head_list_what_exists(tmp_path: Path,
 
 def test_a_folder_that_holds_no_model_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no tuned model here"):
-        list(answers(tmp_path, ["text"], "text"))
+        list(answers(tmp_path, lambda task: of_lines(task, ["text"], "text")))
 
 
 def test_another_version_of_the_base_is_refused(lora: tuple[RunResult, Path], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from peftlab import artifact, assets
 from peftlab.base import Base, load_base, load_tokenizer, longest_input
 from peftlab.data.hub import Hub
 from peftlab.examples import Row
-from peftlab.inference import answers, merge
+from peftlab.inference import answers, merge, of_lines
 from peftlab.model import Files, Model
 from peftlab.part import BadInput
 from peftlab.quantization import QUANTIZATIONS
@@ -287,7 +287,7 @@ def test_the_untouched_base_scores_what_it_says_by_itself(
 
 def test_a_tuned_model_answers_text(finished: Path) -> None:
     records = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
-    said = list(answers(finished, [source for source, _ in PAIRS], "text"))
+    said = list(answers(finished, lambda task: of_lines(task, [source for source, _ in PAIRS], "text")))
     assert [answer["text"] for answer in said] == [r["predicted"] for r in records if r["split"] == "test"]
 
 

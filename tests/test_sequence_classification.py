@@ -464,7 +464,7 @@ def made(problem: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
 def test_a_recipe_over_ones_own_file_runs_and_answers_new_pairs(problem: str, tmp_path: Path) -> None:
-    from peftlab.inference import answers
+    from peftlab.inference import answers, of_lines
 
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in made(problem)))
@@ -477,7 +477,7 @@ def test_a_recipe_over_ones_own_file_runs_and_answers_new_pairs(problem: str, tm
     kept = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     for split, scores in result.metrics.items():
         assert score(loaded.task.metrics, [record for record in kept if record["split"] == split]) == scores
-    answer = next(answers(tmp_path / "run", ["a film\tgreat"], "text"))
+    answer = next(answers(tmp_path / "run", lambda task: of_lines(task, ["a film\tgreat"], "text")))
     wanted = {"single_label": "label", "multi_label": "labels", "regression": "value"}[problem]
     assert {"line", "text", "text_pair", wanted} <= answer.keys()
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from peftlab.data import leaks
 from peftlab.data.bad_rows import OnBadRow, settle
@@ -34,6 +34,14 @@ class Data(Part):
     test_examples: int | None = Field(None, ge=1)
     on_bad_row: OnBadRow = "error"  # skip leaves bad rows out and counts them
     drop_leaks: bool = False  # take out of train what is in validation or test too, but for case and white space
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> Self:
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError(
+                f"validation_share {self.validation_share} + test_share {self.test_share}: nothing of train is left"
+            )
+        return self
 
     @property
     def local(self) -> bool:
@@ -70,7 +78,9 @@ class Data(Part):
         pairs = self._cut(pairs)
         for split in SPLITS:
             if not pairs.get(split):
-                raise BadInput(f"data: the {split} split of {source} is empty")
+                share = {"validation": self.validation_share, "test": self.test_share}.get(split)
+                cure = f"; data.{split}_share: 0 cuts none from train" if share == 0 and split not in read else ""
+                raise BadInput(f"data: the {split} split of {source} is empty{cure}")
         given = tuple(given) or (*fields, *optional)
         if self.drop_leaks:
             asked = leaks.keys((row for split in SPLITS[1:] for _, row in pairs[split]), given)

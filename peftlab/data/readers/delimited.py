@@ -11,11 +11,13 @@ from peftlab.data.readers.lines import LONGEST_LINE, read_lines
 from peftlab.examples import Row
 from peftlab.part import BadInput
 
+SIGNS = ",;|"
+
 
 def read_csv(path: Path) -> list[Row]:
     """Every value is a string, numbers too, unless `data.numbers` names the column. Blank lines are skipped.
 
-    Commas part the columns, or semicolons if the first line has no comma.
+    Commas part the columns, or semicolons or bars if they part the first line into more.
     """
     return _read(path, delimiter=None)
 
@@ -40,9 +42,14 @@ def _read(path: Path, delimiter: str | None) -> list[Row]:
     if faults:
         raise BadInput(f"{path}:1: {faults[1]}")
     csv.field_size_limit(LONGEST_LINE)
-    sign = delimiter or (";" if "," not in head and ";" in head else ",")
+    if "\r" in head.rstrip("\r\n"):
+        raise BadInput(f"{path}:1: its lines end in a carriage return alone; want a line feed, or both")
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter is None else csv.QUOTE_NONE
-    names = next(csv.reader([head], delimiter=sign, quoting=quoting), [])
+    if delimiter is None and head.count('"') % 2:
+        raise BadInput(f"{path}:1: a column's name goes on in the next line; the first line names the columns")
+    headers = {sign: next(csv.reader([head], delimiter=sign, quoting=quoting), []) for sign in delimiter or SIGNS}
+    sign = max(headers, key=lambda sign: len(headers[sign]))  # the first of those that part it alike
+    names = [name.strip() for name in headers[sign]]
     _check_names(path, names)
     reader = csv.reader(lines, delimiter=sign, quoting=quoting, strict=True)
     rows: list[Row] = []
@@ -68,6 +75,8 @@ def _read(path: Path, delimiter: str | None) -> list[Row]:
 
 
 def _check_names(path: Path, names: list[str]) -> None:
+    if not names:
+        raise BadInput(f"{path}:1: is empty; the first line names the columns")
     for position, name in enumerate(names):
         if not name.strip():
             raise BadInput(f"{path}:1: column {position + 1} has no name; the first line names the columns")
