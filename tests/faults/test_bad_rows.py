@@ -184,7 +184,8 @@ def test_a_bad_record_of_a_table_is_named_with_the_line_it_starts_on(tmp_path: P
         ('text,label\n"a,b\nc,d\n', ":2: a quotation mark that is never closed"),
         ("\0,label\na,b\n", ":1: a NUL byte"),
         ("body,tag\na,b\n", ":2: no column 'text' for the task's field 'text'"),
-        ("", "the train split of"),
+        ("", ":1: is empty; the first line names the columns"),
+        ("text,label\n", "the train split of"),
     ],
 )
 def test_a_table_that_cannot_be_read_at_all_is_refused_even_where_rows_are_skipped(
