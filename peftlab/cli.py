@@ -59,6 +59,8 @@ def _bad_input() -> Iterator[None]:
     except Interrupted as error:
         _complain(error)
         raise SystemExit(128 + error.number) from None
+    except BrokenPipeError:  # e.g. `peftlab plan RECIPE | head`: typer ends without a word
+        raise
     except Exception:  # a bug: its traceback may quote anything
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
         raise SystemExit(1) from None
@@ -124,7 +126,9 @@ def run(
         except OutOfMemory as error:
             from peftlab.plan import foretold
 
-            raise OutOfMemory(f"{error}{foretold(loaded, int(os.environ.get('WORLD_SIZE', 1)))}") from None
+            spread = device_map is not None or {"FSDP_VERSION", "ACCELERATE_DEEPSPEED_ZERO_STAGE"} & os.environ.keys()
+            said = "" if spread else foretold(loaded, int(os.environ.get("WORLD_SIZE", 1)))
+            raise OutOfMemory(f"{error}{said}") from None
 
 
 @app.command()
@@ -262,6 +266,7 @@ def plan_recipe(
     overrides: Overrides = [],  # noqa: B006
     device: Annotated[str | None, typer.Option(help='Memory of a device, e.g. "24 GiB".', show_default=False)] = None,
     devices: Annotated[int, typer.Option(min=1, help="How many of them share a step.")] = 1,
+    shares: Annotated[bool, typer.Option("--shares", help="Each holds a share of the model (FSDP2), no copy.")] = False,
     examples: Annotated[int | None, typer.Option(min=1, help="Of the batch; the recipe's if not given.")] = None,
     length: Annotated[int | None, typer.Option(min=1, help="Tokens of each example; at most 128 if not given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a record a line instead.")] = False,
@@ -273,7 +278,7 @@ def plan_recipe(
         from peftlab import plan
 
         limit = None if device is None else plan.parse_size(device)
-        forecasts = plan.plan(loaded, limit=limit, devices=devices, examples=examples, length=length)
+        forecasts = plan.plan(loaded, limit=limit, devices=devices, shares=shares, examples=examples, length=length)
         for forecast in forecasts:
             if as_json:
                 print(forecast.model_dump_json())
@@ -309,7 +314,8 @@ def list_parts() -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
-    print(json.dumps(recipe_schema(), indent=2))
+    with _bad_input():
+        print(json.dumps(recipe_schema(), indent=2))
 
 
 @app.command()

@@ -30,6 +30,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own lines
     for name in ("bitsandbytes", "transformers", "accelerate", "datasets", "torch.distributed", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)  # it sets its own level
     warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|accelerate|bitsandbytes|datasets|numpy)\b")
     import transformers
 

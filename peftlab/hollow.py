@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch._guards import active_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -93,6 +96,18 @@ def shapes_alone() -> Iterator[None]:
         library.is_tracing = tracing
 
 
+@contextlib.contextmanager
+def hollow_processes(count: int) -> Iterator[DeviceMesh]:
+    """So many processes in a row, of which this is the first and the others are not there: nothing is sent."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=count)
+    try:
+        yield init_device_mesh("cpu", (count,))
+    finally:
+        distributed.destroy_process_group()
+
+
 class ShapeRecorder(TorchDispatchMode):
     """Follows the storages of a hollow model's step from operator to operator, and answers where a value is asked."""
 
@@ -101,8 +116,15 @@ class ShapeRecorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._events: list[tuple[int, str]] = []
+        self._sizes: dict[int, int] = {}  # bytes of the storages that are there
+        self._resize = torch.UntypedStorage.resize_
+        self._depth = 0  # an operator may be taken apart inside of it
 
     def __enter__(self) -> ShapeRecorder:
+        if self._depth == 0:
+            self._shapes = active_fake_mode()
+            setattr(torch.UntypedStorage, "resize_", lambda storage, size: self._resized(storage, size))  # noqa: B010
+        self._depth += 1
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -110,6 +132,9 @@ class ShapeRecorder(TorchDispatchMode):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self._depth -= 1
+        if self._depth == 0:
+            setattr(torch.UntypedStorage, "resize_", self._resize)  # noqa: B010
 
     def mark(self, phase: str) -> None:
         self._events.append((0, phase))
@@ -118,6 +143,8 @@ class ShapeRecorder(TorchDispatchMode):
         return add_up(self._events)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # it comes back here with what this process has of it
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default:
             return True if args[0].dtype is torch.bool else 1 if not args[0].is_floating_point() else 1.0
@@ -130,6 +157,8 @@ class ShapeRecorder(TorchDispatchMode):
             with self:
                 return func(args[0], _positions(args[1]), *args[2:], **kwargs)
         outputs = func(*args, **kwargs)
+        if active_fake_mode() is not self._shapes:
+            return outputs  # a shape that a DTensor asks for
         known = {_storage(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
         for tensor in tree_leaves(outputs):
             if isinstance(tensor, Tensor) and (storage := _storage(tensor)) not in known:
@@ -139,9 +168,19 @@ class ShapeRecorder(TorchDispatchMode):
 
     def _follow(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        size = storage.nbytes()
-        self._events.append((size, ""))
-        weakref.finalize(storage, self._events.append, (-size, ""))
+        self._sizes[storage._cdata] = storage.nbytes()
+        self._events.append((storage.nbytes(), ""))
+        weakref.finalize(storage, self._gone, storage._cdata)
+
+    def _gone(self, storage: int) -> None:
+        self._events.append((-self._sizes.pop(storage), ""))
+
+    def _resized(self, storage: torch.UntypedStorage, size: int) -> None:
+        """FSDP2 empties what it has gathered, and fills it again."""
+        self._events.append((size - storage.nbytes(), ""))
+        if storage._cdata in self._sizes:
+            self._sizes[storage._cdata] = size
+        self._resize(storage, size)
 
 
 INDEXING = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -29,6 +31,7 @@ from peftlab.methods import Plan
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
 from peftlab.settings import Precision, Training
+from peftlab.sharding import Sharding, local
 from peftlab.tasks import Task
 from peftlab.train_log import Evaluation, Halving, Records, Scores, Step, TrainLog
 
@@ -55,6 +58,14 @@ class Subject:
     @property
     def tokens(self) -> int:
         return sum(sum(self.task.lengths(example)) for example in self.examples)
+
+    def shared_out(self, mesh: DeviceMesh) -> Subject:
+        """The same in shares, of which this process holds one."""
+        parameters = self.model.named_parameters()
+        of_base = [name for name, p in parameters if StorageWeakRef(p.untyped_storage()) in self.before]
+        Sharding().shard(self.model, mesh)
+        held = [StorageWeakRef(local(self.model.get_parameter(name)).untyped_storage()) for name in of_base]
+        return dataclasses.replace(self, before={**self.before, **dict.fromkeys(held)})
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.precision, self.accelerator.device)
@@ -219,7 +230,8 @@ def measured(subject: Subject, *, timed: bool = True) -> Ledger:
 def memory_pass(subject: Subject, follow: Recorder, *, evaluate: bool = True) -> Memory:
     """Bytes of the third step, and of a pass without gradients after it."""
     static = static_bytes(subject.model, subject.before, subject.head)
-    trainable = [p for p in subject.model.parameters() if p.requires_grad]
+    trained = [local(parameter) for parameter in subject.model.parameters() if parameter.requires_grad]
+    trained_bytes = sum(tensor.numel() * tensor.element_size() for tensor in trained)
     held: list[int] = []
 
     def look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -241,8 +253,8 @@ def memory_pass(subject: Subject, follow: Recorder, *, evaluate: bool = True) ->
         follow.marks(),
         static,
         optimizer=held[-1],
-        gradients=sum(p.numel() * p.element_size() for p in trainable),
-        best_state=sum(p.numel() * p.element_size() for p in trainable) if subject.recipe.training.keep_best else None,
+        gradients=trained_bytes,
+        best_state=trained_bytes if subject.recipe.training.keep_best else None,
         reserved=follow.reserved,
         process_peak=process_peak() if evaluate else None,
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from peftlab.ledger import Mark
+from peftlab.sharding import local
 
 MARK = "peftlab mark: "
 
@@ -141,11 +142,14 @@ class Holding:
 
 
 def holdings(model: nn.Module) -> dict[StorageWeakRef, Holding]:
-    """Each storage that a model's parameters, buffers, quantisation states and other attributes hold, once."""
+    """Each storage that a model's parameters, buffers, quantisation states and other attributes hold, once.
+
+    Of what is in shares, this process's own.
+    """
     found: dict[StorageWeakRef, Holding] = {}
 
     def add(name: str, tensor: Tensor, constant: bool) -> None:
-        storage = tensor.untyped_storage()
+        storage = local(tensor).untyped_storage()
         holding = Holding(name, storage.nbytes(), constant, tensor.requires_grad)
         found.setdefault(StorageWeakRef(storage), holding)
 
@@ -183,7 +187,8 @@ def static_bytes(model: nn.Module, base: Container[StorageWeakRef], head: Iterab
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """Of the tensors' storages, each once."""
-    return sum({StorageWeakRef(s): s.nbytes() for s in (tensor.untyped_storage() for tensor in tensors)}.values())
+    storages = (local(tensor).untyped_storage() for tensor in tensors)
+    return sum({StorageWeakRef(storage): storage.nbytes() for storage in storages}.values())
 
 
 def process_peak() -> int:

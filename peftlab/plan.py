@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from peftlab.base import longest, resolve_precision
 from peftlab.examples import Example
-from peftlab.hollow import ShapeRecorder, full_config, hollow_base, shapes_alone, to_shapes
+from peftlab.hollow import ShapeRecorder, full_config, hollow_base, hollow_processes, shapes_alone, to_shapes
 from peftlab.ledger import MIB, Forecast, Memory
 from peftlab.measure import batch_shape, memory_pass, subject
 from peftlab.model import Files, Shape
@@ -45,21 +46,35 @@ def plan(
     *,
     limit: int | None = None,
     devices: int = 1,
+    shares: bool = False,
     examples: int | None = None,
     length: int | None = None,
 ) -> Iterator[Forecast]:
-    """A forecast for the recipe as it is, and then for each other quantisation, with the batch cut so that it fits."""
+    """A forecast for the recipe as it is, and then for each other quantisation, with the batch cut so that it fits.
+
+    Of several devices each holds a copy of the model (DDP), or a share of it (FSDP2).
+    """
+    if shares and devices == 1:
+        raise BadInput("--shares: one device has nobody to share with; say how many there are: --devices 2")
     others = [part(kind=kind) for kind, part in QUANTIZATIONS.items() if kind != recipe.quantization.kind]
-    for quantization in [recipe.quantization, *others]:
+    for quantization in [recipe.quantization, *(other.in_shares() if shares else other for other in others)]:
         wanted = recipe.model_copy(update={"quantization": quantization})
-        reason = wanted.unsupported(str(recipe.model.shape().values["model_type"]))
+        reason = wanted.unsupported(str(recipe.model.shape().values["model_type"]), sharded=shares)
         if reason is not None:
             yield Forecast(quantization=quantization.kind, unsupported=reason)
             continue
-        yield fit(wanted, limit=limit, devices=devices, examples=examples, length=length)
+        yield fit(wanted, limit=limit, devices=devices, shares=shares, examples=examples, length=length)
 
 
-def fit(recipe: Recipe, *, limit: int | None, devices: int, examples: int | None, length: int | None) -> Forecast:
+def fit(
+    recipe: Recipe,
+    *,
+    limit: int | None,
+    devices: int = 1,
+    shares: bool = False,
+    examples: int | None = None,
+    length: int | None = None,
+) -> Forecast:
     """The recipe's own accumulation, or the least above it with which a step fits into `limit`."""
     shape = recipe.model.shape()
     batch = sample_batch(recipe, shape, devices=devices, examples=examples, length=length)
@@ -68,9 +83,9 @@ def fit(recipe: Recipe, *, limit: int | None, devices: int, examples: int | None
     while True:
         settings = recipe.training.model_copy(update={"accumulation": accumulation})
         cut = recipe.model_copy(update={"training": settings})
-        memory = predict(cut, shape, batch)
+        memory = predict(cut, shape, batch, sharers=devices if shares else 1)
         needed = memory.peak + (memory.best_state or 0)
-        if devices > 1:
+        if devices > 1 and not shares:
             needed += memory.gradients  # the buckets in which processes exchange them
         fits = None if limit is None else needed <= limit
         if fits is not False or accumulation >= of_device:
@@ -84,6 +99,7 @@ def fit(recipe: Recipe, *, limit: int | None, devices: int, examples: int | None
                 accumulation=accumulation,
                 micro_batch=-(-of_device // accumulation),
                 devices=devices,
+                shares=shares,
             )
         accumulation = min(accumulation * 2, of_device)
 
@@ -91,7 +107,7 @@ def fit(recipe: Recipe, *, limit: int | None, devices: int, examples: int | None
 def foretold(recipe: Recipe, devices: int) -> str:
     """What the shapes say of a step that was out of memory; "" if they cannot be asked where so little is left."""
     try:
-        forecast = fit(recipe, limit=None, devices=devices, examples=None, length=None)
+        forecast = fit(recipe, limit=None, devices=devices)
     except (BadInput, RuntimeError, MemoryError, OSError):
         return ""
     memory = forecast.memory
@@ -129,8 +145,8 @@ def sample_batch(
     return Batch(task, tokenizer, count, length, share)
 
 
-def predict(recipe: Recipe, shape: Shape, batch: Batch) -> Memory:
-    """What a device holds of a step."""
+def predict(recipe: Recipe, shape: Shape, batch: Batch, *, sharers: int = 1) -> Memory:
+    """What a device holds of a step, if it has the model to itself or shares it with others."""
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     precision = resolve_precision(recipe.training.precision, accelerator.device)
     base = hollow_base(
@@ -154,8 +170,12 @@ def predict(recipe: Recipe, shape: Shape, batch: Batch) -> Memory:
             accelerator=accelerator,
             precision=precision,
         )
-    with shapes_alone():
+    with contextlib.ExitStack() as stack:
+        processes = stack.enter_context(hollow_processes(sharers)) if sharers > 1 else None
+        stack.enter_context(shapes_alone())
         ready = dataclasses.replace(ready, before=to_shapes(ready.model, recipe.quantization, ready.before))
+        if processes is not None:
+            ready = ready.shared_out(processes)
         return memory_pass(ready, ShapeRecorder(), evaluate=False)
 
 
@@ -177,7 +197,7 @@ def lines(forecast: Forecast, limit: int | None) -> list[tuple[str, str]]:
     found = [(label, f"{size / MIB:,.0f} MiB") for label, size in parts.items() if size]
     batch = f"{forecast.examples} x {forecast.length} tokens a step"
     if forecast.devices > 1:
-        batch += f" on {forecast.devices} devices"
+        batch += f" on {forecast.devices} devices" + (" in shares" if forecast.shares else "")
     found.append(
         ("batch", f"{batch}: micro-batches of {forecast.micro_batch}, training.accumulation={forecast.accumulation}")
     )

@@ -64,7 +64,7 @@ from peftlab.results import (
 )  # fmt: skip
 from peftlab.run_folder import publish, staging
 from peftlab.settings import DeviceMap, Keeping
-from peftlab.sharding import Sharding, collect
+from peftlab.sharding import Sharding, collect, in_a_row
 from peftlab.tasks import Task
 from peftlab.train_log import Records
 from peftlab.zero import Zero
@@ -206,7 +206,7 @@ class _Run:
         model = apply_method(self.recipe, base, plan)
         parameters = count_parameters(model, base)
         if self.sharding is not None:
-            self.sharding.shard(model, self.accelerator.device)
+            self.sharding.shard(model, in_a_row(self.accelerator.device))
         self._say(opening.model_lines(self.recipe, parameters, self.accelerator, self.environment))
         self.history.load_seconds = time.perf_counter() - start - self.history.evaluate_seconds
 

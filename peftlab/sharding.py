@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Container, Iterator, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from peftlab.part import BadInput
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 SWITCH = "ACCELERATE_USE_FSDP"  # set by `accelerate launch`, as are the FSDP_ ones
 
@@ -45,18 +48,23 @@ class Sharding:
         del environment[SWITCH]
         return cls(reshard=environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false")
 
-    def shard(self, model: nn.Module, device: torch.device) -> None:
-        """Share out `model`, which every process has whole and alike, layer by layer; the shares are on `device`."""
-        from torch.distributed.device_mesh import init_device_mesh
+    def shard(self, model: nn.Module, mesh: DeviceMesh) -> None:
+        """Share out `model`, which every process has whole and alike, layer by layer; the shares are on its device."""
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-        mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
         for layer in layers(model):
             fully_shard(layer, mesh=mesh, reshard_after_forward=self.reshard)
         # What is in no layer, embeddings and head, stays gathered from its forward to its backward.
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
         if hasattr(model, "generate"):
             register_fsdp_forward_method(model, "generate")
+
+
+def in_a_row(device: torch.device) -> DeviceMesh:
+    """All processes of the launch."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(device.type, (torch.distributed.get_world_size(),))
 
 
 def layers(model: nn.Module) -> Iterator[nn.Module]:
@@ -110,6 +118,13 @@ def share(parameter: Any) -> Tensor:
     """What this process has of `parameter`, to look at and to write to."""
     held: Tensor = parameter.ds_tensor.data if _of_zero(parameter) else parameter.detach()
     return held
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The plain tensor of what this process has of `tensor`, whose storage is what it takes."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
 
 
 def share_of(tensor: Tensor, like: Any) -> Tensor:

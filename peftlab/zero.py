@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import logging
 import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
@@ -63,7 +62,6 @@ class Zero:
         os.environ.setdefault("DS_ACCELERATOR", accelerator.device.type)
         import deepspeed
 
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         config = {
             "train_micro_batch_size_per_gpu": 1,  # it scales nothing here: the loss is a sum's share already
             "gradient_accumulation_steps": 1,

@@ -76,6 +76,17 @@ def test_validate_checks_every_file_and_names_the_wrong_ones(recipe_file: Path) 
 KEYS = "known are kind, rank, alpha, dropout, targets, rank_stabilized, weight_decomposed, initialization, b_rate_ratio"
 
 
+def test_a_reader_that_has_enough_is_no_mistake() -> None:
+    """`peftlab schema | head`"""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = subprocess.Popen([sys.executable, "-m", "peftlab", "schema"], cwd=ROOT, **pipes)
+    assert command.stdout is not None
+    assert command.stderr is not None
+    command.stdout.close()
+    assert command.stderr.read() == b""
+    assert command.wait() == 1
+
+
 def test_a_misspelt_recipe_is_one_line(tmp_path: Path) -> None:
     assert (
         refused("run", "recipes/lora-nerr.yaml") == "recipes/lora-nerr.yaml: no such recipe (did you mean 'lora-ner'?)"

@@ -1,5 +1,6 @@
 """The planner against the ledger: what a step without values would take, and what a real one takes."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ import pytest
 import torch
 import transformers
 from accelerate import Accelerator
+from torch.distributed.device_mesh import DeviceMesh
 
 from peftlab import plan
 from peftlab.base import load_base
+from peftlab.hollow import hollow_processes
 from peftlab.ledger import Memory
 from peftlab.measure import memory_pass, subject
 from peftlab.memory import HostRecorder
@@ -49,7 +52,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def recipe(folder: Path, shape: str, method: Any, quantization: str = "none", **training: object) -> Recipe:
+def recipe(folder: Path, shape: str, method: Any, quantization: Any = "none", **training: object) -> Recipe:
     return Recipe.model_validate(
         {
             **{"name": "planned", "model": str(folder), "data": "none", "task": TASKS[shape]},
@@ -72,8 +75,8 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def measured(wanted: Recipe, folder: Path, batch: Batch) -> Memory:
-    """The ledger's bytes on the batch that the planner takes."""
+def measured(wanted: Recipe, folder: Path, batch: Batch, *, mesh: DeviceMesh | None = None) -> Memory:
+    """The ledger's bytes on the batch that the planner takes, of one process or in shares."""
     base = load_base(
         wanted.model,
         Files(folder, "random", ""),
@@ -93,6 +96,8 @@ def measured(wanted: Recipe, folder: Path, batch: Batch) -> Memory:
         accelerator=Accelerator(),
         precision="float32",
     )
+    if mesh is not None:
+        ready = ready.shared_out(mesh)
     return memory_pass(ready, HostRecorder(), evaluate=False)
 
 
@@ -113,12 +118,14 @@ QUICK: list[tuple[str, Any, str, bool]] = [  # one of each kind; `make test-all`
 
 
 def check(bases: dict[str, Path], shape: str, method: Any, quantization: str, checkpointing: bool) -> None:
-    """Weights, constants, optimiser and gradients to the byte, the rest within 5 %."""
     wanted = recipe(bases[shape], shape, method, quantization, gradient_checkpointing=checkpointing)
     known = wanted.model.shape()
     batch = plan.sample_batch(wanted, known, examples=EXAMPLES, length=LENGTH)
-    planned = plan.predict(wanted, known, batch)
-    real = measured(wanted, bases[shape], batch)
+    check_bytes(plan.predict(wanted, known, batch), measured(wanted, bases[shape], batch))
+
+
+def check_bytes(planned: Memory, real: Memory) -> None:
+    """Weights, constants, optimiser and gradients to the byte, the rest within 5 %."""
     for name in ("base", "constants", "method", "head", "optimizer", "gradients"):
         assert getattr(planned, name) == getattr(real, name), name
     assert planned.activations == pytest.approx(real.activations, rel=0.05)
@@ -187,6 +194,37 @@ def test_devices_share_a_step(bases: dict[str, Path]) -> None:
     assert shared.needed == alone.needed + alone.memory.gradients  # exchanged in buckets of their own
 
 
+SHARED: list[tuple[str, Any, Any]] = [
+    ("encoder", "full", "none"),
+    ("encoder", LORA, {"kind": "nf4", "storage": "bfloat16"}),
+    ("decoder", LORA, "none"),
+    ("encoder-decoder", ADAPTER, "none"),
+]
+
+
+@pytest.mark.parametrize(("shape", "method", "quantization"), SHARED)
+def test_the_plan_of_shares_is_within_five_percent_of_what_a_process_holds(
+    bases: dict[str, Path], shape: str, method: Any, quantization: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process is not there, so what it should send is whatever lies in memory, and no number means a thing.
+
+    Over gloo a thread that the recorder cannot see lets go of what was sent.
+    """
+    monkeypatch.setattr(math, "isfinite", lambda number: True)
+    wanted = recipe(bases[shape], shape, method, quantization)
+    known = wanted.model.shape()
+    batch = plan.sample_batch(wanted, known, examples=EXAMPLES, length=LENGTH)
+    planned = plan.predict(wanted, known, batch, sharers=2)
+    with hollow_processes(2) as mesh:
+        real = measured(wanted, bases[shape], batch, mesh=mesh)
+    check_bytes(planned, real)
+    whole = plan.predict(wanted, known, batch)
+    assert 2 * (planned.base + planned.method + planned.head) == pytest.approx(
+        whole.weights - whole.constants, rel=0.01
+    )
+    assert planned.constants == whole.constants  # each process has all of them
+
+
 def test_every_quantisation_has_a_forecast_or_a_reason(bases: dict[str, Path]) -> None:
     full = recipe(bases["encoder"], "encoder", "full")
     found = {f.quantization: f for f in plan.plan(full, examples=1, length=16)}
@@ -210,3 +248,14 @@ def test_a_base_that_is_not_here_is_planned_by_its_kept_shape(tmp_path: Path) ->
 def test_a_size_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="24 GiB"):
         plan.parse_size(text)
+
+
+def test_a_quantisation_is_planned_in_shares_as_they_can_be_cut(bases: dict[str, Path]) -> None:
+    wanted = recipe(bases["encoder"], "encoder", LORA)
+    found = {f.quantization: f for f in plan.plan(wanted, devices=2, shares=True, examples=2, length=16)}
+    assert found["nf4"].memory is not None
+    assert found["none"].memory is not None
+    assert found["nf4"].memory.base < found["none"].memory.base
+    assert "cannot be cut" in str(found["int8"].unsupported)
+    with pytest.raises(BadInput, match="--devices 2"):
+        next(plan.plan(wanted, shares=True))

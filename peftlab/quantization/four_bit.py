@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from peftlab.quantization.quantization import Quantization, heed_autocast, quantized_linears
 from peftlab.reference import Reference
@@ -49,6 +49,9 @@ class FourBit(Quantization):
             return f"of {self.kind}, only floating storage can be cut into shares: set storage: bfloat16"
         return None
 
+    def in_shares(self) -> Self:
+        return self.model_copy(update={"storage": "bfloat16"}) if self.unshardable() else self
+
     def prepare(self, model: nn.Module) -> None:
         heed_autocast(model)
         # On a CPU with AVX512-BF16 the first evaluation would repack the weights for a kernel without a backward,
@@ -89,6 +92,12 @@ class FourBit(Quantization):
         weight.compress_statistics, weight.quant_type = self.double_quantization, self.kind
         weight.quant_storage, weight.blocksize, weight.bnb_quantized = storage, BLOCK, True
         linear.weight, linear.quant_state = weight, weight.quant_state
+        linear.register_forward_pre_hook(_hang_state_on_weight)
+
+
+def _hang_state_on_weight(linear: Any, inputs: object) -> None:
+    """What a share was gathered to has none; bitsandbytes would make a tensor class of its own of it."""
+    linear.weight.quant_state = linear.quant_state
 
 
 class NF4(FourBit):

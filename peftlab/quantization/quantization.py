@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from peftlab.part import Part
 from peftlab.reference import Reference
@@ -35,6 +35,10 @@ class Quantization(Part):
     def unshardable(self) -> str | None:
         """Why FSDP cannot cut such a base into shares, in one line, or None if it can."""
         return None
+
+    def in_shares(self) -> Self:
+        """The same as FSDP can cut it, if that is a matter of settings."""
+        return self
 
     def prepare(self, model: nn.Module) -> None:
         """Called once on the loaded base: whatever it takes to train through it."""
