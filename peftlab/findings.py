@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from peftlab import forms, statistics
 from peftlab.ledger import Ledger
 from peftlab.ledgers import Measured, subject_digest
@@ -187,7 +185,7 @@ def _measure(suite: Suite, line: Line) -> Line:
     if len(known) < len(counts) or len(sizes) > 1 or min(sizes) < 2:
         return replace(line, score=score)
     form = forms.FORMS[known[0].form]
-    rows = np.array([c.rows for c in known], dtype=np.float64)
+    rows = forms.stacked([c.rows for c in known])
     resampled = statistics.bootstrap(rows[..., 0] if form is None else rows, form)
     for own, stored in zip(resampled.scores, done, strict=True):
         result = stored.record.result

@@ -6,7 +6,7 @@ nothing, and a draw without any answer of a class is rare enough not to matter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,18 @@ def f1(sums: Floats) -> Floats:
     [0.6, 0.0]
     """
     scores: Floats = 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1)
+    return scores
+
+
+def macro_f1(sums: Floats) -> Floats:
+    """The mean F1 of the classes that a draw has; summed counts (..., 3 c): as of `f1`, of one class after the other.
+
+    >>> macro_f1(np.array([3.0, 4.0, 6.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0])).item()
+    0.8
+    """
+    classes = sums.reshape(*sums.shape[:-1], -1, 3)
+    there = classes[..., 1] + classes[..., 2] > 0
+    scores: Floats = _over(f1(classes).sum(axis=-1), there.sum(axis=-1).astype(np.float64))
     return scores
 
 
@@ -96,6 +108,21 @@ def bleu(sums: Floats) -> Floats:
     return np.where((written == 0).any(axis=-1) | none.all(axis=-1), 0.0, scores)
 
 
+def stacked(tables: Sequence[Sequence[Sequence[float]]]) -> Floats:
+    """Counts of several models on the same examples, (models, examples, k): 0 where one has no such column.
+
+    >>> stacked([[[1.0, 2.0]], [[3.0]]]).tolist()
+    [[[1.0, 2.0]], [[3.0, 0.0]]]
+    """
+    arrays = [np.array(table, dtype=np.float64) for table in tables]
+    return np.stack([widened(array, max(other.shape[-1] for other in arrays)) for array in arrays])
+
+
+def widened(counts: Floats, columns: int) -> Floats:
+    """Counts (..., k) with columns of nothing added: of a class that others alone have predicted."""
+    return np.pad(counts, [(0, 0)] * (counts.ndim - 1) + [(0, columns - counts.shape[-1])])
+
+
 def _over(above: Floats, below: Floats) -> Floats:
     """The quotient, 0 where it has no value."""
     quotient: Floats = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
@@ -104,12 +131,12 @@ def _over(above: Floats, below: Floats) -> Floats:
 
 # Between which values a score of each form lies.
 BOUNDS = {
-    "mean": (0.0, 1.0), "f1": (0.0, 1.0), "ratio": (0.0, 1.0), "perplexity": (1.0, np.inf), "mcc": (-1.0, 1.0),
-    "pearson": (-1.0, 1.0), "r2": (-np.inf, 1.0), "bleu": (0.0, 100.0),
+    "mean": (0.0, 1.0), "f1": (0.0, 1.0), "macro_f1": (0.0, 1.0), "ratio": (0.0, 1.0), "perplexity": (1.0, np.inf),
+    "mcc": (-1.0, 1.0), "pearson": (-1.0, 1.0), "r2": (-np.inf, 1.0), "bleu": (0.0, 100.0),
 }  # fmt: skip
 
 # By name, as stored counts say it; None for a mean over examples.
 FORMS: dict[str, Form | None] = {
-    "mean": None, "f1": f1, "ratio": ratio, "perplexity": perplexity, "mcc": mcc, "pearson": pearson, "r2": r2,
-    "bleu": bleu,
+    "mean": None, "f1": f1, "macro_f1": macro_f1, "ratio": ratio, "perplexity": perplexity, "mcc": mcc,
+    "pearson": pearson, "r2": r2, "bleu": bleu,
 }  # fmt: skip

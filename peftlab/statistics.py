@@ -20,7 +20,7 @@ import numpy as np
 import scipy  # type: ignore[import-untyped, unused-ignore]  # scipy.stats loads at first use: it takes most of a second
 from numpy.typing import ArrayLike
 
-from peftlab.forms import Floats, Form
+from peftlab.forms import Floats, Form, widened
 
 
 @dataclass(frozen=True)
@@ -237,11 +237,13 @@ def randomization_test(method: Resampled, reference: Resampled, *, resamples: in
     models differ on other examples. Read as a test of the methods it is too eager, for the seeds' luck stays in:
     simulated size at 0.05 for equal methods 0.04 if seeds do not differ, 0.1 if by 1.4 points, 0.5 if by 6.
     """
-    if method.counts.shape != reference.counts.shape:
+    if method.counts.shape[:2] != reference.counts.shape[:2]:
         raise ValueError(f"counts differ in shape: {method.counts.shape} and {reference.counts.shape}")
-    seeds, examples, k = method.counts.shape
-    totals = [side.counts.sum(axis=1) for side in (method, reference)]
-    gain = (method.counts - reference.counts).swapaxes(0, 1).reshape(examples, -1)
+    widest = max(method.counts.shape[2], reference.counts.shape[2])
+    counts, other_counts = widened(method.counts, widest), widened(reference.counts, widest)
+    seeds, examples, k = counts.shape
+    totals = [side.sum(axis=1) for side in (counts, other_counts)]
+    gain = (counts - other_counts).swapaxes(0, 1).reshape(examples, -1)
     observed = abs(float(method.scores.mean() - reference.scores.mean()))
     generator = np.random.default_rng(seed)
     as_far = 0

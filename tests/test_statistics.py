@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import special, stats
+from sklearn.metrics import f1_score
 
-from peftlab.forms import Floats, f1
+from peftlab.forms import Floats, f1, macro_f1, stacked
+from peftlab.metrics import load_metric
 from peftlab.statistics import (
     Estimate,
     Resampled,
@@ -326,6 +328,28 @@ def test_randomization_of_an_f1_over_two_seeds_agrees_with_trying_all_swaps() ->
     exact = np.mean(np.abs(differences) >= abs(differences[0]) - 1e-12)
     assert randomization_test(bootstrap(one, f1), bootstrap(two, f1)) == pytest.approx(exact, abs=0.015)
     assert 0.02 < exact < 0.9
+
+
+def test_randomization_of_a_macro_f1_agrees_with_trying_all_swaps_though_one_model_names_a_class_more() -> None:
+    gold = list("aabbabba")
+    answers = {"one": list("aabbabbA"), "two": list("abaabbaa")}
+    tables = {
+        name: load_metric("f1").counts(predictions=given, references=gold)["macro_f1"]
+        for name, given in answers.items()
+    }
+    assert {len(rows[0]) for rows in tables.values()} == {6, 9}
+    differences = []
+    for swap in itertools.product([False, True], repeat=8):
+        pairs = [(b, a) if s else (a, b) for s, a, b in zip(swap, *answers.values(), strict=True)]
+        left, right = (f1_score(gold, side, average="macro", zero_division=0) for side in zip(*pairs, strict=True))
+        differences.append(left - right)
+    exact = np.mean(np.abs(differences) >= abs(differences[0]) - 1e-12)
+    one, two = (bootstrap([rows], macro_f1) for rows in tables.values())
+    assert randomization_test(one, two) == pytest.approx(exact, abs=0.015)
+    assert randomization_test(two, one) == pytest.approx(exact, abs=0.015)
+    assert 0.02 < exact < 0.9
+    both = bootstrap(stacked(list(tables.values())), macro_f1)
+    assert both.scores.tolist() == pytest.approx([one.scores[0], two.scores[0]])
 
 
 def test_randomization_refuses_a_metric_undefined_on_some_swap() -> None:

@@ -182,6 +182,7 @@ CASES: dict[str, dict[str, list[Any]]] = {
         "predicted": [CHANCE.choices(["O", "B-A", "I-A", "B-B"], k=9) for _ in range(50)],
         "expected": [["B-A", "I-A", "O", "B-B", "O", "O", "B-A", "I-A", "I-A"]] * 50,
     },
+    "f1": {"predicted": CHANCE.choices(["a", "b", "c", ""], k=50), "expected": CHANCE.choices("aabcd", k=50)},
     "rouge": {"predicted": TEXTS[:40], "expected": [[text] for text in TEXTS[40:]]},
     "bleu": {"predicted": [*TEXTS[:39], ""], "expected": [[text] for text in TEXTS[40:]]},
     "perplexity": {

@@ -9,6 +9,8 @@ import evaluate
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.preprocessing import MultiLabelBinarizer
 
+from peftlab.metrics.f1 import label_counts
+
 _CITATION = "Pedregosa et al., 2011. Scikit-learn: Machine Learning in Python. JMLR 12, 2825-2830"
 
 
@@ -24,7 +26,7 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     0.5
     """
 
-    counted: ClassVar[dict[str, str]] = {"micro_f1": "f1"}
+    counted: ClassVar[dict[str, str]] = {"macro_f1": "macro_f1", "micro_f1": "f1"}
 
     def _info(self) -> evaluate.MetricInfo:
         labels = datasets.List(datasets.Value("string"))
@@ -51,6 +53,5 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         return scores | {f"f1/{label}": float(value) for label, value in zip(labels, each, strict=True)}
 
     def counts(self, *, predictions: list[list[str]], references: list[list[str]]) -> dict[str, list[list[float]]]:
-        """Of each example the labels found rightly, predicted, expected."""
-        pairs = [(set(one), set(other)) for one, other in zip(predictions, references, strict=True)]
-        return {"micro_f1": [[len(one & other), len(one), len(other)] for one, other in pairs]}
+        """Of each example the labels found rightly, predicted, expected: of each class, and of all."""
+        return label_counts(predictions, references)
