@@ -23,6 +23,7 @@ from peftlab.update import Update
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+MOST_IN_FLIGHT = 500_000_000  # gradients that are sent at once, DeepSpeed's own
 SWITCH, OPTIONS = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_"  # set by `accelerate launch`
 
 
@@ -62,11 +63,16 @@ class Zero:
         os.environ.setdefault("DS_ACCELERATOR", accelerator.device.type)
         import deepspeed
 
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         config = {
             "train_micro_batch_size_per_gpu": 1,  # it scales nothing here: the loss is a sum's share already
             "gradient_accumulation_steps": 1,
             "gradient_clipping": clip or 0.0,
-            "zero_optimization": {"stage": self.stage, "stage3_param_persistence_threshold": 0},
+            "zero_optimization": {
+                "stage": self.stage,
+                "stage3_param_persistence_threshold": 0,
+                "reduce_bucket_size": min(trained, MOST_IN_FLIGHT),  # held from the first step on, full or not
+            },
             "zero_allow_untested_optimizer": True,
             "torch_autocast": {
                 "enabled": precision == "bfloat16",

@@ -356,3 +356,17 @@ def write_held_bytes(path: str) -> None:
         return log
 
     training.train = train
+
+
+def write_gradient_buffer(path: str) -> None:
+    """Write how many elements the buffer has that DeepSpeed makes for gradients."""
+    from peftlab.zero import Zero
+
+    real = Zero.update
+
+    def update(zero: Zero, *given: Any) -> Any:
+        made = real(zero, *given)
+        Path(path).write_text(str(made.engine.optimizer.reduce_bucket_size))
+        return made
+
+    setattr(Zero, "update", update)  # noqa: B010

@@ -37,8 +37,11 @@ def errors(done: list[Done]) -> str:
 def test_it_trains_as_one_process_does(stage: str, combination: Combination, lab: Lab, output: Path) -> None:
     recipe = recipe_of(combination)
     one = lab.whole(*recipe).result
-    done = both(lab, lab.words(output, *recipe), **ZERO, **{STAGE: stage})
+    buffer = output.with_name(f"{output.name}-buffer")
+    report = {0: [["write_gradient_buffer", str(buffer)]]}
+    done = both(lab, lab.words(output, *recipe), report, **ZERO, **{STAGE: stage})
     assert [d.code for d in done] == [0, 0], errors(done)
+    assert int(buffer.read_text()) == one.parameters.trainable
     assert f"2 processes, in shares (DeepSpeed, ZeRO-{stage})" in done[0].out
     other = finished(output).result
     assert (other.environment.zero, other.environment.sharded) == (int(stage), stage == "3")
