@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peftlab.data.bad_rows import MOST_SKIPPED
 from peftlab.data.files import read_file
 from peftlab.examples import Row
 from peftlab.methods import METHODS
@@ -46,6 +47,7 @@ class Fit:
     settings: dict[str, Any]
     columns: dict[str, str]  # field -> column
     named: int  # fields that were found by name, not by what is in them
+    doubtful: bool = False  # more rows are bad than a run may skip: another form of the task may fit them better
 
 
 def look(path: Path) -> list[Row]:
@@ -65,11 +67,11 @@ def fits(rows: Sequence[Row], given: Mapping[str, str], kind: str | None = None)
             columns = _columns(rows, fields, given, TASKS[name].fields)
             if columns is None:
                 continue
-            task = TASKS[name].model_validate(settings)
-            if _works(task, rows, columns):
+            bad = _bad(TASKS[name].model_validate(settings), rows, columns)
+            if bad <= len(rows) / 2:  # a few may be bad
                 known = sum(columns[field] in (field, *USUAL.get(field, ())) for field in columns)
-                found.append(Fit(name, settings, columns, known))
-    return sorted(found, key=lambda fit: (fit.named != len(fit.columns), -fit.named))
+                found.append(Fit(name, settings, columns, known, bad > MOST_SKIPPED * len(rows)))
+    return sorted(found, key=lambda fit: (*_rank(fit), fit.doubtful))
 
 
 def choose(rows: Sequence[Row], given: Mapping[str, str], kind: str | None) -> Fit:
@@ -118,7 +120,8 @@ def write(
     try:
         splits = recipe.rows()
         task = recipe.task.from_training(splits.rows["train"])
-        task.fitted(row for split in splits.rows.values() for row in split).check_training(splits.rows["train"])
+        fitted = task.fitted(row for split in splits.rows.values() for row in split)
+        remark = fitted.check_training(splits.rows["train"])
     except BadInput as error:
         return [f"{output}: written, but it will not run yet:", *str(error).splitlines()]
     sizes = ", ".join(f"{len(part)} {split}" for split, part in splits.rows.items())
@@ -126,6 +129,7 @@ def write(
     unused = [str(column) for column in read_file(train)[0].fields if column not in fit.columns.values()]
     return [
         f"{output}: {recipe.task.kind}, {recipe.method.kind}; rows: {sizes}",
+        *([remark] if remark else []),
         *([f"columns that are not used: {', '.join(unused)}"] if unused else []),
         *([f"{leaks} of validation and test are in train too; data.drop_leaks: true takes them out"] if leaks else []),
         f"now: peftlab doctor {shlex.quote(str(output))}, then peftlab run {shlex.quote(str(output))}",
@@ -149,7 +153,8 @@ def _with_numbers(rows: Sequence[Row]) -> list[Row]:
 
 
 def _rank(fit: Fit) -> tuple[bool, int]:
-    return fit.named == len(fit.columns), fit.named
+    """Likelier ones first."""
+    return fit.named != len(fit.columns), -fit.named
 
 
 def _columns(
@@ -199,15 +204,15 @@ def _like(value: Any, pattern: Any) -> bool:
     return isinstance(value, type(pattern))
 
 
-def _works(task: Any, rows: Sequence[Row], columns: Mapping[str, str]) -> bool:
-    """Whether the task takes most of the rows: a few may be bad."""
+def _bad(task: Any, rows: Sequence[Row], columns: Mapping[str, str]) -> int:
+    """How many of the rows the task does not take."""
     bad = 0
     for row in rows:
         try:
             task.check(Row(row.where, {field: row.fields.get(column) for field, column in columns.items()}))
         except BadInput:
             bad += 1
-    return bad <= len(rows) / 2
+    return bad
 
 
 def _text(fit: Fit, train: Path, rows: int, model: str, method: str, name: str, output: Path) -> str:

@@ -222,6 +222,24 @@ def test_a_made_recipe_of_each_sort_of_rows_is_valid(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("scheme", "tags"),
+    [
+        ("iob2", "B-PER I-PER O B-LOC"),
+        ("iob1", "I-PER I-PER O I-LOC"),
+        ("iobes", "B-PER E-PER O S-LOC"),
+        ("bilou", "B-PER L-PER O U-LOC"),
+        ("plain", "NN NN VB NN"),
+    ],
+)
+def test_the_scheme_of_tags_is_recognised_though_a_row_is_bad_and_most_have_no_entity(scheme: str, tags: str) -> None:
+    rows = [Row(f"mine:{i}", {"tokens": list("abcd"), "tags": tags.split()}) for i in range(30)]
+    rows += [Row("mine:31", {"tokens": list("abcd"), "tags": ["O"] * 4})] * (0 if scheme == "plain" else 60)
+    rows += [Row("mine:92", {"tokens": list("abcd"), "tags": ["O", "I-PER", "E-PER", ""]})]
+    found = first_recipe.choose(rows, {}, None)
+    assert (found.kind, found.settings.get("scheme", "iob2")) == ("token_classification", scheme)
+
+
+@pytest.mark.parametrize(
     ("scores", "problem"),
     [
         (["0.5", "1", " -2.25"], "regression"),

@@ -191,6 +191,63 @@ def test_other_tags_than_iob2_need_a_word_for_it() -> None:
         TokenClassification(scheme="plain").fitted([row(tags=["NN", "", *["NN"] * 4])])
 
 
+@pytest.mark.parametrize(
+    ("scheme", "tags"),
+    [
+        ("iob1", ["I-PER", "I-PER", "O", "I-LOC", "B-LOC", "O"]),
+        ("iobes", ["B-PER", "E-PER", "O", "S-LOC", "S-LOC", "O"]),
+        ("bilou", ["B-PER", "L-PER", "O", "U-LOC", "U-LOC", "O"]),
+    ],
+)
+def test_tags_of_another_scheme_are_learnt_and_told_as_iob2(scheme: str, tags: list[str], minilm: Files) -> None:
+    wanted = ["B-PER", "I-PER", "O", "B-LOC", "B-LOC", "O"]
+    fitted = TokenClassification.model_validate({"scheme": scheme}).fitted([row(tags=tags)])
+    assert (fitted.labels, fitted.selection) == (["O", "B-LOC", "B-PER", "I-PER"], "entity_f1")
+    example = fitted.encode([row(tags=tags)], load_tokenizer(minilm, fitted), 64).examples[0]
+    assert fitted.labels is not None
+    assert [fitted.labels[number] for number in example.features["labels"] if number != IGNORED] == wanted
+    logits = torch.zeros(1, len(example), 4)
+    assert fitted.decode(TokenClassifierOutput(logits=logits), [example])[0]["expected"] == wanted
+    assert fitted.truth(row(tags=tags)) == {"expected": wanted}
+    assert list(fitted._lessons(row(tags=tags))) == [[tag] for tag in wanted]
+    assert fitted.floor([row(tags=tags)], [row(tags=tags)])["token_accuracy"] == pytest.approx(2 / 6)
+    fitted.fitted(fitted.sample())
+    fitted.from_training([row(tags=tags)])
+
+
+@pytest.mark.parametrize(
+    ("scheme", "tags", "says"),
+    [
+        (
+            "iob1",
+            ["B-PER", "O"],
+            "'B-PER' at 'a' follows 'O': these tags are not IOB1; task.scheme names another: iob2",
+        ),
+        ("iobes", ["B-PER", "O"], "'O' at 'b' follows 'B-PER': these tags are not IOBES"),
+        ("iobes", ["B-PER", "E-LOC"], "'E-LOC' at 'b' follows 'B-PER': these tags are not IOBES"),
+        ("bilou", ["O", "B-PER"], "'B-PER' at 'b' is never closed: these tags are not BILOU"),
+        ("bilou", ["S-PER", "O"], "'S-PER' at 'a' is not a BILOU tag: O, B-x, I-x, L-x or U-x"),
+        (
+            "iob2",
+            ["I-PER", "O"],
+            "'I-PER' at 'a' follows 'O': these tags are not IOB2; task.scheme names another: iob1, iobes, bilou",
+        ),
+    ],
+)
+def test_tags_that_are_not_of_the_scheme_are_refused(scheme: str, tags: list[str], says: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        TokenClassification.model_validate({"scheme": scheme}).check(row(["a", "b"], tags))
+    assert str(caught.value).startswith(f"mine.jsonl:7: labels: {says}")
+
+
+def test_plain_tags_that_may_be_entities_are_remarked_upon() -> None:
+    plain = TokenClassification(scheme="plain")
+    found = [row(["a", "b"], ["O", "PER"])]
+    assert "which scheme: plain scores word by word" in str(plain.fitted(found).check_training(found))
+    found = [row(["a", "b"], ["NN", "VB"])]
+    assert plain.fitted(found).check_training(found) is None
+
+
 def test_class_weights_and_smoothing_are_of_words_and_balanced_ones_counted_in_train() -> None:
     train = [row(["a", "b", "c"], ["X", "X", "Y"])]
     task = TokenClassification(scheme="plain", class_weights="balanced", label_smoothing=0.2).from_training(train)

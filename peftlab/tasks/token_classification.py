@@ -1,4 +1,4 @@
-"""Token classification: entities and chunks in IOB2, or parts of speech. A word's first sub-word carries its tag."""
+"""Token classification: entities and chunks, or parts of speech. A word's first sub-word carries its tag."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from peftlab import metrics
 from peftlab.examples import Encoded, Example, Row
 from peftlab.part import BadInput
 from peftlab.tasks.classification import Classification, known, numbers
+from peftlab.tasks.tagging_schemes import ALONE, IOB2, SPANS, Scheme, is_tag, may_follow, to_iob2
 from peftlab.tasks.task import IGNORED, pad
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-IOB2 = re.compile(r"O|[BI]-.+")
 NO_TAG = ""  # of a word that the model did not see: never right
 
 
 class TokenClassification(Classification):
-    """A tag for each word of a sentence: IOB2 (O, B-x, I-x) for entities and chunks, or plain ones."""
+    """A tag for each word of a sentence: O, B-x and I-x for entities and chunks, or plain ones.
+
+    The tags of entities may be written otherwise; they are learnt, predicted and listed in `labels` as IOB2.
+    """
 
     kind: Literal["token_classification"] = "token_classification"
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
@@ -38,35 +41,40 @@ class TokenClassification(Classification):
         {"scheme": "plain", "label_smoothing": 0.1, "class_weights": "balanced"},
     )
 
-    scheme: Literal["iob2", "plain"] = "iob2"
+    scheme: Scheme = "iob2"  # in which the rows are tagged; iobes is BIOES, too
 
     @model_validator(mode="after")
     def _of_the_scheme(self) -> TokenClassification:
         for label in self.labels or []:
-            if self.scheme == "iob2" and not IOB2.fullmatch(label):
+            if self._spans and not IOB2.fullmatch(label):
                 raise ValueError(f"{label!r} is not an IOB2 tag: O, B-x or I-x; other tags need scheme: plain")
         return self
 
     @property
+    def _spans(self) -> bool:
+        return self.scheme != "plain"
+
+    @property
     def selection(self) -> str:
-        return "entity_f1" if self.scheme == "iob2" else "accuracy"
+        return "entity_f1" if self._spans else "accuracy"
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ("entity_f1",) if self.scheme == "iob2" else ("accuracy", "f1")
+        return ("entity_f1",) if self._spans else ("accuracy", "f1")
 
     @classmethod
     def forms(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
         words = ["Ada", "sings"]
         return [
             ({}, {"tokens": words, "labels": ["B-PER", "O"]}),
+            *(({"scheme": scheme}, {"tokens": words, "labels": ["O", "O"]}) for scheme in SPANS if scheme != "iob2"),
             ({"scheme": "plain"}, {"tokens": words, "labels": ["NOUN", "VERB"]}),
         ]
 
     def from_training(self, train: Sequence[Row]) -> TokenClassification:
         for row in train:
             _check(row, self.labels, self.scheme)
-        return self._counted([tag for row in train for tag in row.fields["labels"]])
+        return self._counted([tag for row in train for tag in self._tags(row)])
 
     def check(self, row: Row) -> None:
         _check(row, self.labels, self.scheme)
@@ -75,21 +83,30 @@ class TokenClassification(Classification):
         seen: set[str] = set()
         for row in rows:
             self.check(row)
-            seen.update(row.fields["labels"])
+            seen.update(self._tags(row))
         ordered = sorted(seen)
-        if self.scheme == "iob2":  # "O" first, then by entity type: B-LOC I-LOC B-MISC ...
+        if self._spans:  # "O" first, then by entity type: B-LOC I-LOC B-MISC ...
             ordered = sorted(seen, key=lambda tag: (tag != "O", tag[2:] if tag[1:2] == "-" else tag, tag))
         task = self.model_copy(update={"labels": self.labels if self.labels is not None else ordered})
         task._check_weights()
         return task
 
     def _lessons(self, row: Row) -> Iterable[Sequence[str]]:
-        return [[tag] for tag in row.fields["labels"]]
+        return [[tag] for tag in self._tags(row)]
+
+    def _tags(self, row: Row) -> list[str]:
+        """The row's tags as they are learnt."""
+        return to_iob2(row.fields["labels"], self.scheme) if self._spans else list(row.fields["labels"])
+
+    def check_training(self, rows: Sequence[Row]) -> str | None:
+        remark = super().check_training(rows)
+        if remark is None and not self._spans and "O" in self._labels():
+            return "with O among the tags they may be entities, which scheme: plain scores word by word; B-x, I-x are"
+        return remark
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
         number = numbers(self._labels())
-        spans = self.scheme == "iob2"
-        counts = {"truncated_sentences": 0, "lost_words": 0, **({"lost_entities": 0} if spans else {})}
+        counts = {"truncated_sentences": 0, "lost_words": 0, **({"lost_entities": 0} if self._spans else {})}
         examples = []
         space = " " if _loses_spaces(tokenizer) else ""
         # In batches for the tokenizer's sake: ten times faster than row by row.
@@ -108,11 +125,11 @@ class TokenClassification(Classification):
                     ids, words = _cut(ids, words, limit)
                     counts["truncated_sentences"] += 1
                 first = [word if word != before else None for before, word in zip([None, *words], words, strict=False)]
-                tags = row.fields.get("labels")
+                tags = self._tags(row) if row.fields.get("labels") else None
                 # Beside words cut off, a word of nothing but control characters has no token at all.
                 lost = set(range(len(row.fields["tokens"]))).difference(words)
                 counts["lost_words"] += len(lost)
-                if tags and spans:
+                if tags and self._spans:
                     counts["lost_entities"] += _touched(tags, lost)
                 features = {
                     "input_ids": ids,
@@ -138,18 +155,21 @@ class TokenClassification(Classification):
         records = []
         for example, row_of_best in zip(examples, best, strict=True):
             words = list(example.row.fields["tokens"])
-            tags = ["O" if self.scheme == "iob2" else NO_TAG] * len(words)  # also of words that truncation cut off
+            tags = ["O" if self._spans else NO_TAG] * len(words)  # also of words that truncation cut off
             for guess, word in zip(row_of_best, example.features["words"], strict=False):
                 if word != IGNORED:
                     tags[word] = labels[guess]
-            expected = example.row.fields.get("labels")
-            record = {"tokens": words, "predicted": tags, "expected": list(expected) if expected else None}
+            expected = self._tags(example.row) if example.row.fields.get("labels") else None
+            record = {"tokens": words, "predicted": tags, "expected": expected}
             unseen = len(words) - sum(word != IGNORED for word in example.features["words"])
             records.append(record | ({"words_unseen": unseen} if unseen else {}))
         return records
 
+    def truth(self, row: Row) -> dict[str, Any]:
+        return {"expected": self._tags(row)}
+
     def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-        if self.scheme == "iob2":
+        if self._spans:
             return records
         return [
             {"predicted": predicted, "expected": expected}
@@ -158,10 +178,10 @@ class TokenClassification(Classification):
         ]
 
     def floor(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float]:
-        counts = collections.Counter(tag for row in train for tag in row.fields["labels"])
+        counts = collections.Counter(tag for row in train for tag in self._tags(row))
         best = max(self._labels(), key=lambda tag: counts[tag])
-        found = [row.fields["labels"] for row in rows]
-        records = [{"predicted": [best] * len(tags), "expected": list(tags)} for tags in found]
+        found = [self._tags(row) for row in rows]
+        records = [{"predicted": [best] * len(tags), "expected": tags} for tags in found]
         return metrics.score(self.metrics, self.graded(records))
 
     def row(self, text: str, where: str) -> Row:
@@ -173,8 +193,9 @@ class TokenClassification(Classification):
 
     def sample(self) -> list[Row]:
         tags = self.labels or ["NOUN", "VERB", "PUNCT"]
-        if self.scheme == "iob2":
+        if self._spans:
             tags = [tag for tag in self.labels or ["O", "B-PER", "B-LOC"] if not tag.startswith("I-")] or ["O"]
+            tags = [tag if tag == "O" else ALONE[self.scheme] + tag[1:] for tag in tags]
         words = ["Ada", "met", "Max", "in", "Ulm", "."]
         lengths = (6, 5, 3, 2)
         return [
@@ -236,7 +257,7 @@ def _cut(ids: list[int], words: list[int | None], limit: int) -> tuple[list[int]
     return [ids[k] for k in kept], [words[k] for k in kept]
 
 
-def _check(row: Row, labels: list[str] | None, scheme: str) -> None:
+def _check(row: Row, labels: list[str] | None, scheme: Scheme) -> None:
     words, tags = row.fields["tokens"], row.fields["labels"]
     for field, values in (("tokens", words), ("labels", tags)):
         if not isinstance(values, (list, tuple)) or not all(isinstance(value, str) for value in values):
@@ -245,19 +266,33 @@ def _check(row: Row, labels: list[str] | None, scheme: str) -> None:
         raise BadInput(f"{row.where}: tokens: an empty sentence")
     if len(words) != len(tags):
         raise BadInput(f"{row.where}: labels: {len(tags)} tags for {len(words)} tokens")
-    before = "O"
     for word, tag in zip(words, tags, strict=True):
         if not word.strip():
             raise BadInput(f"{row.where}: tokens: an empty word")
-        if scheme == "iob2" and not IOB2.fullmatch(tag):
-            raise BadInput(
-                f"{row.where}: labels: {tag!r} at {word!r} is not an IOB2 tag: O, B-x or I-x; "
-                "tags that are no spans, e.g. parts of speech, need task.scheme: plain"
-            )
-        if not tag:
+        if not tag and scheme == "plain":
             raise BadInput(f"{row.where}: labels: an empty tag at {word!r}")
+    if scheme != "plain":
+        _check_spans(row.where, words, tags, scheme)
+        tags = to_iob2(tags, scheme)
+    for tag in tags:
         if labels is not None and tag not in labels:
             raise BadInput(f"{row.where}: labels: unknown tag {tag!r}{known(tag, labels)}")
-        if scheme == "iob2" and tag.startswith("I-") and before[2:] != tag[2:]:
-            raise BadInput(f"{row.where}: labels: {tag!r} at {word!r} follows {before!r}: these tags are not IOB2")
+
+
+def _check_spans(where: str, words: Sequence[str], tags: Sequence[str], scheme: Scheme) -> None:
+    name, letters = scheme.upper(), [f"{letter}-x" for letter in SPANS[scheme]]
+    others = f"task.scheme names another: {', '.join(other for other in SPANS if other != scheme)}"
+    before = "O"
+    for word, tag in zip(words, tags, strict=True):
+        if not is_tag(tag, scheme):
+            raise BadInput(
+                f"{where}: labels: {tag!r} at {word!r} is not {'an' if name[0] == 'I' else 'a'} {name} tag: O, {', '.join(letters[:-1])} or "
+                f"{letters[-1]}; {others}; tags that are no spans, e.g. parts of speech, need task.scheme: plain"
+            )
+        if not may_follow(before, tag, scheme):
+            raise BadInput(
+                f"{where}: labels: {tag!r} at {word!r} follows {before!r}: these tags are not {name}; {others}"
+            )
         before = tag
+    if not may_follow(before, "O", scheme):
+        raise BadInput(f"{where}: labels: {before!r} at {words[-1]!r} is never closed: these tags are not {name}")
