@@ -118,6 +118,17 @@ def test_a_bad_row_says_where_it_is(fields: dict[str, Any], complaint: str) -> N
     assert complaint in str(caught.value)
 
 
+@pytest.mark.parametrize(("answer", "choice"), [(1, "B"), ("A", "no"), ("B", "B"), ("C", "yes"), ("no", "no")])
+def test_an_answer_is_a_choice_its_number_or_its_letter(answer: object, choice: str) -> None:
+    choices = ["no", "B", "yes"]
+    row = Row("a", {"prompt": "Is it?", "choices": choices, "answer": answer})
+    task = MultipleChoice().fitted([row])
+    assert task._answer(row) == choice
+    assert task.truth(row) == {"expected": choice}
+    with pytest.raises(BadInput, match="a: answer: 'D' is no choice"):
+        task.check(Row("a", {**row.fields, "answer": "D"}))
+
+
 def test_one_answer_in_all_rows_is_no_choice() -> None:
     with pytest.raises(BadInput, match=r"all answers are 'It'; give task\.choices"):
         MultipleChoice().fitted(ROWS[2:])

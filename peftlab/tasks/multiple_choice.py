@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+import string
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -28,7 +29,10 @@ PLAIN = (
 
 
 class MultipleChoice(Task):
-    """The likeliest of the row's `choices`, or of the task's, or of all answers there are. The right one is learnt."""
+    """The likeliest of the row's `choices`, or of the task's, or of all answers there are. The right one is learnt.
+
+    `answer` is the right choice, or its number from 0, or with choices of the row's own its letter from A.
+    """
 
     kind: Literal["multiple_choice"] = "multiple_choice"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
@@ -42,6 +46,15 @@ class MultipleChoice(Task):
     choices: Annotated[list[str], Field(min_length=2)] | None = None
     by_token: bool = False  # compare nats a token: otherwise a longer answer is a less likely one
     template: str | None = None  # Jinja, in place of the tokenizer's own chat template
+
+    @classmethod
+    def forms(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
+        asked = {"prompt": "Is it wet?", "choices": ["yes", "no"]}
+        return [
+            ({}, {"prompt": "Is it wet?", "answer": "yes"}),
+            ({}, {**asked, "answer": "yes"}),
+            ({}, {**asked, "answer": 0}),
+        ]
 
     @property
     def selection(self) -> str:
@@ -139,6 +152,9 @@ class MultipleChoice(Task):
             )
         return merged
 
+    def truth(self, row: Row) -> dict[str, Any]:
+        return {"expected": self._answer(row)}
+
     def row(self, text: str, where: str) -> Row:
         if self.choices is None:
             raise BadInput(f"{where}: the choices were each row's own; there are none for a text alone")
@@ -163,12 +179,16 @@ class MultipleChoice(Task):
         return list(row.fields.get("choices") or self.choices or [])
 
     def _answer(self, row: Row) -> str | None:
-        answer = row.fields.get("answer")
-        return self._choices(row)[answer] if isinstance(answer, int) else answer
+        answer, choices = row.fields.get("answer"), self._choices(row)
+        letters = dict(zip(string.ascii_uppercase, row.fields.get("choices") or [], strict=False))
+        if isinstance(answer, int):
+            return choices[answer]
+        return answer if answer is None or answer in choices else letters.get(answer, answer)
 
 
 def _check(row: Row, known: list[str] | None) -> None:
     prompt, answer, choices = (row.fields.get(field) for field in ("prompt", "answer", "choices"))
+    letters = string.ascii_uppercase[: len(choices)] if isinstance(choices, (list, tuple)) else ""
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadInput(f"{row.where}: prompt: a text was expected, found {str(prompt)[:60]!r}")
     if choices is None:
@@ -182,5 +202,5 @@ def _check(row: Row, known: list[str] | None) -> None:
     if isinstance(answer, int):
         if choices is None or not 0 <= answer < len(choices):
             raise BadInput(f"{row.where}: answer: {answer} is the number of no choice; they count from 0")
-    elif choices is not None and answer not in choices:
+    elif choices is not None and answer not in (*choices, *letters):
         raise BadInput(f"{row.where}: answer: {answer!r} is no choice{nearest(answer, choices)}")
