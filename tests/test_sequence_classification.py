@@ -56,6 +56,8 @@ def targets(task: Task, found: list[Row]) -> dict[str, torch.Tensor]:
         ([10, 2, 2], ["2", "10"]),
         (["10", "2", "x"], ["2", "10", "x"]),  # as a CSV file has them
         ([True, False], ["false", "true"]),
+        ([1.0, 0.0], ["0", "1"]),
+        (["pos", "neg ", " pos", "neg"], ["neg", "pos"]),
         ([-1, 0, 1], ["-1", "0", "1"]),
     ],
 )

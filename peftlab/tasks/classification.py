@@ -22,11 +22,17 @@ Self = TypeVar("Self", bound="Classification")
 def label_name(value: object) -> object:
     """A label as text: `1` and `"1"` are the same class, whatever the file format; what is no label stays as it is.
 
-    >>> label_name(1), label_name("1"), label_name(True), label_name(1.5)
-    ('1', '1', 'true', 1.5)
+    White space around it is no part of it, as for `datasets.ClassLabel`, and `1.0` is how a table with gaps says 1.
+
+    >>> label_name(1), label_name("1 "), label_name(True), label_name(1.0), label_name(1.5)
+    ('1', '1', 'true', '1', 1.5)
     """
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, str):
+        return value.strip() or value
     return str(value) if isinstance(value, int) else value
 
 
