@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from peftlab.tasks import TASKS
 
 FIRST = 1000  # rows that are looked at
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
+MOST_CLASSES = 10  # that are whole numbers with a point: of more they are numbers
 FEW = 200  # rows: of fewer, a tenth is no split to score on
 # What data sets call a field: by the field's name, whatever the task.
 USUAL = {
@@ -36,6 +37,11 @@ USUAL = {
     "messages": ("conversations", "conversation", "dialogue"),
     "instruction": ("prompt", "question"),
     "output": ("response", "completion", "answer"),
+    "choices": ("options", "endings", "candidates"),
+}
+BESIDE_CHOICES = {  # where there are none, these may be anything
+    "prompt": ("question", "query", "context", "text"),
+    "answer": ("answerkey", "answer_index", "correct", "label", "gold"),
 }
 
 
@@ -59,6 +65,11 @@ def look(path: Path) -> list[Row]:
     return _with_numbers(whole)
 
 
+def _usual(field: str, beside: Iterable[str]) -> tuple[str, ...]:
+    """Other names of a field's column, in small letters."""
+    return USUAL.get(field, BESIDE_CHOICES.get(field, ()) if "choices" in beside else ())
+
+
 def fits(rows: Sequence[Row], given: Mapping[str, str], kind: str | None = None) -> list[Fit]:
     """The tasks that rows like these can be of, likeliest first; `given` maps fields to columns."""
     found = []
@@ -69,7 +80,7 @@ def fits(rows: Sequence[Row], given: Mapping[str, str], kind: str | None = None)
                 continue
             bad = _bad(TASKS[name].model_validate(settings), rows, columns)
             if bad <= len(rows) / 2:  # a few may be bad
-                known = sum(columns[field] in (field, *USUAL.get(field, ())) for field in columns)
+                known = sum(columns[field].lower() in (field, *_usual(field, columns)) for field in columns)
                 found.append(Fit(name, settings, columns, known, bad > MOST_SKIPPED * len(rows)))
     return sorted(found, key=lambda fit: (*_rank(fit), fit.doubtful))
 
@@ -126,10 +137,13 @@ def write(
         return [f"{output}: written, but it will not run yet:", *str(error).splitlines()]
     sizes = ", ".join(f"{len(part)} {split}" for split, part in splits.rows.items())
     leaks = sum(splits.leaks.values())
-    unused = [str(column) for column in read_file(train)[0].fields if column not in fit.columns.values()]
+    seen = read_file(train)
+    unused = [str(column) for column in seen[0].fields if column not in fit.columns.values()]
+    whole = [c for c in fit.columns.values() if _whole([row.fields.get(c) for row in seen if row.fault is None])]
     return [
         f"{output}: {recipe.task.kind}, {recipe.method.kind}; rows: {sizes}",
         *([remark] if remark else []),
+        *(f"{c}: so few whole numbers are taken as classes; task.problem: regression learns numbers" for c in whole),
         *([f"columns that are not used: {', '.join(unused)}"] if unused else []),
         *([f"{leaks} of validation and test are in train too; data.drop_leaks: true takes them out"] if leaks else []),
         f"now: peftlab doctor {shlex.quote(str(output))}, then peftlab run {shlex.quote(str(output))}",
@@ -137,19 +151,36 @@ def write(
 
 
 def _with_numbers(rows: Sequence[Row]) -> list[Row]:
-    """CSV holds numbers as text: a column of nothing else, some with a fraction, is no column of words or labels.
+    """Numbers as what they are looked at as: classes if whole and few, and no words or labels if they are fractions.
 
-    >>> rows = [Row("1", {"score": "0.5", "stars": "4"}), Row("2", {"score": "1", "stars": "5"})]
+    CSV holds numbers as text.
+
+    >>> rows = [Row("1", {"score": "0.5", "stars": "4", "x": 1.0}), Row("2", {"score": "1", "stars": "5", "x": 0.0})]
     >>> [row.fields for row in _with_numbers(rows)]
-    [{'score': 0.5, 'stars': '4'}, {'score': 1.0, 'stars': '5'}]
+    [{'score': 0.5, 'stars': '4', 'x': 1}, {'score': 1.0, 'stars': '5', 'x': 0}]
     """
-
-    def fractional(column: str) -> bool:
+    changed: dict[str, Callable[[Any], Any]] = {}
+    for column in rows[0].fields:
         values = [row.fields.get(column) for row in rows]
-        return all(isinstance(v, str) and NUMBER.fullmatch(v) for v in values) and any("." in str(v) for v in values)
+        if _pointed(values) and not _whole(values):
+            changed[column] = float
+        elif _whole(values) and not isinstance(values[0], str):
+            changed[column] = int
+    return [
+        Row(row.where, {**row.fields, **{column: turn(row.fields[column]) for column, turn in changed.items()}})
+        for row in rows
+    ]
 
-    columns = [column for column in rows[0].fields if fractional(column)]
-    return [Row(row.where, {**row.fields, **{c: float(row.fields[c]) for c in columns}}) for row in rows]
+
+def _pointed(values: Sequence[Any]) -> bool:
+    """Whether they are numbers, in a table as text, and some of them are written with a point."""
+    numbers = all(isinstance(v, float) or (isinstance(v, str) and NUMBER.fullmatch(v)) for v in values)
+    return numbers and any("." in str(v) for v in values)
+
+
+def _whole(values: Sequence[Any]) -> bool:
+    """Whether they are the classes 0, 1, ... of a table that has written them as 0.0, 1.0, ..."""
+    return _pointed(values) and len(set(values)) <= MOST_CLASSES and all(float(v).is_integer() for v in values)
 
 
 def _rank(fit: Fit) -> tuple[bool, int]:
@@ -168,9 +199,10 @@ def _columns(
     }
     if any(column not in fitting.get(field, ()) for field, column in given.items()):
         return None
-    for names in (lambda field: (field,), lambda field: USUAL.get(field, ())):
+    for names in (lambda field: (field,), lambda field: _usual(field, fields)):
         for field in fields:
-            named = [name for name in names(field) if name in fitting[field] and name not in found.values()]
+            there = {column.lower(): column for column in fitting[field] if column not in found.values()}
+            named = [there[name] for name in names(field) if name in there]
             if field not in found and named:
                 found[field] = named[0]
     for field in fields:

@@ -180,6 +180,26 @@ def fit(**columns: Any) -> first_recipe.Fit:
             {},
             {"context": "passage"},
         ),
+        ({"prompt": "Who?", "choices": ["Ada", "Max"], "answer": 1}, "multiple_choice", {}, {}),
+        (
+            {"question": "Who?", "subject": "math", "choices": ["Ada", "Max"], "answer": "A"},
+            "multiple_choice",
+            {},
+            {"prompt": "question"},
+        ),
+        (
+            {"question": "Who?", "id": "7", "options": ["Ada", "Max"], "answerKey": "Max"},
+            "multiple_choice",
+            {},
+            {"prompt": "question", "choices": "options", "answer": "answerKey"},
+        ),
+        (
+            {"question": "Who?", "answer": "Ada"},
+            "causal_lm",
+            {"form": "instruction"},
+            {"instruction": "question", "output": "answer"},
+        ),
+        ({"Text": "fine", "LABEL": "b", "x": "y"}, "sequence_classification", {}, {"text": "Text", "label": "LABEL"}),
         (
             {"premise": "a", "hypothesis": "b", "label": "yes"},
             "sequence_classification",
@@ -221,6 +241,28 @@ def test_a_made_recipe_of_each_sort_of_rows_is_valid(tmp_path: Path) -> None:
     assert done.stdout.startswith("lora-mine.yaml: sequence_classification, lora; rows: ")
 
 
+@pytest.mark.parametrize(("count", "problem"), [(2, "single_label"), (30, "regression")])
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_few_whole_numbers_with_a_point_are_classes_and_it_is_said(
+    ending: str, count: int, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"text": f"line {i}", "label": float(i % count)} for i in range(90)]
+    lines = [json.dumps(row) if ending == "jsonl" else f"{row['text']},{row['label']}" for row in rows]
+    (tmp_path / f"mine.{ending}").write_text("\n".join(["text,label"] * (ending == "csv") + lines))
+    said = peftlab("init", "--train", f"mine.{ending}", folder=tmp_path).stdout
+    assert said.startswith("lora-mine.yaml: sequence_classification, lora; rows: ")
+    assert ("label: so few whole numbers are taken as classes; task.problem: regression" in said) is (count == 2)
+    recipe = load_recipe(tmp_path / "lora-mine.yaml")
+    assert recipe.task.model_dump()["problem"] == problem
+
+
+def test_a_made_recipe_of_choices_is_valid(tmp_path: Path) -> None:
+    rows = [{"question": f"Is it {i}?", "choices": [f"yes, {i}", "no"], "answer": "AB"[i % 2]} for i in range(90)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = peftlab("init", "--train", "mine.jsonl", folder=tmp_path)
+    assert done.stdout.startswith("lora-mine.yaml: multiple_choice, lora; rows: ")
+
+
 @pytest.mark.parametrize(
     ("scheme", "tags"),
     [
@@ -245,6 +287,7 @@ def test_the_scheme_of_tags_is_recognised_though_a_row_is_bad_and_most_have_no_e
         (["0.5", "1", " -2.25"], "regression"),
         (["1", "2", "3"], "single_label"),  # stars
         (["0.5", "high", "low"], "single_label"),
+        (["0.0", "1.0", "2.0"], "single_label"),
     ],
 )
 def test_a_table_of_text_holds_numbers_too(scores: list[str], problem: str, tmp_path: Path) -> None:

@@ -280,13 +280,17 @@ def _check(row: Row, labels: list[str] | None, scheme: Scheme) -> None:
 
 
 def _check_spans(where: str, words: Sequence[str], tags: Sequence[str], scheme: Scheme) -> None:
-    name, letters = scheme.upper(), [f"{letter}-x" for letter in SPANS[scheme]]
+    name, article, letters = (
+        scheme.upper(),
+        "an" if scheme[0] == "i" else "a",
+        [f"{letter}-x" for letter in SPANS[scheme]],
+    )
     others = f"task.scheme names another: {', '.join(other for other in SPANS if other != scheme)}"
     before = "O"
     for word, tag in zip(words, tags, strict=True):
         if not is_tag(tag, scheme):
             raise BadInput(
-                f"{where}: labels: {tag!r} at {word!r} is not {'an' if name[0] == 'I' else 'a'} {name} tag: O, {', '.join(letters[:-1])} or "
+                f"{where}: labels: {tag!r} at {word!r} is not {article} {name} tag: O, {', '.join(letters[:-1])} or "
                 f"{letters[-1]}; {others}; tags that are no spans, e.g. parts of speech, need task.scheme: plain"
             )
         if not may_follow(before, tag, scheme):
