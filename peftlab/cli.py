@@ -163,7 +163,7 @@ def overview(
 
 @app.command()
 def init(
-    train: Annotated[Path | None, typer.Option(help="Your file: jsonl, csv, tsv, parquet, conll, txt.")] = None,
+    train: Annotated[Path | None, typer.Option(help="Your file: jsonl, json, csv, tsv, parquet, conll, txt.")] = None,
     task: Annotated[str | None, typer.Option(help="What its rows are; guessed if not given.")] = None,
     model: Annotated[str | None, typer.Option(help="A hub id or a folder.")] = None,
     method: Annotated[str | None, typer.Option(help="One that `peftlab list` shows.")] = None,

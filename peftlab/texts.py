@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 from peftlab.data.files import read_file
-from peftlab.data.readers import ENDINGS
+from peftlab.data.readers import ENDINGS, ending_format
 from peftlab.examples import Row
 from peftlab.part import BadInput
 
-FILES = (".txt", ".md", ".json", *ENDINGS)  # a name with such an end is meant as a file
+FILES = (".md", *ENDINGS)  # a name with such an end is meant as a file
 
 
 def given_texts(text: str) -> tuple[list[str], str]:
@@ -34,7 +34,7 @@ def given_texts(text: str) -> tuple[list[str], str]:
 def given_rows(text: str) -> list[Row] | None:
     """The rows, under the file's own names, if it is a file of rows and not of lines. Raises BadInput."""
     path = Path(text)
-    if ENDINGS.get(path.suffix.lower(), "text") == "text" or not _exists(path):
+    if ending_format(path) in (None, "text") or not _exists(path):
         return None
     rows = read_file(path)
     for row in rows:

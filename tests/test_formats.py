@@ -1,5 +1,6 @@
 """File formats: what the values of each are, and that a row's place finds it in its file."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -125,3 +126,51 @@ def test_a_row_of_a_file_is_found_by_its_place(tmp_path: Path) -> None:
     for row in Files(train=str(path)).load(("text",)).rows["test"]:
         file, _, number = row.where.rpartition(":")
         assert json.loads(Path(file).read_text().splitlines()[int(number) - 1]) == row.fields
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+def test_an_array_of_objects_is_read_with_the_line_of_each(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    text = '\ufeff [{"text": "a"}, {"text":\n "b, ]"},\n\n["c"], {"text": "d", "text": "e"}\n ]\n'
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    assert [(row.where, row.fields, row.fault) for row in read(path)] == [
+        (f"{path}:1", {"text": "a"}, None),
+        (f"{path}:1", {"text": "b, ]"}, None),
+        (f"{path}:4", {}, "a JSON object was expected, found list"),
+        (f"{path}:4", {}, "text: the key stands twice in one object"),
+    ]
+    path = tmp_path / "lines.json"
+    path.write_text('{"text": "a"}\n{"text": "b"}\n')
+    assert [row.where for row in read(path)] == [f"{path}:1", f"{path}:2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.json", '[{"a": 1},\n{"b" 2}]', "a.json:2: not JSON: Expecting ':' delimiter"),
+        ("a.json", '[{"a": 1}\n{"b": 2}]', "a.json:1: not JSON: the object that begins here is followed by neither"),
+        ("a.json", '[{"a": 1},', "a.json:1: not JSON: Expecting value"),
+        ("a.json", '{\n"a": 1}', "a.json: an array of objects, or an object a line, was expected, found one value (a)"),
+        ("a.json", '{"version": "2", "data": []}', "of SQuAD's articles rows are made by jq -c '.data[]"),
+        ("a.jsonl", '[\n{"a": 1}\n]\n', "a.jsonl:1: an array, not an object a line; data.format: json reads"),
+        ("a.csv.gz", "text\n", "a.csv.gz: cannot be read: Not a gzipped file"),
+    ],
+)
+def test_what_is_no_array_or_no_archive_is_one_line(tmp_path: Path, name: str, content: str, says: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(BadInput) as caught:
+        read(path)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_packed_file_is_read_as_what_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n'))
+    assert read(tmp_path / "a.jsonl.gz")[0].fields == {"text": "a"}
+    packed = gzip.compress(b"text,label\na,b\n")
+    (tmp_path / "a.csv.gz").write_bytes(packed)
+    assert read(tmp_path / "a.csv.gz")[0].fields == {"text": "a", "label": "b"}
+    (tmp_path / "a.csv.gz").write_bytes(packed[:-10])
+    with pytest.raises(BadInput, match=r"a.csv.gz: cannot be read: Compressed file ended"):
+        read(tmp_path / "a.csv.gz")

@@ -1,4 +1,4 @@
-"""One's own files: JSON lines, CSV, TSV, Parquet, CoNLL columns or plain text."""
+"""One's own files: JSON lines, a JSON array, CSV, TSV, Parquet, CoNLL columns or plain text."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 from peftlab.data.data import Data
-from peftlab.data.readers import ENDINGS, READERS, Format
+from peftlab.data.readers import ENDINGS, READERS, Format, ending_format
 from peftlab.examples import Row
 from peftlab.part import BadInput
 
 
 class Files(Data):
-    """A file a split, its format told by the ending; paths are relative to the working directory."""
+    """A file a split, its format told by the ending, .gz or not; paths are relative to the working directory."""
 
     kind: Literal["files"] = "files"
     train: str
@@ -32,7 +32,7 @@ class Files(Data):
 
 def read_file(path: Path, format: Format | None = None) -> list[Row]:
     """The rows of a file. Raises BadInput if its format is not known, or it cannot be read at all."""
-    known = format or ENDINGS.get(path.suffix.lower())
+    known = format or ending_format(path)
     if known is None:
         raise BadInput(
             f"data: {path} ends in {path.suffix!r}; known are {', '.join(ENDINGS)}; data.format says another's format"

@@ -51,6 +51,7 @@ ROWS: dict[str, tuple[bytes, str]] = {
     "single quotes": (b"{'tokens': ['a'], 'labels': ['O']}\n", "not JSON"),
     "a comment": (b"# tokens\n", "not JSON"),
     "two objects": (b'{"tokens": ["a"], "labels": ["O"]} {}\n', "not JSON: Extra data"),
+    "a key twice": (b'{"tokens": ["a"], "tokens": ["b"], "labels": ["O"]}\n', "tokens: the key stands twice"),
     "NaN": (b'{"tokens": ["a"], "labels": ["O"], "x": NaN}\n', "not JSON: NaN is no number"),
     "infinity": (b'{"tokens": ["a"], "labels": ["O"], "x": -Infinity}\n', "not JSON: -Infinity is no number"),
     "a number of 5,000 digits": (b'{"tokens": ' + b"1" * 5000 + b"}\n", "not JSON"),

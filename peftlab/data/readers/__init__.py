@@ -6,14 +6,16 @@ from typing import Literal
 
 from peftlab.data.readers.conll import read_conll
 from peftlab.data.readers.delimited import read_csv, read_tsv
+from peftlab.data.readers.json_array import read_json
 from peftlab.data.readers.jsonl import read_jsonl
 from peftlab.data.readers.parquet import read_parquet
 from peftlab.data.readers.text import read_text
 from peftlab.examples import Row
 
-Format = Literal["jsonl", "csv", "tsv", "parquet", "conll", "text"]
+Format = Literal["jsonl", "json", "csv", "tsv", "parquet", "conll", "text"]
 READERS: dict[Format, Callable[[Path], list[Row]]] = {
     "jsonl": read_jsonl,
+    "json": read_json,
     "csv": read_csv,
     "tsv": read_tsv,
     "parquet": read_parquet,
@@ -21,14 +23,26 @@ READERS: dict[Format, Callable[[Path], list[Row]]] = {
     "text": read_text,
 }
 ENDINGS: dict[str, Format] = {
-    **{".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"},
-    **{".conll": "conll", ".iob2": "conll", ".bio": "conll", ".txt": "text"},
+    **{".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"},
+    **{".parquet": "parquet", ".conll": "conll", ".iob2": "conll", ".bio": "conll", ".txt": "text"},
 }
+
+
+def ending_format(path: Path) -> Format | None:
+    """What a file's ending says it is; a .gz may be around it.
+
+    >>> ending_format(Path("a.csv.gz")), ending_format(Path("a.JSONL")), ending_format(Path("a.xyz"))
+    ('csv', 'jsonl', None)
+    """
+    inner = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    return ENDINGS.get(inner.suffix.lower())
+
 
 __all__ = [
     "ENDINGS",
     "READERS",
     "Format",
+    "ending_format",
     "read_conll",
     "read_csv",
     "read_jsonl",

@@ -4,37 +4,58 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from peftlab.data.readers.lines import read_lines
 from peftlab.examples import Row
+from peftlab.part import BadInput
 
 
 def read_jsonl(path: Path) -> list[Row]:
     """A row an object, its values as JSON has them; blank lines are skipped."""
-    rows = []
+    rows: list[Row] = []
     for number, line, fault in read_lines(path):
         if fault is None and not line.strip():
             continue
-        value: object = None
+        if not rows and line.strip() == "[":
+            raise BadInput(
+                f"{path}:{number}: an array, not an object a line; data.format: json reads an array of objects"
+            )
+        value: dict[str, Any] = {}
         if fault is None:
-            value, fault = _parse(line)
-        rows.append(Row(f"{path}:{number}", value if isinstance(value, dict) else {}, fault))
+            value, fault = parse(line)
+        rows.append(Row(f"{path}:{number}", value, fault))
     return rows
 
 
-def _parse(line: str) -> tuple[object, str | None]:
+def parse(text: str) -> tuple[dict[str, Any], str | None]:
+    """The object, or what is wrong with it."""
     try:
-        value = json.loads(line, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse, object_pairs_hook=_distinct)
+    except _Twice as error:
+        return {}, str(error)
     except ValueError as error:  # bad JSON, or a number of thousands of digits
-        return None, f"not JSON: {error}"
+        return {}, f"not JSON: {error}"
     except RecursionError:
-        return None, "nested too deeply"
-    if "\\ud" in line.lower() and not _encodable(value):
-        return None, "half of a surrogate pair, which is no character"
+        return {}, "nested too deeply"
+    if "\\ud" in text.lower() and not _encodable(value):
+        return {}, "half of a surrogate pair, which is no character"
     if not isinstance(value, dict):
-        return None, f"a JSON object was expected, found {type(value).__name__}"
+        return {}, f"a JSON object was expected, found {type(value).__name__}"
     return value, None
+
+
+class _Twice(Exception):
+    pass
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a key that stands twice `json` would keep the last value and say nothing."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(f"{next(name for name in names if names.count(name) > 1)}: the key stands twice in one object")
+    return found
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import io
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,19 +23,26 @@ class Line(NamedTuple):
 
 def read_lines(path: Path) -> Iterator[Line]:
     """Every line; one that is not UTF-8, holds NUL or is absurdly long has a fault. Raises BadInput for the file."""
+    with opened(path) as file:
+        for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+            if len(raw) > LONGEST_LINE:
+                while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                    pass
+                yield Line(number, "", f"a line of more than {LONGEST_LINE} bytes")
+                continue
+            encoding = "utf-8-sig" if number == 1 else "utf-8"
+            try:
+                yield Line(number, raw.decode(encoding), "a NUL byte" if b"\0" in raw else None)
+            except UnicodeDecodeError as error:
+                fault = f"not UTF-8: byte 0x{error.object[error.start]:02x}"
+                yield Line(number, raw.decode(encoding, errors="ignore"), fault)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[gzip.GzipFile | io.BufferedReader]:
+    """The bytes of a file, unpacked if it is a .gz. Raises BadInput if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
-                if len(raw) > LONGEST_LINE:
-                    while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
-                        pass
-                    yield Line(number, "", f"a line of more than {LONGEST_LINE} bytes")
-                    continue
-                encoding = "utf-8-sig" if number == 1 else "utf-8"
-                try:
-                    yield Line(number, raw.decode(encoding), "a NUL byte" if b"\0" in raw else None)
-                except UnicodeDecodeError as error:
-                    fault = f"not UTF-8: byte 0x{error.object[error.start]:02x}"
-                    yield Line(number, raw.decode(encoding, errors="ignore"), fault)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadInput(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
