@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from peftlab.data import AnyData, Data
+from peftlab.data.data import SPLITS
 from peftlab.examples import Splits
 from peftlab.methods import AnyMethod
 from peftlab.methods.method import Setting
@@ -68,7 +69,13 @@ class Recipe(Settings):
 
         def load(data: Data) -> Splits:
             task = self.task
-            return data.load(task.fields, task.optional_fields, check=task.check, given=task.given_fields)
+            return data.load(
+                task.fields,
+                task.optional_fields,
+                check=task.check,
+                given=task.given_fields,
+                scored=SPLITS if self.score_test else SPLITS[:2],
+            )
 
         new = load(self.data)
         if self.replay is None:
@@ -141,7 +148,10 @@ def bad_input(
 ) -> BadInput:
     """What pydantic found wrong with a file that holds a `model`, one line a mistake: file, line, key, nearest word."""
     problems: dict[str, list[str]] = {}  # a key that may be this or that has a complaint from each
-    for details in error.errors():
+    keys = [_locate(d["loc"], document.values, missing=d["type"] == "missing")[0] for d in error.errors()]
+    for key, details in zip(keys, error.errors(), strict=True):
+        if any(len(other) > len(key) and other[: len(key)] == key for other in keys):
+            continue  # it is one of the sorts that it may be, and what is wrong is inside
         place, complaint = _problem(path, model, document.values, document.lines, overridden, details)
         problems.setdefault(place, []).append(complaint)
     lines = (f"{place}: {', or '.join(dict.fromkeys(problems[place]))}" for place in problems)

@@ -172,3 +172,17 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
     assert isinstance(recipe, Recipe)
     with pytest.raises(ValueError, match="frozen"):
         recipe.name = "other"  # type: ignore[misc]
+
+
+def test_what_may_be_a_word_or_a_mapping_has_one_complaint_that_of_the_mapping(tmp_path: Path) -> None:
+    text = GOOD.replace(
+        "task: token_classification", "task:\n  kind: token_classification\n  class_weights:\n    PER: 0"
+    )
+    said = complaint(tmp_path, text)
+    assert said == "mine.yaml:5: task.class_weights.PER: input should be greater than 0, found 0"
+
+
+@pytest.mark.parametrize(("word", "kind"), [("lora", "lora"), ("LORA", "lora"), ("prefix-tuning", "prefix_tuning")])
+def test_a_type_of_peft_that_is_a_method_here_says_its_kind(tmp_path: Path, word: str, kind: str) -> None:
+    said = complaint(tmp_path, GOOD, "method.kind=peft", f"method.type={word}")
+    assert said.endswith(f"type: {word} has a method of its own; use kind: {kind}")

@@ -59,11 +59,13 @@ class Data(Part):
         *,
         check: Callable[[Row], object] = lambda row: None,
         given: Sequence[str] = (),
+        scored: Sequence[Split] = SPLITS,
     ) -> Splits:
         """Rows that carry `fields`, and those of `optional` that they have.
 
         `check` raises BadInput for a row that will not do; rows that are alike in the fields `given` to the model (all,
-        if none is named) are the same question. Raises BadInput if a column is missing, a split empty, a row bad.
+        if none is named) are the same question. Raises BadInput if a column is missing, a split empty, a row bad; of
+        splits that are not `scored` none need be there.
         """
         fields, optional = tuple(fields), tuple(optional)
         read, source = self.read()
@@ -77,7 +79,9 @@ class Data(Part):
             pairs[split] = [pair for pair in named if pair[1].fault is None]
         pairs = self._cut(pairs)
         for split in SPLITS:
-            if not pairs.get(split):
+            if split not in pairs and split not in scored:
+                pairs[split] = []
+            elif not pairs.get(split):
                 share = {"validation": self.validation_share, "test": self.test_share}.get(split)
                 cure = f"; data.{split}_share: 0 cuts none from train" if share == 0 and split not in read else ""
                 raise BadInput(f"data: the {split} split of {source} is empty{cure}")

@@ -65,8 +65,9 @@ class Peft(PeftMethod):
 
         types = {str(getattr(name, "value", name)): config for name, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
         open_types = sorted(types.keys() - OWN.keys() - REFUSED.keys())
-        if self.type in OWN:
-            raise ValueError(f"type: {self.type} has a method of its own; use kind: {OWN[self.type]}")
+        if self.type.upper().replace("-", "_") in OWN:
+            kind = OWN[self.type.upper().replace("-", "_")]
+            raise ValueError(f"type: {self.type} has a method of its own; use kind: {kind}")
         if self.type in REFUSED:
             raise ValueError(f"type: {self.type} cannot be trained from a recipe: {REFUSED[self.type]}")
         if self.type not in open_types:
