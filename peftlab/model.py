@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from peftlab import assets, hub, shapes
-from peftlab.part import BadInput, Settings, nearest
+from peftlab.part import BadInput, FromHome, Settings, nearest
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model")  # what a base is made of; never a pickle
 
@@ -38,7 +38,7 @@ class Shape:
 class Model(Settings):
     """A base by hub id, or a folder in transformers' layout."""
 
-    id: str = Field(min_length=1, pattern=r"^[\w./~-]+$")
+    id: FromHome = Field(min_length=1, pattern=r"^[\w./~-]+$")
     revision: str | None = None  # of the hub: a commit, tag or branch
     architecture: str | None = None  # transformers' model_type, for a base that is neither here nor well known
 

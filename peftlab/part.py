@@ -2,12 +2,13 @@
 
 import difflib
 import importlib
+import os
 import pkgutil
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Annotated, Any, ClassVar, TypeVar, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class BadInput(ValueError):
@@ -32,6 +33,9 @@ class ProcessLost(BadInput):
     """Another process of the run is gone, or does not answer."""
 
     code: ClassVar[int] = 5
+
+
+FromHome = Annotated[str, AfterValidator(os.path.expanduser)]  # a path, or an id: ~ at its start is as in a shell
 
 
 class Settings(BaseModel):

@@ -14,7 +14,9 @@ from peftlab.data.files import Files
 from peftlab.data.hub import Hub
 from peftlab.data.registry import REGISTRY, chitchat
 from peftlab.examples import Row
+from peftlab.model import Model
 from peftlab.part import BadInput
+from peftlab.recipe import Recipe
 
 FIELDS = ("tokens", "labels")
 
@@ -152,6 +154,25 @@ def test_shares_leave_something_to_train_on(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", sentences(50))
     with pytest.raises(BadInput, match=r"the test split of .* is empty; data.test_share: 0 cuts none from train"):
         Files(train=path, test_share=0).load(FIELDS)
+
+
+def test_a_test_split_that_is_not_scored_need_not_be_there(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", sentences(50))
+    recipe = {"name": "mine", "model": "x", "task": "token_classification", "method": "lora"}
+    recipe |= {"data": {"train": path, "test_share": 0}, "score_test": False}
+    rows = Recipe.model_validate(recipe).rows().rows
+    assert (len(rows["train"]) + len(rows["validation"]), rows["test"]) == (50, [])
+    Path(path).with_name("test.jsonl").write_text("")
+    with pytest.raises(BadInput, match=r"the test split of .* is empty"):
+        Files(train=path, test=str(tmp_path / "test.jsonl")).load(FIELDS, scored=("train", "validation"))
+
+
+def test_a_tilde_at_the_start_of_a_path_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = Files(train="~/a.jsonl", test="x/~/b.jsonl")
+    assert (data.train, data.validation, data.test) == (f"{tmp_path}/a.jsonl", None, "x/~/b.jsonl")
+    assert Hub(id="~/rows").id == f"{tmp_path}/rows"
+    assert Model(id="~/base").id == f"{tmp_path}/base"
 
 
 def test_a_folder_of_parquet_gives_class_names(tmp_path: Path) -> None:

@@ -8,16 +8,16 @@ from typing import Literal
 from peftlab.data.data import Data
 from peftlab.data.readers import ENDINGS, READERS, Format, ending_format
 from peftlab.examples import Row
-from peftlab.part import BadInput
+from peftlab.part import BadInput, FromHome
 
 
 class Files(Data):
     """A file a split, its format told by the ending, .gz or not; paths are relative to the working directory."""
 
     kind: Literal["files"] = "files"
-    train: str
-    validation: str | None = None
-    test: str | None = None
+    train: FromHome
+    validation: FromHome | None = None
+    test: FromHome | None = None
     format: Format | None = None  # where the ending does not tell it, e.g. conll for a .txt
 
     @property

@@ -18,7 +18,7 @@ from peftlab import assets, hub
 from peftlab.data.data import SPLITS, Data, Split
 from peftlab.data.registry import REGISTRY
 from peftlab.examples import Row
-from peftlab.part import BadInput, nearest
+from peftlab.part import BadInput, FromHome, nearest
 
 
 @functools.lru_cache(maxsize=4)
@@ -34,7 +34,7 @@ class Hub(Data):
     """A hub id such as `eriktks/conll2003`; class numbers become class names."""
 
     kind: Literal["hub"] = "hub"
-    id: str = Field(min_length=1)
+    id: FromHome = Field(min_length=1)
     revision: str | None = None
     configuration: str | None = None  # the hub's "subset", e.g. "sst2" of GLUE
     splits: dict[Split, str] = Field(default={})  # the hub's name of a split, where it is another
