@@ -14,6 +14,7 @@ from peftlab.data.files import Files
 from peftlab.data.hub import Hub
 from peftlab.examples import Row
 from peftlab.part import BadInput
+from peftlab.recipe import Recipe
 
 
 def read(path: Path, **settings: Any) -> list[Row]:
@@ -80,6 +81,23 @@ def test_numbers_of_a_text_format_are_read_where_they_are_named(tmp_path: Path) 
         data.load(("text", "label"))
     with pytest.raises(BadInput, match=r"data.numbers: 'star' is the column of no field of the task"):
         data.model_copy(update={"numbers": ("star",)}).load(("text", "label"))
+
+
+def test_a_cell_of_several_labels_is_a_list_where_it_is_said_what_parts_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,tags\n" + "".join(f"t{i},{('a | b', 'b', '')[i % 3]}\n" for i in range(60)))
+    settings: dict[str, Any] = {"train": str(path), "columns": {"label": "tags"}, "lists": {"tags": "|"}}
+    recipe = {"name": "mine", "model": "x", "task": {"kind": "sequence_classification", "problem": "multi_label"}}
+    rows = Recipe.model_validate({**recipe, "method": "lora", "data": settings}).rows().rows
+    found = {(int(row.fields["text"][1:]) % 3, *row.fields["label"]) for part in rows.values() for row in part}
+    assert found == {(0, "a", "b"), (1, "b"), (2,)}
+    with pytest.raises(BadInput, match=r"data.lists: 'tag' is the column of no field .* \(did you mean 'tags'\?\)"):
+        Files.model_validate({**settings, "lists": {"tag": "|"}}).load(("text", "label"))
+
+
+def test_lists_change_the_digest_only_where_there_are_some() -> None:
+    assert "lists" not in Files(train="a.csv").model_dump(mode="json")
+    assert Files(train="a.csv", lists={"label": "|"}).model_dump(mode="json")["lists"] == {"label": "|"}
 
 
 def test_parquet_keeps_types_and_class_names(tmp_path: Path) -> None:

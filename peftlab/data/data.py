@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -24,6 +25,9 @@ class Data(Part):
 
     columns: dict[str, str] = Field(default={})  # the task's field -> the source's column, where the names differ
     numbers: tuple[str, ...] = Field(default=(), strict=False)  # columns of numbers in a format that knows only text
+    # Columns of lists in such a format -> what stands between the items, e.g. {label: "|"}; an empty cell has none.
+    # Left out of the digest where there are none.
+    lists: dict[str, Annotated[str, Field(min_length=1)]] = Field(default={}, exclude_if=operator.not_)
     validation_share: float = Field(0.1, ge=0, lt=1)  # of train, if the source has no validation split
     test_share: float = Field(0.1, ge=0, lt=1)  # of train, if the source has no test split
     split_seed: int = Field(0, ge=0)
@@ -110,11 +114,12 @@ class Data(Part):
         unknown = [field for field in self.columns if field not in known]
         if unknown:
             raise BadInput(f"data.columns: the task has no field {unknown[0]!r}{nearest(unknown[0], known)}")
-        strange = [
-            column for column in self.numbers if column not in (self.columns.get(field, field) for field in known)
-        ]
-        if strange:
-            raise BadInput(f"data.numbers: {strange[0]!r} is the column of no field of the task")
+        columns = [self.columns.get(field, field) for field in known]
+        for option, named in (("numbers", self.numbers), ("lists", self.lists)):
+            strange = [column for column in named if column not in columns]
+            if strange:
+                hint = nearest(strange[0], columns)
+                raise BadInput(f"data.{option}: {strange[0]!r} is the column of no field of the task{hint}")
         whole = [row for part in rows.values() for row in part if row.fault is None]
         there = dict.fromkeys(name for row in whole for name in row.fields)
         for field in known:
@@ -141,6 +146,8 @@ class Data(Part):
                     value = float(value)
                 except ValueError:
                     return Row(row.where, {}, f"{field}: {value[:40]!r} is no number")
+            if column in self.lists and isinstance(value, str):
+                value = [item for part in value.split(self.lists[column]) if (item := part.strip())]
             found[field] = value
         if not found:
             return Row(row.where, {}, f"no column for any of the task's fields {', '.join((*fields, *optional))}")

@@ -54,6 +54,7 @@ class SequenceClassification(Classification):
         {"problem": "regression"},
     )
 
+    # multi_label: each row has a list; a table's cell is made one by data.lists, e.g. {label: "|"}.
     problem: Literal["single_label", "multi_label", "regression"] = "single_label"
     input: Literal["text", "pair", "entities"] | None = None  # what the first row's fields say if not given
     select_by: str | None = None  # the metric by which states and learning rates are chosen
@@ -312,7 +313,8 @@ class SequenceClassification(Classification):
             return []
         if isinstance(value, (list, tuple)) is not (self.problem == "multi_label"):
             wanted = "a list of labels" if self.problem == "multi_label" else "one label"
-            hint = "" if self.problem == "multi_label" else "; for several set task.problem: multi_label"
+            several = self.problem == "multi_label"
+            hint = "; data.lists parts a text" if several else "; for several set task.problem: multi_label"
             raise BadInput(f"{row.where}: label: {wanted} was expected, found {str(value)[:60]!r}{hint}")
         names = [label_name(label) for label in (value if self.problem == "multi_label" else [value])]
         for name in names:
