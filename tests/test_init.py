@@ -256,6 +256,12 @@ def test_few_whole_numbers_with_a_point_are_classes_and_it_is_said(
     assert recipe.task.model_dump()["problem"] == problem
 
 
+def test_tags_that_may_be_entities_of_no_known_scheme_are_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "mine.conll").write_text("".join(f"Ada PER\nmet O\nNo{i} O\n\n" for i in range(60)))
+    done = peftlab("init", "--train", "mine.conll", folder=tmp_path)
+    assert "whole entities need tags B-x and I-x" in done.stdout
+
+
 def test_a_made_recipe_of_choices_is_valid(tmp_path: Path) -> None:
     rows = [{"question": f"Is it {i}?", "choices": [f"yes, {i}", "no"], "answer": "AB"[i % 2]} for i in range(90)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

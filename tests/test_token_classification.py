@@ -243,7 +243,7 @@ def test_tags_that_are_not_of_the_scheme_are_refused(scheme: str, tags: list[str
 def test_plain_tags_that_may_be_entities_are_remarked_upon() -> None:
     plain = TokenClassification(scheme="plain")
     found = [row(["a", "b"], ["O", "PER"])]
-    assert "which scheme: plain scores word by word" in str(plain.fitted(found).check_training(found))
+    assert "O among them may mean entities: scheme: plain scores" in str(plain.fitted(found).check_training(found))
     found = [row(["a", "b"], ["NN", "VB"])]
     assert plain.fitted(found).check_training(found) is None
 

@@ -101,7 +101,9 @@ class TokenClassification(Classification):
     def check_training(self, rows: Sequence[Row]) -> str | None:
         remark = super().check_training(rows)
         if remark is None and not self._spans and "O" in self._labels():
-            return "with O among the tags they may be entities, which scheme: plain scores word by word; B-x, I-x are"
+            return (
+                "O among them may mean entities: scheme: plain scores words, and whole entities need tags B-x and I-x"
+            )
         return remark
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
