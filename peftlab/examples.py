@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 
@@ -14,6 +16,15 @@ class Row:
     where: str  # "data/train.jsonl:12", a path that finds the file, for messages
     fields: Mapping[str, Any]
     fault: str | None = None  # "not JSON: ...": why nothing can be made of it, if so
+
+    @property
+    def place(self) -> str:
+        """`where` without the folders, which are this machine's own.
+
+        >>> Row("/home/ada/data/train.jsonl:12", {}).place
+        'train.jsonl:12'
+        """
+        return PurePath(self.where).name
 
 
 @dataclass(frozen=True)
@@ -47,3 +58,9 @@ class Encoded:
 
     examples: list[Example]
     counts: dict[str, int]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Each row once, in order: a row's windows or choices stand next to each other."""
+        rows = (example.row for example in self.examples)
+        return [next(same) for _, same in itertools.groupby(rows, key=id)]

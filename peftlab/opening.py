@@ -19,7 +19,7 @@ def data_lines(recipe: Recipe, model_source: str, rows: Splits, encoded: Mapping
     yield "recipe", f"{recipe.name}  {recipe.digest}"
     yield "model", model_source
     sizes = ", ".join(
-        f"{len(part.examples):,} {split} ({sum(sum(recipe.task.lengths(e)) for e in part.examples):,} tokens)"
+        f"{len(part.rows):,} {split} ({sum(sum(recipe.task.lengths(e)) for e in part.examples):,} tokens)"
         for split, part in encoded.items()
     )
     yield "data", f"{rows.source}: {sizes}"

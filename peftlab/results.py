@@ -68,8 +68,8 @@ class Cost(Settings):
 
 
 class SplitCounts(Settings):
-    examples: int
-    tokens: int
+    examples: int  # rows; in older results the windows or choices that are made of them
+    tokens: int  # of all windows and choices
     dropped: dict[str, int]  # e.g. truncated sentences and lost entities
     skipped: dict[str, int] = Field(default={})  # rows left out, by reason: bad ones, leaks
     leaks: int | None = None  # of validation and test: examples whose input is in train too

@@ -261,7 +261,7 @@ class _Run:
                 recipe_digest=self.recipe.digest,
             )
             adapter_bytes = artifact.save(card, model, tokenizer, self.folder / self.recipe.method.folder)
-            scoring.write(predictions, self.folder / "predictions.jsonl")
+            scoring.write(predictions, encoded, self.folder / "predictions.jsonl")
         return RunResult(
             name=self.recipe.name,
             digest=self.recipe.digest,
@@ -297,7 +297,7 @@ class _Run:
             ),
             splits={
                 split: SplitCounts(
-                    examples=len(part.examples),
+                    examples=len(part.rows),
                     tokens=sum(sum(task.lengths(e)) for e in part.examples),
                     dropped=part.counts,
                     skipped=skipped[split],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab import metrics
-from peftlab.examples import Row
+from peftlab.examples import Encoded, Row
 from peftlab.part import BadInput
 from peftlab.tasks import Task
 from peftlab.train_log import Records
@@ -47,9 +47,10 @@ def check_selectable(task: Task, scores: Mapping[str, float] | None, count: int)
         )
 
 
-def write(predictions: Mapping[str, Records], path: Path) -> None:
-    """One line of JSON a record."""
+def write(predictions: Mapping[str, Records], encoded: Mapping[str, Encoded], path: Path) -> None:
+    """One line of JSON a record, which says the file and the line of its row."""
     with path.open("w", encoding="utf-8") as file:
         for split, records in predictions.items():
-            for number, record in enumerate(records):
-                file.write(json.dumps({"split": split, "example": number, **record}, ensure_ascii=False) + "\n")
+            for number, (record, row) in enumerate(zip(records, encoded[split].rows, strict=True)):
+                line = {"split": split, "example": number, "where": row.place, **record}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")

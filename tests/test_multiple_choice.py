@@ -61,6 +61,7 @@ def test_the_likeliest_choice_is_told(
         shares = torch.tensor([-value for value in scores.values()]).softmax(0)
         assert record["probability"] == pytest.approx(float(shares.max()), rel=1e-4)
     assert set(metrics.score(task.metrics, told)) == {"accuracy", "calibration_error"}
+    assert found.rows == ROWS  # a choice is no row
 
 
 def test_the_right_choice_alone_is_trained_on(tokenizer: PreTrainedTokenizerFast) -> None:

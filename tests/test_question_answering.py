@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
 from peftlab.base import Base, head_modules, load_base, load_tokenizer
+from peftlab.data.data import SPLITS
 from peftlab.data.hub import Hub
 from peftlab.examples import Example, Row
 from peftlab.methods import Plan
@@ -23,6 +25,8 @@ from peftlab.methods.prompt_tuning import PromptTuning
 from peftlab.model import Files
 from peftlab.part import BadInput
 from peftlab.quantization.none import NoQuantization
+from peftlab.recipe import load_recipe
+from peftlab.run import run
 from peftlab.shapes import shapes
 from peftlab.small_model import small_config
 from peftlab.tasks.question_answering import QuestionAnswering
@@ -298,6 +302,33 @@ def test_predictions_are_one_a_row_whatever_the_batches(
     )
     assert [record["question"] for record in records] == [r.fields["question"] for r in rows]
     assert [record["expected"] for record in records] == ["in Vienna", "1791", "in Vienna"]
+
+
+RUN = """\
+model: {model}
+task: {{kind: question_answering, max_length: 64}}
+data: {{train: {folder}/train.jsonl, validation: {folder}/held.jsonl, test: {folder}/held.jsonl}}
+method: {{kind: lora, rank: 4}}
+training: {{steps: 1, precision: float32}}
+"""
+
+
+def test_a_run_counts_rows_not_windows_and_its_predictions_name_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.dumps(dict(row(context=LONG).fields)), json.dumps(dict(row("1791", question="When?").fields))]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    (tmp_path / "held.jsonl").write_text("\n\n".join(rows))
+    (tmp_path / "mine.yaml").write_text(RUN.format(model=MINILM.id, folder=tmp_path))
+    result = run(load_recipe(tmp_path / "mine.yaml"), tmp_path / "out")
+    assert {split: counts.examples for split, counts in result.splits.items()} == dict.fromkeys(SPLITS, 2)
+    assert "train.jsonl: 2 train (" in "".join(capsys.readouterr())
+    assert all(counts.tokens > 100 for counts in result.splits.values())  # of all windows
+    kept = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [(r["split"], r["where"], r["question"]) for r in kept if r["split"] == "test"] == [
+        ("test", "held.jsonl:1", "Where did Mozart live?"),
+        ("test", "held.jsonl:3", "When?"),
+    ]
 
 
 def answered(texts: object, starts: object) -> dict[str, Any]:

@@ -254,7 +254,8 @@ def test_a_run_learns_generates_and_says_how_it_counted(finished: Path) -> None:
     assert result["metric_signatures"]["bleu"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.")
     assert "rouge-score:" in result["metric_signatures"]["rouge"]
     records = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
-    assert [r["expected"] for r in records if r["split"] == "test"] == [target for _, target in PAIRS]
+    assert [(r["source"], r["expected"]) for r in records if r["split"] == "test"] == PAIRS
+    assert [r["where"] for r in records if r["split"] == "test"] == [f"mine.jsonl:{n + 1}" for n in range(len(PAIRS))]
 
 
 def test_tokens_are_those_of_sources_and_targets(finished: Path, tokenizer: PreTrainedTokenizerBase) -> None:

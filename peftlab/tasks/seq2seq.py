@@ -120,7 +120,11 @@ class Seq2Seq(Task):
 
     def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
         return [
-            {"predicted": text.strip(), "expected": example.row.fields.get("target")}
+            {
+                "source": example.row.fields["source"],
+                "predicted": text.strip(),
+                "expected": example.row.fields.get("target"),
+            }
             for text, example in zip(outputs, examples, strict=True)
         ]
 
