@@ -131,7 +131,7 @@ class TokenClassification(Classification):
                 # Beside words cut off, a word of nothing but control characters has no token at all.
                 lost = set(range(len(row.fields["tokens"]))).difference(words)
                 counts["lost_words"] += len(lost)
-                if tags and self._spans:
+                if tags and self._spans and lost:
                     counts["lost_entities"] += _touched(tags, lost)
                 features = {
                     "input_ids": ids,
@@ -206,23 +206,22 @@ class TokenClassification(Classification):
         ]
 
     def answer(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Word-level entities: `start` and `end` count words, `end` is one past the last; or the tag of each word."""
+        """Word-level entities, those that the metric counts, or the tag of each word.
+
+        `start` and `end` count words, `end` is one past the last.
+        """
         words = record["tokens"]
         unseen = {"words_unseen": record["words_unseen"]} if "words_unseen" in record else {}
         if self.scheme == "plain":
             return {"words": words, "tags": [tag or None for tag in record["predicted"]], **unseen}
-        entities: list[dict[str, Any]] = []
-        for position, tag in enumerate(record["predicted"]):
-            if tag == "O":
-                continue
-            prefix, _, sort = tag.partition("-")
-            if prefix == "I" and entities and entities[-1]["end"] == position and entities[-1]["type"] == sort:
-                entities[-1]["end"] += 1
-            else:
-                entities.append({"type": sort, "start": position, "end": position + 1})
-        for entity in entities:
-            entity["text"] = " ".join(words[entity["start"] : entity["end"]])
-        return {"words": words, "entities": entities, **unseen}
+        from peftlab.metrics.entity_f1 import entities
+
+        (counted,) = entities([record["predicted"]])
+        found = [
+            {"type": sort, "start": start, "end": end, "text": " ".join(words[start:end])}
+            for sort, start, end in counted
+        ]
+        return {"words": words, "entities": found, **unseen}
 
 
 def _loses_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -237,14 +236,10 @@ def _touched(tags: Sequence[str], lost: set[int]) -> int:
     >>> _touched(["B-A", "I-A", "O", "B-B", "B-C"], {1, 2, 4})
     2
     """
-    starts = [position for position in range(len(tags)) if tags[position].startswith("B-")]
-    count = 0
-    for start in starts:
-        end = start + 1
-        while end < len(tags) and tags[end].startswith("I-"):
-            end += 1
-        count += not lost.isdisjoint(range(start, end))
-    return count
+    from peftlab.metrics.entity_f1 import entities
+
+    (found,) = entities([tags])
+    return sum(not lost.isdisjoint(range(start, end)) for _, start, end in found)
 
 
 def _cut(ids: list[int], words: list[int | None], limit: int) -> tuple[list[int], list[int | None]]:
