@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from peftlab import spread
 from peftlab.examples import Example
 from peftlab.model import Files, Model
+from peftlab.own_head import with_head
 from peftlab.part import BadInput
 from peftlab.quantization import Quantization
 from peftlab.settings import DeviceMap, Precision
@@ -137,12 +138,7 @@ def load_base(
         if dropout is not None:
             set_dropout(config, dropout)
         with torch.device("meta"):
-            try:
-                skeleton = auto.from_config(config)
-            except ValueError:  # in which transformers lists all the architectures that there are
-                raise BadInput(
-                    f"model: {files.source} is a {config.model_type}, which cannot serve {task.kind}"
-                ) from None
+            skeleton = with_head(config, task)
     objection = task.objection(skeleton)
     if objection is not None:
         raise BadInput(f"task: {objection}")

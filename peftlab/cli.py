@@ -28,6 +28,7 @@ from peftlab.secrets import redact
 from peftlab.settings import DeviceMap, Keeping
 from peftlab.tasks import TASKS
 from peftlab.texts import given_rows, given_texts
+from peftlab.yaml_reader import read_yaml
 
 app = typer.Typer(
     help="Parameter-efficient fine-tuning, compared fairly.",
@@ -141,6 +142,7 @@ def validate(
     for path in recipes:
         try:
             loaded = load_recipe(path, overrides)
+            _check_base(loaded, path)
         except BadInput as error:
             wrong += 1
             print(redact(str(error)), file=sys.stderr)
@@ -379,6 +381,20 @@ def _assignment(text: str) -> tuple[str, str]:
     if not (field and equals and column):
         raise BadInput(f"--column {text}: FIELD=COLUMN was expected, e.g. labels=ner_tags")
     return field, column
+
+
+def _check_base(recipe: Recipe, path: Path) -> None:
+    """Raise BadInput if the task wants the base's own head, the base's config is here, and they do not go together."""
+    shape = None if recipe.task.new_head else recipe.model.known_shape()
+    if shape is None:
+        return
+    _quiet()
+    from peftlab import own_head
+
+    try:
+        own_head.check(shape, recipe.task)
+    except BadInput as error:
+        raise BadInput(f"{path}:{read_yaml(path).lines.get(('task',), 1)}: {error}") from None
 
 
 def _refuse_outdated(result: results.RunResult, recipe: Recipe) -> None:

@@ -26,6 +26,7 @@ from peftlab.base import count as count_parameters
 from peftlab.ledger import Mark
 from peftlab.memory import add_up
 from peftlab.model import Files, Shape
+from peftlab.own_head import with_head
 from peftlab.part import BadInput, nearest
 from peftlab.quantization import Quantization
 from peftlab.quantization.quantization import quantized_linears
@@ -47,14 +48,9 @@ def hollow_base(
     config = full_config(shape.values, task)
     if dropout is not None:
         set_dropout(config, dropout)
-    auto = getattr(transformers, task.auto_class)
     dtype = compute if frozen else torch.float32
     with torch.device("meta"):
-        try:
-            skeleton = auto.from_config(config, dtype=dtype)
-        except ValueError as error:
-            reason = str(error).splitlines()[0][:200]
-            raise BadInput(f"model: a {config.model_type} cannot serve {task.kind}: {reason}") from None
+        skeleton: Any = with_head(config, task, dtype=dtype)
         head, parameters = head_modules(skeleton, task), count_parameters(skeleton)
         for name in head:
             skeleton.get_submodule(name).float()

@@ -58,18 +58,22 @@ class Model(Settings):
         """transformers' `model_type`, as far as this machine knows it."""
         return self._architecture_here() or self.architecture
 
-    def shape(self) -> Shape:
-        """The base's config.json, without its weights. Raises BadInput if nothing is known of it.
-
-        It is a local file, or else the shape kept of a well-known base, or that of the architecture, or the hub's.
-        """
+    def known_shape(self) -> Shape | None:
+        """The base's own config.json as far as this machine knows it: a local file, or the shape that is kept of it."""
         kept = shapes.shapes().get(self.id)
         here = self._config_here()
         if here is not None:
             config = _read(here)
             return Shape(config, str(here), shapes.disagreement(kept, config) if kept else None)
-        if kept is not None:
-            return Shape(kept, f"the kept shape of {self.id}")
+        return Shape(kept, f"the kept shape of {self.id}") if kept is not None else None
+
+    def shape(self) -> Shape:
+        """The base's config.json, without its weights. Raises BadInput if nothing is known of it.
+
+        It is the one known here, or else that of the architecture, or the hub's.
+        """
+        if (known := self.known_shape()) is not None:
+            return known
         if self.architecture is not None:
             return Shape({"model_type": self.architecture}, f"transformers' default {self.architecture}")
         try:

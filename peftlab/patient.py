@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from peftlab import signs
@@ -19,6 +18,7 @@ from peftlab.base import Base, autocast, load_base, resolve_precision
 from peftlab.examples import Example
 from peftlab.methods import Method, Plan
 from peftlab.model import Files
+from peftlab.own_head import with_head
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
 from peftlab.settings import Precision
@@ -150,10 +150,7 @@ def make_patient(
     files = Files(folder, f"a small {config.model_type}", "")
     config = type(config).from_dict({**config.to_dict(), **task.model_settings()})
     torch.manual_seed(0)
-    try:
-        whole = getattr(transformers, task.auto_class).from_config(config)
-    except ValueError as error:
-        raise BadInput(f"model: a {config.model_type} cannot serve {task.kind}: {first_line(error)[:200]}") from None
+    whole = with_head(config, task)
     objection = task.objection(whole)
     if objection is not None:
         raise BadInput(f"task: {objection}")

@@ -15,8 +15,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
 from peftlab import metrics
+from peftlab.cli import app
 from peftlab.examples import Example, Row
 from peftlab.methods import METHODS, Plan
 from peftlab.methods.full import Full
@@ -295,6 +297,27 @@ def test_a_model_that_sees_what_it_is_to_tell_is_refused_in_words(task: Task) ->
         sizes = {"ffn_dim": 128, "word_embed_proj_dim": 64} if architecture == "opt" else {}
         assert task.objection(tiny(architecture, "AutoModelForCausalLM", **sizes)) is None
     assert task.objection(tiny("bert", "AutoModelForCausalLM", is_decoder=True)) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "says"),
+    [
+        ("google-bert/bert-base-cased", "causal_lm", "task: bert sees the tokens after the one it predicts"),
+        ("google-bert/bert-base-cased", "multiple_choice", "task: bert sees the tokens after the one it predicts"),
+        ("google-bert/bert-base-cased", "seq2seq", "model: a bert cannot serve seq2seq"),
+        ("google/flan-t5-small", "seq2seq", None),
+        ("Qwen/Qwen2.5-0.5B", "{kind: causal_lm, packing: true}", None),
+        ("someone/unheard-of", "causal_lm", None),
+    ],
+)
+def test_validation_refuses_a_base_whose_own_head_cannot_do_the_task(
+    tmp_path: Path, model: str, task: str, says: str | None
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"model: {model}\ntask: {task}\ndata: x\nmethod: lora\n")
+    done = CliRunner().invoke(app, ["validate", str(path)])
+    assert done.exit_code == (2 if says else 0)
+    assert (f"{path}:2: {says}" in done.stderr) if says else (": good (lora, none, " in done.stdout)
 
 
 @pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning", "p_tuning"])
