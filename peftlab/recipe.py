@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from peftlab.data import AnyData, Data
 from peftlab.data.data import SPLITS
 from peftlab.examples import Splits
+from peftlab.expected import expected
 from peftlab.methods import AnyMethod
 from peftlab.methods.method import Setting
 from peftlab.model import AnyModel
@@ -28,6 +29,7 @@ from peftlab.settings import AnySeeds, Seeds, Training
 from peftlab.tasks import AnyTask
 from peftlab.yaml_reader import Document, Key, read_scalar, read_yaml
 
+WRONG_FORM = ("model_type", "model_attributes_type", "dict_type", "list_type")  # pydantic's words
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
@@ -229,6 +231,8 @@ def _problem(
         return place, f"unknown kind {context['tag']!r}{nearest(context['tag'], known)}; known are {', '.join(known)}"
     if kind == "value_error":
         return place, str(context["error"])
+    if kind in WRONG_FORM and details["loc"][-1] == key[-1]:  # else it is one of several complaints
+        return place, f"{expected(model, key)} was expected, found {_short(found)}"
     message = details["msg"]
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", context["expected"])

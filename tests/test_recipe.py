@@ -119,6 +119,23 @@ def test_a_file_name_that_is_no_run_name_asks_for_one(tmp_path: Path) -> None:
             "seeds: -1\ntraining:\n",
             "mine.yaml:7: seeds: input should be greater than or equal to 0, found -1",
         ),
+        (
+            "training:\n",
+            "seeds: yes\ntraining:\n",
+            'seeds: a whole number or a mapping (initialization, data_order, dropout) was expected, found "yes"',
+        ),
+        (
+            "training:\n",
+            "quantization: 8\ntraining:\n",
+            "quantization: a text or a mapping (kind, ...) was expected, f",
+        ),
+        (
+            "  kind: lora\n  rank: 8",
+            "- lora",
+            "mine.yaml:4: method: a text or a mapping (kind, ...) was expected, found",
+        ),
+        ("\n  epochs: 1", " 3", "mine.yaml:7: training: a mapping (epochs, steps, learning_rate, schedule, ...) was"),
+        ("data: datamade/usaddress", "data: {id: x, columns: a}", "data.columns: a mapping was expected, found"),
         ("training:\n", "seeds: 1180591620717411303424\ntraining:\n", "mine.yaml:7: seeds"),
         (
             "task: token_classification",
@@ -134,7 +151,7 @@ def test_a_file_name_that_is_no_run_name_asks_for_one(tmp_path: Path) -> None:
         ("epochs: 1", "adam_betas: [0.9]", "mine.yaml:8: training.adam_betas.1: missing"),
         ("epochs: 1", "epochs: 1\n  steps: 5", "give epochs or steps, not both"),
         ("model: sent", "# model: sent", "mine.yaml:2: model: missing"),
-        ("model: sentence-transformers/all-MiniLM-L6-v2", "model: [1]", "mine.yaml:1: model"),
+        ("model: sentence-transformers/all-MiniLM-L6-v2", "model: 5", "mine.yaml:1: model: a text or a mapping (id"),
         (
             "model: sentence-transformers/all-MiniLM-L6-v2",
             "model: 'a b; rm'",

@@ -86,6 +86,8 @@ def test_a_task_takes_the_suites_settings_but_for_its_own(tmp_path: Path) -> Non
         ("kind: lora", "kind: lorra", "suite.yaml:11: methods.lora.method.kind: unknown kind 'lorra' (did you mean 'l"),
         ("training:", "trainin:", "suite.yaml:5: trainin: unknown key (did you mean 'training'?); known are name, "),
         ("[1, 2]", "[1, x]", "suite.yaml:1: seeds.1: input should be a valid integer, found \"x\""),
+        ("[1, 2]", "yes", 'suite.yaml:1: seeds: a list of whole numbers was expected, found "yes"'),
+        ("addresses: {}", "addresses: 3", "suite.yaml:8: tasks.addresses: a mapping (model, task, data, training, ..."),
         ("[1, 2]", "[1, 1]", "suite.yaml:1: suite: seeds: 1 stands twice"),
         ("[1, 2]", "[0, 1]", "trials.seed: 0 is one of the cells' seeds"),
         ("epochs: 1", "epochs: -1", "suite.yaml:5: training.epochs: input should be greater than 0, found -1"),
