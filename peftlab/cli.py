@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from peftlab import assets, interruption, results, suite_commands
+from peftlab import assets, init_command, results, suite_commands
 from peftlab.data import DATA
 from peftlab.data.registry import REGISTRY
-from peftlab.interruption import Interrupted
 from peftlab.methods import METHODS
 from peftlab.metrics import METRICS
-from peftlab.part import BadInput, OutOfMemory, ProcessLost, nearest
+from peftlab.mistakes import mistakes_in_a_line
+from peftlab.part import BadInput, OutOfMemory
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe, load_recipe, recipe_schema
 from peftlab.results import result_folder
@@ -39,41 +36,10 @@ app = typer.Typer(
 )
 
 suite_commands.register(app)
+app.command()(init_command.init)
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/lora-ner.yaml.", show_default=False)]
 Overrides = Annotated[list[str], typer.Option("--set", help="key=value, e.g. --set method.rank=8; may be repeated.")]
-
-
-@contextmanager
-def _bad_input() -> Iterator[None]:
-    """What went wrong is a line on standard error, never a traceback.
-
-    The exit code is 2 for bad input, 3 if training diverged, 4 if memory ran out, 5 if another process of the run is
-    gone, 130 or 143 after SIGINT or SIGTERM.
-    """
-    interruption.install()
-    try:
-        yield
-    except BadInput as error:
-        _complain(error)
-        raise SystemExit(error.code) from None
-    except Interrupted as error:
-        _complain(error)
-        raise SystemExit(128 + error.number) from None
-    except BrokenPipeError:  # e.g. `peftlab plan RECIPE | head`: typer ends without a word
-        raise
-    except Exception:  # a bug: its traceback may quote anything
-        print(redact(traceback.format_exc()), end="", file=sys.stderr)
-        raise SystemExit(1) from None
-
-
-def _complain(error: BaseException) -> None:
-    """Of several processes the first one speaks, and one whose trouble is its own."""
-    rank = os.environ.get("RANK", "0")
-    if rank == "0":
-        print(redact(str(error)), file=sys.stderr)
-    elif isinstance(error, OutOfMemory | ProcessLost):
-        print(f"process {rank}: {redact(str(error))}", file=sys.stderr)
 
 
 @app.command()
@@ -99,7 +65,7 @@ def run(
     ] = None,
 ) -> None:
     """Train, evaluate and save what a recipe says."""
-    with _bad_input():
+    with mistakes_in_a_line():
         loaded = load_recipe(recipe, overrides)
         folder = result_folder(output, loaded.name, loaded.digest)
         keeping = _keeping(checkpoint_every, keep_checkpoints)
@@ -157,53 +123,10 @@ def overview(
     results: Annotated[Path, typer.Option(help="Folder of their results.")] = Path("runs"),
 ) -> None:
     """Print a Markdown table of what recipes gave."""
-    with _bad_input():
+    with mistakes_in_a_line():
         from peftlab.overview import overview as table
 
         print(table(recipes, results), end="")
-
-
-@app.command()
-def init(
-    train: Annotated[Path | None, typer.Option(help="Your file: jsonl, json, csv, tsv, parquet, conll, txt.")] = None,
-    task: Annotated[str | None, typer.Option(help="What its rows are; guessed if not given.")] = None,
-    model: Annotated[str | None, typer.Option(help="A hub id or a folder.")] = None,
-    method: Annotated[str | None, typer.Option(help="One that `peftlab list` shows.")] = None,
-    columns: Annotated[
-        list[str], typer.Option("--column", help="FIELD=COLUMN, where it cannot be guessed; may be repeated.")
-    ] = [],  # noqa: B006
-    name: Annotated[str | None, typer.Option(help="Of the run; made of method and file if not given.")] = None,
-    output: Annotated[Path | None, typer.Option(help="The recipe to write; NAME.yaml if not given.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a recipe.")] = False,
-) -> None:
-    """Write a first recipe for your own file; asks for what is not given, if there is someone to ask."""
-    with _bad_input():
-        from peftlab import first_recipe
-
-        path = Path(_asked(None if train is None else str(train), "train", "Your file"))
-        rows = first_recipe.look(path)
-        _known(task, TASKS, "task")
-        given = dict(_assignment(column) for column in columns)
-        if task is None and sys.stdin.isatty():
-            found = first_recipe.fits(rows, given)
-            kind = _asked(None, "task", f"Task ({', '.join(TASKS)})", found[0].kind if found else None)
-            task = _known(kind, TASKS, "task")
-        fit = first_recipe.choose(rows, given, task)
-        base = _asked(model, "model", "Model, a hub id or a folder", TASKS[fit.kind].starter)
-        way = _asked(method, "method", f"Method ({', '.join(METHODS)})", "lora")
-        _known(way, METHODS, "method")
-        called = name or first_recipe.default_name(path, way)
-        for line in first_recipe.write(
-            fit,
-            train=path,
-            rows=len(rows),
-            model=base,
-            method=way,
-            name=called,
-            output=output or Path(f"{called}.yaml"),
-            force=force,
-        ):
-            print(line)
 
 
 @app.command()
@@ -215,7 +138,7 @@ def doctor(
     ] = False,
 ) -> None:
     """Check in seconds, on a small model with random weights, that a recipe trains, reloads, merges and resumes."""
-    with _bad_input():
+    with mistakes_in_a_line():
         if (recipe is None) != matrix or (matrix and overrides):
             raise BadInput("doctor: give a recipe, or --matrix alone")
         _quiet()
@@ -248,7 +171,7 @@ def ledger(
     as_json: Annotated[bool, typer.Option("--json", help="Print the record instead.")] = False,
 ) -> None:
     """Measure what a training step of a recipe takes: bytes by phase, operations, seconds."""
-    with _bad_input():
+    with mistakes_in_a_line():
         loaded = load_recipe(recipe, overrides)
         _quiet()
         from peftlab.ledger import lines
@@ -274,7 +197,7 @@ def plan_recipe(
     as_json: Annotated[bool, typer.Option("--json", help="Print a record a line instead.")] = False,
 ) -> None:
     """Forecast what a recipe needs, with each quantisation of its base, and cut its batch so that it fits a device."""
-    with _bad_input():
+    with mistakes_in_a_line():
         loaded = load_recipe(recipe, overrides)
         _quiet()
         from peftlab import plan
@@ -316,7 +239,7 @@ def list_parts() -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
-    with _bad_input():
+    with mistakes_in_a_line():
         print(json.dumps(recipe_schema(), indent=2))
 
 
@@ -329,7 +252,7 @@ def predict(
     ] = "-",
 ) -> None:
     """Apply a tuned model; one JSON object a line."""
-    with _bad_input():
+    with mistakes_in_a_line():
         rows = given_rows(text)
         lines, where = given_texts(text) if rows is None else ([], text)
         _quiet()
@@ -348,39 +271,12 @@ def merge(
     output: Annotated[Path, typer.Option(help="Folder for the merged model.", show_default=False)],
 ) -> None:
     """Fold the method into the base at its original precision, and say what that changes."""
-    with _bad_input():
+    with mistakes_in_a_line():
         _quiet()
         from peftlab.inference import merge as merge_run
 
         difference = merge_run(folder, output)
         print(f"{output}: merged; largest difference of a logit to the model as trained {difference:.2e}")
-
-
-def _asked(given: str | None, option: str, question: str, default: str | None = None) -> str:
-    """What was given, or what a person at the terminal answers, or else the default."""
-    if given is not None:
-        return given
-    if sys.stdin.isatty():
-        try:
-            return str(typer.prompt(question, default=default))
-        except typer.Abort:  # the terminal's end of input
-            raise BadInput(f"init: no answer; --{option} gives one") from None
-    if default is None:
-        raise BadInput(f"init: --{option} is missing")
-    return default
-
-
-def _known(kind: str | None, parts: Mapping[str, object], option: str) -> str | None:
-    if kind is not None and kind not in parts:
-        raise BadInput(f"--{option} {kind}: unknown{nearest(kind, parts)}; known are {', '.join(parts)}")
-    return kind
-
-
-def _assignment(text: str) -> tuple[str, str]:
-    field, equals, column = text.partition("=")
-    if not (field and equals and column):
-        raise BadInput(f"--column {text}: FIELD=COLUMN was expected, e.g. labels=ner_tags")
-    return field, column
 
 
 def _check_base(recipe: Recipe, path: Path) -> None:

@@ -45,7 +45,7 @@ def bench(
     keep: Annotated[bool, typer.Option("--keep", help="Keep adapters too, in SUITE/.bench/runs.")] = False,
 ) -> None:
     """Run what a suite has no result of. Several may run at once; a stopped one goes on where it was."""
-    with _mistakes_in_a_line("stopped: what had ended is kept, and the next `peftlab bench` goes on from there"):
+    with _in_a_line("stopped: what had ended is kept, and the next `peftlab bench` goes on from there"):
         from peftlab import bench as benching
         from peftlab.bench_ledgers import bench_ledgers
 
@@ -62,7 +62,7 @@ def bench(
 
 def table(suite: SuiteFolder) -> None:
     """Write a suite's tables (Markdown, LaTeX, CSV), the bibliography of its methods and its figures."""
-    with _mistakes_in_a_line("stopped"):
+    with _in_a_line("stopped"):
         from peftlab.plot import write_figures
         from peftlab.table import read_findings, tables
 
@@ -82,7 +82,7 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML page of a suite's results: table to sort and filter, figures, every run."""
-    with _mistakes_in_a_line("stopped"):
+    with _in_a_line("stopped"):
         from peftlab.report import page
         from peftlab.table import read_findings
 
@@ -97,7 +97,7 @@ def report(
 
 def verify(suite: SuiteFolder) -> None:
     """Compute every metric of a suite again from its stored predictions and the data, without a model."""
-    with _mistakes_in_a_line("stopped"):
+    with _in_a_line("stopped"):
         from peftlab.store import Store
         from peftlab.trust import verify as verify_suite
 
@@ -118,7 +118,7 @@ def reproduce(
     threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
 ) -> None:
     """Run one stored result again; exit code 0 if it is the same to the bit or within its interval, else 1."""
-    with _mistakes_in_a_line("stopped"):
+    with _in_a_line("stopped"):
         from peftlab.children import import_everything
         from peftlab.reproduce import reproduce as run_again
         from peftlab.store import read_record
@@ -188,7 +188,7 @@ def _predicted_peaks(suite: Suite, rows: Sequence[Row]) -> dict[Row, int]:
 
 
 @contextmanager
-def _mistakes_in_a_line(stopped: str) -> Iterator[None]:
+def _in_a_line(stopped: str) -> Iterator[None]:
     """Bad input is a line on standard error and exit code 2, never a traceback; a stop is one, with 130 or 143."""
 
     def stop(number: int, frame: object) -> None:
