@@ -65,6 +65,13 @@ class Predictions(Settings):
     kept: dict[str, dict[str, list[Any]]]  # by split: what of its records the metrics need, e.g. "predicted"
     counts: dict[str, list[Counted]]  # by split
 
+    def found_in(self, newer: Predictions) -> bool:
+        """Whether all of it is there too, alike; newer code may count for more of the metrics."""
+        kept = all(part.items() <= newer.kept.get(split, {}).items() for split, part in self.kept.items())
+        return kept and all(
+            counts in newer.counts.get(split, []) for split, part in self.counts.items() for counts in part
+        )
+
 
 @dataclass(frozen=True)
 class Stored:

@@ -181,7 +181,8 @@ def test_counts_of_plain_tags_are_of_sentences_and_make_the_accuracy() -> None:
         {"predicted": ["X", "Y", "Y"], "expected": ["X", "X", "Y"]},
         {"predicted": ["X"], "expected": ["X"]},
     ]
-    (counts,) = counted(plain, records)
+    counts, *rest = counted(plain, records)
+    assert [other.score for other in rest] == ["macro_f1", "micro_f1"]
     assert (counts.score, counts.form, counts.rows) == ("accuracy", "ratio", [[2, 3], [1, 1]])
     form = FORMS[counts.form]
     assert form is not None

@@ -15,7 +15,7 @@ from peftlab.harvest import harvest
 from peftlab.part import BadInput
 from peftlab.reproduce import compare, reproduce
 from peftlab.run import run
-from peftlab.store import Store, packed, read_record
+from peftlab.store import Counted, Store, packed, read_record
 from peftlab.suite import load_suite
 from peftlab.trust import verify
 
@@ -143,6 +143,19 @@ def test_other_tensors_are_not_the_same_to_the_bit(stored_run: Path) -> None:
     assert not found.same
     assert found.within
     assert [line for line in found.differences if line.startswith("tensors: ")]
+
+
+def test_what_is_counted_since_then_is_no_difference_and_other_predictions_are_one(stored_run: Path) -> None:
+    (path,) = (stored_run / "results").glob("*.json")
+    stored = read_record(path)
+    again = stored.predictions()
+    more = Counted(score="other", form="mean", rows=[[1.0]])
+    newer = again.model_copy(update={"counts": {split: [*part, more] for split, part in again.counts.items()}})
+    assert compare(stored, again, stored.record, newer).same
+    assert not compare(stored, newer, stored.record, again).same  # and what was counted then must be there now
+    tags = again.kept["test"]["predicted"]
+    other = again.model_copy(update={"kept": {**again.kept, "test": {"predicted": [*tags[:-1], ["O"]]}}})
+    assert not compare(stored, again, stored.record, other).same
 
 
 def test_what_has_no_result_cannot_be_reproduced(stored_run: Path, tmp_path: Path) -> None:
