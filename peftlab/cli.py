@@ -71,10 +71,11 @@ def run(
         keeping = _keeping(checkpoint_every, keep_checkpoints)
         if results.is_finished(folder) and not force:
             result = results.read_result(folder)
-            _refuse_outdated(result, loaded)
+            missing = _refuse_outdated(result, loaded)
             sweep(folder)
             print(f"{folder} holds this run already (--force runs it again)")
-            for label, line in results.summary(result):
+            gone = [("data", f"{path} is gone, and nobody can tell if it has changed since") for path in missing]
+            for label, line in [*gone, *results.summary(result)]:
                 print(f"{label:<11}{line}")
             return
         _quiet()
@@ -293,14 +294,20 @@ def _check_base(recipe: Recipe, path: Path) -> None:
         raise BadInput(f"{path}:{read_yaml(path).lines.get(('task',), 1)}: {error}") from None
 
 
-def _refuse_outdated(result: results.RunResult, recipe: Recipe) -> None:
-    """A recipe's digest knows files of the user's own by name; what is in them may have changed."""
-    local = recipe.data.local or (recipe.replay is not None and recipe.replay.data.local)
-    data = recipe.rows().fingerprint if local else result.data_fingerprint
+def _refuse_outdated(result: results.RunResult, recipe: Recipe) -> list[str]:
+    """A recipe's digest knows files of the user's own by name; what is in them may have changed.
+
+    Returns those that are not there any more, of which nothing can be said. Raises BadInput for the others.
+    """
+    sources = [recipe.data, *([recipe.replay.data] if recipe.replay is not None else [])]
+    missing = [path for source in sources for path in source.missing()]
+    known = any(source.local for source in sources) and not missing
+    data = recipe.rows().fingerprint if known else result.data_fingerprint
     model = recipe.model.files().fingerprint if recipe.model.local else result.model_fingerprint
     for what, now, then in (("data", data, result.data_fingerprint), ("model", model, result.model_fingerprint)):
         if now != then:
             raise BadInput(f"the {what} of this run have changed since {result.started}; --force runs it again")
+    return missing
 
 
 def _keeping(every: str, kept: int) -> Keeping:

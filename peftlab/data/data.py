@@ -52,6 +52,10 @@ class Data(Part):
         """Whether the rows are in files of the user's own, which may change under the same name."""
         return False
 
+    def missing(self) -> list[str]:
+        """The user's own files that are not there."""
+        return []
+
     def read(self) -> tuple[dict[str, list[Row]], str]:
         """The source's rows by split under its own column names, and the source in words."""
         raise NotImplementedError

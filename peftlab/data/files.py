@@ -24,10 +24,15 @@ class Files(Data):
     def local(self) -> bool:
         return True
 
+    def missing(self) -> list[str]:
+        return [path for path in self._paths().values() if not Path(path).exists()]
+
     def read(self) -> tuple[dict[str, list[Row]], str]:
+        return {split: read_file(Path(path), self.format) for split, path in self._paths().items()}, self.train
+
+    def _paths(self) -> dict[str, str]:
         paths = {"train": self.train, "validation": self.validation, "test": self.test}
-        rows = {split: read_file(Path(path), self.format) for split, path in paths.items() if path is not None}
-        return rows, self.train
+        return {split: path for split, path in paths.items() if path is not None}
 
 
 def read_file(path: Path, format: Format | None = None) -> list[Row]:
