@@ -79,29 +79,38 @@ def fit(
     shape = recipe.model.shape()
     batch = sample_batch(recipe, shape, devices=devices, examples=examples, length=length)
     of_device = len(batch.share)
-    accumulation = min(recipe.training.accumulation, of_device)
-    while True:
+
+    def look(accumulation: int, share: Sequence[Example]) -> tuple[Memory, int]:
+        """What a step on these examples holds, and what is needed for it."""
         settings = recipe.training.model_copy(update={"accumulation": accumulation})
         cut = recipe.model_copy(update={"training": settings})
-        memory = predict(cut, shape, batch, sharers=devices if shares else 1)
-        needed = memory.peak + (memory.best_state or 0)
-        if devices > 1 and not shares:
-            needed += memory.gradients  # the buckets in which processes exchange them
-        fits = None if limit is None else needed <= limit
-        if fits is not False or accumulation >= of_device:
-            return Forecast(
-                quantization=recipe.quantization.kind,
-                memory=memory,
-                needed=needed,
-                fits=fits,
-                examples=batch.count,
-                length=batch.length,
-                accumulation=accumulation,
-                micro_batch=-(-of_device // accumulation),
-                devices=devices,
-                shares=shares,
-            )
-        accumulation = min(accumulation * 2, of_device)
+        memory = predict(cut, shape, dataclasses.replace(batch, share=share), sharers=devices if shares else 1)
+        copies = devices > 1 and not shares
+        exchanged = memory.gradients if copies else 0  # the buckets in which processes exchange them
+        return memory, memory.peak + (memory.best_state or 0) + exchanged
+
+    accumulation = min(recipe.training.accumulation, of_device)
+    memory, needed = look(accumulation, batch.share)
+    if limit is not None and needed > limit and accumulation < of_device:
+        # Two examples, one at a time, hold less than any cut of them all, if only by the rest of the batch itself.
+        least, least_needed = look(2, batch.share[:2])
+        if least_needed > limit:
+            memory, needed, accumulation = least, least_needed, of_device
+        while needed > limit and accumulation < of_device:
+            accumulation = min(accumulation * 2, of_device)
+            memory, needed = look(accumulation, batch.share)
+    return Forecast(
+        quantization=recipe.quantization.kind,
+        memory=memory,
+        needed=needed,
+        fits=None if limit is None else needed <= limit,
+        examples=batch.count,
+        length=batch.length,
+        accumulation=accumulation,
+        micro_batch=-(-of_device // accumulation),
+        devices=devices,
+        shares=shares,
+    )
 
 
 def foretold(recipe: Recipe, devices: int) -> str:

@@ -231,7 +231,7 @@ def _problem(
         return place, f"unknown kind {context['tag']!r}{nearest(context['tag'], known)}; known are {', '.join(known)}"
     if kind == "value_error":
         return place, str(context["error"])
-    if kind in WRONG_FORM and details["loc"][-1] == key[-1]:  # else it is one of several complaints
+    if kind in WRONG_FORM and details["loc"][-1:] == key[-1:]:  # else it is one of several complaints
         return place, f"{expected(model, key)} was expected, found {_short(found)}"
     message = details["msg"]
     if kind == "literal_error":

@@ -17,7 +17,7 @@ from peftlab.hollow import hollow_processes
 from peftlab.ledger import Memory
 from peftlab.measure import memory_pass, subject
 from peftlab.memory import HostRecorder
-from peftlab.model import Files
+from peftlab.model import Files, Shape
 from peftlab.part import BadInput
 from peftlab.plan import Batch
 from peftlab.recipe import Recipe
@@ -182,6 +182,29 @@ def test_a_batch_is_cut_until_it_fits_and_stays_the_same_batch(bases: dict[str, 
     assert cut.needed < whole.needed
     never = plan.fit(wanted, limit=1_000_000, devices=1, examples=2, length=64)
     assert (never.accumulation, never.micro_batch, never.fits) == (2, 1, False)
+
+
+def test_what_no_cut_makes_fit_is_found_with_two_examples(
+    bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = recipe(bases["encoder"], "encoder", LORA, batch_examples=6)
+    seen: list[tuple[int, int]] = []
+
+    def counted(cut: Recipe, shape: Shape, batch: Batch) -> Memory:
+        seen.append((len(batch.share), cut.training.accumulation))
+        return predict(cut, shape, batch)
+
+    predict = plan.predict
+    monkeypatch.setattr(plan, "predict", counted)
+    never = plan.fit(wanted, limit=1024, devices=1, examples=None, length=16)
+    assert seen == [(6, 1), (2, 2)]
+    assert (never.accumulation, never.micro_batch, never.fits) == (6, 1, False)
+    single = recipe(bases["encoder"], "encoder", LORA, batch_examples=6, accumulation=6)
+    whole = plan.fit(single, limit=None, devices=1, examples=None, length=16)
+    assert whole.memory is not None
+    assert whole.needed is not None
+    assert never.needed is not None
+    assert 0 <= whole.needed - never.needed < whole.memory.inputs
 
 
 def test_devices_share_a_step(bases: dict[str, Path]) -> None:
