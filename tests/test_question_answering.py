@@ -1,6 +1,7 @@
 """Question answering: spans and windows point where the answer stands, and windows become one answer a row."""
 
 import contextlib
+import copy
 import itertools
 import json
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
@@ -283,6 +285,23 @@ def test_a_reloaded_adapter_sees_token_types_too(
     loaded = method.load(again.model, tmp_path).eval()
     with torch.no_grad():
         assert torch.equal(loaded(**inputs).start_logits, model(**inputs).start_logits)
+
+
+def test_with_peft_alone_the_base_model_sees_token_types_as_the_readme_says(
+    base: Base, tokenizer: PreTrainedTokenizerBase, tmp_path: Any
+) -> None:
+    task, method = QuestionAnswering(), Lora(rank=4)
+    inputs = task.inputs(task.collate(task.encode([row()], tokenizer, 128).examples, 0), base.model)
+    plain = copy.deepcopy(base.model)
+    model = method.apply(base.model, Plan(10, task.task_type, base.head, 128)).eval()
+    method.save(model, tmp_path)
+    alone = PeftModel.from_pretrained(plain, tmp_path).eval()
+    with torch.no_grad():
+        expected = model(**inputs).start_logits
+        assert torch.equal(alone.base_model(**inputs).start_logits, expected)
+        assert not torch.allclose(
+            alone(**inputs).start_logits, expected, atol=1e-4
+        )  # once it is, the README may say so
 
 
 @pytest.mark.parametrize("tokens", [64, 4096])
