@@ -104,7 +104,7 @@ def validate(
     recipes: Annotated[list[Path], typer.Argument(help="Recipe files.", show_default=False)],
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
-    """Check recipes without loading anything."""
+    """Check recipes, without weights or data."""
     wrong = 0
     for path in recipes:
         try:
