@@ -190,9 +190,9 @@ def test_what_no_cut_makes_fit_is_found_with_two_examples(
     wanted = recipe(bases["encoder"], "encoder", LORA, batch_examples=6)
     seen: list[tuple[int, int]] = []
 
-    def counted(cut: Recipe, shape: Shape, batch: Batch) -> Memory:
+    def counted(cut: Recipe, shape: Shape, batch: Batch, *, sharers: int) -> Memory:
         seen.append((len(batch.share), cut.training.accumulation))
-        return predict(cut, shape, batch)
+        return predict(cut, shape, batch, sharers=sharers)
 
     predict = plan.predict
     monkeypatch.setattr(plan, "predict", counted)
