@@ -62,8 +62,12 @@ class Line:
         if self.comparison is None:
             return None
         low, high = self.comparison.difference.interval()
-        widest = self.bounds[1] - self.bounds[0]
-        return max(low, -widest), min(high, widest)
+        return max(low, -self.widest), min(high, self.widest)
+
+    @property
+    def widest(self) -> float:
+        """The largest difference that two scores of the metric can have."""
+        return self.bounds[1] - self.bounds[0]
 
     @property
     def hopeless(self) -> bool:
@@ -250,12 +254,25 @@ def _holm(p_values: Mapping[Row, float]) -> dict[Row, float]:
     return dict(zip(p_values, statistics.holm(list(p_values.values())), strict=True))
 
 
-def smallest_visible(findings: Findings, task: str) -> tuple[float, float] | None:
-    """The least and the most, over the task's lines, of the differences that its strictest test finds 4 times in 5."""
-    compared = [line.comparison for line in findings.of_task(task) if line.comparison is not None]
-    level = 0.05 / max(1, len(compared))
-    visible = [statistics.minimum_detectable_difference(c.difference, level=level) for c in compared]
-    return (min(visible), max(visible)) if visible else None
+@dataclass(frozen=True)
+class Power:
+    """What a task's tests find 4 times in 5, at the strictest step of Holm's correction."""
+
+    least: float  # difference, of the steadiest line
+    most: float  # of the least steady one
+    margin: float  # at which an equal method in the steadiest line is shown to be no worse
+
+
+def power(findings: Findings, task: str) -> Power | None:
+    """None if nothing was compared. Differences may be larger than the metric allows: then there is none to find."""
+    compared = [line.comparison.difference for line in findings.of_task(task) if line.comparison is not None]
+    uncertain = [difference for difference in compared if difference.standard_error]
+    if not uncertain:
+        return None
+    level = 0.05 / len(compared)
+    visible = [statistics.minimum_detectable_difference(difference, level=level) for difference in uncertain]
+    one_sided = [statistics.minimum_detectable_difference(difference, level=2 * level) for difference in uncertain]
+    return Power(min(visible), max(visible), min(one_sided))
 
 
 def _refuse_mixture(task: str, used: Sequence[Stored]) -> None:

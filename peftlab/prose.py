@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from peftlab.columns import title
-from peftlab.findings import Findings, Line, smallest_visible
+from peftlab.findings import Findings, Line, power
 from peftlab.ledger import MIB
 from peftlab.reference import Reference
 from peftlab.results import RunResult
@@ -99,14 +99,10 @@ def judgement(findings: Findings, task: str) -> list[str]:
         f"({used or 'nothing was compared'}; Holm, 5 %). "
         f"Intervals: 95 %, over seeds and {suite.split} examples. Differences are to {suite.reference}, paired by "
         f"example; p of no difference, and of being worse by {suite.margin:g} or more (one half of TOST), both "
-        f"adjusted by Holm over the {compared} comparisons."
+        f"adjusted by Holm over the {compared} comparisons. Intervals are not adjusted: one may leave out 0 where p is "
+        "above 0.05."
     ]
-    visible = smallest_visible(findings, task)
-    if visible is not None:
-        texts.append(
-            f"Power: with 80 % chance the strictest test of this table finds a difference of {visible[0]:.4f} in its "
-            f"steadiest line and of {visible[1]:.4f} in its least steady one; smaller ones may have gone unseen."
-        )
+    texts += _power(findings, task)
     if any(line.score is not None and line.score.n == 1 for line in lines):
         texts.append("A line with n = 1 speaks of that one trained model, not of the method: the seed's luck is in it.")
     open_lines = [line for line in lines if line.refused is None]
@@ -114,6 +110,31 @@ def judgement(findings: Findings, task: str) -> list[str]:
     if missing:
         texts.append(f"{missing} of {sum(line.wanted for line in open_lines)} runs are still to come.")
     return texts
+
+
+def _power(findings: Findings, task: str) -> list[str]:
+    """What the tests could have seen, as far as the metric has such differences."""
+    found = power(findings, task)
+    if found is None:
+        return []
+    widest = min(line.widest for line in findings.of_task(task) if line.comparison is not None)
+    if found.least >= widest:
+        return [
+            "Power: none. There is no difference that this table's strictest test finds with 80 % chance, for "
+            f"{findings.metric(task)} has none so large: that methods are not told apart says nothing of them."
+        ]
+    most = f"of {found.most:.4f}" if found.most < widest else "none at all"
+    said = (
+        f"Power: with 80 % chance the strictest test of this table finds a difference of {found.least:.4f} in its "
+        f"steadiest line and {most} in its least steady one; smaller ones may have gone unseen."
+    )
+    suite = findings.suite
+    if found.margin > suite.margin:
+        said += (
+            f" That a method as good as {suite.reference} is no worse, it shows with that chance from a margin of "
+            f"{found.margin:.4f} on: {suite.margin:g} is too narrow for these seeds and examples."
+        )
+    return [said]
 
 
 def costs(suite: Suite) -> str:

@@ -15,7 +15,7 @@ import pytest
 from peftlab import forms, prose
 from peftlab.columns import difference
 from peftlab.estimate import Clock
-from peftlab.findings import make_findings
+from peftlab.findings import Findings, Line, make_findings
 from peftlab.part import BadInput
 from peftlab.plot import write_figures
 from peftlab.store import Store, validation_scores
@@ -263,3 +263,38 @@ def test_a_published_row_must_be_one_of_the_suites(published: str, tmp_path: Pat
     (tmp_path / "suite.yaml").write_text(SUITE + row)
     with pytest.raises(BadInput, match=f"published: '{published}' is none of none"):
         load_suite(tmp_path)
+
+
+def with_spread(folder: Path, variance: float) -> Findings:
+    """The same findings, with seeds that differ by so much."""
+    found = read_findings(folder)
+
+    def spread(line: Line) -> Line:
+        if line.comparison is None:
+            return line
+        difference = replace(line.comparison.difference, seed_variance=variance, seed_degrees=1.0)
+        return replace(line, comparison=replace(line.comparison, difference=difference))
+
+    return replace(found, lines=[spread(line) for line in found.lines])
+
+
+def test_no_difference_is_called_visible_that_the_metric_cannot_have(suite_folder: Path) -> None:
+    """With two seeds the strictest test may want an F1 that is better by 15."""
+    (steady,) = prose._power(read_findings(suite_folder), "addresses")
+    assert all(float(number) < 0.4 for number in re.findall(r"difference of (0\.\d+) in .* of (0\.\d+) in", steady)[0])
+    wide = with_spread(suite_folder, 1.0)
+    assert prose._power(wide, "addresses")[0].startswith("Power: none. There is no difference that")
+    found = prose._power(replace(wide, lines=[*wide.lines[:3], read_findings(suite_folder).lines[4]]), "addresses")
+    assert "in its steadiest line and none at all in its least steady one" in found[0]
+
+
+def test_a_margin_that_the_table_cannot_show_is_called_too_narrow(suite_folder: Path, tmp_path: Path) -> None:
+    assert "too narrow" not in markdown(read_findings(suite_folder))  # 0.1
+    copy = Path(shutil.copytree(suite_folder, tmp_path / "made-up"))
+    (copy / "suite.yaml").write_text(SUITE.replace("margin: 0.1", "margin: 0.001"))
+    (needed,) = re.findall(r"from a margin of (\S+) on: 0.001 is too narrow", markdown(read_findings(copy)))
+    assert 0.001 < float(needed) < 0.1
+
+
+def test_of_intervals_beside_adjusted_p_values_it_is_said_that_they_are_not(suite_folder: Path) -> None:
+    assert "Intervals are not adjusted" in markdown(read_findings(suite_folder))
