@@ -16,7 +16,7 @@ from peftlab.part import BadInput
 from peftlab.recipe import Recipe
 from peftlab.results import Environment, RunResult
 from peftlab.statistics import Comparison, Estimate, Resampled, Summary
-from peftlab.store import Stored, validation_scores
+from peftlab.store import Predictions, Stored, validation_scores
 from peftlab.suite import Plan, Row, Search, Suite, make_plan
 
 
@@ -35,6 +35,7 @@ class Line:
     estimate: Estimate | None = None
     bounds: tuple[float, float] = (-math.inf, math.inf)  # of the metric
     comparison: Comparison | None = None  # to the reference
+    blank: int = 0  # runs that learnt nothing: they answer always the same, or score no more than that would
     p: float | None = None  # of the difference, Holm over the task's lines
     p_no_worse: float | None = None  # of "no worse than the reference by the margin", likewise
     tied: bool = False  # with the best
@@ -51,7 +52,7 @@ class Line:
     @property
     def interval(self) -> tuple[float, float] | None:
         """Of the mean score, 95 %, cut at the metric's bounds, which changes nothing of what it covers."""
-        if self.estimate is None:
+        if self.estimate is None or not self.estimate.standard_error:  # nothing varied: nothing is known of chance
             return None
         low, high = self.estimate.interval()
         return max(low, self.bounds[0]), min(high, self.bounds[1])
@@ -121,6 +122,11 @@ class Findings:
         """What the task's other lines are compared with: the reference, unquantised if it is among them."""
         return _reference(self.of_task(task), self.suite.reference)
 
+    def floor(self, task: str) -> float | None:
+        """What one answer for all examples scores, train's mean or most frequent, if any of the results says it."""
+        found = (result.floor.get(self.suite.split, {}) for line in self.of_task(task) for result in line.results)
+        return next((floor[self.metric(task)] for floor in found if self.metric(task) in floor), None)
+
     def measured(self, task: str) -> bool:
         """Whether any of the task's lines was, or was tried to be."""
         return any(line.measured is not None for line in self.of_task(task))
@@ -179,11 +185,10 @@ def _measure(suite: Suite, line: Line) -> Line:
     scores = [s.record.result.metrics[suite.split][metric] for s in done if s.record.result is not None]
     if not scores:
         return line
+    predictions = [stored.predictions() for stored in done]
     score = statistics.summarize(scores)
-    counts = [
-        next((c for c in stored.predictions().counts.get(suite.split, []) if c.score == metric), None)
-        for stored in done
-    ]
+    line = replace(line, blank=sum(_is_blank(line, suite.split, *run) for run in zip(done, predictions, strict=True)))
+    counts = [next((c for c in run.counts.get(suite.split, []) if c.score == metric), None) for run in predictions]
     known = [c for c in counts if c is not None]
     sizes = {len(c.rows) for c in known}
     if len(known) < len(counts) or len(sizes) > 1 or min(sizes) < 2:
@@ -199,6 +204,17 @@ def _measure(suite: Suite, line: Line) -> Line:
             raise BadInput(f"{stored.path}: {metric} is {told}, but by its predictions' counts {own}")
     estimate = statistics.mean_score(resampled)
     return replace(line, score=score, resampled=resampled, estimate=estimate, bounds=forms.BOUNDS[known[0].form])
+
+
+def _is_blank(line: Line, split: str, stored: Stored, predictions: Predictions) -> bool:
+    """Whether a run answers each example alike, or scores no more than one answer for all would."""
+    result, metric = stored.record.result, line.recipe.task.selection
+    assert result is not None
+    floor = result.floor.get(split, {}).get(metric)
+    if floor is not None and line.sign * result.metrics[split][metric] <= line.sign * floor:
+        return True
+    answers = predictions.kept.get(split, {}).get("predicted", [])
+    return len(answers) > 1 and all(answer == answers[0] for answer in answers)
 
 
 def _reference(lines: Sequence[Line], method: str) -> Line | None:

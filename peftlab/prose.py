@@ -59,6 +59,8 @@ def remarks(line: Line) -> list[str]:
     undefined = line.states["done"] - (0 if line.score is None else line.score.n)
     if undefined:
         texts.append(f"of {undefined} runs that are done {line.recipe.task.selection} is undefined")
+    if line.blank:
+        texts.append(f"{line.blank} of {line.wanted} runs learnt nothing: no better than one answer for all examples")
     search = line.search
     if line.hopeless:
         ends = {f"{s.record.state}: {s.record.reason}" for s in line.trials if s.record.state != "done"}
@@ -103,6 +105,13 @@ def judgement(findings: Findings, task: str) -> list[str]:
         "above 0.05."
     ]
     texts += _power(findings, task)
+    floor = findings.floor(task)
+    if floor is not None:
+        texts.append(f"One answer for all examples, train's mean or most frequent, scores {floor:.4f}.")
+    if any(line.estimate is not None and line.interval is None for line in lines):
+        texts.append(
+            "A line has no interval where neither another seed nor other examples would have changed its score."
+        )
     if any(line.score is not None and line.score.n == 1 for line in lines):
         texts.append("A line with n = 1 speaks of that one trained model, not of the method: the seed's luck is in it.")
     open_lines = [line for line in lines if line.refused is None]

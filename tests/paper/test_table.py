@@ -298,3 +298,34 @@ def test_a_margin_that_the_table_cannot_show_is_called_too_narrow(suite_folder: 
 
 def test_of_intervals_beside_adjusted_p_values_it_is_said_that_they_are_not(suite_folder: Path) -> None:
     assert "Intervals are not adjusted" in markdown(read_findings(suite_folder))
+
+
+def test_where_nothing_varies_there_is_no_interval(suite_folder: Path) -> None:
+    """An F1 of 0 in each run and each draw: from 0 to 0 would be certainty."""
+    findings = read_findings(suite_folder)
+    line = findings.lines[2]
+    assert line.estimate is not None
+    still = replace(line, estimate=replace(line.estimate, seed_variance=0.0, example_variance=0.0))
+    assert still.interval is None
+    said = "A line has no interval where"
+    assert said in " ".join(prose.judgement(replace(findings, lines=[*findings.lines, still]), "addresses"))
+    assert said not in markdown(findings)
+
+
+@pytest.mark.parametrize("how", ["one answer", "the floor", "nearly the floor"])
+def test_runs_that_learnt_nothing_are_told(suite_folder: Path, tmp_path: Path, how: str) -> None:
+    (score,) = [
+        stored.record.result.metrics["test"]["entity_f1"]
+        for stored in Store(suite_folder).records().values()
+        if stored.record.result is not None and stored.path.name.startswith("addresses-lora-none-seed1-")
+    ]
+    floor = {"one answer": 0.1, "the floor": score, "nearly the floor": score - 1e-3}[how]
+    copy = changed(suite_folder, tmp_path, {"floor": {"test": {"entity_f1": floor}}})
+    if how == "one answer":
+        path = next((copy / "results").glob("addresses-lora-none-seed1-*.json.gz"))
+        values = json.loads(gzip.decompress(path.read_bytes()))
+        values["kept"] = {"test": {"predicted": [["O", "O"]] * 200}}
+        path.write_bytes(gzip.compress(json.dumps(values).encode()))
+    text = markdown(read_findings(copy))
+    assert f"One answer for all examples, train's mean or most frequent, scores {floor:.4f}." in text
+    assert ("1 of 4 runs learnt nothing" in text) == (how != "nearly the floor")
