@@ -19,13 +19,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from peftlab import training
 from peftlab.attach import apply_method
-from peftlab.base import Base, autocast, load_base, load_tokenizer, longest_input, resolve_precision
-from peftlab.encoding import encode
+from peftlab.base import Base, autocast, resolve_precision
 from peftlab.environment import environment
 from peftlab.examples import Example
 from peftlab.flops import FlopRecorder, matrix_rate
 from peftlab.gradients import Phase
 from peftlab.ledger import Flops, Inference, Ledger, Memory, Times, memory_of, quantile
+from peftlab.material import read
 from peftlab.memory import Recorder, holdings, process_peak, recorder, static_bytes, tensor_bytes
 from peftlab.methods import Plan
 from peftlab.part import BadInput
@@ -119,38 +119,21 @@ def measure(recipe: Recipe, *, examples: int | None = None, length: int | None =
 
 def load(recipe: Recipe, accelerator: Accelerator, *, examples: int | None, length: int | None) -> Subject:
     """As a run does it."""
-    rows = recipe.rows()
-    files = recipe.model.files()
-    task = recipe.task.from_training(rows.rows["train"])
-    task = task.fitted(row for split in rows.rows.values() for row in split)
-    tokenizer = load_tokenizer(files, task)
-    limit = longest_input(files, task, reserved=recipe.method.positions)
-    count, length = batch_shape(recipe.training, limit, examples=examples, length=length)
-    on_bad_row, part = recipe.data.on_bad_row, rows.rows["train"][:count]
-    encoded, _ = encode(task, part, tokenizer, limit, files=files, what=rows.source, on_bad_row=on_bad_row)
-    chosen = task.training_examples(encoded.examples, limit)
+    material = read(recipe, accelerator)
+    count, length = batch_shape(recipe.training, material.limit, examples=examples, length=length)
+    encoded, _ = material.encoded("train", count)
+    chosen = material.task.training_examples(encoded.examples, material.limit)
     if not chosen:
-        raise BadInput(f"data: the first {count} rows of the train split of {rows.source} have nothing to learn")
+        source = material.rows.source
+        raise BadInput(f"data: the first {count} rows of the train split of {source} have nothing to learn")
     precision = resolve_precision(recipe.training.precision, accelerator.device)
-    base = load_base(
-        recipe.model,
-        files,
-        task,
-        recipe.quantization,
-        device=accelerator.device,
-        compute=getattr(torch, precision),
-        frozen=not recipe.method.trains_base,
-        dropout=recipe.training.dropout,
-        seed=recipe.seeds.initialization,
-        padding_token=tokenizer.pad_token_id,
-    )
     return subject(
         recipe,
-        task,
-        base,
-        [task.drawn_out(chosen[i % len(chosen)], length) for i in range(count)],
-        tokenize=lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]),
-        padding_token=tokenizer.pad_token_id,
+        material.task,
+        material.base(accelerator.device, precision),
+        [material.task.drawn_out(chosen[i % len(chosen)], length) for i in range(count)],
+        tokenize=material.tokenize,
+        padding_token=material.tokenizer.pad_token_id,
         accelerator=accelerator,
         precision=precision,
     )

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from pydantic import ValidationError
-from transformers import PreTrainedTokenizerBase
 
 from peftlab import (
     artifact,
@@ -30,25 +27,16 @@ from peftlab import (
     training,
 )
 from peftlab.attach import apply_method, count_parameters
-from peftlab.base import (
-    Base,
-    autocast,
-    load_base,
-    load_tokenizer,
-    longest_input,
-    refuse_unknown_tokens,
-    resolve_precision,
-)
+from peftlab.base import Base, autocast, refuse_unknown_tokens, resolve_precision
 from peftlab.checkpoint import Checkpoints
 from peftlab.console import Screen
-from peftlab.encoding import encode
 from peftlab.environment import environment
-from peftlab.examples import Encoded, Splits
-from peftlab.history import History
+from peftlab.examples import Encoded, Example
+from peftlab.history import History, go_on
 from peftlab.interruption import Interrupted
 from peftlab.keeper import RunKeeper
+from peftlab.material import Material, read
 from peftlab.methods import Plan
-from peftlab.model import Files
 from peftlab.part import BadInput, OutOfMemory, ProcessLost
 from peftlab.progress import Snapshot
 from peftlab.recipe import Recipe
@@ -56,7 +44,7 @@ from peftlab.results import (
     Cost,
     Curve,
     Halving,
-    Resume,
+    Parameters,
     RunResult,
     SplitCounts,
     checkpoint_folder,
@@ -65,9 +53,10 @@ from peftlab.results import (
 from peftlab.run_folder import publish, staging
 from peftlab.settings import DeviceMap, Keeping
 from peftlab.sharding import Sharding, collect, in_a_row
-from peftlab.tasks import Task
-from peftlab.train_log import Records
+from peftlab.train_log import Records, TrainLog
 from peftlab.zero import Zero
+
+LEARNT = ("train", "replay")  # the splits that are trained on
 
 
 def run(
@@ -121,6 +110,17 @@ def run(
     return result
 
 
+@dataclasses.dataclass(frozen=True)
+class _Ready:
+    """A model that is ready to train."""
+
+    base: Base
+    model: torch.nn.Module  # the base, and the method attached to it
+    examples: list[Example]
+    parameters: Parameters
+    untouched: dict[str, dict[str, float]]  # scores of the base as it came, by split
+
+
 class _Run:
     """One run, phase by phase, each on its own clock."""
 
@@ -155,113 +155,34 @@ class _Run:
             zero=None if zero is None else zero.stage,
             device_map=self.device_map,
         )
+        self.scored = ("validation", "test") if recipe.score_test else ("validation",)
         self.history = History()
 
     def result(self, checkpoints: Path, keeping: Keeping, *, resume: bool, score_base: bool) -> RunResult:
         start = time.perf_counter()
-        with self.accelerator.main_process_first():  # one process fetches, the others find
-            rows = self.recipe.rows()
-            files = self.recipe.model.files()
-        task = self.recipe.task.from_training(rows.rows["train"])
-        task = task.fitted(row for split in rows.rows.values() for row in split)
-        tokenizer = load_tokenizer(files, task)
-        limit = longest_input(files, task, reserved=self.recipe.method.positions)
-        encoded, skipped = self._encode(task, rows, tokenizer, limit, files)
-        self._say(opening.data_lines(self.recipe, files.source, rows, encoded))
-        remark = task.check_training([row for split in ("train", "replay") for row in rows.rows.get(split, [])])
-        if remark is not None:
-            self.screen.line("labels", remark)
-        scored = ("validation", "test") if self.recipe.score_test else ("validation",)
-        floors = {split: task.floor(rows.rows["train"], rows.rows[split]) for split in scored}
-        scoring.check_possible(task, floors["validation"], rows.rows["validation"])
-        base = load_base(
-            self.recipe.model,
-            files,
-            task,
-            self.recipe.quantization,
-            # What is shared out may be too large for one device.
-            device=torch.device("cpu") if self.shared else self.accelerator.device,
-            compute=getattr(torch, self.precision),
-            frozen=not self.recipe.method.trains_base,
-            dropout=self.recipe.training.dropout,
-            seed=self.recipe.seeds.initialization,
-            padding_token=tokenizer.pad_token_id,
-            device_map=self.device_map,
-        )
-        refuse_unknown_tokens(base, (example for part in encoded.values() for example in part.examples))
-        examples = [example for split in ("train", "replay") if split in encoded for example in encoded[split].examples]
-        examples = task.training_examples(examples, limit)
-        if not examples:
-            raise BadInput(f"data: the train split of {rows.source} has nothing to learn")
-        steps = training.schedule_length([len(e) for e in examples], self.recipe.training, self.recipe.seeds)
-        plan = Plan(
-            optimizer_steps=steps,
-            task_type=task.task_type,
-            head=base.head,
-            longest_input=max(len(e) for part in encoded.values() for e in [*part.examples, *examples]),
-            seed=self.recipe.seeds.initialization,
-            tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
-        )
-        untouched = self._untouched(base, task, encoded, tokenizer) if score_base else {}
-        model = apply_method(self.recipe, base, plan)
-        parameters = count_parameters(model, base)
-        if self.sharding is not None:
-            self.sharding.shard(model, in_a_row(self.accelerator.device))
-        self._say(opening.model_lines(self.recipe, parameters, self.accelerator, self.environment))
+        material = read(self.recipe, self.accelerator)
+        rows, task = material.rows, material.task
+        encoded, skipped = self._encoded(material)
+        floors = self._floors(material)
+        ready = self._ready(material, encoded, score_base=score_base)
         self.history.load_seconds = time.perf_counter() - start - self.history.evaluate_seconds
-
-        predict = functools.partial(self._predict, task, model, tokenizer, encoded)
-        self.screen.selection = task.selection
-        kept = Checkpoints(checkpoints, self._identity(files.fingerprint, rows.fingerprint), kept=keeping.kept)
-        resumed = self._resumed(kept, resume=resume)
+        kept = Checkpoints(checkpoints, self._identity(material), kept=keeping.kept)
+        resumed = go_on(kept, self.history, self.environment, self.accelerator, resume=resume, say=self.screen.line)
         keeper = RunKeeper(kept, keeping, self.accelerator, more=self.history.model_dump, say=self.screen.line)
         self.shield.enter_context(interruption.deferred())
-        log = training.train(
-            model,
-            method=self.recipe.method,
-            task=task,
-            examples=examples,
-            padding_token=tokenizer.pad_token_id,
-            settings=self.recipe.training,
-            learning_rate=self.recipe.learning_rate,
-            seeds=self.recipe.seeds,
-            accelerator=self.accelerator,
-            autocast=self._autocast,
-            evaluate=lambda: scoring.selectable(task, predict("validation")),
-            observer=self.screen,
-            keeper=keeper,
-            resumed=resumed,
-            zero=self.zero,
-            precision=self.precision,
-        )
-        self.screen.finished()
+        log = self._trained(material, encoded, ready, keeper, resumed)
+        parameters = ready.parameters
         if log.unused:
-            parameters = count_parameters(model, base)
+            parameters = count_parameters(ready.model, ready.base)
             self.screen.line("frozen", f"{len(log.unused)} tensors that no forward used, e.g. {log.unused[0]}")
         predictions = {"validation": log.records}
         if self.recipe.score_test:
             try:
-                predictions["test"] = predict("test")
+                predictions["test"] = self._predict(material, encoded, ready.model, "test")
             except Interrupted:
                 keeper.stop()
         scores = {split: scoring.score(task, records) for split, records in predictions.items()}
-
-        trained = {name for name, p in model.named_parameters() if p.requires_grad}
-        collect(model, {*trained, *log.unused}, keep=self.accelerator.is_main_process)
-        adapter_bytes = 0
-        if self.accelerator.is_main_process:
-            card = artifact.Card(
-                model=self.recipe.model,
-                model_fingerprint=files.fingerprint,
-                task=task,
-                method=self.recipe.method,
-                quantization=self.recipe.quantization,
-                precision=self.precision,
-                limit=limit,
-                recipe_digest=self.recipe.digest,
-            )
-            adapter_bytes = artifact.save(card, model, tokenizer, self.folder / self.recipe.method.folder)
-            scoring.write(predictions, encoded, self.folder / "predictions.jsonl")
+        adapter_bytes = self._saved(material, encoded, ready.model, log, predictions)
         return RunResult(
             name=self.recipe.name,
             digest=self.recipe.digest,
@@ -270,8 +191,8 @@ class _Run:
             command=_command(),
             metrics=scores,
             metric_signatures=metrics.signatures(task.metrics),
-            floor={split: floor for split, floor in floors.items() if floor is not None},
-            untouched=untouched,
+            floor=floors,
+            untouched=ready.untouched,
             selection=task.selection,
             selection_minimized=task.minimized,
             best_step=log.best_step if self.recipe.training.keep_best else None,
@@ -283,7 +204,7 @@ class _Run:
             ),
             parameters=parameters,
             unused=log.unused,
-            method_figures=self.recipe.method.figures(model),
+            method_figures=self.recipe.method.figures(ready.model),
             fidelity=self.recipe.method.fidelity,
             cost=Cost(
                 load_seconds=round(self.history.load_seconds, 3),
@@ -305,8 +226,8 @@ class _Run:
                 )
                 for split, part in encoded.items()
             },
-            model_source=files.source,
-            model_fingerprint=files.fingerprint,
+            model_source=material.files.source,
+            model_fingerprint=material.files.fingerprint,
             data_source=rows.source,
             data_fingerprint=rows.fingerprint,
             environment=self.environment,
@@ -314,55 +235,123 @@ class _Run:
             micro_batch_halvings=[Halving(**dataclasses.asdict(halving)) for halving in log.halvings],
         )
 
-    def _encode(
-        self, task: Task, rows: Splits, tokenizer: PreTrainedTokenizerBase, limit: int, files: Files
-    ) -> tuple[dict[str, Encoded], dict[str, dict[str, int]]]:
+    def _encoded(self, material: Material) -> tuple[dict[str, Encoded], dict[str, dict[str, int]]]:
         """Examples by split, and how many rows were left out by reason."""
-        encoded, skipped = {}, {}
-        for split, part in rows.rows.items():
-            what = f"the {split} split of {rows.source}"
-            on_bad_row = self.recipe.data.on_bad_row
-            encoded[split], unfit = encode(task, part, tokenizer, limit, files=files, what=what, on_bad_row=on_bad_row)
+        rows, encoded, skipped = material.rows, {}, {}
+        for split in rows.rows:
+            encoded[split], unfit = material.encoded(split)
             skipped[split] = {**rows.skipped.get(split, {}), **unfit}
+        self._say(opening.data_lines(self.recipe, material.files.source, rows, encoded))
+        learnt = [row for split in LEARNT for row in rows.rows.get(split, [])]
+        remark = material.task.check_training(learnt)
+        if remark is not None:
+            self.screen.line("labels", remark)
         return encoded, skipped
 
-    def _identity(self, model_fingerprint: str, data_fingerprint: str) -> checkpoint.Identity:
+    def _floors(self, material: Material) -> dict[str, dict[str, float]]:
+        """What a constant answer scores. Raises BadInput if no answer can be scored on the validation split."""
+        rows, task = material.rows.rows, material.task
+        floors = {split: task.floor(rows["train"], rows[split]) for split in self.scored}
+        scoring.check_possible(task, floors["validation"], rows["validation"])
+        return {split: floor for split, floor in floors.items() if floor is not None}
+
+    def _ready(self, material: Material, encoded: Mapping[str, Encoded], *, score_base: bool) -> _Ready:
+        """The base with the method attached, in shares if so placed, and what it trains on."""
+        # What is shared out may be too large for one device.
+        device = torch.device("cpu") if self.shared else self.accelerator.device
+        base = material.base(device, self.precision, self.device_map)
+        refuse_unknown_tokens(base, (example for part in encoded.values() for example in part.examples))
+        examples = [example for split in LEARNT if split in encoded for example in encoded[split].examples]
+        examples = material.task.training_examples(examples, material.limit)
+        if not examples:
+            raise BadInput(f"data: the train split of {material.rows.source} has nothing to learn")
+        lengths = [len(example) for example in examples]
+        plan = Plan(
+            optimizer_steps=training.schedule_length(lengths, self.recipe.training, self.recipe.seeds),
+            task_type=material.task.task_type,
+            head=base.head,
+            longest_input=max(*lengths, *(len(example) for part in encoded.values() for example in part.examples)),
+            seed=self.recipe.seeds.initialization,
+            tokenize=material.tokenize,
+        )
+        untouched = {}
+        if score_base and not base.head:  # all that answers in it is pretrained
+            for split in self.scored:
+                records = self._predict(material, encoded, base.model, split)
+                untouched[split] = scoring.score(material.task, records)
+        model = apply_method(self.recipe, base, plan)
+        parameters = count_parameters(model, base)
+        if self.sharding is not None:
+            self.sharding.shard(model, in_a_row(self.accelerator.device))
+        self._say(opening.model_lines(self.recipe, parameters, self.accelerator, self.environment))
+        return _Ready(base, model, examples, parameters, untouched)
+
+    def _trained(
+        self,
+        material: Material,
+        encoded: Mapping[str, Encoded],
+        ready: _Ready,
+        keeper: RunKeeper,
+        resumed: Snapshot | None,
+    ) -> TrainLog:
+        task = material.task
+        self.screen.selection = task.selection
+        log = training.train(
+            ready.model,
+            method=self.recipe.method,
+            task=task,
+            examples=ready.examples,
+            padding_token=material.tokenizer.pad_token_id,
+            settings=self.recipe.training,
+            learning_rate=self.recipe.learning_rate,
+            seeds=self.recipe.seeds,
+            accelerator=self.accelerator,
+            autocast=self._autocast,
+            evaluate=lambda: scoring.selectable(task, self._predict(material, encoded, ready.model, "validation")),
+            observer=self.screen,
+            keeper=keeper,
+            resumed=resumed,
+            zero=self.zero,
+            precision=self.precision,
+        )
+        self.screen.finished()
+        return log
+
+    def _saved(
+        self,
+        material: Material,
+        encoded: Mapping[str, Encoded],
+        model: torch.nn.Module,
+        log: TrainLog,
+        predictions: Mapping[str, Records],
+    ) -> int:
+        """Write what was trained and what it predicts; how many bytes the former takes."""
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        collect(model, {*trained, *log.unused}, keep=self.accelerator.is_main_process)
+        if not self.accelerator.is_main_process:
+            return 0
+        card = artifact.Card(
+            model=self.recipe.model,
+            model_fingerprint=material.files.fingerprint,
+            task=material.task,
+            method=self.recipe.method,
+            quantization=self.recipe.quantization,
+            precision=self.precision,
+            limit=material.limit,
+            recipe_digest=self.recipe.digest,
+        )
+        scoring.write(predictions, encoded, self.folder / "predictions.jsonl")
+        return artifact.save(card, model, material.tokenizer, self.folder / self.recipe.method.folder)
+
+    def _identity(self, material: Material) -> checkpoint.Identity:
         return checkpoint.Identity(
             recipe_digest=self.recipe.digest,
             recipe=secrets.redacted(self.recipe.model_dump(mode="json")),
             command=_command(),
-            model_fingerprint=model_fingerprint,
-            data_fingerprint=data_fingerprint,
+            model_fingerprint=material.files.fingerprint,
+            data_fingerprint=material.rows.fingerprint,
             environment=self.environment,
         )
-
-    def _resumed(self, kept: Checkpoints, *, resume: bool) -> Snapshot | None:
-        """The newest state that is kept, if it is asked for and there is one."""
-        with self.accelerator.main_process_first():  # which deletes what is half-written
-            if self.accelerator.is_main_process:
-                kept.tidy()
-            found = kept.newest() if resume else None
-        if found is None:
-            if resume:
-                checkpoint.refuse_edited(kept.folder, kept.identity)
-                self.screen.line("resume", "there is nothing to go on from: it starts anew")
-            elif (path := next(checkpoint.names(kept.folder), None)) is not None:
-                self.screen.line("anew", f"{path.name} of an earlier attempt is here, --resume would go on from it")
-            return None
-        for why in found.passed_over:
-            self.screen.line("damaged", why)
-        remarks = checkpoint.remarks(found.manifest.identity.environment, self.environment)
-        for remark in remarks:
-            self.screen.line("differs", remark)
-        self.screen.line("resume", f"from step {found.manifest.step}, kept {found.manifest.written}")
-        step, count = found.manifest.step, self.accelerator.num_processes
-        try:
-            self.history.go_on(
-                found.snapshot.values.get("run"), Resume(step=step, processes=count, differences=remarks)
-            )
-        except ValidationError:
-            raise BadInput(f"--resume: {found.path} does not fit this run: it says nothing of its start") from None
-        return found.snapshot
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.precision, self.accelerator.device)
@@ -371,31 +360,15 @@ class _Run:
         for label, text in lines:
             self.screen.line(label, text)
 
-    def _untouched(
-        self, base: Base, task: Task, encoded: dict[str, Encoded], tokenizer: PreTrainedTokenizerBase
-    ) -> dict[str, dict[str, float]]:
-        """Scores of the base as it came, if all that answers in it is pretrained."""
-        if base.head:
-            return {}
-        splits = ("validation", "test") if self.recipe.score_test else ("validation",)
-        return {
-            split: scoring.score(task, self._predict(task, base.model, tokenizer, encoded, split)) for split in splits
-        }
-
     def _predict(
-        self,
-        task: Task,
-        model: torch.nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        encoded: dict[str, Encoded],
-        split: str,
+        self, material: Material, encoded: Mapping[str, Encoded], model: torch.nn.Module, split: str
     ) -> Records:
         start = time.perf_counter()
         records = training.predict(
             model,
-            task=task,
+            task=material.task,
             examples=encoded[split].examples,
-            tokenizer=tokenizer,
+            tokenizer=material.tokenizer,
             batch_tokens=scoring.BATCH_TOKENS,
             accelerator=self.accelerator,
             autocast=self._autocast,

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from peftlab.examples import Row
+from peftlab.part import BadInput
+
 Span = tuple[int, int]  # from the first character or word up to one past the last
 
 MARKS = {"head": "@", "tail": "#"}
@@ -41,3 +44,30 @@ def marked(text: str | Sequence[str], head: Span, tail: Span) -> tuple[str, int]
         if text[place : place + 1] and not text[place].isspace():
             parts += " "
     return parts + text[before:], last
+
+
+def words(row: Row) -> str | list[str]:
+    """The row's text, or its words. Raises BadInput if it is neither."""
+    text = row.fields["text"]
+    if isinstance(text, (list, tuple)) and text and all(isinstance(word, str) and word.strip() for word in text):
+        return list(text)
+    if isinstance(text, str):
+        return text
+    raise BadInput(f"{row.where}: text: a string or a list of words was expected, found {str(text)[:60]!r}")
+
+
+def span(row: Row, name: str) -> Span:
+    """[start, end) of an entity, checked against the text. Raises BadInput."""
+    value, text = row.fields[name], words(row)
+    unit = "characters" if isinstance(text, str) else "words"
+    if not (
+        isinstance(value, (list, tuple))
+        and len(value) == 2
+        and all(isinstance(place, int) and not isinstance(place, bool) for place in value)
+        and 0 <= value[0] < value[1] <= len(text)
+    ):
+        raise BadInput(
+            f"{row.where}: {name}: [start, end) within the text's {len(text)} {unit} was expected, "
+            f"found {str(value)[:60]}"
+        )
+    return value[0], value[1]

@@ -14,7 +14,7 @@ from peftlab import metrics
 from peftlab.examples import Encoded, Example, Row
 from peftlab.part import BadInput, nearest
 from peftlab.tasks.classification import Classification, known, label_name, numbers
-from peftlab.tasks.entity_markers import marked
+from peftlab.tasks.entity_markers import marked, span, words
 from peftlab.tasks.task import IGNORED, pad
 
 if TYPE_CHECKING:
@@ -338,7 +338,7 @@ class SequenceClassification(Classification):
                 state = "missing" if name in wanted else "not wanted"
                 raise BadInput(f"{row.where}: {name}: {state}, as the input is {sort!r} in task.input or the first row")
         if "head" in wanted:
-            text, end = marked(_words(row), _span(row, "head"), _span(row, "tail"))
+            text, end = marked(words(row), span(row, "head"), span(row, "tail"))
         for name, value in (("text", text), ("text_pair", row.fields.get("text_pair", "-"))):
             if not isinstance(value, str):
                 raise BadInput(f"{row.where}: {name}: a string was expected, found {str(value)[:60]!r}")
@@ -364,32 +364,6 @@ def _number(row: Row) -> float:
     if not math.isfinite(number):
         raise BadInput(f"{row.where}: label: a number was expected, found {str(value)[:60]!r}")
     return number
-
-
-def _words(row: Row) -> str | list[str]:
-    text = row.fields["text"]
-    if isinstance(text, (list, tuple)) and text and all(isinstance(word, str) and word.strip() for word in text):
-        return list(text)
-    if isinstance(text, str):
-        return text
-    raise BadInput(f"{row.where}: text: a string or a list of words was expected, found {str(text)[:60]!r}")
-
-
-def _span(row: Row, name: str) -> tuple[int, int]:
-    """[start, end) of an entity, checked against the text."""
-    value, text = row.fields[name], _words(row)
-    unit = "characters" if isinstance(text, str) else "words"
-    if not (
-        isinstance(value, (list, tuple))
-        and len(value) == 2
-        and all(isinstance(place, int) and not isinstance(place, bool) for place in value)
-        and 0 <= value[0] < value[1] <= len(text)
-    ):
-        raise BadInput(
-            f"{row.where}: {name}: [start, end) within the text's {len(text)} {unit} was expected, "
-            f"found {str(value)[:60]}"
-        )
-    return value[0], value[1]
 
 
 def _order(label: str) -> tuple[bool, int, str]:

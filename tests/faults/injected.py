@@ -254,7 +254,7 @@ def out_of_memory_at_step(number: int, largest: int = 0) -> None:
 
 
 def out_of_memory_in_loading() -> None:
-    from peftlab import run
+    from peftlab import material
 
     def load_base(*arguments: Any, **keywords: Any) -> Any:
         raise RuntimeError(
@@ -262,7 +262,7 @@ def out_of_memory_in_loading() -> None:
             "you tried to allocate 3221225472 bytes. Error code 12 (Cannot allocate memory)"
         )
 
-    run.load_base = load_base
+    material.load_base = load_base
 
 
 def addresses(megabytes: int) -> None:
@@ -327,13 +327,13 @@ def disk_full_at_save(*numbers: int) -> None:
 
 def fail_with(kind: str, text: str) -> None:
     """An error while the base is loaded, as the hub's client raises them, addresses and all."""
-    from peftlab import run
+    from peftlab import material
     from peftlab.part import BadInput
 
     def load_base(*arguments: Any, **keywords: Any) -> Any:
         raise {"RuntimeError": RuntimeError, "BadInput": BadInput}[kind](text)
 
-    run.load_base = load_base
+    material.load_base = load_base
 
 
 def write_held_bytes(path: str) -> None:

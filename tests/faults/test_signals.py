@@ -60,7 +60,9 @@ def test_in_a_save_the_save_and_a_step_are_finished(sent: int, code: int, word: 
 
 
 @pytest.mark.parametrize(("sent", "code", "word"), SIGNALS, ids=IDS)
-@pytest.mark.parametrize("place", ["run.load_tokenizer", "run.load_base", "run.apply_method", "processes.start"])
+@pytest.mark.parametrize(
+    "place", ["material.load_tokenizer", "material.load_base", "run.apply_method", "processes.start"]
+)
 def test_before_training_it_ends_at_once(place: str, sent: int, code: int, word: str, lab: Lab, output: Path) -> None:
     module, name = place.split(".")
     done = lab.server.run(*lab.words(output), faults=[["signal_at", 1, sent, f"peftlab.{module}", name]])
@@ -91,7 +93,7 @@ def test_a_second_signal_ends_it_at_once(
 def test_before_training_an_earlier_state_stays(lab: Lab, output: Path) -> None:
     words = [*lab.words(output), *NEVER, "--resume"]
     assert lab.server.run(*words, faults=[["signal_at_step", 4, signal.SIGINT]]).code == 130
-    assert lab.server.run(*words, faults=[["signal_at", 1, signal.SIGINT, "peftlab.run", "load_base"]]).code == 130
+    assert lab.server.run(*words, faults=[["signal_at", 1, signal.SIGINT, "peftlab.material", "load_base"]]).code == 130
     assert lab.server.run(*words, faults=[["signal_at_step", 1, signal.SIGINT]]).code == 130
     assert [path.name for path in steps(output)] == ["step-00000004", "step-00000005"]
     assert lab.server.run(*words).code == 0
