@@ -198,6 +198,7 @@ CASES: dict[str, dict[str, list[Any]]] = {
     "f1": {"predicted": CHANCE.choices(["a", "b", "c", ""], k=50), "expected": CHANCE.choices("aabcd", k=50)},
     "rouge": {"predicted": TEXTS[:40], "expected": [[text] for text in TEXTS[40:]]},
     "bleu": {"predicted": [*TEXTS[:39], ""], "expected": [[text] for text in TEXTS[40:]]},
+    "chrf": {"predicted": [*TEXTS[:38], "", "xyz"], "expected": [[text, "on a mat"] for text in TEXTS[40:]]},
     "perplexity": {
         "nats": [CHANCE.expovariate(0.1) for _ in range(50)], "tokens": [CHANCE.randint(1, 9) for _ in range(50)],
     },
@@ -228,6 +229,14 @@ def test_bleu_of_few_words_is_the_librarys() -> None:
         records = [{"predicted": predicted, "expected": [expected]}] * 2
         (counts,) = metrics.count(["bleu"], [[record] for record in records])
         assert forms.bleu(np.sum(counts.rows, axis=0)) == pytest.approx(metrics.score(["bleu"], records)["bleu"])
+
+
+def test_chrf_of_few_characters_is_the_librarys() -> None:
+    """An order that one of the texts does not have is left out."""
+    for predicted, expected in (("ab", "abc"), ("abcdefg", "abc"), ("", "a"), ("x", "a"), ("abcdef gh", "abcdxf gh")):
+        records = [{"predicted": predicted, "expected": [expected]}] * 2
+        (counts,) = metrics.count(["chrf"], [[record] for record in records])
+        assert forms.chrf(np.sum(counts.rows, axis=0)) == pytest.approx(metrics.score(["chrf"], records)["chrf"])
 
 
 def test_mcc_of_three_classes_has_no_counts() -> None:

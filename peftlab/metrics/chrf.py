@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import evaluate
@@ -21,6 +21,8 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     {'chrf': 100.0}
     """
 
+    counted: ClassVar[dict[str, str]] = {"chrf": "chrf"}
+
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
         return evaluate.MetricInfo(
@@ -32,6 +34,11 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
 
     def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
         return {"chrf": CHRF().corpus_score(predictions, list(zip(*references, strict=True))).score}
+
+    def counts(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, list[list[float]]]:
+        """Of each text, for n-grams of 1 to 6: those written, wanted and found, against the nearest reference."""
+        found = CHRF()._extract_corpus_statistics(predictions, list(zip(*references, strict=True)))
+        return {"chrf": [[float(number) for number in row] for row in found]}
 
     @staticmethod
     def signature() -> str:
