@@ -11,10 +11,22 @@ from typing import Annotated, Any, ClassVar, TypeVar, Union
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
+def printable(text: str) -> str:
+    r"""What a terminal obeys, as what it shows.
+
+    >>> printable("training.a\x1b[2J\r: unknown key")
+    'training.a\\x1b[2J\\r: unknown key'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 class BadInput(ValueError):
     """What a user can mend, said in one line: where, what was found, what was wanted. The command line exits with 2."""
 
     code: ClassVar[int] = 2  # of the command line
+
+    def __init__(self, message: str) -> None:
+        super().__init__("\n".join(map(printable, message.split("\n"))))  # it may quote whatever a file holds
 
 
 class Diverged(BadInput):

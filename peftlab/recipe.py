@@ -21,7 +21,7 @@ from peftlab.expected import expected
 from peftlab.methods import AnyMethod
 from peftlab.methods.method import Setting
 from peftlab.model import AnyModel
-from peftlab.part import BadInput, Part, Settings, nearest
+from peftlab.part import BadInput, Part, Settings, nearest, printable
 from peftlab.quantization import AnyQuantization
 from peftlab.quantization.none import NoQuantization
 from peftlab.replay import Replay
@@ -157,16 +157,7 @@ def bad_input(
         place, complaint = _problem(path, model, document.values, document.lines, overridden, details)
         problems.setdefault(place, []).append(complaint)
     lines = (f"{place}: {', or '.join(dict.fromkeys(problems[place]))}" for place in problems)
-    return BadInput("\n".join(_printable(line) for line in lines))
-
-
-def _printable(line: str) -> str:
-    r"""A key may hold anything, a terminal's commands among it.
-
-    >>> _printable("training.a\x1b[2J\r: unknown key")
-    'training.a\\x1b[2J\\r: unknown key'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    return BadInput("\n".join(printable(line) for line in lines))
 
 
 def _no_such_file(path: Path) -> str:
@@ -178,7 +169,7 @@ def _override(values: dict[str, Any], override: str) -> Key:
     """Put `a.b=value` into `values`; return the key."""
     name, equals, text = override.partition("=")
     if not equals or not name:
-        raise BadInput(f"--set {_printable(override)}: key=value was expected, e.g. method.rank=8")
+        raise BadInput(f"--set {printable(override)}: key=value was expected, e.g. method.rank=8")
     *parents, last = name.split(".")
     inner = values
     for parent in parents:
@@ -188,14 +179,14 @@ def _override(values: dict[str, Any], override: str) -> Key:
         elif below is None:
             below = {}
         elif not isinstance(below, dict):
-            raise BadInput(f"--set {_printable(override)}: {parent!r} is {below!r}, which has no keys")
+            raise BadInput(f"--set {printable(override)}: {parent!r} is {below!r}, which has no keys")
         inner[parent] = inner = below
     if last == "kind":
         inner.clear()  # another part: the keys of the one in the file are not its own
     try:
         inner[last] = read_scalar(text)
     except ValueError as error:
-        raise BadInput(f"--set {_printable(override)}: {error}") from None
+        raise BadInput(f"--set {printable(override)}: {error}") from None
     return (*parents, last)
 
 

@@ -13,7 +13,7 @@ from peftlab.data import leaks
 from peftlab.data.bad_rows import OnBadRow, settle
 from peftlab.data.splitting import canonical, cut, sample, values
 from peftlab.examples import Row, Splits
-from peftlab.part import BadInput, Part, nearest
+from peftlab.part import BadInput, Part, nearest, printable
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -203,6 +203,6 @@ def fingerprint(rows: Mapping[str, Sequence[Row]]) -> str:
 
 
 def _lacks(there: Iterable[str], column: str, field: str) -> str:
-    there = list(map(str, there))
+    there = [printable(str(name)) for name in there]
     hint = nearest(column, there) or f"; it has: {', '.join(there)}"
     return f"no column {column!r} for the task's field {field!r}{hint}"

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from peftlab.examples import Row
-from peftlab.part import BadInput, nearest
+from peftlab.part import BadInput, nearest, printable
 
 
 def cut(
@@ -111,6 +111,6 @@ def _share_out(name: str, sizes: Sequence[int], shares: Mapping[str, float], see
 
 def _value(row: Row, column: str, option: str) -> object:
     if column not in row.fields:
-        hint = nearest(column, row.fields) or f"; it has: {', '.join(map(str, row.fields))}"
+        hint = nearest(column, row.fields) or f"; it has: {', '.join(printable(str(name)) for name in row.fields)}"
         raise BadInput(f"{row.where}: no column {column!r} for data.{option}{hint}")
     return row.fields[column]

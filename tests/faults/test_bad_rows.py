@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from peftlab.base import load_tokenizer
@@ -19,7 +22,9 @@ from peftlab.model import Files as ModelFiles
 from peftlab.part import BadInput
 from peftlab.recipe import load_recipe
 from peftlab.tasks import Task
+from peftlab.tasks.sequence_classification import SequenceClassification
 from peftlab.tasks.token_classification import TokenClassification
+from tests.faults.conftest import counted
 
 GOOD = 30
 TAGS = ["O", "B-PER", "I-PER", "B-LOC"]
@@ -197,6 +202,58 @@ def test_a_table_that_cannot_be_read_at_all_is_refused_even_where_rows_are_skipp
     with pytest.raises(BadInput) as caught:
         Files(train=str(path), on_bad_row="skip").load(("text", "label"))
     assert says in str(caught.value)
+
+
+# A good file of each format, and its task.
+FORMATS: dict[str, tuple[bytes, Task]] = {
+    "jsonl": (b"".join(line(sentence(i)) for i in range(GOOD)), TokenClassification()),
+    "conll": (b"".join(b"Ada X B-PER\nmet X O\nNo%d X O\n\n" % i for i in range(GOOD)), TokenClassification()),
+    "csv": (
+        b"text,label\n" + b"".join(b'"row, ""%d""",%d\n' % (i, i % 3) for i in range(GOOD)),
+        SequenceClassification(),
+    ),
+}
+PIECES = st.one_of(
+    st.binary(max_size=6),
+    st.sampled_from(
+        [b"\n", b"\r", b'"', b",", b"\t", b"\0", b"{", b"]", b"\\ud800", b"null", b"I-", b"\xff", b"\n\n", b" ", b""]
+    ),
+)
+
+
+@settings(
+    max_examples=counted(60, 2000),
+    deadline=None,
+    derandomize=counted(1, 0) == 1,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_spoilt_file_is_read_or_named_with_its_line(name: str, data: st.DataObject, tmp_path: Path) -> None:
+    content, task = FORMATS[name]
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(content)))
+        end = min(len(content), start + data.draw(st.integers(0, 8)))
+        content = content[:start] + data.draw(PIECES) + content[end:]
+    path = tmp_path / f"mine.{name}"
+    path.write_bytes(content)
+    for on_bad_row in ("error", "skip"):
+        try:
+            splits = load(path, task, on_bad_row=on_bad_row)
+            assert sum(len(rows) for rows in splits.rows.values()) > 0
+        except BadInput as error:
+            said = str(error).split("\n")
+            assert all(re.match(rf"{path}(:\d+)?: .|and \d+ more bad rows|data.on_bad_row: ", at) for at in said), said
+            assert all(at.isprintable() for at in said), said
+
+
+def test_what_a_terminal_obeys_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_bytes(b"\x1b[2Jtext,label\na,b\n")
+    assert refusal(path, SequenceClassification()) == (
+        rf"{path}:2: no column 'text' for the task's field 'text'; it has: \x1b[2Jtext, label"
+    )
 
 
 def test_bad_rows_of_parquet_are_named_by_their_number(tmp_path: Path) -> None:

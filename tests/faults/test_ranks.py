@@ -69,16 +69,24 @@ def test_both_killed_two_go_on_to_the_same_bits(combination: Combination, lab: L
     assert finished(output).digest == whole(lab, *recipe).digest
 
 
+# At which step, evaluation or save, from 1: on every change, and over night.
+GONE = [
+    *(["kill_at_step", number] for number in (range(2, 9) if NIGHT else [5])),
+    *(["raise_at_step", number] for number in (range(2, 9) if NIGHT else [5])),
+    *(
+        ["signal_at", number, signal.SIGKILL, "peftlab.training", "split_batches"]
+        for number in (range(1, 5) if NIGHT else [2])
+    ),
+    *(
+        ["signal_at", number, signal.SIGKILL, "peftlab.keeper", "RunKeeper.keep"]
+        for number in (range(2, 8) if NIGHT else [2])
+    ),
+]
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize(
-    "fault",
-    [
-        ["kill_at_step", 5],
-        ["raise_at_step", 5],
-        ["signal_at", 2, signal.SIGKILL, "peftlab.training", "split_batches"],
-        ["signal_at", 2, signal.SIGKILL, "peftlab.keeper", "RunKeeper.keep"],
-    ],
-    ids=["in forward", "raising", "in an evaluation", "in a save"],
+    "fault", GONE, ids=lambda fault: f"{fault[-1] if fault[0] == 'signal_at' else fault[0]}-{fault[1]}"
 )
 def test_one_is_gone_and_the_other_ends_with_a_line(fault: list[Any], victim: int, lab: Lab, output: Path) -> None:
     words = [*lab.words(output), *EVERY]

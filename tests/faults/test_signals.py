@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,36 @@ def test_before_training_it_ends_at_once(place: str, sent: int, code: int, word:
     done = lab.server.run(*lab.words(output), faults=[["signal_at", 1, sent, f"peftlab.{module}", name]])
     assert (done.code, done.err) == (code, f"{word}: nothing new was kept\n")
     assert list(output.glob("tiny/[!.]*")) == []
+
+
+@pytest.fixture(scope="module")
+def seconds(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> float:
+    """How long a run takes that nothing disturbs."""
+    words = [*lab.words(tmp_path_factory.mktemp("undisturbed")), "--checkpoint-every", "1"]
+    begun = time.monotonic()
+    assert lab.server.run(*words).code == 0
+    return time.monotonic() - begun
+
+
+@pytest.mark.parametrize("number", range(counted(5, 360)))
+def test_at_any_time_it_ends_with_a_line_and_goes_on_to_the_same_bits(
+    number: int, seconds: float, lab: Lab, output: Path
+) -> None:
+    """By the clock, in whatever phase it is."""
+    draw = random.Random(number)
+    sent, code, word = draw.choice(SIGNALS)
+    words = [*lab.words(output), "--checkpoint-every", "1"]
+    running = lab.server.start(*words)
+    time.sleep(draw.uniform(0.05, 1.1) * seconds)
+    running.send(sent)
+    done = running.wait()
+    kept = [f"{word}: step {step} is kept, --resume goes on from it\n" for step in range(1, 9)]
+    assert (done.code, done.err) == (0, "") or (
+        done.code == code and done.err in (f"{word}: nothing new was kept\n", *kept)
+    )
+    assert (done.err in kept) is (steps(output) != [])
+    assert lab.server.run(*words, "--resume").code == 0
+    assert finished(output).digest == lab.whole().digest
 
 
 @pytest.mark.parametrize(("sent", "code", "word"), SIGNALS, ids=IDS)

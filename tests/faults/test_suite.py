@@ -13,6 +13,7 @@ import pytest
 from peftlab.bench import Options, bench
 from peftlab.store import Store, validation_scores
 from peftlab.suite import load_suite, make_plan
+from tests.faults.conftest import counted
 
 SUITE = """\
 seeds: [1]
@@ -68,15 +69,16 @@ def alive(pids: set[int]) -> set[int]:
 
 
 @pytest.mark.parametrize(
-    ("runners", "faults"), [(3, 5), pytest.param(8, 30, marks=pytest.mark.slow)], ids=["3-runners", "8-runners"]
+    ("runners", "faults", "number"),
+    [(3, 5, 0), *(pytest.param(8, 30, number, marks=pytest.mark.slow) for number in range(counted(1, 16)))],
 )
 def test_every_run_ends_in_one_result_however_often_runners_are_killed(
-    tmp_path: Path, runners: int, faults: int
+    tmp_path: Path, runners: int, faults: int, number: int
 ) -> None:
     seeds = list(range(1, 3 * runners))  # enough that there is work left when the last of the faults comes
     (tmp_path / "suite.yaml").write_text(SUITE.replace("[1]", str(seeds)))
     log = tmp_path / "log"
-    chance = random.Random(runners)
+    chance = random.Random(runners + 100 * number)
     pids = {runner(tmp_path, log) for _ in range(runners)}
     held: dict[int, float] = {}  # stopped, until when
     killed = 0
