@@ -7,12 +7,15 @@ encoder-decoder each stack counts from its own top.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from typing import Any
 
 from torch import nn
 
 from peftlab.part import BadInput
+
+BELOW = re.compile(r"(^|[._])emb|project_in$", re.IGNORECASE)  # in names of modules: `layernorm_embedding`
 
 
 def layer_rates(groups: list[dict[str, Any]], model: nn.Module, decay: float) -> list[dict[str, Any]]:
@@ -37,13 +40,21 @@ def layers_from_top(model: nn.Module) -> dict[str, int]:
     stacks = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     stacks = [name for name in stacks if not any(name != other and name.startswith(other) for other in stacks)]
     sizes = {name: len(model.get_submodule(name.rstrip("."))) for name in stacks}  # type: ignore[arg-type]
+    below = _below(model)
     depths: dict[str, int] = {}
-    met = False
-    for name, _ in model.named_parameters():  # in the order of the forward pass, as far as it matters here
+    for name, _ in model.named_parameters():
         stack = next((stack for stack in stacks if name.startswith(stack)), None)
-        met = met or stack is not None
         if stack is None:
-            depths[name] = 0 if met else max(sizes.values(), default=0) + 1
+            depths[name] = max(sizes.values(), default=0) + 1 if name.startswith(below) else 0
         else:
             depths[name] = sizes[stack] - int(name.removeprefix(stack).partition(".")[0])
     return depths
+
+
+def _below(model: nn.Module) -> tuple[str, ...]:
+    """What comes before the layers, by name: embeddings, and the norms and projections of embeddings.
+
+    Nothing else tells: of CamemBERT's modules the head is the first, of OPT's the last norm comes before the layers,
+    and BART's embeddings have a norm behind them.
+    """
+    return tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, nn.Embedding) or BELOW.search(name))

@@ -55,6 +55,28 @@ def test_each_layer_learns_slower_than_the_one_above_it(architecture: str, botto
 
 
 @pytest.mark.parametrize(
+    ("architecture", "sizes", "bottom", "top"),
+    [
+        ("camembert", {}, ["roberta.embeddings.position_embeddings"], ["classifier.dense", "classifier.out_proj"]),
+        (
+            "bart",
+            {"d_model": 64, "encoder_layers": 2, "decoder_layers": 2},
+            [f"model.{x}.{y}" for x in ("encoder", "decoder") for y in ("embed_positions", "layernorm_embedding")],
+            ["classification_head.dense"],
+        ),
+        ("opt", {"word_embed_proj_dim": 32}, ["model.decoder.project_in"], ["model.decoder.final_layer_norm", "score"]),
+        ("deberta-v2", {"relative_attention": True}, ["deberta.encoder.rel_embeddings"], ["pooler.dense"]),
+    ],
+)
+def test_what_is_head_and_what_embedding_does_not_hang_on_the_order_in_which_a_base_lists_them(
+    architecture: str, sizes: dict[str, Any], bottom: list[str], top: list[str]
+) -> None:
+    found = rates(Full(), bases.tiny(architecture, "AutoModelForSequenceClassification", **sizes), 0.5)
+    assert {found[f"{name}.weight"] for name in bottom} == {0.5 ** (bases.LAYERS + 1)}
+    assert {found[f"{name}.weight"] for name in top} == {1.0}
+
+
+@pytest.mark.parametrize(
     "method", [Lora(rank=2), Lora(rank=2, b_rate_ratio=16.0), Adapter(bottleneck=8), BitFit()], ids=repr
 )
 def test_what_a_method_adds_to_a_layer_has_the_layers_rate(method: Method, base_of: Load) -> None:
