@@ -113,6 +113,12 @@ def test_bitfit_trains_every_bias_and_no_weight() -> None:
     assert set(trainable(BitFit().apply(base, TAGS))) == biases | {"classifier.weight"}
 
 
+def test_bitfit_trains_biases_that_are_no_layers() -> None:
+    model = BitFit().apply(tiny("deberta", "AutoModelForTokenClassification", num_labels=3), TAGS)
+    of_attention = {name for name in trainable(model) if ".0.attention.self." in name}
+    assert {name.rpartition(".")[2] for name in of_attention} == {"q_bias", "v_bias"}
+
+
 @pytest.mark.parametrize("architecture", sorted(BIAS_FREE))
 def test_a_base_without_biases_is_refused(architecture: str) -> None:
     reason = BitFit().unsupported(Setting(architecture, "none", "CAUSAL_LM"))

@@ -50,7 +50,7 @@ class BitFit(DirectMethod):
         return None
 
     def trains(self, name: str, model: nn.Module) -> bool:
-        return name.endswith(".bias")
+        return name.endswith("bias")  # DeBERTa's q_bias and v_bias are of no layer
 
     def apply(self, model: PreTrainedModel, plan: Plan) -> nn.Module:
         head = tuple(f"{name}." for name in plan.head)
