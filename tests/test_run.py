@@ -10,11 +10,12 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForTokenClassification
+from transformers import AutoModel, AutoModelForTokenClassification
 
 from peftlab import artifact
 from peftlab.inference import answers, merge, of_lines
 from peftlab.metrics import load_metric
+from peftlab.model import Files
 from peftlab.part import BadInput
 from peftlab.recipe import load_recipe
 from peftlab.results import RunResult, read_result
@@ -173,6 +174,15 @@ def test_a_run_in_bfloat16_is_merged_at_the_precision_of_the_published_base(tmp_
     assert result.environment.precision == "bfloat16"
     assert merge(folder, tmp_path / "merged") < 2
     assert {t.dtype for t in load_file(tmp_path / "merged" / "model.safetensors").values()} == {torch.float32}
+
+
+def test_what_rounding_to_the_published_dtype_changes_is_in_the_difference(tmp_path: Path, minilm: Files) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(minilm.folder, base, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
+    AutoModel.from_pretrained(minilm.folder, dtype=torch.bfloat16).save_pretrained(base)
+    folder = finished(tmp_path, f"model={base}")[1]
+    assert merge(folder, tmp_path / "merged") > 1e-3
+    assert {t.dtype for t in load_file(tmp_path / "merged" / "model.safetensors").values()} == {torch.bfloat16}
 
 
 def copied(run: Path, folder: Path) -> Path:
