@@ -214,6 +214,10 @@ def test_every_type_that_is_let_through_trains_and_reloads(name: str, tmp_path: 
         ({"type": "VERA", "settings": {"d_initail": 0.1}}, r"VERA has no 'd_initail' \(did you mean 'd_initial'\?\)"),
         ({"type": "VERA", "settings": {"task_type": "SEQ_CLS"}}, "peftlab sets it"),
         ({"type": "LILY", "settings": {"stride_A": 0}}, "LILY: "),
+        (
+            {"type": "ADAMSS", "settings": {"use_asa": True}},
+            "ADAMSS cannot have use_asa in a recipe: the training loop",
+        ),
     ],
 )
 def test_the_gate_says_what_is_wrong(given: dict[str, Any], said: str) -> None:

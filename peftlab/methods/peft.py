@@ -33,6 +33,9 @@ REFUSED = {
     "TRAINABLE_TOKENS": "it trains the embeddings of tokens that were added to the tokenizer",
     "XLORA": "it mixes adapters that are trained already",
 }
+UNTRAINED = {  # settings of those that are let through
+    ("ADAMSS", "use_asa"): "the training loop would have to call it at every step to choose subspaces",
+}
 # Those that only add to a layer's output, or know how to unpack its weight. The others compute with the packed weight
 # itself: most raise, and HRA and DEFT over int8 start from another model than the base.
 QUANTIZED = {
@@ -80,6 +83,8 @@ class Peft(PeftMethod):
             if key not in known:
                 near = " (peftlab sets it)" if key in SET_HERE else nearest(key, known)
                 raise ValueError(f"settings: {self.type} has no {key!r}{near}; known are {', '.join(sorted(known))}")
+            if self.settings[key] and (self.type, key) in UNTRAINED:
+                raise ValueError(f"settings: {self.type} cannot have {key} in a recipe: {UNTRAINED[self.type, key]}")
         try:
             types[self.type](**self.settings)
         except (TypeError, ValueError) as error:
