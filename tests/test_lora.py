@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from peftlab.base import Base
 from peftlab.methods.lora import Lora
 from peftlab.methods.method import Setting
+from peftlab.methods.targets import chosen_layers
 from peftlab.part import BadInput
+from tests.contract.bases import tiny
 
 Load = Callable[..., Base]
 Attach = Callable[..., torch.nn.Module]
@@ -47,6 +49,11 @@ def test_it_is_the_identity_at_the_start_and_has_the_closed_form_count(
     assert torch.equal(model(**probe_input).logits, before)
     added = sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
     assert added == 8 * 6 * (4 * (384 + 384) + 2 * (384 + 1536))  # rank * sum of (inputs + outputs)
+
+
+def test_targets_in_attention_are_no_feed_forward_layers() -> None:
+    names = chosen_layers(tiny("phi", "AutoModelForCausalLM"), "attention", [])
+    assert {name.rpartition(".")[2] for name in names} == {"q_proj", "v_proj"}
 
 
 def test_the_adapter_is_drawn_from_its_seed_alone(base_of: Load, attach: Attach) -> None:

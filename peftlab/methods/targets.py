@@ -41,7 +41,8 @@ def linear_layers(model: PreTrainedModel, head: Iterable[str]) -> list[str]:
 
 def attention_layers(model: PreTrainedModel, head: Iterable[str]) -> list[str]:
     """The projections that PEFT adapts by default in this architecture: the LoRA paper's query and value."""
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+    # LoRA's own list has Phi's feed-forward layers too; VeRA's is the same without them.
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_VERA_TARGET_MODULES_MAPPING as KNOWN
 
     architecture = model.config.model_type
     names = KNOWN.get(architecture)
