@@ -21,7 +21,7 @@ class Row:
     def place(self) -> str:
         """`where` without the folders, which are this machine's own.
 
-        >>> Row("/home/ada/data/train.jsonl:12", {}).place
+        >>> Row("mine/train.jsonl:12", {}).place
         'train.jsonl:12'
         """
         return PurePath(self.where).name
