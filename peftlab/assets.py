@@ -22,7 +22,7 @@ from typing import IO, Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from peftlab.disk import sync
+from peftlab.disk import sha256, sync
 from peftlab.part import BadInput, Settings
 
 MANIFEST = "peftlab-manifest.json"
@@ -112,7 +112,7 @@ def verify(asset: Asset) -> list[str]:
             wrong.append(
                 f"{folder / name}: {'missing' if found is None else f'{found} bytes'}, want {member.size} bytes"
             )
-        elif (digest := _digest(folder / name)) != member.sha256:
+        elif (digest := sha256(folder / name)) != member.sha256:
             wrong.append(f"{folder / name}: sha256 {digest[:12]}..., want {member.sha256[:12]}...")
     return wrong
 
@@ -183,11 +183,6 @@ def _size(file: Path) -> int | None:
         return file.stat().st_size
     except OSError:
         return None
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 # A build backend for `pip download` of an sdist. pip would ask the sdist's own for name and version, after installing
@@ -293,7 +288,7 @@ def _converted(asset: Asset, folder: Path) -> dict[str, Member]:
     importlib.import_module(f"peftlab.conversion.{asset.convert}").convert(source, folder)
     shutil.rmtree(source)
     files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): Member(sha256=_digest(path), size=_written(path)) for path in files}
+    return {path.relative_to(folder).as_posix(): Member(sha256=sha256(path), size=_written(path)) for path in files}
 
 
 def _written(file: Path) -> int:

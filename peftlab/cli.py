@@ -10,22 +10,24 @@ from typing import Annotated
 
 import typer
 
-from peftlab import assets, init_command, results, suite_commands
+from peftlab import assets, results
+from peftlab.commands import init as init_command
+from peftlab.commands import suites as suite_commands
+from peftlab.commands.mistakes import mistakes_in_a_line
+from peftlab.commands.texts import given_rows, given_texts
 from peftlab.data import DATA
 from peftlab.data.registry import REGISTRY
 from peftlab.methods import METHODS
 from peftlab.metrics import METRICS
-from peftlab.mistakes import mistakes_in_a_line
 from peftlab.part import BadInput, OutOfMemory
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe, load_recipe, recipe_schema
+from peftlab.recipe.yaml_reader import read_yaml
 from peftlab.results import result_folder
-from peftlab.run_folder import sweep
+from peftlab.runs.run_folder import sweep
 from peftlab.secrets import redact
 from peftlab.settings import DeviceMap, Keeping
 from peftlab.tasks import TASKS
-from peftlab.texts import given_rows, given_texts
-from peftlab.yaml_reader import read_yaml
 
 app = typer.Typer(
     help="Parameter-efficient fine-tuning, compared fairly.",
@@ -40,6 +42,15 @@ app.command()(init_command.init)
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/lora-ner.yaml.", show_default=False)]
 Overrides = Annotated[list[str], typer.Option("--set", help="key=value, e.g. --set method.rank=8; may be repeated.")]
+Trust = Annotated[
+    str | None,
+    typer.Option(
+        "--trust-remote-code",
+        metavar="REVISION",
+        help="Let the base's own code run, if it is of this commit (of a folder: this fingerprint).",
+        show_default=False,
+    ),
+]
 
 
 @app.command()
@@ -63,6 +74,11 @@ def run(
         DeviceMap | None,
         typer.Option("--device-map", help="Spread a base too large for one GPU over all of them, in one process."),
     ] = None,
+    trust: Trust = None,
+    track: Annotated[
+        list[str],
+        typer.Option(metavar="TRACKER", help="Tell accelerate's tensorboard, wandb, mlflow, ...; may be repeated."),
+    ] = [],  # noqa: B006
 ) -> None:
     """Train, evaluate and save what a recipe says."""
     with mistakes_in_a_line():
@@ -70,8 +86,11 @@ def run(
         folder = result_folder(output, loaded.name, loaded.digest)
         keeping = _keeping(checkpoint_every, keep_checkpoints)
         if results.is_finished(folder) and not force:
-            result = results.read_result(folder)
-            missing = _refuse_outdated(result, loaded)
+            try:
+                result = results.read_result(folder)
+            except BadInput as error:
+                raise BadInput(f"{error}; --force runs it again") from None
+            missing = _refuse_outdated(result, loaded, trust)
             sweep(folder)
             print(f"{folder} holds this run already (--force runs it again)")
             gone = [("data", f"{path} is gone, and nobody can tell if it has changed since") for path in missing]
@@ -79,7 +98,7 @@ def run(
                 print(f"{label:<11}{line}")
             return
         _quiet()
-        from peftlab.run import run as run_recipe
+        from peftlab.runs.run import run as run_recipe
 
         try:
             run_recipe(
@@ -90,9 +109,11 @@ def run(
                 patience=patience,
                 score_base=score_base,
                 device_map=device_map,
+                trust=trust,
+                trackers=track,
             )
         except OutOfMemory as error:
-            from peftlab.plan import foretold
+            from peftlab.cost.plan import foretold
 
             spread = device_map is not None or {"FSDP_VERSION", "ACCELERATE_DEEPSPEED_ZERO_STAGE"} & os.environ.keys()
             said = "" if spread else foretold(loaded, int(os.environ.get("WORLD_SIZE", 1)))
@@ -125,7 +146,7 @@ def overview(
 ) -> None:
     """Print a Markdown table of what recipes gave."""
     with mistakes_in_a_line():
-        from peftlab.overview import overview as table
+        from peftlab.paper.overview import overview as table
 
         print(table(recipes, results), end="")
 
@@ -144,7 +165,7 @@ def doctor(
             raise BadInput("doctor: give a recipe, or --matrix alone")
         _quiet()
         if recipe is None:
-            from peftlab import compatibility
+            from peftlab.doctor import compatibility
 
             whole = compatibility.try_all()
             compatibility.FILE.parent.mkdir(exist_ok=True)
@@ -153,8 +174,8 @@ def doctor(
             print(f"{compatibility.FILE}: {len(whole.cells)} combinations, {failed} fail")
             raise SystemExit(1 if failed else 0)
         loaded = load_recipe(recipe, overrides)
-        from peftlab.console import show_check
-        from peftlab.probe import examine
+        from peftlab.doctor.probe import examine
+        from peftlab.runs.console import show_check
 
         bad = 0
         for check in examine(loaded):
@@ -175,8 +196,8 @@ def ledger(
     with mistakes_in_a_line():
         loaded = load_recipe(recipe, overrides)
         _quiet()
-        from peftlab.ledger import lines
-        from peftlab.measure import measure
+        from peftlab.cost.ledger import lines
+        from peftlab.cost.measure import measure
 
         measured = measure(loaded, examples=examples, length=length)
         if as_json:
@@ -201,7 +222,7 @@ def plan_recipe(
     with mistakes_in_a_line():
         loaded = load_recipe(recipe, overrides)
         _quiet()
-        from peftlab import plan
+        from peftlab.cost import plan
 
         limit = None if device is None else plan.parse_size(device)
         forecasts = plan.plan(loaded, limit=limit, devices=devices, shares=shares, examples=examples, length=length)
@@ -251,17 +272,18 @@ def predict(
         str,
         typer.Argument(metavar="TEXT|FILE|-", help="A text, a file of lines or of rows, or - for standard input."),
     ] = "-",
+    trust: Trust = None,
 ) -> None:
     """Apply a tuned model; one JSON object a line."""
     with mistakes_in_a_line():
         rows = given_rows(text)
         lines, where = given_texts(text) if rows is None else ([], text)
         _quiet()
-        from peftlab.inference import answers, of_file, of_lines
+        from peftlab.runs.inference import answers, of_file, of_lines
 
         columns = results.columns_of(folder)
         for answer in answers(
-            folder, lambda task: of_lines(task, lines, where) if rows is None else of_file(task, rows, columns)
+            folder, lambda task: of_lines(task, lines, where) if rows is None else of_file(task, rows, columns), trust
         ):
             print(json.dumps(answer, ensure_ascii=False))
 
@@ -270,13 +292,14 @@ def predict(
 def merge(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
     output: Annotated[Path, typer.Option(help="Folder for the merged model.", show_default=False)],
+    trust: Trust = None,
 ) -> None:
     """Fold the method into the base at its original precision, and say what that changes."""
     with mistakes_in_a_line():
         _quiet()
-        from peftlab.inference import merge as merge_run
+        from peftlab.runs.inference import merge as merge_run
 
-        difference = merge_run(folder, output)
+        difference = merge_run(folder, output, trust)
         print(f"{output}: merged; largest difference of a logit to the model as trained {difference:.2e}")
 
 
@@ -286,7 +309,7 @@ def _check_base(recipe: Recipe, path: Path) -> None:
     if shape is None:
         return
     _quiet()
-    from peftlab import own_head
+    from peftlab.loading import own_head
 
     try:
         own_head.check(shape, recipe.task)
@@ -294,7 +317,7 @@ def _check_base(recipe: Recipe, path: Path) -> None:
         raise BadInput(f"{path}:{read_yaml(path).lines.get(('task',), 1)}: {error}") from None
 
 
-def _refuse_outdated(result: results.RunResult, recipe: Recipe) -> list[str]:
+def _refuse_outdated(result: results.RunResult, recipe: Recipe, trust: str | None) -> list[str]:
     """A recipe's digest knows files of the user's own by name; what is in them may have changed.
 
     Returns those that are not there any more, of which nothing can be said. Raises BadInput for the others.
@@ -303,10 +326,10 @@ def _refuse_outdated(result: results.RunResult, recipe: Recipe) -> list[str]:
     missing = [path for source in sources for path in source.missing()]
     known = any(source.local for source in sources) and not missing
     data = recipe.rows().fingerprint if known else result.data_fingerprint
-    model = recipe.model.files().fingerprint if recipe.model.local else result.model_fingerprint
+    model = recipe.model.files(trust).fingerprint if recipe.model.local else result.model_fingerprint
     for what, now, then in (("data", data, result.data_fingerprint), ("model", model, result.model_fingerprint)):
         if now != then:
-            raise BadInput(f"the {what} of this run have changed since {result.started}; --force runs it again")
+            raise BadInput(f"the {what} changed since this run of {result.started}; --force runs it again")
     return missing
 
 

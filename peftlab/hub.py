@@ -20,7 +20,7 @@ def snapshot(
 ) -> Path:
     """The folder of a repository's files that match `patterns`, `complete` or fetched. Raises Unreachable."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
     reason = ""
     for offline in (True, False):  # first without a word to the network
@@ -30,7 +30,7 @@ def snapshot(
                     id, revision=revision, repo_type=repo_type, allow_patterns=list(patterns), local_files_only=offline
                 )
             )
-        except (HfHubHTTPError, HFValidationError, OSError) as error:  # the library's "not in the cache" is an OSError
+        except (HTTPError, HFValidationError, OSError) as error:  # the library's "not in the cache" is an OSError
             reason = str(error).splitlines()[0].removeprefix("Got: ") if str(error) else type(error).__name__
         else:
             if complete(folder):

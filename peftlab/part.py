@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Annotated, Any, ClassVar, TypeVar, Union
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 
 def printable(text: str) -> str:
@@ -60,6 +60,12 @@ class Part(Settings):
     """One choice among several of its sort. A subclass fixes `kind: Literal["lora"] = "lora"`."""
 
     kind: str
+
+
+def first_mistake(error: ValidationError) -> str:
+    """What pydantic found first, in a line: `cost.tokens: Input should be a valid integer`."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
 
 
 P = TypeVar("P", bound=Part)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from peftlab.part import BadInput, Settings
+from peftlab.disk import write_whole
+from peftlab.part import BadInput, Settings, first_mistake
 from peftlab.settings import Precision
 
 VERSION: Literal[1] = 1
@@ -42,6 +42,16 @@ class Environment(Settings):
     sharded: bool = False  # each held a share of the model (FSDP2, ZeRO-3), not a copy
     zero: int | None = None  # the stage, if DeepSpeed shared out optimiser and gradients
     device_map: str | None = None  # by which one process had the layers on several GPUs
+
+    @property
+    def placement(self) -> str:
+        """How the model was spread, in words; "" for one process with all of it on one device."""
+        words = [f"{self.processes} processes"] if self.processes > 1 else []
+        if self.zero is not None:
+            words.append(f"under ZeRO-{self.zero}")
+        if self.sharded:
+            words.append("with a share of the model each")
+        return " ".join(words) if self.device_map is None else f"layers on several GPUs ({self.device_map})"
 
 
 class Parameters(Settings):
@@ -125,6 +135,7 @@ class RunResult(Settings):
     splits: dict[str, SplitCounts]
     model_source: str
     model_fingerprint: str
+    model_code: str | None = None  # the revision of the base's own code, if that ran
     data_source: str
     data_fingerprint: str
     environment: Environment
@@ -135,12 +146,7 @@ class RunResult(Settings):
 def write_result(result: RunResult, folder: Path) -> Path:
     """Write result.json: whole or not at all."""
     path = folder / FILE
-    staged = path.with_suffix(".part")
-    with staged.open("w", encoding="utf-8") as file:
-        file.write(result.model_dump_json(indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)
+    write_whole(path, (result.model_dump_json(indent=2) + "\n").encode())
     return path
 
 
@@ -160,9 +166,7 @@ def read_result(path: Path) -> RunResult:
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ": ".join([*(str(part) for part in first["loc"]), first["msg"]])
-        raise BadInput(f"{path}: not a result of version {VERSION}: {where}; --force runs it again") from None
+        raise BadInput(f"{path}: not a result of version {VERSION}: {first_mistake(error)}") from None
 
 
 def columns_of(run: Path) -> dict[str, str]:
@@ -182,6 +186,11 @@ def result_folder(output: Path, name: str, digest: str) -> Path:
 def checkpoint_folder(folder: Path) -> Path:
     """Where the checkpoints of a run are while it is not finished: beside its folder, which is there whole or not."""
     return folder.with_name(f"{folder.name}.checkpoints")
+
+
+def tracking_folder(folder: Path) -> Path:
+    """Where trackers that write files, as TensorBoard does, write those of a run."""
+    return folder.with_name(f"{folder.name}.tracking")
 
 
 def summary(result: RunResult) -> list[tuple[str, str]]:

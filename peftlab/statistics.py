@@ -20,7 +20,7 @@ import numpy as np
 import scipy  # type: ignore[import-untyped, unused-ignore]  # scipy.stats loads at first use: it takes most of a second
 from numpy.typing import ArrayLike
 
-from peftlab.forms import Floats, Form, widened
+from peftlab.score_functions import Floats, Form, widened
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub; those tha
 import pytest
 import torch
 
-from peftlab.base import Base, load_base, load_tokenizer
 from peftlab.environment import quiet_libraries
 from peftlab.examples import Encoded, Splits
+from peftlab.loading.base import Base, load_base, load_tokenizer
 from peftlab.methods import Method, Plan
 from peftlab.methods.lora import Lora
-from peftlab.model import Files, Model
+from peftlab.models.model import Files, Model
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import load_recipe
 from peftlab.tasks import Task

@@ -18,7 +18,7 @@ from peftlab.methods.adalora import AdaLora
 from peftlab.methods.method import Plan
 from peftlab.part import BadInput
 from peftlab.settings import Seeds, Training
-from peftlab.training import train
+from peftlab.training.loop import train
 from tests.contract.bases import TASK
 from tests.contract.test_accumulation import Silence, examples
 

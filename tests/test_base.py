@@ -10,12 +10,12 @@ import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from safetensors.torch import load_file, save_file
 
-from peftlab import spread
-from peftlab.attach import apply_method
-from peftlab.base import Base, load_base, load_tokenizer, longest_input
+from peftlab.devices import spread
+from peftlab.loading.attach import apply_method
+from peftlab.loading.base import Base, load_base, load_tokenizer, longest_input
 from peftlab.methods import Plan
 from peftlab.methods.lora import Lora
-from peftlab.model import Files, Model
+from peftlab.models.model import Files, Model
 from peftlab.part import BadInput
 from peftlab.quantization import Quantization
 from peftlab.quantization.four_bit import NF4

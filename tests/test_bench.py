@@ -13,25 +13,26 @@ from pathlib import Path
 
 import pytest
 
-import peftlab.run
-from peftlab import bench as bench_module
-from peftlab import bench_ledgers as bench_ledgers_module
-from peftlab import children, columns
+import peftlab.runs.run
 from peftlab.assets import cache_folder
-from peftlab.bench import Options, adopt, bench
-from peftlab.bench_ledgers import ALONE, bench_ledgers
-from peftlab.claims import Claims
-from peftlab.harvest import harvest
-from peftlab.ledgers import Ledgers, Measurement
-from peftlab.measure import measure
+from peftlab.cost.measure import measure
+from peftlab.paper import columns
+from peftlab.paper.report import page
+from peftlab.paper.table import markdown, read_findings
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
-from peftlab.report import page
 from peftlab.results import RunResult
-from peftlab.run import run
-from peftlab.store import Predictions, Record, Store
-from peftlab.suite import Plan, Row, Scores, Suite, load_suite, make_plan
-from peftlab.table import markdown, read_findings
+from peftlab.runs.run import run
+from peftlab.suites import bench as bench_module
+from peftlab.suites import bench_ledgers as bench_ledgers_module
+from peftlab.suites import children
+from peftlab.suites.bench import Options, adopt, bench
+from peftlab.suites.bench_ledgers import ALONE, bench_ledgers
+from peftlab.suites.claims import Claims
+from peftlab.suites.harvest import harvest
+from peftlab.suites.ledgers import Ledgers, Measurement
+from peftlab.suites.store import Predictions, Record, Store
+from peftlab.suites.suite import Plan, Row, Scores, Suite, load_suite, make_plan
 
 SUITE = """\
 seeds: [1, 2]
@@ -266,7 +267,7 @@ def test_what_was_refused_under_another_placement_is_run(tmp_path: Path) -> None
 
 
 def test_a_record_by_an_older_digest_is_replaced_not_doubled(tmp_path: Path, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(peftlab.run, "run", lambda recipe, folder: None)  # and leaves nothing: failed
+    monkeypatch.setattr(peftlab.runs.run, "run", lambda recipe, folder: None)  # and leaves nothing: failed
     folder = write(tmp_path / "tiny", ONE)
     ends(folder)
     for path in list((folder / "results").glob("*.json")):
@@ -286,7 +287,7 @@ def test_a_runner_that_waits_leaves_the_processor_to_the_runs(tmp_path: Path, mo
 
     monkeypatch.setattr(bench_module, "make_plan", counting)
     monkeypatch.setattr(bench_module, "POLL", 0.01)
-    monkeypatch.setattr(peftlab.run, "run", lambda recipe, folder: time.sleep(1))  # and leaves nothing: failed
+    monkeypatch.setattr(peftlab.runs.run, "run", lambda recipe, folder: time.sleep(1))  # and leaves nothing: failed
     for name, jobs in (("full", 1), ("idle", 3)):
         folder = write(tmp_path / name, ONE)
         plans.clear()

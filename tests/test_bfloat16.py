@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from peftlab import checks
+from peftlab.doctor import checks
+from peftlab.doctor.patient import make_patient, make_trial
+from peftlab.doctor.probe import check_identity
 from peftlab.methods import METHODS
-from peftlab.patient import make_patient, make_trial
-from peftlab.probe import check_identity
+from peftlab.models.shapes import shapes
 from peftlab.recipe import Recipe
-from peftlab.shapes import shapes
 
 BERT = "google-bert/bert-base-cased"
 # What once went wrong; the others are slow only because they are many.

@@ -31,8 +31,8 @@ from peftlab.settings import Seeds, Training
 from peftlab.tasks.causal_lm import CausalLM
 from peftlab.tasks.multiple_choice import MultipleChoice
 from peftlab.tasks.task import IGNORED, Task
-from peftlab.train_log import Evaluation, Halving, Step, TrainLog
-from peftlab.training import predict, train
+from peftlab.training.loop import predict, train
+from peftlab.training.train_log import Evaluation, Halving, Step, TrainLog
 from tests.contract.bases import tiny
 
 CHATML = (

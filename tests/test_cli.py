@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from peftlab.texts import given_texts
+from peftlab.commands.texts import given_texts
 
 ROOT = Path(__file__).parent.parent
 

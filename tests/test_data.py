@@ -14,7 +14,7 @@ from peftlab.data.files import Files
 from peftlab.data.hub import Hub
 from peftlab.data.registry import REGISTRY, chitchat
 from peftlab.examples import Row
-from peftlab.model import Model
+from peftlab.models.model import Model
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from peftlab import encoded_cache
-from peftlab.base import load_tokenizer
-from peftlab.encoding import encode
 from peftlab.examples import Encoded, Example, Row, Splits
-from peftlab.model import Files
+from peftlab.loading import encoded_cache
+from peftlab.loading.base import load_tokenizer
+from peftlab.loading.encoding import encode
+from peftlab.models.model import Files
 from peftlab.tasks import Task
 from peftlab.tasks.token_classification import TokenClassification
 

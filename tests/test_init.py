@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from peftlab import first_recipe
+from peftlab.commands import first_recipe
 from peftlab.examples import Row
 from peftlab.part import BadInput
 from peftlab.recipe import load_recipe

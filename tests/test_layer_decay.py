@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from peftlab.layer_decay import layer_rates, layers_from_top
 from peftlab.methods import Method
 from peftlab.methods.adapter import Adapter
 from peftlab.methods.bitfit import BitFit
@@ -20,6 +19,7 @@ from peftlab.methods.lora import Lora
 from peftlab.part import BadInput
 from peftlab.recipe import load_recipe
 from peftlab.tasks import Task
+from peftlab.training.layer_decay import layer_rates, layers_from_top
 from tests.contract import bases
 from tests.test_perturbation import CLASSES, Load
 from tests.test_training import Encoded, distance, trained

@@ -13,13 +13,13 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
-from peftlab.base import Base
+from peftlab.cost.ledger import MIB, Flops, Mark, read_step
+from peftlab.cost.measure import Subject, batch_shape, flops_pass, inference_pass, measured, memory_pass, subject
+from peftlab.cost.memory import HostRecorder, recorder
 from peftlab.examples import Example, Row
-from peftlab.ledger import MIB, Flops, Mark, read_step
-from peftlab.measure import Subject, batch_shape, flops_pass, inference_pass, measured, memory_pass, subject
-from peftlab.memory import HostRecorder, recorder
+from peftlab.loading.base import Base
 from peftlab.methods import METHODS
-from peftlab.model import Files
+from peftlab.models.model import Files
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
 from peftlab.settings import Training
@@ -227,7 +227,7 @@ def test_checkpointing_adds_a_forward_pass(golden: Golden) -> None:
 @pytest.mark.parametrize("name", ["int8_scaled_mm", "int8_linear_matmul"])
 def test_the_operators_of_a_gpu_are_counted(name: str) -> None:
     """int8 training on a GPU goes through operators that a CPU uses only in evaluation."""
-    from peftlab.flops import formulas
+    from peftlab.cost.flops import formulas
 
     count = formulas()[getattr(torch.ops.bitsandbytes, name)]
     assert count((4, 16, 64), (32, 64), out_shape=(4, 16, 32)) == 2 * 4 * 16 * 64 * 32
@@ -248,7 +248,7 @@ def test_the_whole_ledger_is_a_record_that_is_read_without_torch(golden: Golden,
     path = tmp_path / "ledger.json"
     path.write_text(ledger.model_dump_json())
     code = (
-        "import sys; from pathlib import Path; from peftlab.ledger import Ledger, lines; "
+        "import sys; from pathlib import Path; from peftlab.cost.ledger import Ledger, lines; "
         f"print(lines(Ledger.model_validate_json(Path({str(path)!r}).read_text()))[-1]); "
         "assert 'torch' not in sys.modules"
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from peftlab.base import Base
+from peftlab.loading.base import Base
 from peftlab.methods.lora import Lora
 from peftlab.methods.method import Setting
 from peftlab.methods.targets import chosen_layers

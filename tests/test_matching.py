@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.matched import FILE
-from peftlab.matching import matched_suite
 from peftlab.methods import METHODS
+from peftlab.paper.prose import matching
 from peftlab.part import BadInput
-from peftlab.prose import matching
-from peftlab.suite import Suite, load_suite, make_plan
+from peftlab.suites.matching import matched_suite
+from peftlab.suites.sizes import FILE
+from peftlab.suites.suite import Suite, load_suite, make_plan
 
 WIDTH, LAYERS, INNER = 384, 6, 1536  # MiniLM
 SUITE = """\

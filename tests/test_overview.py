@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.overview import DASH, overview
+from peftlab.paper.overview import DASH, overview
 from peftlab.part import BadInput
 from peftlab.recipe import load_recipe
 from peftlab.results import RunResult, read_result, result_folder, write_result

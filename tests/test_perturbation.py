@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peftlab.base import Base
 from peftlab.examples import Encoded
+from peftlab.loading.base import Base
 from peftlab.part import BadInput
-from peftlab.perturbation import Perturbation
 from peftlab.settings import Seeds, Training
 from peftlab.tasks import Task
+from peftlab.training.perturbation import Perturbation
 from tests.contract import bases
 from tests.test_training import distance, trained
 

@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-import peftlab.run
-from peftlab import children, store
-from peftlab.bench import Options, bench
-from peftlab.bench_ledgers import bench_ledgers
+import peftlab.runs.run
+from peftlab.paper.prose import setup
+from peftlab.paper.table import read_findings
 from peftlab.part import BadInput, OutOfMemory, ProcessLost
-from peftlab.placement import Placement
-from peftlab.prose import setup
-from peftlab.reproduce import reproduce
-from peftlab.store import Store
-from peftlab.suite import load_suite
-from peftlab.table import read_findings
+from peftlab.suites import children, store
+from peftlab.suites.bench import Options, bench
+from peftlab.suites.bench_ledgers import bench_ledgers
+from peftlab.suites.placement import Placement
+from peftlab.suites.reproduce import reproduce
+from peftlab.suites.store import Store
+from peftlab.suites.suite import load_suite
 
 SUITE = """\
 seeds: [1]
@@ -164,7 +164,7 @@ def test_the_record_has_the_cause_not_what_it_did_to_the_others(
             os.kill(os.getpid(), signal.SIGKILL)
         raise ProcessLost("another one is gone") if end == "lost" else OutOfMemory("out of memory at step 3")
 
-    monkeypatch.setattr(peftlab.run, "run", fails)
+    monkeypatch.setattr(peftlab.runs.run, "run", fails)
     folder = written(tmp_path / "suite", "{processes: 2}")
     bench(folder, Options(), lambda line: None)
     records = [stored.record for stored in Store(folder).records().values()]

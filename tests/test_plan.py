@@ -11,15 +11,15 @@ import transformers
 from accelerate import Accelerator
 from torch.distributed.device_mesh import DeviceMesh
 
-from peftlab import plan
-from peftlab.base import load_base
-from peftlab.hollow import hollow_processes
-from peftlab.ledger import Memory
-from peftlab.measure import memory_pass, subject
-from peftlab.memory import HostRecorder
-from peftlab.model import Files, Shape
+from peftlab.cost import plan
+from peftlab.cost.hollow import hollow_processes
+from peftlab.cost.ledger import Memory
+from peftlab.cost.measure import memory_pass, subject
+from peftlab.cost.memory import HostRecorder
+from peftlab.cost.plan import Batch
+from peftlab.loading.base import load_base
+from peftlab.models.model import Files, Shape
 from peftlab.part import BadInput
-from peftlab.plan import Batch
 from peftlab.recipe import Recipe
 from peftlab.tasks import TASKS as REAL_TASKS
 

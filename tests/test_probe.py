@@ -14,22 +14,22 @@ import transformers
 from torch import nn
 from typer.testing import CliRunner
 
-from peftlab import checks, compatibility, probe
-from peftlab.checks import Check
 from peftlab.cli import app
+from peftlab.doctor import checks, compatibility, probe
+from peftlab.doctor.checks import Check
+from peftlab.doctor.patient import Patient, make_patient, make_trial
+from peftlab.doctor.probe import examine
 from peftlab.methods import METHODS, Method, Plan
 from peftlab.methods.adalora import AdaLora
 from peftlab.methods.full import Full
 from peftlab.methods.lora import Lora
 from peftlab.methods.prefix_tuning import PrefixTuning
-from peftlab.model import Model
+from peftlab.models.model import Model
+from peftlab.models.shapes import disagreement, shapes
+from peftlab.models.small_model import small_config
 from peftlab.part import BadInput
-from peftlab.patient import Patient, make_patient, make_trial
-from peftlab.probe import examine
 from peftlab.quantization.four_bit import FourBit
 from peftlab.recipe import Recipe, load_recipe
-from peftlab.shapes import disagreement, shapes
-from peftlab.small_model import small_config
 from peftlab.tasks.token_classification import TokenClassification
 
 from .conftest import MINILM, RECIPE

@@ -15,25 +15,25 @@ from peft import PeftModel
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
-from peftlab.base import Base, head_modules, load_base, load_tokenizer
 from peftlab.data.data import SPLITS
 from peftlab.data.hub import Hub
 from peftlab.examples import Example, Row
+from peftlab.loading.base import Base, head_modules, load_base, load_tokenizer
 from peftlab.methods import Plan
 from peftlab.methods.lora import Lora
 from peftlab.methods.method import Method
 from peftlab.methods.prefix_tuning import PrefixTuning
 from peftlab.methods.prompt_tuning import PromptTuning
-from peftlab.model import Files
+from peftlab.models.model import Files
+from peftlab.models.shapes import shapes
+from peftlab.models.small_model import small_config
 from peftlab.part import BadInput
 from peftlab.quantization.none import NoQuantization
 from peftlab.recipe import load_recipe
-from peftlab.run import run
-from peftlab.shapes import shapes
-from peftlab.small_model import small_config
+from peftlab.runs.run import run
 from peftlab.tasks.question_answering import QuestionAnswering
 from peftlab.tasks.task import IGNORED
-from peftlab.training import predict
+from peftlab.training.loop import predict
 
 from .conftest import MINILM
 

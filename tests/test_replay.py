@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from peftlab.recipe import Recipe, load_recipe
-from peftlab.run import run
+from peftlab.runs.run import run
 
 from .conftest import RECIPE
 

@@ -12,14 +12,14 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForTokenClassification
 
-from peftlab import artifact
-from peftlab.inference import answers, merge, of_lines
 from peftlab.metrics import load_metric
-from peftlab.model import Files
+from peftlab.models.model import Files
 from peftlab.part import BadInput
 from peftlab.recipe import load_recipe
 from peftlab.results import RunResult, read_result
-from peftlab.run import run
+from peftlab.runs import artifact
+from peftlab.runs.inference import answers, merge, of_lines
+from peftlab.runs.run import run
 
 from .conftest import RECIPE
 

@@ -10,23 +10,24 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 
-from peftlab import artifact, assets
-from peftlab.base import Base, load_base, load_tokenizer, longest_input
+from peftlab import assets
 from peftlab.data.hub import Hub
 from peftlab.examples import Row
-from peftlab.inference import answers, merge, of_lines
-from peftlab.model import Files, Model
+from peftlab.loading.base import Base, load_base, load_tokenizer, longest_input
+from peftlab.models.model import Files, Model
+from peftlab.models.shapes import shapes
+from peftlab.models.small_model import byte_tokenizer, small_config
 from peftlab.part import BadInput
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import load_recipe
 from peftlab.results import read_result
-from peftlab.run import run
-from peftlab.scoring import score
-from peftlab.shapes import shapes
-from peftlab.small_model import byte_tokenizer, small_config
+from peftlab.runs import artifact
+from peftlab.runs.inference import answers, merge, of_lines
+from peftlab.runs.run import run
+from peftlab.runs.scoring import score
 from peftlab.tasks.seq2seq import Seq2Seq
 from peftlab.tasks.task import IGNORED
-from peftlab.training import predict
+from peftlab.training.loop import predict
 
 CPU = torch.device("cpu")
 TITLES = Model(id="traceforge/flan-t5-small-titles")

@@ -11,20 +11,20 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoConfig, BertConfig, BertForMaskedLM
+from transformers import AutoConfig, BertConfig, BertForMaskedLM, BertForSequenceClassification
 
-import peftlab.base
-from peftlab import scoring
-from peftlab.base import load_base, load_tokenizer
+import peftlab.loading.base
 from peftlab.examples import Row
+from peftlab.loading.base import load_base, load_tokenizer
 from peftlab.methods import METHODS, Plan
 from peftlab.metrics import score
-from peftlab.model import Files, Model
+from peftlab.models.model import Files, Model
+from peftlab.models.small_model import byte_tokenizer
 from peftlab.part import BadInput
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe, load_recipe
-from peftlab.run import run
-from peftlab.small_model import byte_tokenizer
+from peftlab.runs import scoring
+from peftlab.runs.run import run
 from peftlab.tasks.sequence_classification import SequenceClassification as Task
 from peftlab.tasks.task import IGNORED
 from tests.contract.bases import tiny
@@ -405,7 +405,7 @@ def test_a_pooler_that_the_base_lacks_is_trained_saved_and_kept_float_with_the_h
     BertForMaskedLM(config).save_pretrained(tmp_path / "base")  # has none, as all bases of masked language modelling
     task, files = Task().fitted(rows("a", "b")), Files(tmp_path / "base", "a test", "")
 
-    def load(seed: int) -> peftlab.base.Base:
+    def load(seed: int) -> peftlab.loading.base.Base:
         settings: Any = {"device": torch.device("cpu"), "compute": torch.float32, "seed": seed}
         return load_base(Model(id=str(tmp_path / "base")), files, task, QUANTIZATIONS[quantization](), **settings)
 
@@ -424,6 +424,31 @@ def test_a_pooler_that_the_base_lacks_is_trained_saved_and_kept_float_with_the_h
     again = method.load(load(1).model, tmp_path / "adapter")  # another seed: nothing of it may come through
     with torch.no_grad():
         assert torch.equal(again.eval()(**inputs).logits, model.eval()(**inputs).logits)
+
+
+def test_a_head_for_other_labels_gives_way_to_a_new_one_and_its_trunk_stays(tmp_path: Path) -> None:
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    five = BertForSequenceClassification(BertConfig(**shape, vocab_size=97, num_labels=5))
+    five.save_pretrained(tmp_path)
+    settings: Any = {"device": torch.device("cpu"), "compute": torch.float32, "seed": 3}
+    task, files = Task().fitted(rows("a", "b", "c")), Files(tmp_path, "a test", "")
+    first, again = (load_base(Model(id="a"), files, task, QUANTIZATIONS["none"](), **settings).model for _ in range(2))
+    head = first.get_parameter("classifier.weight")
+    assert head.shape == (3, 64)
+    assert 0 < head.std() < 0.05  # drawn as transformers draws it, and the same for the same seed
+    assert torch.equal(head, again.get_parameter("classifier.weight"))
+    assert torch.equal(first.get_parameter("bert.pooler.dense.weight"), five.get_parameter("bert.pooler.dense.weight"))
+
+
+def test_a_trunk_of_another_shape_is_still_refused(tmp_path: Path) -> None:
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97}
+    BertForSequenceClassification(BertConfig(**shape, intermediate_size=128)).save_pretrained(tmp_path)
+    BertConfig(**shape, intermediate_size=256).save_pretrained(tmp_path)
+    settings: Any = {"device": torch.device("cpu"), "compute": torch.float32}
+    with pytest.raises(BadInput, match=r"e.g. 'bert.encoder.layer.0.intermediate.*, or has them in other shapes"):
+        load_base(
+            Model(id="a"), Files(tmp_path, "a", ""), Task().fitted(rows("a", "b")), QUANTIZATIONS["none"](), **settings
+        )
 
 
 def test_other_tensors_that_a_base_lacks_are_still_refused(tmp_path: Path) -> None:
@@ -466,7 +491,7 @@ def made(problem: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
 def test_a_recipe_over_ones_own_file_runs_and_answers_new_pairs(problem: str, tmp_path: Path) -> None:
-    from peftlab.inference import answers, of_lines
+    from peftlab.runs.inference import answers, of_lines
 
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in made(problem)))
@@ -525,7 +550,7 @@ def test_a_correlation_with_what_is_all_the_same_is_refused_before_training(tmp_
 @pytest.mark.parametrize("architecture", ["t5", "bart"])
 def test_a_classifier_that_reads_the_end_of_a_text_is_merged(architecture: str, tmp_path: Path) -> None:
     """Arbitrary tokens hold none or several ends, of which T5 and BART make nothing or an error."""
-    from peftlab.inference import merge
+    from peftlab.runs.inference import merge
 
     sizes: dict[str, Any] = {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "encoder_layers": 2, "decoder_layers": 2}
     own: dict[str, Any] = sizes | {"d_model": 64, "eos_token_id": 2}

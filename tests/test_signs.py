@@ -11,21 +11,21 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from peftlab.base import Base
 from peftlab.examples import Encoded, Example, Row
+from peftlab.loading.base import Base
 from peftlab.methods import Method, Plan
 from peftlab.methods.bitfit import BitFit
 from peftlab.methods.full import Full
 from peftlab.methods.lora import Lora
+from peftlab.models.small_model import byte_tokenizer
 from peftlab.part import BadInput
 from peftlab.recipe import load_recipe
-from peftlab.run import run
+from peftlab.runs.run import run
 from peftlab.settings import Seeds, Training
-from peftlab.small_model import byte_tokenizer
 from peftlab.tasks import Task
 from peftlab.tasks.token_classification import TokenClassification
-from peftlab.train_log import Evaluation, Halving, Step, TrainLog
-from peftlab.training import train
+from peftlab.training.loop import train
+from peftlab.training.train_log import Evaluation, Halving, Step, TrainLog
 from tests.contract.bases import tiny
 
 Trains = Callable[..., TrainLog]

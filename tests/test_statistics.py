@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy import special, stats
 from sklearn.metrics import f1_score
 
-from peftlab.forms import Floats, f1, macro_f1, stacked
 from peftlab.metrics import load_metric
+from peftlab.score_functions import Floats, f1, macro_f1, stacked
 from peftlab.statistics import (
     Estimate,
     Resampled,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.ledgers import Ledgers, Measurement, subject_digest
 from peftlab.part import BadInput
-from peftlab.store import Record, Store
-from peftlab.suite import Row, Suite, load_suite, make_plan
+from peftlab.suites.ledgers import Ledgers, Measurement, subject_digest
+from peftlab.suites.store import Record, Store
+from peftlab.suites.suite import Row, Suite, load_suite, make_plan
 
 SUITES = sorted((Path(__file__).parent.parent / "benchmarks").glob("*/suite.yaml"))
 GOOD = """\
@@ -225,7 +225,7 @@ def test_a_dry_run_forecasts_the_memory_of_what_was_never_run_and_else_needs_no_
     def shown() -> tuple[dict[str, str], bool]:
         """What is said of each row, and whether torch was imported."""
         code = (
-            f"import sys; from pathlib import Path; from peftlab.suite_commands import bench; "
+            f"import sys; from pathlib import Path; from peftlab.commands.suites import bench; "
             f"bench(Path({str(folder)!r}), dry_run=True); print('torch' in sys.modules)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)

@@ -12,13 +12,13 @@ from transformers import PreTrainedTokenizerFast
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from peftlab import metrics
-from peftlab.base import load_tokenizer
 from peftlab.examples import Row
-from peftlab.forms import FORMS
-from peftlab.harvest import counted
-from peftlab.model import Files
+from peftlab.loading.base import load_tokenizer
+from peftlab.models.model import Files
 from peftlab.part import BadInput
+from peftlab.score_functions import FORMS
 from peftlab.statistics import bootstrap, mean_score
+from peftlab.suites.harvest import counted
 from peftlab.tasks.task import IGNORED
 from peftlab.tasks.token_classification import TokenClassification
 

@@ -8,16 +8,16 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from peftlab.base import Base, load_tokenizer
-from peftlab.batching import epoch_batches, shares
 from peftlab.examples import Encoded, Example
+from peftlab.loading.base import Base, load_tokenizer
 from peftlab.methods import Plan
 from peftlab.methods.lora import Lora
 from peftlab.part import BadInput
 from peftlab.settings import Seeds, Training
 from peftlab.tasks import Task
-from peftlab.train_log import Evaluation, Halving, Records, Scores, Step, TrainLog
-from peftlab.training import learning_rate_factor, predict, train
+from peftlab.training.batching import epoch_batches, shares
+from peftlab.training.loop import learning_rate_factor, predict, train
+from peftlab.training.train_log import Evaluation, Halving, Records, Scores, Step, TrainLog
 
 from .conftest import MINILM
 

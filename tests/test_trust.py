@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peftlab import forms, metrics
-from peftlab.bench import adopt
-from peftlab.harvest import harvest
+from peftlab import metrics
+from peftlab import score_functions as forms
 from peftlab.part import BadInput
-from peftlab.reproduce import compare, reproduce
-from peftlab.run import run
-from peftlab.store import Counted, Store, packed, read_record
-from peftlab.suite import load_suite
-from peftlab.trust import verify
+from peftlab.runs.run import run
+from peftlab.suites.bench import adopt
+from peftlab.suites.harvest import harvest
+from peftlab.suites.reproduce import compare, reproduce
+from peftlab.suites.store import Counted, Store, packed, read_record
+from peftlab.suites.suite import load_suite
+from peftlab.suites.verify import verify
 
 SUITE = """\
 seeds: [1]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from peftlab.part import BadInput
-from peftlab.yaml_reader import LARGEST_FILE, read_scalar, read_yaml
+from peftlab.recipe.yaml_reader import LARGEST_FILE, read_scalar, read_yaml
 
 
 def read(folder: Path, content: str | bytes) -> dict[str, object]:

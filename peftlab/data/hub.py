@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from pydantic import Field
 
 from peftlab import assets, hub
 from peftlab.data.data import SPLITS, Data, Split
+from peftlab.data.readers.arrow import dataset_rows
 from peftlab.data.registry import REGISTRY
 from peftlab.examples import Row
 from peftlab.part import BadInput, FromHome, nearest
@@ -60,7 +60,7 @@ class Hub(Data):
         from datasets.exceptions import DatasetsError
 
         datasets.disable_progress_bars()
-        reason = ""
+        reason, offline = "", datasets.config.HF_HUB_OFFLINE
         if not self.local:
             try:  # one short question: `datasets` itself goes on asking for half a minute where there is no network
                 hub.snapshot(self.id, revision=self.revision, patterns=["README.md"], repo_type="dataset")
@@ -70,11 +70,13 @@ class Hub(Data):
         try:
             loaded = self._saved() or datasets.load_dataset(self.id, self.configuration, revision=self.revision)
         except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-            reason = reason or str(error).splitlines()[0]
+            reason = reason or next(iter(str(error).splitlines()), type(error).__name__)
             known = "" if self.revision else f", nor a known asset{nearest(self.id, REGISTRY)}"
             raise BadInput(
                 f"data: {self.id!r} is not a folder here{known}, nor to be had from the hub: {reason}"
             ) from None
+        finally:
+            datasets.config.HF_HUB_OFFLINE = offline
         given = set(self.splits.values())  # to another split, and so not to the one of its own name too
         names = {split: self.splits.get(split, "" if split in given else split) for split in SPLITS}
         return {
@@ -89,27 +91,3 @@ class Hub(Data):
             return None
         saved = datasets.load_from_disk(self.id)
         return saved if isinstance(saved, datasets.DatasetDict) else {self.splits.get("train", "train"): saved}
-
-
-def _of_asset(row: Row, asset: assets.Asset) -> Row:
-    """The row by its asset's name: where the cache is on this disk is no one else's business."""
-    return dataclasses.replace(row, where=re.sub(r"^/.*/", f"{asset.id}/", row.where))
-
-
-def dataset_rows(dataset: object, where: str) -> list[Row]:
-    """Rows of a `datasets.Dataset`, with the names of its class labels in place of their numbers."""
-    from datasets import ClassLabel, Dataset, List
-
-    assert isinstance(dataset, Dataset)
-    names: dict[str, ClassLabel] = {}
-    for column, feature in dataset.features.items():
-        inner = feature.feature if isinstance(feature, List) else feature
-        if isinstance(inner, ClassLabel):
-            names[column] = inner
-    rows = []
-    for number, record in enumerate(dataset, start=1):
-        for column, label in names.items():
-            value = record[column]
-            record[column] = label.int2str(value) if value is not None else None
-        rows.append(Row(f"{where} row {number}", record))
-    return rows

@@ -30,7 +30,6 @@ class AdaLora(PeftMethod):
 
     kind: Literal["adalora"] = "adalora"
     title: ClassVar[str] = "AdaLoRA"
-    paper: ClassVar[str | None] = "Zhang et al., 2023, arXiv:2303.10512"
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
             "zhang2023adalora",

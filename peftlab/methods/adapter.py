@@ -30,10 +30,6 @@ class Adapter(PeftMethod):
 
     kind: Literal["adapter"] = "adapter"
     title: ClassVar[str] = "Adapter"
-    paper: ClassVar[str | None] = (
-        "Houlsby et al., 2019, arXiv:1902.00751; Pfeiffer et al., 2021, arXiv:2005.00247; "
-        "He et al., 2022, arXiv:2110.04366"
-    )
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
             "houlsby2019adapters",

@@ -27,7 +27,6 @@ class BitFit(DirectMethod):
 
     kind: Literal["bitfit"] = "bitfit"
     title: ClassVar[str] = "BitFit"
-    paper: ClassVar[str | None] = "Ben Zaken et al., 2021, arXiv:2106.10199"
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
             "benzaken2021bitfit",

@@ -60,7 +60,6 @@ class Ia3(PeftMethod):
 
     kind: Literal["ia3"] = "ia3"
     title: ClassVar[str] = "IA3"
-    paper: ClassVar[str | None] = "Liu et al., 2022, arXiv:2205.05638"
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
             "liu2022ia3",

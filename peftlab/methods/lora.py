@@ -26,7 +26,6 @@ class Lora(PeftMethod):
 
     kind: Literal["lora"] = "lora"
     title: ClassVar[str] = "LoRA"
-    paper: ClassVar[str | None] = "Hu et al., 2021, arXiv:2106.09685"
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
             "hu2021lora",

@@ -49,7 +49,6 @@ class Method(Part):
     """
 
     title: ClassVar[str]  # as in a table: "LoRA"
-    paper: ClassVar[str | None] = None  # "Hu et al., 2021, arXiv:2106.09685"
     references: ClassVar[tuple[Reference, ...]] = ()  # for a bibliography
     fidelity: ClassVar[str | None] = None  # what this implementation does that the paper does not, or the reverse
     learning_rate: ClassVar[float]  # sensible centre for a BERT-sized encoder

@@ -20,7 +20,6 @@ class PTuning(EmbeddedTokens):
 
     kind: Literal["p_tuning"] = "p_tuning"
     title: ClassVar[str] = "P-tuning"
-    paper: ClassVar[str | None] = "Liu et al., 2021, arXiv:2103.10385"
     references: ClassVar[tuple[Reference, ...]] = (
         Reference("liu2021ptuning", "Liu, Xiao and others", "GPT Understands, Too", 2021, "2103.10385"),
     )

@@ -29,7 +29,6 @@ class PrefixTuning(VirtualTokens):
 
     kind: Literal["prefix_tuning"] = "prefix_tuning"
     title: ClassVar[str] = "prefix tuning"
-    paper: ClassVar[str | None] = "Li & Liang, 2021, arXiv:2101.00190"
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
             "li2021prefix",

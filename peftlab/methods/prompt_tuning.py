@@ -18,7 +18,6 @@ class PromptTuning(EmbeddedTokens):
 
     kind: Literal["prompt_tuning"] = "prompt_tuning"
     title: ClassVar[str] = "prompt tuning"
-    paper: ClassVar[str | None] = "Lester et al., 2021, arXiv:2104.08691"
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
             "lester2021prompt",

@@ -19,7 +19,6 @@ BLOCK, SCALE_BLOCK = 64, 256  # weights that share a scale, scales that share a 
 class FourBit(Quantization):
     """Half a byte a weight. A subclass fixes the sixteen values a weight can take."""
 
-    paper: ClassVar[str | None] = "Dettmers et al., 2023, arXiv:2305.14314"
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
             "dettmers2023qlora",

@@ -21,7 +21,6 @@ class Int8(Quantization):
 
     kind: Literal["int8"] = "int8"
     title: ClassVar[str] = "int8"
-    paper: ClassVar[str | None] = "Dettmers et al., 2022, arXiv:2208.07339"
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
             "dettmers2022int8",

@@ -18,7 +18,6 @@ class Quantization(Part):
     """How the linear layers of the frozen base are stored. Head and embeddings always stay float."""
 
     title: ClassVar[str]  # as in a table: "NF4"
-    paper: ClassVar[str | None] = None
     references: ClassVar[tuple[Reference, ...]] = ()  # for a bibliography
     quantizes: ClassVar[bool] = True
 

@@ -9,10 +9,10 @@ from pydantic import Field
 
 from peftlab.examples import Encoded, Example, Row
 from peftlab.part import BadInput
+from peftlab.tasks.attention_checks import leak, no_decoder
 from peftlab.tasks.conversation import ANSWERS, Message, chat_template, end_of_text
 from peftlab.tasks.next_token import next_token_nats
 from peftlab.tasks.packing import packed
-from peftlab.tasks.sight import leak, no_decoder
 from peftlab.tasks.task import IGNORED, Task, pad
 
 if TYPE_CHECKING:
@@ -243,10 +243,11 @@ class CausalLM(Task):
 
     def _answer(self, model: Any, ask: torch.Tensor, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> str:
         """One at a time: padding on the left would move the positions that virtual tokens take."""
+        ask, room = self._within_positions(model, ask)
         found = model.generate(
             input_ids=ask[None],
             attention_mask=ask.new_ones(1, len(ask)),
-            max_new_tokens=self.new_tokens,
+            max_new_tokens=room,
             # All that shapes the answer is said here, or the base's generation_config.json would have a say.
             num_beams=1,
             do_sample=False,
@@ -258,6 +259,16 @@ class CausalLM(Task):
             pad_token_id=tokenizer.pad_token_id,
         )
         return str(tokenizer.decode(found[0, len(ask) :], skip_special_tokens=True)).strip()
+
+    def _within_positions(self, model: Any, ask: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """The prompt, and how many tokens may follow it. One that leaves them too little room loses its beginning."""
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if positions is None:
+            return ask, self.new_tokens
+        adapters = getattr(model, "peft_config", {}).values()
+        free = positions - sum(getattr(adapter, "num_virtual_tokens", None) or 0 for adapter in adapters)
+        room = min(self.new_tokens, max(free - len(ask), free // 2))
+        return ask[-(free - room) :], room
 
 
 def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase, *, end: bool) -> tuple[list[int], list[bool]]:

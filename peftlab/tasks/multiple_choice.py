@@ -12,9 +12,9 @@ from pydantic import Field
 
 from peftlab.examples import Encoded, Example, Row
 from peftlab.part import BadInput, nearest
+from peftlab.tasks.attention_checks import no_decoder
 from peftlab.tasks.conversation import ANSWERS, chat_template
 from peftlab.tasks.next_token import next_token_nats
-from peftlab.tasks.sight import no_decoder
 from peftlab.tasks.task import IGNORED, Task, pad
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, PreTrainedModel
 
-from peftlab.base import load_base
+from peftlab.loading.base import load_base
 from peftlab.methods import METHODS, Method, Plan
 from peftlab.methods.method import Setting
-from peftlab.model import Files, Model
+from peftlab.models.model import Files, Model
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.tasks.token_classification import TokenClassification
 

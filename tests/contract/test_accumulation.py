@@ -15,8 +15,8 @@ from peftlab.examples import Example, Row
 from peftlab.methods import Method
 from peftlab.methods.adalora import AdaLora
 from peftlab.settings import Seeds, Training
-from peftlab.train_log import Evaluation, Halving, Step, TrainLog
-from peftlab.training import train
+from peftlab.training.loop import train
+from peftlab.training.train_log import Evaluation, Halving, Step, TrainLog
 from tests.contract import bases
 from tests.contract.bases import SUPPORTED, Combination
 

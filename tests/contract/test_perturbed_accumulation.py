@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from peftlab.settings import Seeds, Training
-from peftlab.training import train
+from peftlab.training.loop import train
 from tests.contract import bases
 from tests.contract.test_accumulation import STEPS, Silence, examples
 

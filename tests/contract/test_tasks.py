@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from peftlab.doctor.patient import Patient, make_patient
+from peftlab.models.shapes import shapes
+from peftlab.models.small_model import byte_tokenizer
 from peftlab.part import BadInput
-from peftlab.patient import Patient, make_patient
 from peftlab.recipe import Recipe
-from peftlab.shapes import shapes
-from peftlab.small_model import byte_tokenizer
 from peftlab.tasks import TASKS
 
 BASES = ("google-bert/bert-base-cased", "meta-llama/Llama-3.2-1B", "google-t5/t5-small")  # one of each family

@@ -191,7 +191,7 @@ def output(lab: Lab) -> Iterator[Path]:
 
 def make_inputs(folder: Path) -> None:
     """A model with a tokenizer, rows and a recipe."""
-    from peftlab.small_model import byte_tokenizer
+    from peftlab.models.small_model import byte_tokenizer
 
     model = bases.tiny("bert", "AutoModel", max_position_embeddings=64, vocab_size=512, intermediate_size=128)
     model.save_pretrained(folder / "tiny")

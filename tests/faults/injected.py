@@ -44,7 +44,7 @@ def _watch(counting: Callable[[], bool], folder: str, at: int) -> None:
 
 def kill_at_operation_of_save(step: int, number: int) -> None:
     """SIGKILL before the `number`th file operation of the save of this step, deletions included."""
-    from peftlab.checkpoint import Checkpoints
+    from peftlab.training.checkpoint import Checkpoints
 
     real, saving = Checkpoints.save, [False]
 
@@ -61,7 +61,7 @@ def kill_at_operation_of_save(step: int, number: int) -> None:
 
 def count_operations_of_save(step: int, file: str) -> None:
     """How many there are, written into `file`."""
-    from peftlab import run
+    from peftlab.runs import run
 
     kill_at_operation_of_save(step, -1)
     real = run.publish
@@ -75,7 +75,7 @@ def count_operations_of_save(step: int, file: str) -> None:
 
 def kill_while_publishing(number: int) -> None:
     """SIGKILL before the `number`th file operation from when result.json is written."""
-    from peftlab import run
+    from peftlab.runs import run
 
     real, writing = run.write_result, [False]
 
@@ -89,7 +89,7 @@ def kill_while_publishing(number: int) -> None:
 
 def kill_at_move(number: int) -> None:
     """SIGKILL before the `number`th renaming or deletion of a whole folder from when result.json is written."""
-    from peftlab import run
+    from peftlab.runs import run
 
     real, seen = run.write_result, [0]
 
@@ -138,7 +138,7 @@ def raise_at_step(number: int, rank: str = "") -> None:
 
 def _at_step(number: int, action: Callable[[], Any]) -> None:
     """Do something at the end of the `number`th attempt at a step's gradients, from 1."""
-    from peftlab.gradients import Gradients
+    from peftlab.training.gradients import Gradients
 
     real, attempts = Gradients.add, [0]
 
@@ -154,7 +154,7 @@ def _at_step(number: int, action: Callable[[], Any]) -> None:
 
 
 def _count_finished_steps() -> None:
-    from peftlab.gradients import Gradients
+    from peftlab.training.gradients import Gradients
 
     real = Gradients.add
 
@@ -187,21 +187,21 @@ def signal_at(number: int, sent: int, module: str, name: str) -> None:
 
 def kill_in_training_after(seconds: float) -> None:
     """Killed by the system's clock, whatever the interpreter is at, so long after training began."""
-    from peftlab import training
+    from peftlab.training import loop
 
-    real = training.train
+    real = loop.train
 
     def train(*arguments: Any, **keywords: Any) -> Any:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, seconds + 1e-6)
         return real(*arguments, **keywords)
 
-    training.train = train
+    loop.train = train
 
 
 def not_a_number_at_step(number: int) -> None:
     """A batch whose loss is NaN, as bad data or too large a rate make it."""
-    from peftlab.gradients import Gradients
+    from peftlab.training.gradients import Gradients
 
     real, attempts = Gradients.add, [0]
 
@@ -223,7 +223,7 @@ def infinite_gradient_at_step(number: int) -> None:
 
 def infinite_backward_at_step(number: int) -> None:
     """The same where the gradients are in shares; a step has one backward."""
-    from peftlab.zero import ZeroUpdate
+    from peftlab.devices.zero import ZeroUpdate
 
     real, attempts = ZeroUpdate.backward, [0]
 
@@ -254,7 +254,7 @@ def out_of_memory_at_step(number: int, largest: int = 0) -> None:
 
 
 def out_of_memory_in_loading() -> None:
-    from peftlab import material
+    from peftlab.loading import material
 
     def load_base(*arguments: Any, **keywords: Any) -> Any:
         raise RuntimeError(
@@ -274,7 +274,7 @@ def addresses(megabytes: int) -> None:
 
 def addresses_in_step(number: int, megabytes: int) -> None:
     """That limit in this step alone."""
-    from peftlab.gradients import Gradients
+    from peftlab.training.gradients import Gradients
 
     _count_finished_steps()
     real = Gradients.add
@@ -292,9 +292,9 @@ def addresses_in_step(number: int, megabytes: int) -> None:
 
 def largest_file_of_run(size: int) -> None:
     """RLIMIT_FSIZE from when training begins: what a full disk is to whoever writes."""
-    from peftlab import training
+    from peftlab.training import loop
 
-    real = training.train
+    real = loop.train
 
     def train(*arguments: Any, **keywords: Any) -> Any:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -303,14 +303,14 @@ def largest_file_of_run(size: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (max(size, *streams) + 2000, resource.RLIM_INFINITY))
         return real(*arguments, **keywords)
 
-    training.train = train
+    loop.train = train
 
 
 def disk_full_at_save(*numbers: int) -> None:
     """No space left in the checkpoints with these numbers, from 1."""
     import errno
 
-    from peftlab import checkpoint
+    from peftlab.training import checkpoint
 
     real, saves = checkpoint._write, [0]
 
@@ -327,7 +327,7 @@ def disk_full_at_save(*numbers: int) -> None:
 
 def fail_with(kind: str, text: str) -> None:
     """An error while the base is loaded, as the hub's client raises them, addresses and all."""
-    from peftlab import material
+    from peftlab.loading import material
     from peftlab.part import BadInput
 
     def load_base(*arguments: Any, **keywords: Any) -> Any:
@@ -342,9 +342,9 @@ def write_held_bytes(path: str) -> None:
 
     from torch.distributed.tensor import DTensor
 
-    from peftlab import training
+    from peftlab.training import loop
 
-    real = training.train
+    real = loop.train
 
     def train(model: Any, **settings: Any) -> Any:
         log = real(model, **settings)
@@ -355,12 +355,12 @@ def write_held_bytes(path: str) -> None:
         Path(path).write_text(json.dumps([sum(storages.values()), whole]))
         return log
 
-    training.train = train
+    loop.train = train
 
 
 def write_gradient_buffer(path: str) -> None:
     """Write how many elements the buffer has that DeepSpeed makes for gradients."""
-    from peftlab.zero import Zero
+    from peftlab.devices.zero import Zero
 
     real = Zero.update
 

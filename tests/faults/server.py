@@ -11,7 +11,7 @@ import traceback
 from typing import Any
 
 HEAVY = ("torch", "accelerate", "peft", "bitsandbytes", "datasets", "evaluate", "seqeval.metrics")
-HEAVY_OWN = ("peftlab.cli", "peftlab.run", "peftlab.inference")
+HEAVY_OWN = ("peftlab.cli", "peftlab.runs.run", "peftlab.runs.inference")
 
 
 def serve() -> None:

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from peftlab.base import load_tokenizer
 from peftlab.data.files import Files
 from peftlab.data.hub import Hub
-from peftlab.encoding import encode
 from peftlab.examples import Splits
-from peftlab.model import Files as ModelFiles
+from peftlab.loading.base import load_tokenizer
+from peftlab.loading.encoding import encode
+from peftlab.models.model import Files as ModelFiles
 from peftlab.part import BadInput
 from peftlab.recipe import load_recipe
 from peftlab.tasks import Task
@@ -326,7 +326,7 @@ def test_more_than_a_tenth_is_not_skipped(tmp_path: Path) -> None:
 
 
 def test_a_run_stops_before_anything_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from peftlab.run import run
+    from peftlab.runs.run import run
 
     (tmp_path / "mine.jsonl").write_bytes(b"".join(line(sentence(i)) for i in range(GOOD)) + b"{\n")
     (tmp_path / "mine.yaml").write_text(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from peftlab.small_model import byte_tokenizer
+from peftlab.models.small_model import byte_tokenizer
 from tests.contract.bases import Combination, tiny
 from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Lab, Trained, both, finished, sets, steps, two
 
@@ -74,11 +74,11 @@ GONE = [
     *(["kill_at_step", number] for number in (range(2, 9) if NIGHT else [5])),
     *(["raise_at_step", number] for number in (range(2, 9) if NIGHT else [5])),
     *(
-        ["signal_at", number, signal.SIGKILL, "peftlab.training", "split_batches"]
+        ["signal_at", number, signal.SIGKILL, "peftlab.training.loop", "split_batches"]
         for number in (range(1, 5) if NIGHT else [2])
     ),
     *(
-        ["signal_at", number, signal.SIGKILL, "peftlab.keeper", "RunKeeper.keep"]
+        ["signal_at", number, signal.SIGKILL, "peftlab.training.keeper", "RunKeeper.keep"]
         for number in (range(2, 8) if NIGHT else [2])
     ),
 ]

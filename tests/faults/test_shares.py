@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from peftlab.devices.sharding import Sharding
+from peftlab.models.small_model import byte_tokenizer
 from peftlab.part import BadInput
-from peftlab.sharding import Sharding
-from peftlab.small_model import byte_tokenizer
 from tests.contract.bases import Combination, tiny
 from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Lab, both, finished, sets, steps
 

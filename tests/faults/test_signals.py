@@ -34,9 +34,9 @@ def test_in_a_step_the_state_after_it_is_kept(
 @pytest.mark.parametrize(
     ("call", "module", "name", "kept"),
     [
-        (1, "peftlab.training", "_evaluate", 3),
-        (2, "peftlab.training", "split_batches", 6),  # in the second evaluation
-        (4, "peftlab.training", "split_batches", 8),  # while the test split is scored
+        (1, "peftlab.training.loop", "_evaluate", 3),
+        (2, "peftlab.training.loop", "split_batches", 6),  # in the second evaluation
+        (4, "peftlab.training.loop", "split_batches", 8),  # while the test split is scored
     ],
 )
 def test_in_an_evaluation_the_state_before_it_is_kept(
@@ -54,7 +54,7 @@ def test_in_an_evaluation_the_state_before_it_is_kept(
 @pytest.mark.parametrize(("sent", "code", "word"), SIGNALS, ids=IDS)
 def test_in_a_save_the_save_and_a_step_are_finished(sent: int, code: int, word: str, lab: Lab, output: Path) -> None:
     words = [*lab.words(output), "--checkpoint-every", "2"]
-    done = lab.server.run(*words, faults=[["signal_at", 1, sent, "peftlab.checkpoint", "save_file"]])
+    done = lab.server.run(*words, faults=[["signal_at", 1, sent, "peftlab.training.checkpoint", "save_file"]])
     assert (done.code, done.err) == (code, f"{word}: step 3 is kept, --resume goes on from it\n")
     assert [path.name for path in steps(output)] == ["step-00000002", "step-00000003"]
     assert lab.server.run(*words, "--resume").code == 0
@@ -104,7 +104,10 @@ def test_at_any_time_it_ends_with_a_line_and_goes_on_to_the_same_bits(
 
 @pytest.mark.parametrize(("sent", "code", "word"), SIGNALS, ids=IDS)
 def test_while_the_result_is_written_it_is_written(sent: int, code: int, word: str, lab: Lab, output: Path) -> None:
-    assert lab.server.run(*lab.words(output), faults=[["signal_at", 1, sent, "peftlab.run", "write_result"]]).code == 0
+    assert (
+        lab.server.run(*lab.words(output), faults=[["signal_at", 1, sent, "peftlab.runs.run", "write_result"]]).code
+        == 0
+    )
     assert finished(output).digest == lab.whole().digest
 
 
@@ -125,7 +128,10 @@ def test_a_second_signal_ends_it_at_once(
 def test_before_training_an_earlier_state_stays(lab: Lab, output: Path) -> None:
     words = [*lab.words(output), *NEVER, "--resume"]
     assert lab.server.run(*words, faults=[["signal_at_step", 4, signal.SIGINT]]).code == 130
-    assert lab.server.run(*words, faults=[["signal_at", 1, signal.SIGINT, "peftlab.material", "load_base"]]).code == 130
+    assert (
+        lab.server.run(*words, faults=[["signal_at", 1, signal.SIGINT, "peftlab.loading.material", "load_base"]]).code
+        == 130
+    )
     assert lab.server.run(*words, faults=[["signal_at_step", 1, signal.SIGINT]]).code == 130
     assert [path.name for path in steps(output)] == ["step-00000004", "step-00000005"]
     assert lab.server.run(*words).code == 0

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.bench import Options, bench
-from peftlab.store import Store, validation_scores
-from peftlab.suite import load_suite, make_plan
+from peftlab.suites.bench import Options, bench
+from peftlab.suites.store import Store, validation_scores
+from peftlab.suites.suite import load_suite, make_plan
 from tests.faults.conftest import counted
 
 SUITE = """\

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.ledger import MIB
-from peftlab.plan import fit
+from peftlab.cost.ledger import MIB
+from peftlab.cost.plan import fit
 from peftlab.recipe import load_recipe
 from tests.contract.bases import Combination
 from tests.faults.conftest import COMBINATIONS, KILLED, STEPS, Lab, counted, finished, sets, steps

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from peftlab.devices.zero import Zero
 from peftlab.part import BadInput
-from peftlab.zero import Zero
 from tests.contract.bases import Combination
 from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Done, Lab, both, finished, sets, steps
 from tests.faults.test_shares import COMPILES, recipe_of

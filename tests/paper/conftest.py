@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peftlab import forms
-from peftlab.ledgers import Ledgers, Measurement
-from peftlab.store import Counted, Predictions, Record, Store, validation_scores
-from peftlab.suite import Row, load_suite, make_plan
+from peftlab import score_functions as forms
+from peftlab.suites.ledgers import Ledgers, Measurement
+from peftlab.suites.store import Counted, Predictions, Record, Store, validation_scores
+from peftlab.suites.suite import Row, load_suite, make_plan
 from tests.paper.made_up import SUITE, counts, ledger, result
 
 

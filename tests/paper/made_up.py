@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from peftlab.ledger import MIB, Flops, Inference, Ledger, Memory, Times
+from peftlab.cost.ledger import MIB, Flops, Inference, Ledger, Memory, Times
 from peftlab.results import RunResult
 
 SUITE = """\

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.table import read_findings, tables
+from peftlab.paper.table import read_findings, tables
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

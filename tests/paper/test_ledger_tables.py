@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.ledger import MIB
-from peftlab.plot import write_figures
-from peftlab.table import markdown, read_findings, tables
+from peftlab.cost.ledger import MIB
+from peftlab.paper.plot import write_figures
+from peftlab.paper.table import markdown, read_findings, tables
 from tests.paper.made_up import table_rows
 
 

@@ -13,8 +13,8 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
-from peftlab.report import page
-from peftlab.table import read_findings
+from peftlab.paper.report import page
+from peftlab.paper.table import read_findings
 
 
 class Links(HTMLParser):

@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peftlab import forms, prose
-from peftlab.columns import difference
-from peftlab.estimate import Clock
-from peftlab.findings import Findings, Line, make_findings
+from peftlab import score_functions as forms
+from peftlab.paper import prose
+from peftlab.paper.columns import difference
+from peftlab.paper.findings import Findings, Line, make_findings
+from peftlab.paper.plot import write_figures
+from peftlab.paper.table import markdown, read_findings, tables
 from peftlab.part import BadInput
-from peftlab.plot import write_figures
-from peftlab.store import Store, validation_scores
-from peftlab.suite import Row, load_suite, make_plan
-from peftlab.table import markdown, read_findings, tables
+from peftlab.suites.estimate import Clock
+from peftlab.suites.store import Store, validation_scores
+from peftlab.suites.suite import Row, load_suite, make_plan
 from peftlab.tasks.token_classification import TokenClassification
 from tests.paper.made_up import SUITE, changed, table_rows
 

@@ -61,6 +61,9 @@ def _rows(path: Path, text: str, position: int) -> list[Row]:
             position = _after_space(text, position + 1)
         elif text[position : position + 1] != "]":
             raise BadInput(f"{path}:{line}: not JSON: the object that begins here is followed by neither , nor ]")
+    if _after_space(text, position + 1) < len(text):
+        line += text.count("\n", counted, position)
+        raise BadInput(f"{path}:{line}: not JSON: the array ends here, and something follows it")
     return rows
 
 

@@ -26,8 +26,9 @@ def read_lines(path: Path) -> Iterator[Line]:
     with opened(path) as file:
         for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
             if len(raw) > LONGEST_LINE:
-                while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
-                    pass
+                rest = raw
+                while rest and not rest.endswith(b"\n"):
+                    rest = file.readline(LONGEST_LINE)
                 yield Line(number, "", f"a line of more than {LONGEST_LINE} bytes")
                 continue
             encoding = "utf-8-sig" if number == 1 else "utf-8"

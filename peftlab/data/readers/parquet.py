@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from peftlab.data.readers.arrow import dataset_rows
 from peftlab.examples import Row
 from peftlab.part import BadInput
 
@@ -20,8 +21,6 @@ def read_parquet(path: Path) -> list[Row]:
     except pyarrow.ArrowException as error:
         raise BadInput(f"{path}: not parquet: {_first_line(error)}") from None
     import datasets
-
-    from peftlab.data.hub import dataset_rows
 
     return dataset_rows(datasets.Dataset(table), str(path))
 

@@ -1,0 +1,1 @@
+"""What a training step takes: bytes, operations and seconds, measured or forecast from shapes."""

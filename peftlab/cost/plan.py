@@ -1,0 +1,221 @@
+"""Does it fit? The loop's own steps on a model without values, for a recipe and for each quantisation of its base."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+
+from peftlab.cost.hollow import ShapeRecorder, full_config, hollow_base, hollow_processes, shapes_alone, to_shapes
+from peftlab.cost.ledger import MIB, Forecast, Memory
+from peftlab.cost.measure import batch_shape, memory_pass, subject
+from peftlab.examples import Example
+from peftlab.loading.base import longest, resolve_precision
+from peftlab.models.model import Files, Shape
+from peftlab.models.small_model import byte_tokenizer
+from peftlab.part import BadInput
+from peftlab.quantization import QUANTIZATIONS
+from peftlab.recipe import Recipe
+from peftlab.tasks import Task
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_size(text: str) -> int:
+    """Bytes.
+
+    >>> parse_size("24 GiB"), parse_size("1.5MB")
+    (25769803776, 1500000)
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)\s*", text, re.IGNORECASE)
+    if found is None or not float(found[1]):
+        raise BadInput(f"--device {text}: a size with its unit was expected, e.g. 24 GiB")
+    return round(float(found[1]) * UNITS[found[2].upper()])
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    limit: int | None = None,
+    devices: int = 1,
+    shares: bool = False,
+    examples: int | None = None,
+    length: int | None = None,
+) -> Iterator[Forecast]:
+    """A forecast for the recipe as it is, and then for each other quantisation, with the batch cut so that it fits.
+
+    Of several devices each holds a copy of the model (DDP), or a share of it (FSDP2).
+    """
+    if shares and devices == 1:
+        raise BadInput("--shares: one device has nobody to share with; say how many there are: --devices 2")
+    others = [part(kind=kind) for kind, part in QUANTIZATIONS.items() if kind != recipe.quantization.kind]
+    for quantization in [recipe.quantization, *(other.in_shares() if shares else other for other in others)]:
+        wanted = recipe.model_copy(update={"quantization": quantization})
+        reason = wanted.unsupported(str(recipe.model.shape().values["model_type"]), sharded=shares)
+        if reason is not None:
+            yield Forecast(quantization=quantization.kind, unsupported=reason)
+            continue
+        yield fit(wanted, limit=limit, devices=devices, shares=shares, examples=examples, length=length)
+
+
+def fit(
+    recipe: Recipe,
+    *,
+    limit: int | None,
+    devices: int = 1,
+    shares: bool = False,
+    examples: int | None = None,
+    length: int | None = None,
+) -> Forecast:
+    """The recipe's own accumulation, or the least above it with which a step fits into `limit`."""
+    shape = recipe.model.shape()
+    batch = sample_batch(recipe, shape, devices=devices, examples=examples, length=length)
+    of_device = len(batch.share)
+
+    def look(accumulation: int, share: Sequence[Example]) -> tuple[Memory, int]:
+        """What a step on these examples holds, and what is needed for it."""
+        settings = recipe.training.model_copy(update={"accumulation": accumulation})
+        cut = recipe.model_copy(update={"training": settings})
+        memory = predict(cut, shape, dataclasses.replace(batch, share=share), sharers=devices if shares else 1)
+        copies = devices > 1 and not shares
+        exchanged = memory.gradients if copies else 0  # the buckets in which processes exchange them
+        return memory, memory.peak + (memory.best_state or 0) + exchanged
+
+    accumulation = min(recipe.training.accumulation, of_device)
+    memory, needed = look(accumulation, batch.share)
+    at_least = False
+    if limit is not None and needed > limit and accumulation < of_device:
+        # Two examples, one at a time, hold less than any cut of them all, if only by the rest of the batch itself.
+        least, least_needed = look(2, batch.share[:2])
+        at_least = least_needed > limit
+        if at_least:
+            memory, needed, accumulation = least, least_needed, of_device
+        while needed > limit and accumulation < of_device:
+            accumulation = min(accumulation * 2, of_device)
+            memory, needed = look(accumulation, batch.share)
+    return Forecast(
+        quantization=recipe.quantization.kind,
+        memory=memory,
+        needed=needed,
+        at_least=at_least,
+        fits=None if limit is None else needed <= limit,
+        examples=batch.count,
+        length=batch.length,
+        accumulation=accumulation,
+        micro_batch=-(-of_device // accumulation),
+        devices=devices,
+        shares=shares,
+    )
+
+
+def foretold(recipe: Recipe, devices: int) -> str:
+    """What the shapes say of a step that was out of memory; "" if they cannot be asked where so little is left."""
+    try:
+        forecast = fit(recipe, limit=None, devices=devices)
+    except (BadInput, RuntimeError, MemoryError, OSError):
+        return ""
+    memory = forecast.memory
+    assert memory is not None
+    parts = {"weights": memory.weights, "optimiser": memory.optimizer, "activations": memory.activations}
+    said = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in parts.items())
+    return (
+        f"; by its shapes a step in micro-batches of {forecast.micro_batch} x {forecast.length} tokens holds "
+        f"{(forecast.needed or 0) / MIB:,.0f} MiB at its peak ({said}): peftlab plan says what fits"
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a device is given in a step, made of the task's own sample."""
+
+    task: Task  # fitted
+    tokenizer: PreTrainedTokenizerBase
+    count: int  # examples of the step, on all devices
+    length: int  # tokens of each
+    share: Sequence[Example]  # of one device
+
+
+def sample_batch(
+    recipe: Recipe, shape: Shape, *, devices: int = 1, examples: int | None = None, length: int | None = None
+) -> Batch:
+    """The recipe's batch in size, or of `examples` of `length` tokens."""
+    rows = recipe.task.sample()
+    task = recipe.task.from_training(rows).fitted(rows)
+    limit = longest(shape.values, shape.source, task, reserved=recipe.method.positions)
+    count, length = batch_shape(recipe.training, limit, examples=examples, length=length)
+    tokenizer = byte_tokenizer(full_config(shape.values, task))
+    encoded = task.training_examples(task.encode(rows, tokenizer, limit).examples, limit)
+    share = [task.drawn_out(encoded[i % len(encoded)], length) for i in range(-(-count // devices))]
+    return Batch(task, tokenizer, count, length, share)
+
+
+def predict(recipe: Recipe, shape: Shape, batch: Batch, *, sharers: int = 1) -> Memory:
+    """What a device holds of a step, if it has the model to itself or shares it with others."""
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    precision = resolve_precision(recipe.training.precision, accelerator.device)
+    base = hollow_base(
+        shape,
+        Files(Path(), shape.source, ""),
+        batch.task,
+        recipe.quantization,
+        compute=getattr(torch, precision),
+        frozen=not recipe.method.trains_base,
+        dropout=recipe.training.dropout,
+        padding_token=batch.tokenizer.pad_token_id,
+    )
+    with torch.device("meta"):
+        ready = subject(
+            recipe,
+            batch.task,
+            base,
+            batch.share,
+            tokenize=lambda text: list(batch.tokenizer(text, add_special_tokens=False)["input_ids"]),
+            padding_token=batch.tokenizer.pad_token_id,
+            accelerator=accelerator,
+            precision=precision,
+        )
+    with contextlib.ExitStack() as stack:
+        processes = stack.enter_context(hollow_processes(sharers)) if sharers > 1 else None
+        stack.enter_context(shapes_alone())
+        ready = dataclasses.replace(ready, before=to_shapes(ready.model, recipe.quantization, ready.before))
+        if processes is not None:
+            ready = ready.shared_out(processes)
+        return memory_pass(ready, ShapeRecorder(), evaluate=False)
+
+
+def lines(forecast: Forecast, limit: int | None) -> list[tuple[str, str]]:
+    """What a person wants to know of it."""
+    if forecast.memory is None:
+        return [("unsupported", str(forecast.unsupported))]
+    memory = forecast.memory
+    parts = {
+        "weights": memory.base + memory.method + memory.head,
+        "constants": memory.constants,
+        "optimiser": memory.optimizer,
+        "gradients": memory.gradients,
+        "activations": memory.activations,
+        "transient": memory.transient,
+        "peak": memory.peak,
+        "needed": forecast.needed or 0,
+    }
+    found = [(label, f"{size / MIB:,.0f} MiB") for label, size in parts.items() if size]
+    batch = f"{forecast.examples} x {forecast.length} tokens a step"
+    if forecast.devices > 1:
+        batch += f" on {forecast.devices} devices" + (" in shares" if forecast.shares else "")
+    found.append(
+        ("batch", f"{batch}: micro-batches of {forecast.micro_batch}, training.accumulation={forecast.accumulation}")
+    )
+    if limit is not None:
+        verdict = "fits" if forecast.fits else "does not fit, even one example at a time"
+        if forecast.at_least:
+            verdict += " (shown is what two of them need)"
+        found.append(("verdict", f"{verdict} in {limit / MIB:,.0f} MiB"))
+    return found

@@ -1,0 +1,35 @@
+"""Tables of `datasets`, which may know their class labels by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from peftlab.examples import Row
+
+if TYPE_CHECKING:
+    from datasets import ClassLabel
+
+
+def dataset_rows(dataset: object, where: str) -> list[Row]:
+    """Rows of a `datasets.Dataset`, with the names of its class labels in place of their numbers."""
+    from datasets import ClassLabel, Dataset, List
+
+    assert isinstance(dataset, Dataset)
+    names: dict[str, ClassLabel] = {}
+    for column, feature in dataset.features.items():
+        inner = feature.feature if isinstance(feature, List) else feature
+        if isinstance(inner, ClassLabel):
+            names[column] = inner
+    rows = []
+    for number, record in enumerate(dataset, start=1):
+        for column, label in names.items():
+            record[column] = _named(record[column], label)
+        rows.append(Row(f"{where} row {number}", record))
+    return rows
+
+
+def _named(value: Any, label: ClassLabel) -> Any:
+    """The name of a class, or of each of a list; -1 is how unlabelled rows are published."""
+    if isinstance(value, list):
+        return [_named(each, label) for each in value]
+    return None if value is None or value < 0 else label.int2str(value)

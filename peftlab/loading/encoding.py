@@ -1,0 +1,85 @@
+"""From rows to examples: a row that the task cannot encode is a bad row too; what was encoded before is found again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tokenizers
+import transformers
+
+import peftlab.tasks
+from peftlab.data.bad_rows import OnBadRow, settle
+from peftlab.data.splitting import canonical
+from peftlab.examples import Encoded, Row
+from peftlab.loading import encoded_cache
+from peftlab.models.model import Files
+from peftlab.part import BadInput
+from peftlab.tasks.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHUNK = 50  # rows that are encoded together to find the bad ones among them
+
+
+def encode(
+    task: Task,
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+    *,
+    files: Files,
+    what: str,
+    on_bad_row: OnBadRow,
+) -> tuple[Encoded, dict[str, int]]:
+    """Examples, and the rows left out by reason. Raises BadInput with every row that cannot be encoded."""
+    key = _key(task, rows, files, limit)
+    kept = encoded_cache.load(key, rows)
+    if kept is not None:
+        return kept, {}
+    try:
+        encoded = task.encode(rows, tokenizer, limit)
+    except BadInput:
+        good, bad = _sorted_out(rows, lambda part: task.encode(part, tokenizer, limit))
+        skipped = settle(bad, len(rows), what, on_bad_row)
+        return task.encode(good, tokenizer, limit), skipped
+    encoded_cache.store(key, rows, encoded)
+    return encoded, {}
+
+
+def _sorted_out(rows: Sequence[Row], encode: Callable[[Sequence[Row]], object]) -> tuple[list[Row], list[Row]]:
+    """The rows that can be encoded, and those that cannot, each with its fault."""
+    good: list[Row] = []
+    bad: list[Row] = []
+    for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK]
+        try:
+            encode(part)
+            good += part
+            continue
+        except BadInput:
+            pass
+        for row in part:
+            try:
+                encode([row])
+                good.append(row)
+            except BadInput as error:
+                if not str(error).startswith(f"{row.where}: "):
+                    raise  # not a fault of this row
+                bad.append(Row(row.where, row.fields, str(error).removeprefix(f"{row.where}: ")))
+    return good, bad
+
+
+def _key(task: Task, rows: Sequence[Row], files: Files, limit: int) -> str:
+    """What the examples depend on: the rows, the base's files, the task and its code, the libraries."""
+    digest = hashlib.sha256(f"{limit} {tokenizers.__version__} {transformers.__version__}".encode())
+    digest.update(task.model_dump_json().encode())
+    digest.update(files.fingerprint.encode())
+    for path in sorted(Path(peftlab.tasks.__file__).parent.rglob("*.py")):
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    for row in rows:
+        digest.update(canonical(row.fields).encode() + b"\n")
+    return digest.hexdigest()[:32]

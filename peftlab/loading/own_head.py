@@ -1,0 +1,37 @@
+"""A base with the head that a task wants, and whether the base's own will do: its config says so, without weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from peftlab.models.model import Shape
+from peftlab.part import BadInput
+from peftlab.tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+WIDTH = 64  # of the small model that is asked
+UNKNOWN = "Unrecognized configuration class"  # after which transformers lists all the architectures that there are
+
+
+def with_head(config: PretrainedConfig, task: Task, **settings: Any) -> PreTrainedModel:
+    """A model of this config with random weights. Raises BadInput if there is none with the task's head."""
+    import transformers
+
+    try:
+        model: PreTrainedModel = getattr(transformers, task.auto_class).from_config(config, **settings)
+        return model
+    except ValueError as error:
+        reason = "" if str(error).startswith(UNKNOWN) else f": {str(error).partition(chr(10))[0][:200]}"
+        raise BadInput(f"model: a {config.model_type} cannot serve {task.kind}{reason}") from None
+
+
+def check(shape: Shape, task: Task) -> None:
+    """Raise BadInput if a base of this shape lacks the head, or sees what it is to predict, as a run would find."""
+    from peftlab.models.small_model import small_config  # here, for it imports transformers
+
+    config = small_config({**shape.values, **task.model_settings()}, WIDTH)
+    objection = task.objection(with_head(config, task))
+    if objection is not None:
+        raise BadInput(f"task: {objection}")

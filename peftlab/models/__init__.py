@@ -1,0 +1,1 @@
+"""Which base models there are: where their files are, and their shapes."""

@@ -1,0 +1,217 @@
+"""A suite's tables as Markdown, CSV and LaTeX, made of its results alone. No torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from peftlab.cost.ledger import Ledger, Memory
+from peftlab.paper import prose
+from peftlab.paper.columns import (
+    Column,
+    cost_columns,
+    effective_parameters,
+    memory_columns,
+    result_columns,
+    saved_bytes,
+    speed_columns,
+    title,
+)
+from peftlab.paper.findings import Findings, Line, make_findings
+from peftlab.part import BadInput
+from peftlab.suites.ledgers import Ledgers
+from peftlab.suites.store import Store
+from peftlab.suites.suite import Row, load_suite
+
+DASH = "–"
+
+
+def read_findings(folder: Path) -> Findings:
+    """Raises BadInput if there is nothing to show: no result, nor a published one that ours is to stand beside."""
+    findings = make_findings(load_suite(folder), Store(folder).records(), Ledgers(folder).read())
+    shown = any(line.results or line.trial_results or line.measured for line in findings.lines)
+    if not shown and not findings.suite.published:
+        raise BadInput(f"{folder}: no results yet; `peftlab bench {folder}` makes them")
+    return findings
+
+
+def tables(findings: Findings) -> dict[str, str]:
+    """All forms, by file name."""
+    from peftlab.paper.latex import document
+
+    return {
+        "table.md": markdown(findings),
+        "table.tex": document(findings),
+        "table.csv": comma_separated(findings),
+        "references.bib": "\n".join(f"{reference.entry()}\n" for reference in prose.references(findings)),
+    }
+
+
+def markdown(findings: Findings) -> str:
+    """For reading on a screen."""
+    suite, notes = findings.suite, prose.Notes()
+    parts = [
+        f"# {suite.name}",
+        suite.description + "." if suite.description else "",
+        f"Written by `peftlab table` from `results/`; do not edit. Protocol: {suite.protocol}.",
+    ]
+    for task in suite.tasks:
+        lines = findings.of_task(task)
+        results = _table(lines, result_columns(findings, task), notes.marker(prose.remarks))
+        parts += [f"## {task}", results, *prose.judgement(findings, task)]
+        parts += _published(findings, task)
+        parts += ["### Cost", _table(lines, cost_columns(findings, task)), prose.costs(suite)]
+        if findings.measured(task):
+            parts += ["### Memory", _table(lines, memory_columns(findings, task), notes.marker(prose.ledger_remarks))]
+            parts += prose.memory(findings, task)
+            parts += ["### Operations and times", _table(lines, speed_columns(findings)), prose.speed(findings)]
+        parts += ["### Learning rates", prose.choices(suite), _trials(findings, task)]
+    parts += _published(findings, None)
+    if notes.texts:
+        parts += ["## Notes", "\n".join(f"- {notes.letter(i)}: {text}" for i, text in enumerate(notes.texts))]
+    parts += ["## Experimental setup", *prose.setup(findings)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def comma_separated(findings: Findings) -> str:
+    """One row a combination, to ten digits."""
+    rows = [_values(findings, line) for line in findings.lines]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _table(
+    lines: Sequence[Line],
+    columns: Sequence[Column],
+    marked: Callable[[Line], Sequence[str]] = lambda line: (),
+) -> str:
+    rows = [
+        "| method | base | " + " | ".join(column.title for column in columns) + " |",
+        "|---|---|" + "---:|" * len(columns),
+    ]
+    for line in lines:
+        method, base = title(line)
+        marks = ", ".join(marked(line))
+        cells = []
+        for column in columns:
+            text = column.text(line) or DASH
+            cells.append(f"**{text}**" if column.bold and line.tied else text)
+        rows.append(f"| {method}{f' [{marks}]' if marks else ''} | {base} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _trials(findings: Findings, task: str) -> str:
+    """Every rate that was tried and its score on validation; the chosen one bold."""
+    rows = ["| method | base | rate: validation score |", "|---|---|---|"]
+    for row, search in findings.plan.searches.items():
+        if row.task != task or not search.trials:
+            continue
+        line = next(line for line in findings.lines if line.row == row)
+        ended = {stored.recipe.digest: stored.record for stored in line.trials}
+        cells = []
+        for recipe, score in zip(search.trials, search.scores, strict=True):
+            record = ended.get(recipe.digest)
+            found = DASH if record is None else record.state if score is None else f"{line.sign * score:.4f}"
+            text = f"{recipe.learning_rate:g}: {found}"
+            cells.append(f"**{text}**" if recipe.learning_rate == search.rate else text)
+        flags = {(True, True): "extended, still at the edge", (True, False): "extended", (False, True): "at the edge"}
+        flag = flags.get((search.extended, search.at_edge))
+        rows.append(f"| {' | '.join(title(line))} | {', '.join(cells)}{f' ({flag})' if flag else ''} |")
+    return "\n".join(rows) if len(rows) > 2 else ""
+
+
+def _published(findings: Findings, task: str | None) -> list[str]:
+    """A paper's rows beside ours; without a task its means over all tasks."""
+    wanted = [row for row in findings.suite.published if row.task == task]
+    if not wanted:
+        return []
+    rows = ["| method | base | published | ours | tolerance | agrees | source |", "|---|---|---:|---:|---:|---|---|"]
+    for row in wanted:
+        tasks = list(findings.suite.tasks) if task is None else [task]
+        alike = [Row(name, row.method, row.quantization) for name in tasks]
+        lines = [line for line in findings.lines if line.row in alike]
+        means = [line.score.mean for line in lines if line.score is not None]
+        ours = sum(means) / len(means) if len(means) == len(tasks) else None
+        agrees = DASH if ours is None else "yes" if abs(ours - row.value) <= row.tolerance else "no"
+        shown = DASH if ours is None else f"{ours:.4f}"
+        names = " | ".join(title(lines[0]))
+        rows.append(f"| {names} | {row.value:.4f} | {shown} | {row.tolerance:.4f} | {agrees} | {row.source} |")
+    return ["### Published" if task is not None else "## Published means over the tasks", "\n".join(rows)]
+
+
+def _values(findings: Findings, line: Line) -> dict[str, Any]:
+    suite, results = findings.suite, line.results or line.trial_results
+    low, high = line.interval or (None, None)
+    gap = None if line.comparison is None else line.comparison.difference
+    gap_low, gap_high = line.gap or (None, None)
+    parameters = results[0].parameters if results else None
+    values: dict[str, Any] = {
+        "task": line.row.task,
+        "method": line.row.method,
+        "quantization": line.row.quantization,
+        "protocol": suite.protocol,
+        "metric": findings.metric(line.row.task),
+        "split": suite.split,
+        "learning_rate": None if line.search is None else line.search.rate,
+        "learning_rate_at_edge": None if line.search is None else line.search.at_edge,
+        "seeds": line.wanted,
+        "done": line.states["done"],
+        "diverged": line.states["diverged"],
+        "otherwise": sum(line.states.values()) - line.states["done"] - line.states["diverged"],
+        "mean": None if line.score is None else line.score.mean,
+        "deviation": None if line.score is None else line.score.deviation,
+        "low": low,
+        "high": high,
+        "difference": None if gap is None else gap.value,
+        "difference_low": gap_low,
+        "difference_high": gap_high,
+        "p": line.p,
+        "p_no_worse": line.p_no_worse,
+        "p_equivalent": line.p_equivalent,
+        "test": None if line.comparison is None else line.comparison.test,
+        "tied_for_best": None if line.score is None else line.tied,
+        "method_parameters": None if parameters is None else parameters.method,
+        "head_parameters": None if parameters is None else parameters.head,
+        "trainable_parameters": None if parameters is None else parameters.trainable,
+        "base_parameters": None if parameters is None else parameters.base,
+        "saved_bytes": saved_bytes(line),
+        "process_peak_bytes": line.high_water_bytes,
+        "refused": line.refused,
+    }
+    if any(effective_parameters(other) is not None for other in findings.lines):
+        values["trainable_parameters_at_the_end"] = effective_parameters(line)
+    if any(other.measured is not None for other in findings.lines):
+        values |= {"ledger": line.measured.record.state if line.measured else None, **_ledger_values(line.ledger)}
+    return {key: _plain(value) for key, value in values.items()}
+
+
+def _ledger_values(ledger: Ledger | None) -> dict[str, Any]:
+    """Bytes, operations a padded token, seconds."""
+    times, inference = (ledger.times, ledger.inference) if ledger else (None, None)
+    quartiles = times.quartiles if times else (None, None)
+    return {
+        "ledger_examples": ledger and ledger.examples,
+        "ledger_length": ledger and ledger.length,
+        **{f"{name}_bytes": ledger and getattr(ledger.memory, name) for name in Memory.model_fields},
+        "forward_flops": ledger and ledger.flops.forward,
+        "backward_flops": ledger and ledger.flops.backward,
+        "step_seconds": times and times.median,
+        "step_seconds_low": quartiles[0],
+        "step_seconds_high": quartiles[1],
+        "tokens_per_second": times and times.tokens_per_second,
+        "matrix_rate": times and times.matrix_rate,
+        "processor_share": times and times.processor_share,
+        **{f"{name}_seconds": inference and getattr(inference, name) for name in ("unmerged", "merged", "base")},
+        "merge_error": inference and inference.merge_error,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Ten digits of a float: the order of a sum on another machine does not show in them."""
+    return f"{value:.10g}" if isinstance(value, float) else "" if value is None else value

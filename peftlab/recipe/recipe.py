@@ -1,0 +1,171 @@
+"""The recipe: what to train, on what, how, as a YAML file says it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from peftlab.data import AnyData, Data
+from peftlab.data.data import SPLITS
+from peftlab.examples import Splits
+from peftlab.methods import AnyMethod
+from peftlab.methods.method import Setting
+from peftlab.models.model import AnyModel
+from peftlab.part import BadInput, Settings, nearest, printable
+from peftlab.quantization import AnyQuantization
+from peftlab.quantization.none import NoQuantization
+from peftlab.recipe.errors import bad_input
+from peftlab.recipe.yaml_reader import Document, Key, read_scalar, read_yaml
+from peftlab.replay import Replay
+from peftlab.settings import AnySeeds, Seeds, Training
+from peftlab.tasks import AnyTask
+
+NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+
+
+class Recipe(Settings):
+    """One run, every default filled in. Two recipes with the same digest are the same run."""
+
+    name: str = Field(pattern=NAME)  # the file's own if not given
+    description: str = ""
+    model: AnyModel
+    task: AnyTask
+    data: AnyData
+    replay: Replay | None = None  # old data to train on as well
+    method: AnyMethod
+    quantization: AnyQuantization = NoQuantization()
+    training: Training = Training()
+    seeds: AnySeeds = Seeds()
+    score_test: bool = True  # off while settings are still being chosen
+
+    @property
+    def digest(self) -> str:
+        """12 hexadecimal digits of the sha256 of all that shapes the result: not of what only describes it."""
+        values = self.model_dump(
+            mode="json",
+            exclude={
+                "name": True, "description": True, "model": {"architecture"}, "training": {"auto_micro_batch"}
+            },
+        )  # fmt: skip
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def learning_rate(self) -> float:
+        """The recipe's, or else the method's own."""
+        given = self.training.learning_rate
+        return self.method.learning_rate if given is None else given
+
+    def rows(self) -> Splits:
+        """All rows, checked; the old ones that are replayed under "replay". Raises BadInput if some are bad."""
+
+        def load(data: Data) -> Splits:
+            task = self.task
+            return data.load(
+                task.fields,
+                task.optional_fields,
+                check=task.check,
+                given=task.given_fields,
+                scored=SPLITS if self.score_test else SPLITS[:2],
+            )
+
+        new = load(self.data)
+        if self.replay is None:
+            return new
+        return self.replay.mixed(
+            new, load(self.replay.data), self.task.given_fields or (*self.task.fields, *self.task.optional_fields)
+        )
+
+    def unsupported(
+        self,
+        architecture: str | None,
+        *,
+        sharded: bool = False,
+        zero: int | None = None,
+        spread: bool = False,
+    ) -> str | None:
+        """Why this combination cannot run, as far as can be told before anything loads."""
+        if sharded and (storage := self.quantization.unshardable()) is not None:
+            return storage
+        reason = self.method.unsupported(
+            Setting(
+                architecture=architecture,
+                quantization=self.quantization.kind,
+                task_type=self.task.task_type,
+                gradient_checkpointing=self.training.gradient_checkpointing,
+                packed=self.task.packs,
+                sharded=sharded,
+                zero=zero,
+                spread=spread,
+            )
+        )
+        if reason is None and self.training.layer_decay is not None and self.method.positions:
+            return "training.layer_decay: virtual tokens are in no layer; leave it out"
+        return reason
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe; `overrides` are `key.subkey=value`. Raises BadInput, one line a mistake."""
+    try:
+        exists = path.exists()
+    except OSError as error:  # e.g. a name of thousands of characters
+        raise BadInput(f"{str(path)[:60]}: no such recipe: {error.strerror}") from None
+    if not exists:
+        raise BadInput(_no_such_file(path))
+    document = read_yaml(path)
+    values, lines = document.values, dict(document.lines)
+    if "name" not in values and not re.fullmatch(NAME, path.stem):
+        raise BadInput(f"{path}:1: name: missing, and the file's own, {path.stem!r}, does not match {NAME}")
+    values.setdefault("name", path.stem)
+    given = [_override(values, override) for override in overrides]
+    try:
+        recipe = Recipe.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise bad_input(error, Recipe, path, Document(values, lines), given) from None
+    reason = recipe.unsupported(recipe.model.known_architecture())
+    if reason is not None:
+        raise BadInput(f"{path}:{lines.get(('method',), 1)}: method: {reason}")
+    return recipe
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe file, for editors."""
+    schema = Recipe.model_json_schema(mode="validation")
+    schema["required"] = [key for key in schema["required"] if key != "name"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "peftlab recipe"}
+
+
+def _no_such_file(path: Path) -> str:
+    near = nearest(path.stem, (p.stem for p in path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
+    return f"{path}: no such recipe{near}"
+
+
+def _override(values: dict[str, Any], override: str) -> Key:
+    """Put `a.b=value` into `values`; return the key."""
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise BadInput(f"--set {printable(override)}: key=value was expected, e.g. method.rank=8")
+    *parents, last = name.split(".")
+    inner = values
+    for parent in parents:
+        below = inner.get(parent)
+        if isinstance(below, str):  # the short form of a part, `method: lora`
+            below = {"id" if parent in ("model", "data") else "kind": below}
+        elif below is None:
+            below = {}
+        elif not isinstance(below, dict):
+            raise BadInput(f"--set {printable(override)}: {parent!r} is {below!r}, which has no keys")
+        inner[parent] = inner = below
+    if last == "kind":
+        inner.clear()  # another part: the keys of the one in the file are not its own
+    try:
+        inner[last] = read_scalar(text)
+    except ValueError as error:
+        raise BadInput(f"--set {printable(override)}: {error}") from None
+    return (*parents, last)

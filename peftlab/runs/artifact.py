@@ -1,0 +1,136 @@
+"""A tuned model on disk: the method's tensors, and all it takes to use them again: base, task, labels, tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import Field, ValidationError
+
+from peftlab import safe_files
+from peftlab.disk import sha256
+from peftlab.loading.base import Base, autocast, load_base, publish_dropout
+from peftlab.methods import METHODS, AnyMethod
+from peftlab.models.model import AnyModel, Files
+from peftlab.part import BadInput, Settings, first_mistake
+from peftlab.quantization import AnyQuantization, Quantization
+from peftlab.settings import Precision
+from peftlab.tasks import AnyTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FILE = "peftlab.json"
+
+
+class Card(Settings):
+    """What stands beside the tensors."""
+
+    version: Literal[1] = 1
+    model: AnyModel
+    model_fingerprint: str
+    task: AnyTask  # fitted: it knows its labels
+    method: AnyMethod
+    quantization: AnyQuantization
+    precision: Precision
+    limit: int  # tokens of the longest input
+    files: dict[str, str] = Field(default={})  # sha256 of each file beside this one; `save` fills it in
+    recipe_digest: str
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned model, loaded."""
+
+    card: Card
+    model: torch.nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    base: Base
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision the model was trained in."""
+        return autocast(self.card.precision, self.base.model.device)
+
+
+def save(card: Card, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, base: Files, folder: Path) -> int:
+    """Write everything into `folder`; return the bytes of the tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    card.method.save(model, folder)
+    if (folder / "config.json").exists():  # of a model saved whole
+        publish_dropout(folder, base)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    card = card.model_copy(update={"files": {path.name: sha256(path) for path in sorted(folder.iterdir())}})
+    (folder / FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def read_card(folder: Path) -> Card:
+    """The card of a run or of the folder in it that holds the model. Raises BadInput with one line."""
+    path = _folder(folder) / FILE
+    try:
+        return Card.model_validate_json(safe_files.read_small(path))
+    except OSError:
+        raise BadInput(f"{folder}: no tuned model here (no {FILE} in it, nor in adapter/ or model/)") from None
+    except ValidationError as error:
+        raise BadInput(f"{path}: {first_mistake(error)}") from None
+
+
+def _folder(folder: Path) -> Path:
+    """Where in a run the model is."""
+    places = (folder, *(folder / name for name in sorted({method.folder for method in METHODS.values()})))
+    return next((place for place in places if (place / FILE).exists()), folder)
+
+
+def load(
+    folder: Path,
+    *,
+    device: torch.device,
+    quantization: Quantization | None = None,
+    compute: torch.dtype | None = None,
+    trust: str | None = None,
+) -> Tuned:
+    """Load a run's model for inference, over `quantization` and in `compute` if not as it was trained.
+
+    `trust`: as of `Model.files`.
+    """
+    import transformers
+
+    card = read_card(folder)
+    inner = _folder(folder)
+    safe_files.refuse_pickles(inner)
+    for name, saved in card.files.items():  # PEFT would train on with whatever is missing
+        if Path(name).name != name:
+            raise BadInput(f"{inner / FILE}: files: {name!r} is not the name of a file beside it")
+        try:
+            found = sha256(inner / name)
+        except OSError as error:
+            raise BadInput(f"{inner / name}: cannot be read: {error.strerror}") from None
+        if found != saved:
+            raise BadInput(f"{inner / name}: not what was saved: sha256 {found[:12]}, wanted {saved[:12]}")
+        if name.endswith(".safetensors"):
+            safe_files.check_tensors(inner / name)
+    files = card.model.files(trust)
+    if files.fingerprint != card.model_fingerprint:
+        raise BadInput(
+            f"{folder}: trained on another version of {card.model.id}: "
+            f"found {files.fingerprint[:12]}, wanted {card.model_fingerprint[:12]}"
+        )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(inner, trust_remote_code=False)
+    base = load_base(
+        card.model,
+        files,
+        card.task,
+        card.quantization if quantization is None else quantization,
+        device=device,
+        compute=getattr(torch, card.precision) if compute is None else compute,
+        frozen=not card.method.trains_base,
+        padding_token=tokenizer.pad_token_id,
+    )
+    model = card.method.load(base.model, inner)
+    model.to(device)
+    model.eval()
+    return Tuned(card, model, tokenizer, base)

@@ -1,0 +1,99 @@
+"""What a person sees of a run: a live bar in a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from peftlab.results import RunResult, summary
+from peftlab.secrets import redact
+from peftlab.training.train_log import Evaluation, Halving, Step, TrainLog
+
+PLAIN_EVERY = 20.0  # seconds between two step lines in a pipe
+
+
+def show_check(name: str, ok: bool | None, detail: str, cure: str) -> None:
+    """A line of the doctor's list, and the cure below it."""
+    mark = {True: "[green]good[/green]", False: "[red]BAD[/red] ", None: "[dim]-[/dim]   "}[ok]
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{mark}  [bold]{name:<28}[/bold]{escape(detail)}")
+    if cure:
+        console.print(f"{'':<6}[yellow]{escape(cure)}[/yellow]")
+
+
+class Screen:
+    """The observer of a run. Silent on all processes but the first."""
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self._console = Console(quiet=silent, highlight=False, soft_wrap=True)
+        self._live = self._console.is_terminal and not silent
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=20),  # so that all of it fits 80 columns
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[rate]} tokens/s"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._said = time.monotonic()
+        self._loss: float | None = None
+        self.selection = ""
+
+    def __enter__(self) -> Screen:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finished()
+
+    def line(self, label: str, text: str) -> None:
+        """`label      text`, the labels in a column."""
+        self._console.print(Text(f"{label:<11}", style="bold"), escape(redact(text)), sep="")
+
+    def step(self, step: Step, total: int, log: TrainLog) -> None:
+        self._loss = step.loss if self._loss is None else 0.95 * self._loss + 0.05 * step.loss
+        loss, rate = f"{self._loss:.4f}", f"{log.tokens / max(log.seconds, 1e-9):,.0f}"
+        if self._live:
+            if self._task is None:
+                self._progress.start()
+                self._task = self._progress.add_task("training", total=total, loss=loss, rate=rate)
+            self._progress.update(self._task, completed=step.number, loss=loss, rate=rate)
+        elif time.monotonic() - self._said > PLAIN_EVERY:
+            self._said = time.monotonic()
+            left = log.seconds / step.number * (total - step.number)
+            self._console.print(
+                f"step {step.number}/{total}  epoch {step.epoch:.2f}  loss {loss}  {rate} tokens/s  {left:.0f} s left"
+            )
+
+    def evaluation(self, evaluation: Evaluation, best: bool) -> None:
+        score = evaluation.scores[self.selection]
+        scored = f"{self.selection} {score:.4f}" + ("  (best)" if best else "")
+        self.line(
+            "validation",
+            f"step {evaluation.step}  epoch {evaluation.epoch:.2f}  loss {evaluation.loss:.4f}  {scored}",
+        )
+
+    def halving(self, halving: Halving) -> None:
+        self.line("memory", f"out of it at step {halving.step}: goes on with accumulation {halving.accumulation}")
+
+    def finished(self) -> None:
+        """Training is over, or broke off: take the bar away."""
+        if self._task is not None:
+            self._progress.stop()
+            self._task = None
+
+    def summary(self, result: RunResult, folder: Path) -> None:
+        """The closing lines."""
+        self.finished()
+        for label, text in summary(result):
+            self.line(label, text)
+        self.line("saved", str(folder))

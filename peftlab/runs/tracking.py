@@ -1,0 +1,77 @@
+"""Experiment trackers, through Accelerate: TensorBoard, Weights & Biases and others are told how a run goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peftlab import secrets
+from peftlab.part import BadInput, nearest
+from peftlab.recipe import Recipe
+from peftlab.results import RunResult
+from peftlab.training.train_log import Evaluation, Halving, Step, TrainLog
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def settings(trackers: Sequence[str], folder: Path) -> dict[str, Any]:
+    """What an Accelerator is to be made with so that these hear of the run; `folder` is for those that write files.
+
+    Raises BadInput if there is no such tracker, or its package is not installed.
+    """
+    if not trackers:
+        return {}
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known, here = sorted(map(str, LOGGER_TYPE_TO_CLASS)), {str(tracker) for tracker in get_available_trackers()}
+    for tracker in trackers:
+        if tracker not in known:
+            near = nearest(tracker, known)
+            raise BadInput(f"--track {tracker}: no such tracker{near}; accelerate knows {', '.join(known)}")
+        if tracker not in here:
+            raise BadInput(f"--track {tracker}: its package is not installed here; pip install {tracker}")
+    return {"log_with": list(dict.fromkeys(trackers)), "project_dir": str(folder)}
+
+
+class Tracking:
+    """The observer that tells them. A run's name is their project."""
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        if accelerator.log_with:
+            said = secrets.redacted(recipe.model_dump(mode="json"))
+            accelerator.init_trackers(recipe.name, config={"digest": recipe.digest, **flat(said)})
+
+    def step(self, step: Step, total: int, log: TrainLog) -> None:
+        self._tell("train", step.number, loss=step.loss, learning_rate=step.learning_rate, epoch=step.epoch)
+
+    def evaluation(self, evaluation: Evaluation, best: bool) -> None:
+        self._tell("validation", evaluation.step, **evaluation.scores)
+
+    def halving(self, halving: Halving) -> None:
+        self._tell("train", halving.step, accumulation=halving.accumulation)
+
+    def finished(self, result: RunResult) -> None:
+        cost = result.cost
+        self._tell("train", cost.optimizer_steps, tokens_per_second=cost.tokens_per_second, seconds=cost.train_seconds)
+        self._tell("test", cost.optimizer_steps, **result.metrics.get("test", {}))
+
+    def _tell(self, section: str, step: int, **values: float) -> None:
+        self._accelerator.log({f"{section}/{name}": value for name, value in values.items()}, step=step)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool]:
+    """One level, as trackers want it.
+
+    >>> flat({"method": {"kind": "lora", "rank": 8, "targets": ["query", "value"]}, "replay": None})
+    {'method.kind': 'lora', 'method.rank': 8, 'method.targets': "['query', 'value']", 'replay': 'None'}
+    """
+    found: dict[str, str | float | bool] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found

@@ -1,0 +1,101 @@
+"""Finds the sizes with which a suite's methods have the same number of parameters, on bases that are shapes alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from peftlab.methods import Plan
+from peftlab.models.model import Files
+from peftlab.part import BadInput, first_mistake
+from peftlab.recipe import Recipe
+from peftlab.suites.sizes import Size, write_sizes
+from peftlab.suites.store import suite_folder
+from peftlab.suites.suite import Suite, load_suite
+
+STEPS = 1000  # what a method is told of the run; no count depends on it
+
+
+def matched_suite(folder: Path) -> Suite:
+    """The suite, its methods matched if it asks for it; what was not found yet is found now and written beside it."""
+    suite = load_suite(folder, matched=False)
+    if suite.match is None or not suite.unmatched():
+        return suite
+    found = [find_size(suite, task, method) for task, method in suite.unmatched()]
+    write_sizes([*suite.sizes(), *found], suite_folder(folder))
+    return load_suite(folder)
+
+
+def find_size(suite: Suite, task: str, method: str) -> Size:
+    """The size nearest to the wanted count. Raises BadInput if the method cannot get there.
+
+    Counts grow evenly with a method's size: by r (d_in + d_out) a layer for LoRA, by 2 d + 1 for an adapter, by 2 d for
+    a prefix. Two counts tell the third.
+    """
+    assert suite.match is not None
+    wanted, row = suite.match.parameters, next(row for row in suite.rows() if (row.task, row.method) == (task, method))
+    recipe = suite.recipe(row, learning_rate=suite.centre(row), seed=suite.seeds[0], trial=False)
+    setting = recipe.method.size_setting
+    assert setting is not None
+    where = f"methods.{method}: match"
+    cure = f"methods.{method}.match: false leaves it as it is"
+
+    def count(size: int) -> int:
+        try:
+            resized = recipe.method.resized(size)
+        except ValidationError as error:
+            raise BadInput(f"{where}: not with {setting} {size}: {first_mistake(error)}; {cure}") from None
+        try:
+            return parameters(recipe.model_copy(update={"method": resized}))
+        except BadInput as error:
+            raise BadInput(f"{where}: not with {setting} {size} on {task}'s base: {error}; {cure}") from None
+
+    few, more = count(2), count(3)
+    size = round(2 + (wanted - few) / (more - few))
+    if size < 1:
+        raise BadInput(f"{where}: with {setting} 2 it has {few:,} parameters already, {wanted:,} are wanted; {cure}")
+    return Size(
+        task=task,
+        method=method,
+        wanted=wanted,
+        base=recipe.model.model_dump(mode="json"),
+        settings=recipe.method.model_dump(mode="json"),
+        name=setting,
+        size=size,
+        parameters=count(size),
+    )
+
+
+def parameters(recipe: Recipe) -> int:
+    """The method's own, without the head. Raises BadInput."""
+    from peftlab.environment import quiet_libraries
+
+    quiet_libraries()
+    import torch
+
+    from peftlab.cost.hollow import hollow_base
+    from peftlab.cost.plan import sample_batch
+    from peftlab.loading.attach import apply_method, count_parameters
+
+    shape = recipe.model.shape()
+    batch = sample_batch(recipe, shape)
+    base = hollow_base(
+        shape,
+        Files(Path(), shape.source, ""),
+        batch.task,
+        recipe.quantization,
+        compute=torch.float32,
+        frozen=not recipe.method.trains_base,
+        dropout=recipe.training.dropout,
+        padding_token=batch.tokenizer.pad_token_id,
+    )
+    plan = Plan(
+        optimizer_steps=STEPS,
+        task_type=batch.task.task_type,
+        head=base.head,
+        longest_input=batch.length,
+        tokenize=lambda text: list(batch.tokenizer(text, add_special_tokens=False)["input_ids"]),
+    )
+    with torch.device("meta"):
+        return count_parameters(apply_method(recipe, base, plan), base).method

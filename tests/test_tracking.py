@@ -1,0 +1,57 @@
+"""Trackers hear of a run what a person sees of it: read back from TensorBoard's own files."""
+
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from peftlab.part import BadInput
+from peftlab.recipe import load_recipe
+from peftlab.results import RunResult, result_folder
+from peftlab.runs import tracking
+from peftlab.runs.run import run
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, EventAccumulator]:
+    from tests.conftest import RECIPE
+
+    folder = tmp_path_factory.mktemp("tracked")
+    (folder / "mine.yaml").write_text(RECIPE)
+    recipe = load_recipe(folder / "mine.yaml")
+    result = run(recipe, result_folder(folder, recipe.name, recipe.digest), trackers=["tensorboard"])
+    events = EventAccumulator(str(folder / recipe.name / f"{recipe.digest}.tracking" / recipe.name))
+    events.Reload()
+    return result, events
+
+
+def test_every_step_and_every_evaluation_is_told(told: tuple[RunResult, EventAccumulator]) -> None:
+    result, events = told
+    losses = events.Scalars("train/loss")
+    assert [told.step for told in losses] == [1, 2, 3, 4, 5, 6]
+    halves = [sum(told.value for told in half) / 3 for half in (losses[:3], losses[3:])]
+    assert halves == pytest.approx(result.curve.losses, rel=1e-5)
+    scores = events.Scalars(f"validation/{result.selection}")
+    assert [told.step for told in scores] == result.curve.steps
+    assert [told.value for told in scores] == pytest.approx(result.curve.scores, rel=1e-5)
+
+
+def test_the_test_score_is_told_at_the_end(told: tuple[RunResult, EventAccumulator]) -> None:
+    result, events = told
+    (score,) = events.Scalars(f"test/{result.selection}")
+    assert (score.step, score.value) == (6, pytest.approx(result.metrics["test"][result.selection], rel=1e-5))
+
+
+def test_a_run_that_is_not_tracked_leaves_nothing_of_it(tmp_path: Path, recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    run(recipe, result_folder(tmp_path, recipe.name, recipe.digest))
+    assert not list(tmp_path.rglob("*.tracking"))
+
+
+@pytest.mark.parametrize(
+    ("tracker", "says"),
+    [("tensorbord", "did you mean 'tensorboard'"), ("dvclive", "not installed here; pip install dvclive")],
+)
+def test_a_tracker_that_is_not_here_is_said_before_anything_loads(tracker: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=says):
+        tracking.settings([tracker], tmp_path)
