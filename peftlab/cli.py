@@ -329,7 +329,7 @@ def _refuse_outdated(result: results.RunResult, recipe: Recipe, trust: str | Non
     model = recipe.model.files(trust).fingerprint if recipe.model.local else result.model_fingerprint
     for what, now, then in (("data", data, result.data_fingerprint), ("model", model, result.model_fingerprint)):
         if now != then:
-            raise BadInput(f"the {what} changed since this run of {result.started}; --force runs it again")
+            raise BadInput(f"the {what} of this run changed since {result.started}; --force runs it again")
     return missing
 
 

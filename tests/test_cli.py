@@ -184,7 +184,7 @@ def test_changed_data_are_not_taken_for_the_old(tmp_path: Path) -> None:
     assert "holds this run already" in peftlab("run", "mine.yaml", *output, folder=tmp_path).stdout
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
     line = refused("run", "mine.yaml", *output, folder=tmp_path)
-    assert "the data of this run have changed since" in line
+    assert "the data of this run changed since" in line
     (tmp_path / "mine.jsonl").unlink()
     shown = peftlab("run", "mine.yaml", *output, folder=tmp_path).stdout.splitlines()
     assert shown[0].endswith("holds this run already (--force runs it again)")

@@ -74,7 +74,7 @@ def revision(base: Path) -> str:
 
 @pytest.fixture
 def recipe(base: Path, recipe_file: Path) -> Recipe:
-    return load_recipe(recipe_file, [f"model={base}"])
+    return load_recipe(recipe_file, [f"model={base}", "method.targets=all-linear"])
 
 
 def trained(recipe: Recipe, folder: Path) -> RunResult:

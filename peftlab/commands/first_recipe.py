@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -121,7 +122,8 @@ def write(
         output.parent.mkdir(parents=True, exist_ok=True)
         staged.write_text(_text(fit, train, rows, model, method, name, output), encoding="utf-8")
     except OSError as error:
-        staged.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            staged.unlink()
         raise BadInput(f"--output {output}: cannot be written: {error.strerror}") from None
     try:
         try:

@@ -12,10 +12,6 @@ from peftlab.part import BadInput
 
 OnBadRow = Literal["error", "skip"]
 MOST_SHOWN = 5
-ALL_BAD = (
-    "\nall {of} rows of {what} are bad; if it was published without labels, take another split or file for it, or "
-    "set score_test: false"
-)
 MOST_SKIPPED = 0.1  # of a split's rows: beyond it something is wrong with more than rows
 
 
@@ -24,7 +20,7 @@ def settle(bad: Sequence[Row], of: int, what: str, on_bad_row: OnBadRow) -> dict
     if not bad:
         return {}
     if on_bad_row == "error":
-        raise BadInput(_list(bad, of) + (ALL_BAD.format(of=of, what=what) if len(bad) == of > 1 else ""))
+        raise BadInput(_list(bad, of))
     if len(bad) > MOST_SKIPPED * of:
         raise BadInput(
             f"{_list(bad, of)}\ndata.on_bad_row: {len(bad)} of {of} rows of {what} are bad, and at most "

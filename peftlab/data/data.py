@@ -83,9 +83,15 @@ class Data(Part):
         for split, rows in read.items():
             named = [(row, self._named(row, fields, optional, check)) for row in rows]
             bad = [row for _, row in named if row.fault is not None]
-            if split not in scored and len(bad) == len(rows):
-                continue  # as GLUE's test, whose labels were never published
-            skipped[split] = settle(bad, len(rows), f"the {split} split of {source}", self.on_bad_row)
+            useless = bool(rows) and len(bad) == len(rows)  # as GLUE's test, whose labels were never published
+            if useless and split not in scored:
+                continue
+            what = f"the {split} split of {source}"
+            try:
+                skipped[split] = settle(bad, len(rows), what, self.on_bad_row)
+            except BadInput as error:
+                hint = f"\n{what}: if it has no labels, take another one for it, or set score_test: false"
+                raise BadInput(f"{error}{hint if useless and split == 'test' else ''}") from None
             pairs[split] = [pair for pair in named if pair[1].fault is None]
         pairs = self._cut(pairs)
         for split in SPLITS:

@@ -10,6 +10,8 @@ from peftlab.cost.ledger import MIB, Ledger, Times
 from peftlab.paper.findings import Findings, Line
 from peftlab.results import RunResult
 
+DASH = "–"  # of what was not measured
+
 
 @dataclass(frozen=True)
 class Column:

@@ -129,6 +129,10 @@ class Findings:
         found = (result.floor.get(self.suite.split, {}) for line in self.of_task(task) for result in line.results)
         return next((floor[self.metric(task)] for floor in found if self.metric(task) in floor), None)
 
+    def begun(self, task: str) -> bool:
+        """Whether anything of the task was run, tried or measured."""
+        return any(line.ended or line.trials or line.measured for line in self.of_task(task))
+
     def measured(self, task: str) -> bool:
         """Whether any of the task's lines was, or was tried to be."""
         return any(line.measured is not None for line in self.of_task(task))

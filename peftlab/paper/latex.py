@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 
 from peftlab.paper import prose
-from peftlab.paper.columns import Column, cost_columns, memory_columns, result_columns, speed_columns, title
+from peftlab.paper.columns import DASH, Column, cost_columns, memory_columns, result_columns, speed_columns, title
 from peftlab.paper.findings import Findings, Line
+from peftlab.paper.published import HEADS, heading, published
 
 SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -32,8 +33,12 @@ def document(findings: Findings) -> str:
     ]
     for task in suite.tasks:
         lines = findings.of_task(task)
-        caption = f"{task}. {' '.join(prose.judgement(findings, task))}"
         label = f"{suite.name}-{task}"
+        parts += _published(findings, task, f"{label}-published")
+        if not findings.begun(task):
+            parts += [f"\\paragraph{{{escaped(task)}}}", *map(escaped, prose.to_come(findings, task))]
+            continue
+        caption = f"{task}. {' '.join(prose.judgement(findings, task))}"
         parts.append(_table(lines, result_columns(findings, task), caption, label, notes.marker(prose.remarks)))
         costs = f"{task}, cost. {prose.costs(suite)}"
         parts.append(_table(lines, cost_columns(findings, task), costs, f"{label}-cost"))
@@ -43,12 +48,13 @@ def document(findings: Findings) -> str:
             parts.append(_table(lines, memory_columns(findings, task), caption, f"{label}-memory", marks))
             caption = f"{task}, operations and times. {prose.speed(findings)}"
             parts.append(_table(lines, speed_columns(findings), caption, f"{label}-speed"))
+    parts += _published(findings, None, f"{suite.name}-published")
     parts.append(r"\clearpage")
     if notes.texts:
         parts.append(r"\paragraph{Notes}")
         parts += [f"\\textsuperscript{{{notes.letter(i)}}}~{escaped(text)}.\\\\" for i, text in enumerate(notes.texts)]
-    parts.append(r"\paragraph{Experimental setup}")
-    parts += [escaped(text) for text in prose.setup(findings)]
+    if setup := prose.setup(findings):
+        parts += [r"\paragraph{Experimental setup}", *map(escaped, setup)]
     if references := prose.references(findings):
         parts.append(f"Methods and quantisations as in \\cite{{{','.join(r.key for r in references)}}}.")
         parts += [r"\bibliographystyle{plain}", r"\bibliography{references}"]
@@ -79,12 +85,24 @@ def _table(
         method, base = title(line)
         letters = ",".join(marked(line))
         marks = f"\\textsuperscript{{{letters}}}" if letters else ""
-        cells = [escaped(column.text(line) or "–") for column in columns]
+        cells = [escaped(column.text(line) or DASH) for column in columns]
         bold = [column.bold and line.tied for column in columns]
         cells = [f"\\textbf{{{cell}}}" if strong else cell for cell, strong in zip(cells, bold, strict=True)]
         names = ["", base + marks] if method == before else [escaped(method) + marks, base]
         before = method
         rows.append(" & ".join([*names, *cells]) + r" \\")
+    heads = ["method", "base", *(column.title for column in columns)]
+    return _framed(rows, heads, f"ll{'r' * len(columns)}", caption, label)
+
+
+def _published(findings: Findings, task: str | None, label: str) -> list[str]:
+    """Another paper's rows beside ours."""
+    rows = [" & ".join(escaped(cell or DASH) for cell in row.cells) + r" \\" for row in published(findings, task)]
+    over = heading(task) if task is None else f"{task}. {heading(task)}"
+    return [_framed(rows, HEADS, "llrrrll", f"{over}.", label)] if rows else []
+
+
+def _framed(rows: Sequence[str], heads: Sequence[str], alignment: str, caption: str, label: str) -> str:
     return "\n".join(
         [
             r"\begin{table}[p]",
@@ -92,9 +110,9 @@ def _table(
             f"\\caption{{{escaped(caption)}}}",
             f"\\label{{tab:{label}}}",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",  # no wider than the page
-            rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}",
+            rf"\begin{{tabular}}{{{alignment}}}",
             r"\toprule",
-            " & ".join(["method", "base", *(escaped(column.title) for column in columns)]) + r" \\",
+            " & ".join(map(escaped, heads)) + r" \\",
             r"\midrule",
             *rows,
             r"\bottomrule",

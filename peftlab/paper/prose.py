@@ -114,11 +114,14 @@ def judgement(findings: Findings, task: str) -> list[str]:
         )
     if any(line.score is not None and line.score.n == 1 for line in lines):
         texts.append("A line with n = 1 speaks of that one trained model, not of the method: the seed's luck is in it.")
-    open_lines = [line for line in lines if line.refused is None]
+    return texts + to_come(findings, task)
+
+
+def to_come(findings: Findings, task: str) -> list[str]:
+    """How many runs are missing, if any."""
+    open_lines = [line for line in findings.of_task(task) if line.refused is None]
     missing = sum(line.wanted - len(line.ended) for line in open_lines if not line.hopeless)
-    if missing:
-        texts.append(f"{missing} of {sum(line.wanted for line in open_lines)} runs are still to come.")
-    return texts
+    return [f"{missing} of {sum(line.wanted for line in open_lines)} runs are still to come."] if missing else []
 
 
 def _power(findings: Findings, task: str) -> list[str]:

@@ -12,6 +12,7 @@ from string import Template
 
 from peftlab.paper import prose
 from peftlab.paper.columns import (
+    DASH,
     Column,
     cost_columns,
     memory_columns,
@@ -21,6 +22,7 @@ from peftlab.paper.columns import (
 )
 from peftlab.paper.findings import Findings, Line
 from peftlab.paper.plot import STYLE, figures
+from peftlab.paper.published import HEADS, heading, published
 from peftlab.suites.ledgers import FOLDER as LEDGERS
 from peftlab.suites.ledgers import Measured
 from peftlab.suites.store import FOLDER, Stored
@@ -41,6 +43,10 @@ def _body(findings: Findings) -> Iterable[str]:
     for task in suite.tasks:
         lines = findings.of_task(task)
         yield f"<h2>{escape(task)}</h2>"
+        yield from _published(findings, task)
+        if not findings.begun(task):
+            yield from (f"<p>{escape(text)}</p>" for text in prose.to_come(findings, task))
+            continue
         columns = [*result_columns(findings, task), *cost_columns(findings, task)]
         yield _filters(lines, task)
         yield _table(lines, columns, task, notes.marker(prose.remarks))
@@ -52,13 +58,15 @@ def _body(findings: Findings) -> Iterable[str]:
             said = (*prose.memory(findings, task), prose.speed(findings))
             yield from (f"<p>{escape(text)}</p>" for text in said)
         yield from (image for of_task, image in drawn if of_task == task)
+    yield from _published(findings, None)
     if notes.texts:
         items = "".join(
             f'<li id="note-{notes.letter(i)}">{notes.letter(i)}: {escape(text)}</li>'
             for i, text in enumerate(notes.texts)
         )
         yield f"<h2>Notes</h2><ul>{items}</ul>"
-    yield "<h2>Experimental setup</h2>" + "".join(f"<p>{escape(text)}</p>" for text in prose.setup(findings))
+    if setup := prose.setup(findings):
+        yield "<h2>Experimental setup</h2>" + "".join(f"<p>{escape(text)}</p>" for text in setup)
     yield "<h2>Runs</h2>"
     yield from (_runs(findings, line) for line in findings.lines)
 
@@ -92,10 +100,21 @@ def _table(lines: Sequence[Line], columns: Sequence[Column], name: str, marked: 
     )
 
 
+def _published(findings: Findings, task: str | None) -> Iterable[str]:
+    """Another paper's rows beside ours."""
+    rows = published(findings, task)
+    if not rows:
+        return
+    heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in HEADS)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell or DASH)}</td>' for cell in row.cells)}</tr>" for row in rows)
+    yield f"<h3>{heading(task)}</h3>"
+    yield f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
 def _cell(line: Line, column: Column) -> str:
     text = column.text(line)
     if not text:
-        return '<td data-value="">–</td>'
+        return f'<td data-value="">{DASH}</td>'
     value = text.replace(",", "").removesuffix(" %")
     if column.value is not None:
         number = column.value(line)

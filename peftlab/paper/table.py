@@ -11,6 +11,7 @@ from typing import Any
 from peftlab.cost.ledger import Ledger, Memory
 from peftlab.paper import prose
 from peftlab.paper.columns import (
+    DASH,
     Column,
     cost_columns,
     effective_parameters,
@@ -21,19 +22,17 @@ from peftlab.paper.columns import (
     title,
 )
 from peftlab.paper.findings import Findings, Line, make_findings
+from peftlab.paper.published import HEADS, heading, published
 from peftlab.part import BadInput
 from peftlab.suites.ledgers import Ledgers
 from peftlab.suites.store import Store
-from peftlab.suites.suite import Row, load_suite
-
-DASH = "–"
+from peftlab.suites.suite import load_suite
 
 
 def read_findings(folder: Path) -> Findings:
     """Raises BadInput if there is nothing to show: no result, nor a published one that ours is to stand beside."""
     findings = make_findings(load_suite(folder), Store(folder).records(), Ledgers(folder).read())
-    shown = any(line.results or line.trial_results or line.measured for line in findings.lines)
-    if not shown and not findings.suite.published:
+    if not findings.suite.published and not any(findings.begun(task) for task in findings.suite.tasks):
         raise BadInput(f"{folder}: no results yet; `peftlab bench {folder}` makes them")
     return findings
 
@@ -60,6 +59,9 @@ def markdown(findings: Findings) -> str:
     ]
     for task in suite.tasks:
         lines = findings.of_task(task)
+        if not findings.begun(task):
+            parts += [f"## {task}", *prose.to_come(findings, task), *_published(findings, task)]
+            continue
         results = _table(lines, result_columns(findings, task), notes.marker(prose.remarks))
         parts += [f"## {task}", results, *prose.judgement(findings, task)]
         parts += _published(findings, task)
@@ -72,7 +74,8 @@ def markdown(findings: Findings) -> str:
     parts += _published(findings, None)
     if notes.texts:
         parts += ["## Notes", "\n".join(f"- {notes.letter(i)}: {text}" for i, text in enumerate(notes.texts))]
-    parts += ["## Experimental setup", *prose.setup(findings)]
+    if setup := prose.setup(findings):
+        parts += ["## Experimental setup", *setup]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -127,22 +130,13 @@ def _trials(findings: Findings, task: str) -> str:
 
 
 def _published(findings: Findings, task: str | None) -> list[str]:
-    """A paper's rows beside ours; without a task its means over all tasks."""
-    wanted = [row for row in findings.suite.published if row.task == task]
-    if not wanted:
+    """A paper's rows beside ours."""
+    rows = published(findings, task)
+    if not rows:
         return []
-    rows = ["| method | base | published | ours | tolerance | agrees | source |", "|---|---|---:|---:|---:|---|---|"]
-    for row in wanted:
-        tasks = list(findings.suite.tasks) if task is None else [task]
-        alike = [Row(name, row.method, row.quantization) for name in tasks]
-        lines = [line for line in findings.lines if line.row in alike]
-        means = [line.score.mean for line in lines if line.score is not None]
-        ours = sum(means) / len(means) if len(means) == len(tasks) else None
-        agrees = DASH if ours is None else "yes" if abs(ours - row.value) <= row.tolerance else "no"
-        shown = DASH if ours is None else f"{ours:.4f}"
-        names = " | ".join(title(lines[0]))
-        rows.append(f"| {names} | {row.value:.4f} | {shown} | {row.tolerance:.4f} | {agrees} | {row.source} |")
-    return ["### Published" if task is not None else "## Published means over the tasks", "\n".join(rows)]
+    heads = [f"| {' | '.join(HEADS)} |", "|---|---|---:|---:|---:|---|---|"]
+    text = "\n".join([*heads, *(f"| {' | '.join(cell or DASH for cell in row.cells)} |" for row in rows)])
+    return [f"{'###' if task is not None else '##'} {heading(task)}", text]
 
 
 def _values(findings: Findings, line: Line) -> dict[str, Any]:

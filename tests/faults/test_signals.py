@@ -63,10 +63,11 @@ def test_in_a_save_the_save_and_a_step_are_finished(sent: int, code: int, word: 
 
 @pytest.mark.parametrize(("sent", "code", "word"), SIGNALS, ids=IDS)
 @pytest.mark.parametrize(
-    "place", ["material.load_tokenizer", "material.load_base", "run.apply_method", "processes.start"]
+    "place",
+    ["loading.material.load_tokenizer", "loading.material.load_base", "runs.run.apply_method", "runs.processes.start"],
 )
 def test_before_training_it_ends_at_once(place: str, sent: int, code: int, word: str, lab: Lab, output: Path) -> None:
-    module, name = place.split(".")
+    module, _, name = place.rpartition(".")
     done = lab.server.run(*lab.words(output), faults=[["signal_at", 1, sent, f"peftlab.{module}", name]])
     assert (done.code, done.err) == (code, f"{word}: nothing new was kept\n")
     assert list(output.glob("tiny/[!.]*")) == []
@@ -128,10 +129,8 @@ def test_a_second_signal_ends_it_at_once(
 def test_before_training_an_earlier_state_stays(lab: Lab, output: Path) -> None:
     words = [*lab.words(output), *NEVER, "--resume"]
     assert lab.server.run(*words, faults=[["signal_at_step", 4, signal.SIGINT]]).code == 130
-    assert (
-        lab.server.run(*words, faults=[["signal_at", 1, signal.SIGINT, "peftlab.loading.material", "load_base"]]).code
-        == 130
-    )
+    loading = ["signal_at", 1, signal.SIGINT, "peftlab.loading.material", "load_base"]
+    assert lab.server.run(*words, faults=[loading]).code == 130
     assert lab.server.run(*words, faults=[["signal_at_step", 1, signal.SIGINT]]).code == 130
     assert [path.name for path in steps(output)] == ["step-00000004", "step-00000005"]
     assert lab.server.run(*words).code == 0

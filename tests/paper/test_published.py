@@ -1,0 +1,41 @@
+"""Rows of other papers: beside ours, or beside dashes as long as there is nothing to show."""
+
+from pathlib import Path
+
+import pytest
+
+from peftlab.paper.latex import document
+from peftlab.paper.published import published
+from peftlab.paper.report import page
+from peftlab.paper.table import markdown, read_findings
+from tests.paper.made_up import SUITE, table_rows
+
+
+def test_a_published_row_stands_beside_ours(suite_folder: Path) -> None:
+    rows = table_rows(markdown(read_findings(suite_folder)).split("### Published")[1])
+    value, ours, tolerance, agrees, source = rows["LoRA", "unquantised"]
+    assert (value, tolerance, agrees, source) == ("0.8000", "0.1000", "yes", "A paper, table 1")
+    assert abs(float(ours) - 0.8) < 0.1
+
+
+def test_before_there_is_a_result_there_are_dashes(tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text(SUITE + "name: mine\n")
+    findings = read_findings(tmp_path)
+    text = markdown(findings)
+    assert "16 of 16 runs are still to come." in text
+    rows = table_rows(text.split("### Published")[1])
+    assert rows["LoRA", "unquantised"] == ["0.8000", "–", "0.1000", "–", "A paper, table 1"]
+    assert "LoRA & unquantised & 0.8000 & -- & 0.1000 & -- & A paper, table 1" in document(findings)
+    assert "<td>LoRA</td><td>unquantised</td><td>0.8000</td><td>–</td>" in page(findings)
+
+
+def test_ours_agrees_within_what_its_seeds_leave_open_where_that_is_more(suite_folder: Path) -> None:
+    suite = suite_folder / "suite.yaml"
+    suite.write_text(suite.read_text().replace("tolerance: 0.1", "tolerance: 1e-6"))
+    findings = read_findings(suite_folder)
+    (beside,) = published(findings, "addresses")
+    score = next(line.score for line in findings.lines if line.row.name == "addresses-lora-none")
+    assert score is not None
+    assert score.deviation is not None
+    assert float(beside.tolerance) == pytest.approx(1.96 * score.deviation / 2, abs=1e-4)  # of four seeds
+    assert beside.agrees == ("yes" if abs(score.mean - 0.8) <= float(beside.tolerance) else "no")
