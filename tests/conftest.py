@@ -1,7 +1,7 @@
 """What the tests share: the real MiniLM, real addresses, and a recipe that trains on them in seconds."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub; those that ask for it say so
@@ -19,6 +19,7 @@ from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import load_recipe
 from peftlab.tasks import Task
 from peftlab.tasks.token_classification import TokenClassification
+from tests.commands import Server, serving
 
 quiet_libraries()
 
@@ -57,6 +58,12 @@ def tagging(addresses: Splits) -> Task:
 @pytest.fixture(scope="session")
 def encoded(addresses: Splits, tagging: Task, minilm: Files) -> Encoded:
     return tagging.encode(addresses.rows["train"], load_tokenizer(minilm, tagging), 128)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("commands")) as server:
+        yield server
 
 
 @pytest.fixture

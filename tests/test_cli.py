@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from peftlab.commands.texts import given_texts
+from tests.commands import Server
 
 ROOT = Path(__file__).parent.parent
 
@@ -215,7 +216,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(recipe_file: Path, tmp_path:
 
 
 def test_predict_reads_text_file_and_standard_input_alike(
-    first_run: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
+    first_run: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path, server: Server
 ) -> None:
     _, folder = first_run
     (run,) = folder.glob("runs/mine/[!.]*")
@@ -223,12 +224,12 @@ def test_predict_reads_text_file_and_standard_input_alike(
     (tmp_path / "lines.txt").write_text(f"{text}\n\n{text}\n")
     one = json.loads(peftlab("predict", run, text).stdout)
     assert (one.pop("line"), one["words"]) == (1, text.split())
-    both = [json.loads(line) for line in peftlab("predict", run, tmp_path / "lines.txt").stdout.splitlines()]
+    both = [json.loads(line) for line in server.run("predict", run, tmp_path / "lines.txt").out.splitlines()]
     assert both == [{"line": 1, **one}, {"line": 3, **one}]
 
 
 def test_predict_reads_a_file_of_rows_as_training_does(
-    first_run: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
+    first_run: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path, server: Server
 ) -> None:
     _, folder = first_run
     (run,) = folder.glob("runs/mine/[!.]*")
@@ -238,7 +239,7 @@ def test_predict_reads_a_file_of_rows_as_training_does(
     result["recipe"]["data"]["columns"] = {"tokens": "sentence"}
     (renamed / "result.json").write_text(json.dumps(result))
     words = ["123", "Main", "Street"]
-    one = json.loads(peftlab("predict", run, " ".join(words)).stdout)
+    one = json.loads(server.run("predict", run, " ".join(words)).out)
     del one["line"]
     rows = [{"tokens": words, "labels": ["O", "O", "O"]}, {"tokens": " ".join(words)}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -251,7 +252,7 @@ def test_predict_reads_a_file_of_rows_as_training_does(
         ("rows.conll", run, [1, 5]),
         ("rows.parquet", run, [1, 2]),
     ):
-        found = [json.loads(line) for line in peftlab("predict", trained, tmp_path / file).stdout.splitlines()]
+        found = [json.loads(line) for line in server.run("predict", trained, tmp_path / file).out.splitlines()]
         assert found == [{"line": line, **one} for line in lines], file
 
 
@@ -264,11 +265,13 @@ def test_predict_reads_a_file_of_rows_as_training_does(
     ],
 )
 def test_rows_that_cannot_be_asked_are_one_line(
-    first_run: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path, content: str, says: str
+    first_run: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path, server: Server, content: str, says: str
 ) -> None:
     (run,) = first_run[1].glob("runs/mine/[!.]*")
     (tmp_path / "rows.jsonl").write_text(content)
-    assert says in refused("predict", run, tmp_path / "rows.jsonl")
+    done = server.run("predict", run, tmp_path / "rows.jsonl")
+    assert (done.code, done.out) == (2, "")
+    assert says in done.err
 
 
 def test_a_text_longer_than_a_file_name_may_be_is_a_text() -> None:

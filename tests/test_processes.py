@@ -9,29 +9,27 @@ from typing import Any
 
 import pytest
 
+from tests.commands import Server
+
 ROOT = Path(__file__).parent.parent
 SETTINGS = ("data.validation_examples=13", "training.accumulation=2")  # 13: the last batch does not divide by two
 
 
-def result_of(recipe: Path, output: Path, processes: int, *options: str) -> dict[str, Any]:
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
+def result_of(server: Server, recipe: Path, output: Path, processes: int, *options: str) -> dict[str, Any]:
     overrides = [word for setting in (*SETTINGS, *options) for word in ("--set", setting)]
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "peftlab", "run", str(recipe), "--output", str(output), *overrides],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    run = server.run_two if processes == 2 else lambda *words: [server.run(*words)]
+    for done in run("run", recipe, "--output", output, *overrides):
+        assert done.code == 0, done.err
     (path,) = output.rglob("result.json")
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
 
-def test_two_processes_give_the_losses_the_metrics_and_the_result_of_one(recipe_file: Path, tmp_path: Path) -> None:
-    one = result_of(recipe_file, tmp_path / "one", 1)
-    two = result_of(recipe_file, tmp_path / "two", 2)
+def test_two_processes_give_the_losses_the_metrics_and_the_result_of_one(
+    server: Server, recipe_file: Path, tmp_path: Path
+) -> None:
+    one = result_of(server, recipe_file, tmp_path / "one", 1)
+    two = result_of(server, recipe_file, tmp_path / "two", 2)
     assert two["environment"]["processes"] == 2
     assert two["metrics"] == one["metrics"]
     assert two["curve"]["losses"] == pytest.approx(one["curve"]["losses"], abs=1e-5)
@@ -48,10 +46,10 @@ training: {steps: 2, evaluate_every: 2, batch_examples: 6, learning_rate: 5e-3, 
 """
 
 
-def test_windows_on_two_processes_give_the_answers_of_one(tmp_path: Path) -> None:
+def test_windows_on_two_processes_give_the_answers_of_one(server: Server, tmp_path: Path) -> None:
     (tmp_path / "qa.yaml").write_text(QUESTIONS)
-    one = result_of(tmp_path / "qa.yaml", tmp_path / "one", 1)
-    two = result_of(tmp_path / "qa.yaml", tmp_path / "two", 2)
+    one = result_of(server, tmp_path / "qa.yaml", tmp_path / "one", 1)
+    two = result_of(server, tmp_path / "qa.yaml", tmp_path / "two", 2)
     validation = one["splits"]["validation"]
     assert validation["examples"] == 13
     assert validation["tokens"] > 13 * 96  # in windows
@@ -64,11 +62,11 @@ def test_windows_on_two_processes_give_the_answers_of_one(tmp_path: Path) -> Non
     assert len(spoken[0]) == 13 + 7
 
 
-def test_two_processes_perturb_and_decay_as_one(recipe_file: Path, tmp_path: Path) -> None:
+def test_two_processes_perturb_and_decay_as_one(server: Server, recipe_file: Path, tmp_path: Path) -> None:
     options = ("training.adversarial=1.0", "training.embedding_noise=5", "training.layer_decay=0.8")
-    one = result_of(recipe_file, tmp_path / "one", 1, *options)
-    two = result_of(recipe_file, tmp_path / "two", 2, *options)
-    plain = result_of(recipe_file, tmp_path / "plain", 1)
+    one = result_of(server, recipe_file, tmp_path / "one", 1, *options)
+    two = result_of(server, recipe_file, tmp_path / "two", 2, *options)
+    plain = result_of(server, recipe_file, tmp_path / "plain", 1)
     assert two["metrics"] == one["metrics"]
     assert two["curve"]["losses"] == pytest.approx(one["curve"]["losses"], abs=1e-5)
     assert plain["curve"]["losses"] != pytest.approx(one["curve"]["losses"], abs=1e-4)

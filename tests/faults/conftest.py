@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +19,9 @@ from safetensors import safe_open
 from peftlab.methods import METHODS
 from peftlab.methods.method import Setting
 from peftlab.results import RunResult, read_result
+from tests.commands import Done, Running, Server
 from tests.contract import bases
 
-ROOT = Path(__file__).parent.parent.parent
 STEPS = 8
 RECIPE = f"""\
 model: tiny
@@ -49,65 +45,6 @@ COMBINATIONS = [
     if combination.family == "encoder"
     and combination.method.unsupported(Setting("bert", combination.precision, "TOKEN_CLS")) is None
 ]
-
-
-@dataclass(frozen=True)
-class Done:
-    """A command that has ended."""
-
-    code: int  # negative: the signal that killed it
-    out: str
-    err: str
-
-
-@dataclass
-class Running:
-    pid: int
-    server: Server
-    out: Path
-
-    def wait(self) -> Done:
-        code = int(self.server.ask({"wait": self.pid}))
-        with contextlib.suppress(ProcessLookupError):  # no child of it is left
-            os.killpg(self.pid, 0)
-            raise AssertionError(f"process group {self.pid} is still there")
-        out, err = (Path(f"{self.out}.{name}").read_text() for name in ("stdout", "stderr"))
-        return Done(code, out, err)
-
-    def send(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-
-@dataclass
-class Server:
-    """Forks commands in a folder."""
-
-    process: subprocess.Popen[str]
-    folder: Path
-    numbers: Iterator[int] = field(default_factory=itertools.count)
-
-    def ask(self, order: dict[str, Any]) -> str:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        assert answer, "the fork server is gone"
-        return answer
-
-    def start(self, *words: str | Path, faults: Sequence[Sequence[Any]] = (), **environment: str) -> Running:
-        out = self.folder / f"command-{next(self.numbers)}"
-        order = {
-            "words": [str(word) for word in words],
-            "out": str(out),
-            "folder": str(self.folder),
-            "environment": environment,
-            "faults": [[name, arguments] for name, *arguments in faults],
-        }
-        return Running(int(self.ask(order)), self, out)
-
-    def run(self, *words: str | Path, faults: Sequence[Sequence[Any]] = (), **environment: str) -> Done:
-        return self.start(*words, faults=faults, **environment).wait()
 
 
 @dataclass(frozen=True)
@@ -145,40 +82,22 @@ class Lab:
 def two(
     lab: Lab, words: Sequence[str | Path], faults: dict[int, list[list[Any]]] | None = None, **environment: str
 ) -> list[Running]:
-    """Both processes of one command, over gloo, started as a launcher does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    place = {"ACCELERATE_USE_CPU": "true", **place, **environment}
-    return [
-        lab.server.start(*words, faults=(faults or {}).get(rank, []), **place, RANK=str(rank), LOCAL_RANK=str(rank))
-        for rank in (0, 1)
-    ]
+    """Both processes of one command, started."""
+    return lab.server.start_two(*words, faults=faults, **environment)
 
 
 def both(
     lab: Lab, words: Sequence[str | Path], faults: dict[int, list[list[Any]]] | None = None, **environment: str
 ) -> list[Done]:
-    return [process.wait() for process in two(lab, words, faults, **environment)]
+    """The same, ended."""
+    return lab.server.run_two(*words, faults=faults, **environment)
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def lab(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     folder = tmp_path_factory.mktemp("faults")
     make_inputs(folder)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.server"],
-        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-             "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    yield Lab(Server(process, folder), folder)
-    assert process.stdin is not None
-    process.stdin.close()
-    process.wait(timeout=30)
+    return Lab(server.inside(folder), folder)
 
 
 @pytest.fixture
