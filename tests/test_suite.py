@@ -153,6 +153,8 @@ def test_trials_serve_all_bases_or_each_its_own(tmp_path: Path) -> None:
     assert {row.name for row in each.searches} == {
         "addresses-full-none", "addresses-lora-none", "addresses-lora-nf4"
     }  # fmt: skip
+    refused = make_plan(suite(tmp_path, GOOD.replace("[none, nf4]", "[nf4, none]")), {})  # full: not over NF4
+    assert {row.name for row in refused.searches} == {"addresses-full-none", "addresses-lora-nf4"}
 
 
 def test_trials_never_look_at_the_test_split_and_cells_have_other_seeds(tmp_path: Path) -> None:

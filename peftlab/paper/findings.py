@@ -167,7 +167,7 @@ def make_findings(
 def _line(suite: Suite, plan: Plan, row: Row, records: Mapping[str, Stored], ledgers: Mapping[str, Measured]) -> Line:
     cells = plan.cells.get(row, [])
     middle = suite.recipe(row, learning_rate=suite.centre(row), seed=suite.seeds[0], trial=False)
-    search = None if row in plan.refused else plan.searches[suite.chosen_over(row)]
+    search = None if row in plan.refused else plan.searches[plan.chosen_over[row]]
     return Line(
         row,
         cells[0] if cells else middle,

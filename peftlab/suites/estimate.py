@@ -72,7 +72,7 @@ def _expected(suite: Suite, plan: Plan, records: Mapping[str, Stored]) -> Iterat
         (row, True, len(search.trials), search.trials) for row, search in plan.searches.items() if search.trials
     ]
     lines += [
-        (row, False, 0 if plan.searches[suite.chosen_over(row)].hopeless else len(suite.seeds), recipes)
+        (row, False, 0 if plan.searches[plan.chosen_over[row]].hopeless else len(suite.seeds), recipes)
         for row, recipes in plan.cells.items()
     ]
     ended = [

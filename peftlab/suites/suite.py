@@ -196,12 +196,6 @@ class Suite(Settings):
         of_method = entry.method.learning_rate if entry.learning_rate is None else entry.learning_rate
         return self.tasks[row.task].learning_rates.get(row.method, of_method)
 
-    def chosen_over(self, row: Row) -> Row:
-        """The combination whose trials choose the learning rate of `row`."""
-        if self.trials.per_quantization:
-            return row
-        return next(other for other in self.rows() if (other.task, other.method) == (row.task, row.method))
-
     def _quantization(self, kind: str) -> Quantization:
         return next(quantization for quantization in self.quantizations if quantization.kind == kind)
 
@@ -245,6 +239,7 @@ class Plan:
     """What there is to run, as far as it can be told from what has run."""
 
     searches: dict[Row, Search]
+    chosen_over: dict[Row, Row]  # by combination the one whose trials choose its learning rate
     cells: dict[Row, list[Recipe]]  # by seed; empty as long as the learning rate is open
     refused: dict[Row, str]  # combinations that validation refuses, and why
 
@@ -302,6 +297,7 @@ def _still_fits(suite: Suite, size: Size) -> bool:
 def make_plan(suite: Suite, scores: Scores) -> Plan:
     """What is to be run, given the validation scores of what has been."""
     searches: dict[Row, Search] = {}
+    chosen_over: dict[Row, Row] = {}
     cells: dict[Row, list[Recipe]] = {}
     refused: dict[Row, str] = {}
     for row in suite.rows():
@@ -310,7 +306,8 @@ def make_plan(suite: Suite, scores: Scores) -> Plan:
         if reason is not None:
             refused[row] = reason
             continue
-        over = suite.chosen_over(row)
+        kin = (other for other in searches if (other.task, other.method) == (row.task, row.method))
+        over = chosen_over[row] = row if suite.trials.per_quantization else next(kin, row)
         if over not in searches:
             searches[over] = _search(suite, over, scores)
         rate = searches[over].rate
@@ -319,7 +316,7 @@ def make_plan(suite: Suite, scores: Scores) -> Plan:
             for seed in (suite.seeds if rate is not None else [])
             if rate is not None
         ]
-    return Plan(searches, cells, refused)
+    return Plan(searches, chosen_over, cells, refused)
 
 
 def _search(suite: Suite, row: Row, scores: Scores) -> Search:
