@@ -1,5 +1,6 @@
 """Verify and reproduce: a number that is not what its predictions or another run give is found."""
 
+import gzip
 import json
 import random
 import shutil
@@ -107,6 +108,54 @@ def test_counts_that_were_changed_are_found(stored_run: Path, tmp_path: Path) ->
     predictions.counts["test"][0].rows[0][0] += 1
     stored.predictions_path.write_bytes(packed(predictions))
     assert wrong(copy) == ["test: its counts are not those of its predictions"]
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "says"),
+    [
+        (["kept", "test"], {}, "test: no predicted among its predictions"),
+        (["kept", "test", "predicted", 0], 5, "test: its predictions cannot be scored: ValueError: "),
+        (["kept", "test", "predicted", 0], ["O"], "test: its predictions cannot be scored: ValueError: "),
+        (["kept", "test", "predicted", 0, 0], "Zebra", "test: its predictions cannot be scored: KeyError: 'Z'"),
+        (["counts"], {}, "counts of nothing, but scores of validation, test"),
+        (["counts", "test", 0, "form"], "other", "'other' is none of mean, f1, "),
+        (["counts", "test", 0, "rows", 0], [1.0], "rows of entity_f1 differ in length"),
+    ],
+)
+def test_predictions_that_no_run_would_leave_are_a_line(
+    stored_run: Path, tmp_path: Path, where: list[Any], value: object, says: str
+) -> None:
+    copy = Path(shutil.copytree(stored_run, tmp_path / "tiny"))
+    (path,) = (copy / "results").glob("*.gz")
+    values = inner = json.loads(gzip.decompress(path.read_bytes()))
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    path.write_bytes(gzip.compress(json.dumps(values).encode()))
+    (line,) = wrong(copy)
+    assert says in line
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('"state": "done"', '"state": "failed"', "failed, with a result"),
+        (
+            '"validation": {\n    "entity_f1"',
+            '"dev": {\n    "entity_f1"',
+            "scores of dev, test; wanted are validation, test",
+        ),
+    ],
+)
+def test_a_record_that_no_run_would_leave_is_a_line(
+    stored_run: Path, tmp_path: Path, old: str, new: str, says: str
+) -> None:
+    copy = Path(shutil.copytree(stored_run, tmp_path / "tiny"))
+    (path,) = (copy / "results").glob("*.json")
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(BadInput, match=rf"{path.name}: {says}"):
+        Store(copy).records()
 
 
 def test_other_data_and_missing_predictions_are_said(stored_run: Path, tmp_path: Path) -> None:

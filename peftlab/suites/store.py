@@ -8,14 +8,15 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from peftlab.disk import write_whole
 from peftlab.part import BadInput, Settings, first_mistake
 from peftlab.recipe import Recipe
 from peftlab.results import Environment, RunResult
+from peftlab.score_functions import FORMS
 
 VERSION: Literal[1] = 1
 FOLDER = "results"
@@ -52,6 +53,14 @@ class Counted(Settings):
     score: str
     form: str
     rows: list[list[float]]
+
+    @model_validator(mode="after")
+    def _can_be_summed(self) -> Self:
+        if self.form not in FORMS:
+            raise ValueError(f"{self.form!r} is none of {', '.join(FORMS)}")
+        if len({len(row) for row in self.rows}) > 1:
+            raise ValueError(f"rows of {self.score} differ in length")
+        return self
 
 
 class Predictions(Settings):
@@ -152,7 +161,12 @@ def read_record(path: Path) -> Stored:
         record = Record.model_validate_json(path.read_bytes())
         if (record.result is None) == (record.recipe is None):
             raise BadInput(f"{path}: wants a result, or the recipe of a run that has none")
+        if (record.state == "done") != (record.result is not None):
+            raise BadInput(f"{path}: {record.state}, with {'no' if record.result is None else 'a'} result")
         recipe = Recipe.model_validate_json(json.dumps(record.resolved))
+        splits = ["validation", "test"] if recipe.score_test else ["validation"]
+        if record.result is not None and sorted(record.result.metrics) != sorted(splits):
+            raise BadInput(f"{path}: scores of {', '.join(record.result.metrics)}; wanted are {', '.join(splits)}")
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:

@@ -48,9 +48,14 @@ def check(stored: Stored, predictions: Predictions, rows: Splits) -> list[str]:
         return [f"its data were others: fingerprint {result.data_fingerprint[:12]}, here {rows.fingerprint[:12]}"]
     if predictions.kept.keys() != result.metrics.keys():
         return [f"predictions of {', '.join(predictions.kept)}, but scores of {', '.join(result.metrics)}"]
+    if predictions.counts.keys() != result.metrics.keys():
+        return [f"counts of {', '.join(predictions.counts) or 'nothing'}, but scores of {', '.join(result.metrics)}"]
     task = task.from_training(rows.rows["train"]).fitted(row for part in rows.rows.values() for row in part)
     wrong = []
     for split, kept in predictions.kept.items():
+        if missing := [key for key in metrics.needed(task.metrics) if key not in kept]:
+            wrong.append(f"{split}: no {', '.join(missing)} among its predictions")
+            continue
         if any(len(column) != len(rows.rows[split]) for column in kept.values()):
             wrong.append(f"{split}: predictions for other than {len(rows.rows[split])} examples")
             continue
@@ -58,12 +63,17 @@ def check(stored: Stored, predictions: Predictions, rows: Splits) -> list[str]:
             {**task.truth(row), **{key: column[i] for key, column in kept.items()}}
             for i, row in enumerate(rows.rows[split])
         ]
-        scores = metrics.score(task.metrics, task.graded(records))
+        try:
+            scores = metrics.score(task.metrics, task.graded(records))
+            own = {counts.score: counts for counts in counted(task, records)}  # older records have not all of them
+        except (KeyError, TypeError, ValueError) as error:  # of values that no run would have left
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            wrong.append(f"{split}: its predictions cannot be scored: {reason}")
+            continue
         for name in sorted(scores.keys() | result.metrics[split].keys()):
             told, found = result.metrics[split].get(name), scores.get(name)
             if told is None or found is None or not math.isclose(told, found, abs_tol=TOLERANCE):
                 wrong.append(f"{split} {name}: says {told}, its predictions give {found}")
-        own = {counts.score: counts for counts in counted(task, records)}  # older records have not all of them
         if any(own.get(counts.score) != counts for counts in predictions.counts[split]):
             wrong.append(f"{split}: its counts are not those of its predictions")
     return wrong
