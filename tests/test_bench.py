@@ -7,6 +7,8 @@ import resource
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -404,3 +406,33 @@ def test_a_ledger_whose_claim_was_taken_over_is_thrown_away(tmp_path: Path, monk
     assert "taken over by another runner, thrown away" in said[-1]
     (measured,) = Ledgers(folder).read().values()
     assert measured.record.reason == "by the other"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("results", "results: cannot be written: .*results is no folder"),
+        (".bench", r"\.bench: cannot be written: File exists"),
+        (".bench/claims.sqlite", r"claims\.sqlite: file is not a database; it may be deleted when no runner is at"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_a_line_before_anything_runs(name: str, says: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "tiny", ONE)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("neither a folder nor a database")
+    with pytest.raises(BadInput, match=says):
+        bench(folder, Options())
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="drops what root may do")
+def test_a_folder_that_another_owns_is_a_line_before_anything_runs(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tiny", ONE)
+    (folder / "results").mkdir(mode=0o555)
+    code = (
+        "import pathlib, sys; from peftlab.suites.bench import Options, bench;"
+        f"bench(pathlib.Path({str(folder)!r}), Options())"
+    )
+    mortal = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-all"]
+    done = subprocess.run([*mortal, sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stderr.splitlines()[-1].endswith("results: cannot be written: permission denied")
+    assert not (folder / ".bench").exists()

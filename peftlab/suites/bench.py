@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from peftlab.disk import check_writable
 from peftlab.part import BadInput, ProcessLost
 from peftlab.recipe import Recipe
 from peftlab.suites import children
@@ -58,6 +59,7 @@ def adopt(folder: Path, runs: Path, say: Say = print) -> int:
     suite, store = matched_suite(folder), Store(folder)
     if not runs.is_dir():
         raise BadInput(f"--adopt {runs}: no such folder")
+    check_writable(store.folder)
     found = finished_runs(runs)
     adopted = 0
     while True:  # a trial more may tell the learning rate of further cells
@@ -88,6 +90,7 @@ class _Runner:
     def __init__(self, folder: Path, suite: Suite, options: Options, say: Say) -> None:
         self.suite, self.options, self.say = suite, options, say
         self.store = Store(folder)
+        check_writable(self.store.folder)
         self.work_folder = suite_folder(folder) / WORK
         self.claims = Claims(self.work_folder / "claims.sqlite", options.lease)
         self.running: dict[int, _Running] = {}

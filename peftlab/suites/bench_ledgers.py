@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from peftlab.cost.ledger import MIB
+from peftlab.disk import check_writable
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
 from peftlab.suites import children
@@ -52,6 +53,7 @@ class _Measurer:
     def __init__(self, folder: Path, suite: Suite, options: Options, say: Say) -> None:
         self.suite, self.options, self.say = suite, options, say
         self.store, self.ledgers = Store(folder), Ledgers(folder)
+        check_writable(self.ledgers.folder)
         self.work_folder = suite_folder(folder) / WORK
         self.claims = Claims(self.work_folder / "claims.sqlite", options.lease)
         self.again = {  # by digest: when the record was written that is to be replaced

@@ -8,7 +8,7 @@ import socket
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from peftlab.part import BadInput
@@ -27,9 +27,11 @@ class Claims:
             raise BadInput(f"{path.parent}: cannot be written: {error.strerror}") from None
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.lease = lease  # seconds
-        self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute(
+        self.path = path
+        with self._told():
+            self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
+        self._execute("PRAGMA journal_mode = WAL")
+        self._execute(
             "CREATE TABLE IF NOT EXISTS claims "
             "(digest TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL, attempts INTEGER NOT NULL)"
         )
@@ -40,48 +42,58 @@ class Claims:
             if ended():  # asked under the lock: whoever committed has written before
                 return None
             now = time.time()
-            row = self._database.execute("SELECT until, attempts FROM claims WHERE digest = ?", [digest]).fetchone()
+            row = self._execute("SELECT until, attempts FROM claims WHERE digest = ?", [digest]).fetchone()
             if row is not None and row[0] > now:
                 return None
             attempts = 1 if row is None else int(row[1]) + 1
-            self._database.execute(
+            self._execute(
                 "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)", [digest, self.owner, now + self.lease, attempts]
             )
             return attempts
 
     def renew(self) -> None:
         """Say that this runner is alive."""
-        self._database.execute("UPDATE claims SET until = ? WHERE owner = ?", [time.time() + self.lease, self.owner])
+        self._execute("UPDATE claims SET until = ? WHERE owner = ?", [time.time() + self.lease, self.owner])
 
     def commit(self, digest: str, write: Callable[[], object]) -> bool:
         """Call `write` if the run is still this runner's, and give the claim up. False: it was taken over."""
         with self._transaction():
-            row = self._database.execute("SELECT owner FROM claims WHERE digest = ?", [digest]).fetchone()
+            row = self._execute("SELECT owner FROM claims WHERE digest = ?", [digest]).fetchone()
             if row is None or row[0] != self.owner:
                 return False
             write()
-            self._database.execute("DELETE FROM claims WHERE digest = ?", [digest])
+            self._execute("DELETE FROM claims WHERE digest = ?", [digest])
             return True
 
     def release(self, digest: str) -> None:
         """Give a run back; how often it was begun is kept."""
-        self._database.execute(
-            "UPDATE claims SET until = 0, owner = '' WHERE digest = ? AND owner = ?", [digest, self.owner]
-        )
+        self._execute("UPDATE claims SET until = 0, owner = '' WHERE digest = ? AND owner = ?", [digest, self.owner])
 
     def forget(self, digest: str) -> None:
         """Give a run back as if it had never been begun."""
-        self._database.execute("DELETE FROM claims WHERE digest = ? AND owner = ?", [digest, self.owner])
+        self._execute("DELETE FROM claims WHERE digest = ? AND owner = ?", [digest, self.owner])
 
     def close(self) -> None:
         self._database.close()
 
+    def _execute(self, statement: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
+        with self._told():
+            return self._database.execute(statement, values)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """A file that is damaged, cannot be written or was kept by another for too long is a line."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise BadInput(f"{self.path}: {error}; it may be deleted when no runner is at the suite") from None
+
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._database.execute("BEGIN IMMEDIATE")  # no other runner writes from here on
+        self._execute("BEGIN IMMEDIATE")  # no other runner writes from here on
         try:
             yield
         except BaseException:
-            self._database.execute("ROLLBACK")
+            self._execute("ROLLBACK")
             raise
-        self._database.execute("COMMIT")
+        self._execute("COMMIT")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from peftlab.disk import check_writable
 from peftlab.methods import Plan
 from peftlab.models.model import Files
 from peftlab.part import BadInput, first_mistake
@@ -22,6 +23,7 @@ def matched_suite(folder: Path) -> Suite:
     suite = load_suite(folder, matched=False)
     if suite.match is None or not suite.unmatched():
         return suite
+    check_writable(suite_folder(folder))
     found = [find_size(suite, task, method) for task, method in suite.unmatched()]
     write_sizes([*suite.sizes(), *found], suite_folder(folder))
     return load_suite(folder)
