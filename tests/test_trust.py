@@ -85,6 +85,11 @@ def test_an_untouched_result_is_what_its_predictions_give(stored_run: Path) -> N
     assert wrong(stored_run) == []
 
 
+def test_a_suite_that_is_not_there_is_not_taken_for_the_one_around_it(stored_run: Path) -> None:
+    with pytest.raises(BadInput, match="mine: no such suite"):
+        wrong(stored_run / "mine")
+
+
 def test_a_metric_that_was_changed_is_found(stored_run: Path, tmp_path: Path) -> None:
     copy = altered(stored_run, tmp_path, {"metrics": {"test": {"token_accuracy": 0.999}}})
     (line,) = wrong(copy)

@@ -251,15 +251,21 @@ class Plan:
         return trials + [cells[i] for i in range(longest) for cells in self.cells.values() if i < len(cells)]
 
 
+def suite_file(path: Path) -> Path:
+    """That of a suite's folder, or the file itself. Raises BadInput if there is none."""
+    file = path / FILE if path.is_dir() else path
+    if not file.exists():
+        near = nearest(path.name, (other.parent.name for other in path.parent.glob(f"*/{FILE}")))
+        raise BadInput(f"{path}: no such suite{near}; a folder with a {FILE} was expected")
+    return file
+
+
 def load_suite(path: Path, *, matched: bool = True) -> Suite:
     """Read and check a suite: its folder, or the file. Raises BadInput, one line a mistake.
 
     Unless sizes may still be open, its methods must be `matched` if it asks for it.
     """
-    file = path / FILE if path.is_dir() else path
-    if not file.exists():
-        near = nearest(path.name, (other.parent.name for other in path.parent.glob(f"*/{FILE}")))
-        raise BadInput(f"{path}: no such suite{near}; a folder with a {FILE} was expected")
+    file = suite_file(path)
     document = read_yaml(file)
     values = {"name": file.resolve().parent.name, **document.values}
     try:

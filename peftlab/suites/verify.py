@@ -12,6 +12,7 @@ from peftlab.examples import Splits
 from peftlab.part import BadInput
 from peftlab.suites.harvest import counted
 from peftlab.suites.store import Predictions, Store, Stored
+from peftlab.suites.suite import suite_file
 
 TOLERANCE = 1e-9  # of sums in another order
 
@@ -26,6 +27,7 @@ class Verdict:
 
 def verify(folder: Path) -> Iterator[Verdict]:
     """Recompute every metric and every count of every finished run. Raises BadInput if the data cannot be had."""
+    suite_file(folder)  # a misspelt one inside a suite would be taken for it
     data: dict[str, Splits] = {}
     for stored in Store(folder).records().values():
         if stored.record.result is None:
