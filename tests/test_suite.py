@@ -95,6 +95,7 @@ def test_a_task_takes_the_suites_settings_but_for_its_own(tmp_path: Path) -> Non
         ("addresses: {}", "addresses: {learning_rates: {lroa: 1e-3}}", "'lroa' is none of full, lora (did you mean 'l"),
         ("addresses: {}", "addresses: {data: {id: x, colums: {}}}", "suite.yaml:8: tasks.addresses.data.colums: unkn"),
         ("lora: {method", "LORA!: {method", "suite.yaml:11: methods.LORA!: string should match pattern"),
+        ("method: full", "quantizations: [], method: full", "suite.yaml:10: methods.full.quantizations: list shou"),
         ("1e-3", "-1", "suite.yaml:11: methods.lora.learning_rate: input should be greater than 0, found -1"),
         ("task: token_classification\n", "", "suite.yaml:1: suite: tasks.addresses: has no task, nor has the suite"),
         ("  full:", "  ful:", "reference: 'full' is none of ful, lora (did you mean 'ful'?)"),

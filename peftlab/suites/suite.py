@@ -53,7 +53,7 @@ class Entry(Settings):
 
     method: AnyMethod
     learning_rate: Rate | None = None  # the grid's centre; the method's own if not given
-    quantizations: list[str] | None = None  # kinds; all of the suite's if not given
+    quantizations: list[str] | None = Field(None, min_length=1)  # kinds; all of the suite's if not given
     match: bool = True  # false: stays as it is where the others are matched
 
     @property
