@@ -142,6 +142,14 @@ def test_a_winner_at_the_edge_extends_the_grid_once_and_says_so(tmp_path: Path) 
     assert rates(twice, {**high, 0.009: 0.8})[0] == [*GRID, 0.009, 0.027]
 
 
+def test_no_rate_is_tried_twice_where_a_recipe_allows_no_larger_one(tmp_path: Path) -> None:
+    highest = suite(tmp_path, GOOD.replace("1e-3", "10.0"))
+    assert rates(highest, {})[0] == [3.33, 10.0]
+    assert rates(highest, {3.33: 0.5, 10.0: 0.9}) == ([3.33, 10.0], 10.0, False, True)
+    smallest = suite(tmp_path, GOOD.replace("1e-3", "1e-307") + "trials: {points: 5, factor: 100}\n")
+    assert len(rates(smallest, {})[0]) == 4
+
+
 def test_a_trial_without_a_score_is_a_trial_and_none_wins_if_none_has_one(tmp_path: Path) -> None:
     assert rates(suite(tmp_path), dict(zip(GRID, [0.5, 0.9, None], strict=True)))[1] == 0.001
     assert rates(suite(tmp_path), dict.fromkeys(GRID))[1:] == (None, False, False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +40,13 @@ class Trials(Settings):
     per_quantization: bool = False  # or else over the method's first quantisation, for all of them
 
     def rates(self, centre: float) -> list[float]:
-        """The grid, rising, to three digits.
+        """The grid, rising, to three digits, each rate once: at the ends of what a recipe allows some are the same.
 
-        >>> Trials().rates(1.5e-3)
-        [0.0005, 0.0015, 0.0045]
+        >>> Trials().rates(1.5e-3), Trials().rates(10.0)
+        ([0.0005, 0.0015, 0.0045], [3.33, 10.0])
         """
         middle = (self.points - 1) / 2
-        return [_rounded(centre * self.factor ** (i - middle)) for i in range(self.points)]
+        return list(dict.fromkeys(_rounded(centre * self.factor ** (i - middle)) for i in range(self.points)))
 
 
 class Entry(Settings):
@@ -341,8 +342,11 @@ def _search(suite: Suite, row: Row, scores: Scores) -> Search:
         if not at_edge or extensions == trials.extensions:
             break
         assert best is not None
+        beyond = _rounded(best / factor if best == min(rates) else best * factor)
+        if beyond in rates:
+            break
         extensions += 1
-        rates.append(_rounded(best / factor if best == min(rates) else best * factor))
+        rates.append(beyond)
     order = sorted(rates)
     return Search(
         row,
@@ -362,12 +366,12 @@ def _best(found: Mapping[float, float | None]) -> float | None:
 
 
 def _rounded(rate: float) -> float:
-    """To three digits, and never above what a recipe allows.
+    """To three digits, and never outside of what a recipe allows.
 
-    >>> _rounded(0.01 / 3), _rounded(25.0)
-    (0.00333, 10.0)
+    >>> _rounded(0.01 / 3), _rounded(25.0), _rounded(0.0) > 0
+    (0.00333, 10.0, True)
     """
-    return min(10.0, float(f"{rate:.3g}")) if math.isfinite(rate) else 10.0
+    return min(10.0, max(sys.float_info.min, float(f"{rate:.3g}"))) if math.isfinite(rate) else 10.0
 
 
 def _known(where: str, name: str, names: Any) -> None:
