@@ -94,6 +94,11 @@ def test_a_misspelt_recipe_is_one_line(tmp_path: Path) -> None:
     )
 
 
+def test_a_dry_run_writes_nothing_whatever_else_is_asked(tmp_path: Path) -> None:
+    line = refused("bench", "benchmarks/quick", "--dry-run", "--adopt", tmp_path)
+    assert line == "--dry-run and --adopt: one of them at a time"
+
+
 def test_an_output_that_cannot_be_written_is_one_line(recipe_file: Path, tmp_path: Path) -> None:
     (tmp_path / "occupied").write_text("a file where a folder should be")
     line = refused("run", recipe_file, "--output", tmp_path / "occupied")

@@ -50,6 +50,9 @@ def bench(
         from peftlab.suites import bench as benching
         from peftlab.suites.bench_ledgers import bench_ledgers
 
+        asked = {"--dry-run": dry_run, "--adopt": adopt is not None, "--ledger": ledger}
+        if sum(asked.values()) > 1:
+            raise BadInput(f"{' and '.join(name for name in asked if asked[name])}: one of them at a time")
         options = benching.Options(jobs=jobs, threads=threads, retry=retry, keep=keep)
         if adopt is not None:
             benching.adopt(suite, adopt)
