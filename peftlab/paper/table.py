@@ -192,7 +192,10 @@ def _ledger_values(ledger: Ledger | None) -> dict[str, Any]:
     return {
         "ledger_examples": ledger and ledger.examples,
         "ledger_length": ledger and ledger.length,
-        **{f"{name}_bytes": ledger and getattr(ledger.memory, name) for name in Memory.model_fields},
+        **{
+            f"{'ledger_' if name == 'process_peak' else ''}{name}_bytes": ledger and getattr(ledger.memory, name)
+            for name in Memory.model_fields  # the runs have a peak of the process too
+        },
         "forward_flops": ledger and ledger.flops.forward,
         "backward_flops": ledger and ledger.flops.backward,
         "step_seconds": times and times.median,

@@ -68,7 +68,7 @@ def ledger(recipe: Any, *, peak: int, seconds: float, merged: float | None) -> L
     memory = {
         "base": 40 * MIB, "constants": MIB // 2, "method": MIB, "head": MIB, "optimizer": 4 * MIB, "kept": 100,
         "inputs": 1000, "activations": 10 * MIB, "gradients": 2 * MIB, "held": 0, "transient": 3 * MIB,
-        "peak": peak * MIB, "best_state": None, "evaluation_peak": 50 * MIB, "reserved": None, "process_peak": None,
+        "peak": peak * MIB, "best_state": None, "evaluation_peak": 50 * MIB, "reserved": None, "process_peak": 7000,
     }  # fmt: skip
     return Ledger(
         **{"name": recipe.name, "digest": recipe.digest, "examples": 2, "length": 128},

@@ -103,6 +103,7 @@ def test_csv_holds_a_ledgers_integers(measured_folder: Path) -> None:
     assert (lora["step_seconds"], lora["step_seconds_low"], lora["merged_seconds"]) == ("0.3", "0.27", "0.2")
     assert [row["ledger"] for row in rows] == ["done", "", "done", "done", "failed"]
     assert rows[4]["peak_bytes"] == rows[1]["peak_bytes"] == ""
+    assert (lora["process_peak_bytes"], lora["ledger_process_peak_bytes"]) == ("", "7000")  # of runs not measured
 
 
 def test_memory_is_drawn_by_its_parts_where_every_line_has_a_ledger(measured_folder: Path, tmp_path: Path) -> None:
