@@ -94,6 +94,8 @@ def ledger_remarks(line: Line) -> list[str]:
 def judgement(findings: Findings, task: str) -> list[str]:
     """How the result table was computed, and what it could not have seen."""
     suite, lines = findings.suite, findings.of_task(task)
+    if all(line.score is None for line in lines):
+        return to_come(findings, task)  # there is no number of which to say how it was judged
     compared = sum(line.comparison is not None for line in lines)
     used = " and ".join(sorted({line.comparison.test for line in lines if line.comparison is not None}))
     texts = [

@@ -135,8 +135,12 @@ def _published(findings: Findings, task: str | None) -> list[str]:
     if not rows:
         return []
     heads = [f"| {' | '.join(HEADS)} |", "|---|---|---:|---:|---:|---|---|"]
-    text = "\n".join([*heads, *(f"| {' | '.join(cell or DASH for cell in row.cells)} |" for row in rows)])
+    text = "\n".join([*heads, *(f"| {' | '.join(_cell(cell) for cell in row.cells)} |" for row in rows)])
     return [f"{'###' if task is not None else '##'} {heading(task)}", text]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|") or DASH
 
 
 def _values(findings: Findings, line: Line) -> dict[str, Any]:

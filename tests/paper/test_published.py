@@ -1,9 +1,11 @@
 """Rows of other papers: beside ours, or beside dashes as long as there is nothing to show."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from peftlab.paper.findings import Findings
 from peftlab.paper.latex import document
 from peftlab.paper.published import published
 from peftlab.paper.report import page
@@ -18,6 +20,24 @@ def test_a_published_row_stands_beside_ours(suite_folder: Path) -> None:
     assert abs(float(ours) - 0.8) < 0.1
 
 
+def with_row(suite_folder: Path, folder: Path, row: str) -> Findings:
+    """The made-up suite with another published row."""
+    shutil.copytree(suite_folder, folder)
+    (folder / "suite.yaml").write_text(SUITE.replace('value: 0.8, tolerance: 0.1, source: "A paper, table 1"', row))
+    return read_findings(folder)
+
+
+def test_a_difference_of_just_the_tolerance_agrees_and_a_bar_in_a_source_ends_no_cell(
+    suite_folder: Path, tmp_path: Path
+) -> None:
+    score = next(line.score for line in read_findings(suite_folder).lines if line.row.name == "addresses-lora-none")
+    assert score is not None
+    row = f'value: {score.mean + 0.3}, tolerance: 0.3, source: "A | B"'
+    findings = with_row(suite_folder, tmp_path / "made-up", row)
+    assert published(findings, "addresses")[0].agrees == "yes"
+    assert "| 0.3000 | yes | A \\| B |" in markdown(findings)
+
+
 def test_before_there_is_a_result_there_are_dashes(tmp_path: Path) -> None:
     (tmp_path / "suite.yaml").write_text(SUITE + "name: mine\n")
     findings = read_findings(tmp_path)
@@ -29,10 +49,8 @@ def test_before_there_is_a_result_there_are_dashes(tmp_path: Path) -> None:
     assert "<td>LoRA</td><td>unquantised</td><td>0.8000</td><td>–</td>" in page(findings)
 
 
-def test_ours_agrees_within_what_its_seeds_leave_open_where_that_is_more(suite_folder: Path) -> None:
-    suite = suite_folder / "suite.yaml"
-    suite.write_text(suite.read_text().replace("tolerance: 0.1", "tolerance: 1e-6"))
-    findings = read_findings(suite_folder)
+def test_ours_agrees_within_what_its_seeds_leave_open_where_that_is_more(suite_folder: Path, tmp_path: Path) -> None:
+    findings = with_row(suite_folder, tmp_path / "made-up", 'value: 0.8, tolerance: 1e-6, source: "A"')
     (beside,) = published(findings, "addresses")
     score = next(line.score for line in findings.lines if line.row.name == "addresses-lora-none")
     assert score is not None
