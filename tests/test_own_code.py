@@ -3,17 +3,22 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import transformers
 
+from peftlab.cost.hollow import full_config
+from peftlab.loading import own_head
+from peftlab.loading.own_head import with_head
 from peftlab.models.model import Files, Model
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe, load_recipe
 from peftlab.results import RunResult
 from peftlab.runs.inference import answers, merge, of_lines
 from peftlab.runs.run import run
+from peftlab.tasks.causal_lm import CausalLM
 
 CONFIGURATION = """\
 from pathlib import Path
@@ -47,6 +52,9 @@ def witness(tmp_path: Path) -> Path:
 def base(tmp_path: Path, witness: Path, minilm: Files, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two layers of an architecture that transformers does not know, with MiniLM's tokenizer."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "modules"), *sys.path])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)  # of another test's folder
     folder = tmp_path / "own"
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     transformers.set_seed(0)
@@ -121,6 +129,88 @@ def test_code_of_another_repository_is_never_run(base: Path, witness: Path) -> N
     with pytest.raises(BadInput, match="'someone/else--configuration_own\\.OwnConfig' from another repository"):
         Model(id=str(base)).files(revision(base))
     assert not witness.exists()
+
+
+@pytest.mark.parametrize("name", ["{outside}/configuration_own.OwnConfig", "../outside/configuration_own.OwnConfig"])
+def test_code_outside_of_the_folder_is_of_no_revision(base: Path, tmp_path: Path, name: str) -> None:
+    describe(base, auto_map={**AUTO_MAP, "AutoConfig": name.format(outside=tmp_path / "outside")})
+    with pytest.raises(BadInput, match="from another repository or folder"):
+        Model(id=str(base)).files(revision(base))
+
+
+def test_code_behind_a_link_to_a_folder_is_of_no_revision(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (base / "inner").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadInput, match="inner: is a link to a folder"):
+        Model(id=str(base)).files(revision(base))
+
+
+@pytest.mark.parametrize("file", ["config.4.0.0.json", "processor_config.json"])
+def test_no_other_config_may_name_a_foreign_repository(base: Path, file: str) -> None:
+    describe(base, configuration_files=["config.4.0.0.json"])
+    foreign = {"inner_config": {"auto_map": {**AUTO_MAP, "AutoConfig": "someone/else--configuration_own.OwnConfig"}}}
+    (base / file).write_text(json.dumps(foreign))
+    with pytest.raises(BadInput, match=f"{file} takes 'someone/else--configuration_own\\.OwnConfig' from another"):
+        Model(id=str(base)).files(revision(base))
+
+
+def test_an_old_list_of_tokenizer_classes_is_refused(base: Path) -> None:
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps({**settings, "auto_map": ["someone/else--mine.Own", None]}))
+    with pytest.raises(BadInput, match=r"auto_map in tokenizer_config\.json is a list"):
+        Model(id=str(base)).files(revision(base))
+
+
+@pytest.mark.parametrize(
+    ("modeling", "says"),
+    [
+        ("import never_heard_of\n" + MODELING, "ImportError: .*never_heard_of"),
+        ("def (", "SyntaxError"),
+        (MODELING.replace("class OwnFor", "class Other"), "AttributeError"),
+        (MODELING + "    def __init__(self, config):\n        config.not_there\n", "AttributeError: .*not_there"),
+        (MODELING + "    base_model_prefix = ''\n", "does not say which part of it is pretrained"),
+    ],
+)
+def test_code_that_fails_is_a_line(recipe: Recipe, base: Path, tmp_path: Path, modeling: str, says: str) -> None:
+    (base / "modeling_own.py").write_text(modeling)
+    with pytest.raises(BadInput, match=f"model: .*{says}"):
+        trained(recipe, tmp_path / "run")
+
+
+def test_a_copy_of_the_hub_s_that_was_fetched_without_the_code_is_not_whole(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    kept = tmp_path / "hub" / "models--me--own"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text(commit)
+    shutil.copytree(base, kept / "snapshots" / commit, ignore=shutil.ignore_patterns("*.py"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(kept.parent))
+    with pytest.raises(BadInput, match="brings its own code"):
+        Model(id="me/own").files()
+    with pytest.raises(BadInput, match="its copy here is incomplete"):  # there is no hub here to fetch the rest from
+        Model(id="me/own").files(commit)
+    shutil.copy(base / "modeling_own.py", kept / "snapshots" / commit)
+    shutil.copy(base / "configuration_own.py", kept / "snapshots" / commit)
+    assert Model(id="me/own").files(commit).code == commit
+
+
+def test_nobody_is_asked_whether_code_may_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "modeling_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    transformers.DistilBertConfig(n_layers=2, dim=32, hidden_dim=64, n_heads=2).save_pretrained(tmp_path)
+    describe(
+        tmp_path,
+        model_type="distilbert",
+        auto_map={"AutoModelForCausalLM": f"{tmp_path / 'else'}--modeling_own.Own"},
+    )
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    shape = Model(id=str(tmp_path)).shape()
+    with pytest.raises(BadInput, match="a distilbert cannot serve causal_lm without the base's own code"):
+        own_head.check(shape, CausalLM())
+    with pytest.raises(BadInput, match="a distilbert cannot serve causal_lm without the base's own code"):
+        with_head(full_config(shape.values, CausalLM()), CausalLM())
+    assert not (tmp_path / "ran").exists()
 
 
 def test_what_needs_no_code_of_its_own_is_not_given_trust(minilm: Files) -> None:

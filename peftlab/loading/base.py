@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from peftlab.devices import spread
 from peftlab.examples import Example
 from peftlab.loading.own_head import with_head
+from peftlab.models import own_code
 from peftlab.models.model import Files, Model
 from peftlab.part import BadInput
 from peftlab.quantization import Quantization
@@ -137,7 +138,7 @@ def load_base(
         if dropout is not None:
             set_dropout(config, dropout)
         with torch.device("meta"):
-            skeleton = with_head(config, task, trust_remote_code=files.trusted)
+            skeleton = with_head(config, task, trusted=files.trusted)
     objection = task.objection(skeleton)
     if objection is not None:
         raise BadInput(f"task: {objection}")
@@ -221,6 +222,10 @@ def _readable(files: Files, what: str) -> Iterator[None]:
             raise
         reason = " ".join((str(error) or type(error).__name__).split())[:200]
         raise BadInput(f"model: {files.source} has no usable {what}: {reason}") from None
+    except Exception as error:
+        if not files.trusted or out_of_memory.caused(error):
+            raise
+        raise BadInput(f"model: {files.source}: its own code gives no {what}: {own_code.failure(error)}") from None
 
 
 def head_modules(model: PreTrainedModel, task: Task) -> tuple[str, ...]:
@@ -230,7 +235,13 @@ def head_modules(model: PreTrainedModel, task: Task) -> tuple[str, ...]:
     trunk = {model.base_model_prefix}
     if not hasattr(model, model.base_model_prefix):  # T5's question answering has the trunk's parts beside the head
         with torch.device("meta"):
-            trunk = {name for name, _ in transformers.AutoModel.from_config(model.config).named_children()}
+            try:
+                whole = transformers.AutoModel.from_config(model.config, trust_remote_code=False)
+            except ValueError:
+                raise BadInput(
+                    f"model: {type(model).__name__} does not say which part of it is pretrained (base_model_prefix)"
+                ) from None
+        trunk = {name for name, _ in whole.named_children()}
     return tuple(
         name for name, child in model.named_children() if name not in trunk and any(True for _ in child.parameters())
     )

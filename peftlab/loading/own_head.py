@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from peftlab.models.model import Shape
+from peftlab.models.own_code import FLAG
 from peftlab.part import BadInput
 from peftlab.tasks import Task
 
@@ -15,15 +16,21 @@ WIDTH = 64  # of the small model that is asked
 UNKNOWN = "Unrecognized configuration class"  # after which transformers lists all the architectures that there are
 
 
-def with_head(config: PretrainedConfig, task: Task, **settings: Any) -> PreTrainedModel:
-    """A model of this config with random weights. Raises BadInput if there is none with the task's head."""
+def with_head(config: PretrainedConfig, task: Task, *, trusted: bool = False, **settings: Any) -> PreTrainedModel:
+    """A model of this config with random weights, the base's own code if it is `trusted`.
+
+    Raises BadInput if there is none with the task's head.
+    """
     import transformers
 
     try:
-        model: PreTrainedModel = getattr(transformers, task.auto_class).from_config(config, **settings)
+        auto = getattr(transformers, task.auto_class)
+        model: PreTrainedModel = auto.from_config(config, trust_remote_code=trusted, **settings)
         return model
     except ValueError as error:
         reason = "" if str(error).startswith(UNKNOWN) else f": {str(error).partition(chr(10))[0][:200]}"
+        if "trust_remote_code" in str(error):
+            reason = f" without the base's own code, which {FLAG} lets run"
         raise BadInput(f"model: a {config.model_type} cannot serve {task.kind}{reason}") from None
 
 

@@ -109,9 +109,9 @@ class Model(Settings):
             source = f"{asset.id} ({asset.package} {asset.version}{remark})"
             own_code.trusted(folder, source, lambda: asset.version, trust)
             return Files(folder, source, assets.fingerprint(folder))
-        patterns = FILES if trust is None else (*FILES, CODE)
+        patterns, complete = (FILES, _complete) if trust is None else ((*FILES, CODE), _complete_with_code)
         try:
-            folder = hub.snapshot(self.id, revision=self.revision, patterns=patterns, complete=_complete)
+            folder = hub.snapshot(self.id, revision=self.revision, patterns=patterns, complete=complete)
         except hub.Unreachable as error:
             models = [asset.id for asset in assets.catalogue().values() if asset.sort == "model"]
             known = "" if self.revision else f", nor a known asset{nearest(self.id, models)}"
@@ -163,6 +163,10 @@ def _complete(folder: Path) -> bool:
     if not index.exists():
         return any(folder.glob("*.safetensors"))
     return all((folder / name).exists() for name in json.loads(index.read_text())["weight_map"].values())
+
+
+def _complete_with_code(folder: Path) -> bool:
+    return _complete(folder) and own_code.whole(folder)
 
 
 def _expand(value: object) -> object:
