@@ -10,6 +10,7 @@ import pytest
 import transformers
 
 from peftlab.cost.hollow import full_config
+from peftlab.disk import sha256
 from peftlab.loading import own_head
 from peftlab.loading.own_head import with_head
 from peftlab.models.model import Files, Model
@@ -235,3 +236,23 @@ def test_a_tuned_model_is_used_under_the_same_word(recipe: Recipe, base: Path, t
     (answer,) = answers(tmp_path / "run", asked, revision(base))
     assert answer["words"] == ["12", "Main", "Street"]
     assert merge(tmp_path / "run", tmp_path / "merged", revision(base)) < 1e-4
+
+
+def test_a_tokenizer_of_the_base_s_own_class_is_used_again(recipe: Recipe, base: Path, tmp_path: Path) -> None:
+    (base / "tokenization_own.py").write_text(
+        "from transformers import BertTokenizerFast\nclass OwnTokenizerFast(BertTokenizerFast): pass\n"
+    )
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    named = {"AutoTokenizer": [None, "tokenization_own.OwnTokenizerFast"]}
+    settings |= {"tokenizer_class": "OwnTokenizerFast", "auto_map": named}
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    trained(recipe, tmp_path / "run")
+    copy = tmp_path / "run" / "adapter" / "tokenization_own.py"
+    copy.write_text(f"open({str(tmp_path / 'copy ran')!r}, 'w')\n")
+    card = json.loads((tmp_path / "run" / "adapter" / "peftlab.json").read_text())
+    card["files"][copy.name] = sha256(copy)
+    (tmp_path / "run" / "adapter" / "peftlab.json").write_text(json.dumps(card))
+    asked = lambda task: of_lines(task, ["12 Main Street"], "-")  # noqa: E731
+    (answer,) = answers(tmp_path / "run", asked, revision(base))
+    assert answer["words"] == ["12", "Main", "Street"]
+    assert not (tmp_path / "copy ran").exists()

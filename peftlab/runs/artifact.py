@@ -12,13 +12,13 @@ from pydantic import Field, ValidationError
 
 from peftlab import safe_files
 from peftlab.disk import sha256
-from peftlab.loading.base import Base, autocast, load_base, publish_dropout
+from peftlab.loading.base import Base, autocast, load_base, load_tokenizer, publish_dropout
 from peftlab.methods import METHODS, AnyMethod
 from peftlab.models.model import AnyModel, Files
 from peftlab.part import BadInput, Settings, first_mistake
 from peftlab.quantization import AnyQuantization, Quantization
 from peftlab.settings import Precision
-from peftlab.tasks import AnyTask
+from peftlab.tasks import AnyTask, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,8 +97,6 @@ def load(
 
     `trust`: as of `Model.files`.
     """
-    import transformers
-
     card = read_card(folder)
     inner = _folder(folder)
     safe_files.refuse_pickles(inner)
@@ -119,7 +117,7 @@ def load(
             f"{folder}: trained on another version of {card.model.id}: "
             f"found {files.fingerprint[:12]}, wanted {card.model_fingerprint[:12]}"
         )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(inner, trust_remote_code=False)
+    tokenizer = _tokenizer(inner, files, card.task)
     base = load_base(
         card.model,
         files,
@@ -134,3 +132,18 @@ def load(
     model.to(device)
     model.eval()
     return Tuned(card, model, tokenizer, base)
+
+
+def _tokenizer(folder: Path, base: Files, task: Task) -> PreTrainedTokenizerBase:
+    """The one that was saved. Where it is of a class of the base's own, the code is the base's, not a copy of it."""
+    import transformers
+
+    if base.trusted:
+        own: Any = type(load_tokenizer(base, task))
+        if not own.__module__.startswith("transformers."):
+            saved: PreTrainedTokenizerBase = own.from_pretrained(folder)
+            return saved
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except ValueError as error:
+        raise BadInput(f"{folder}: has no usable tokenizer: {' '.join(str(error).split())[:200]}") from None
