@@ -256,3 +256,28 @@ def test_a_tokenizer_of_the_base_s_own_class_is_used_again(recipe: Recipe, base:
     (answer,) = answers(tmp_path / "run", asked, revision(base))
     assert answer["words"] == ["12", "Main", "Street"]
     assert not (tmp_path / "copy ran").exists()
+
+
+def test_a_causal_model_of_its_own_code_is_trained(base: Path, recipe_file: Path, tmp_path: Path) -> None:
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, vocab_size=30522)).save_pretrained(base)
+    (base / "configuration_own.py").write_text(
+        "from transformers import LlamaConfig\nclass OwnConfig(LlamaConfig):\n    model_type = 'own-llama'\n"
+    )
+    (base / "modeling_own.py").write_text(
+        "from transformers import LlamaForCausalLM\nfrom .configuration_own import OwnConfig\n"
+        "class Own(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    describe(
+        base,
+        model_type="own-llama",
+        auto_map={"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.Own"},
+    )
+    (tmp_path / "texts.jsonl").write_text("".join(f'{{"text": "it rained on day {n}"}}\n' for n in range(9)))
+    texts = str(tmp_path / "texts.jsonl")
+    data = f"{{train: {texts}, validation: {texts}, test: {texts}}}"
+    recipe = load_recipe(
+        recipe_file,
+        [f"model={base}", "task={kind: causal_lm, packing: true}", f"data={data}", "method.targets=all-linear"],
+    )
+    assert trained(recipe, tmp_path / "run").model_code == revision(base)

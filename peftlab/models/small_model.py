@@ -37,9 +37,14 @@ def small_config(shape: Mapping[str, Any], width: int) -> Any:
     except (KeyError, ValueError):
         near = nearest(architecture, transformers.CONFIG_MAPPING)
         raise BadInput(f"model: transformers knows no {architecture!r}{near}") from None
-    small = shrink(full.to_dict(), width)
+    return smaller(full, width)
+
+
+def smaller(config: Any, width: int) -> Any:
+    """The same config, at most `width` wide and two layers deep."""
+    small = shrink(config.to_dict(), width)
     del small["model_type"]
-    return type(full).from_dict(small)
+    return type(config).from_dict(small)
 
 
 def shrink(config: Mapping[str, Any], width: int) -> dict[str, Any]:

@@ -64,14 +64,17 @@ def _small_model(config: PretrainedConfig) -> Iterator[PreTrainedModel]:
     import torch
     import transformers
 
-    from peftlab.models.small_model import small_config  # here, for it imports transformers
+    from peftlab.models.small_model import smaller  # here, for it imports transformers
 
-    values = config.to_dict()
-    values.pop("quantization_config", None)
+    small = smaller(config, WIDTH)
+    vars(small).pop("quantization_config", None)
     with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False), torch.no_grad():
         torch.manual_seed(0)
         yield transformers.AutoModelForCausalLM.from_config(
-            small_config(values, WIDTH), dtype=torch.float32, attn_implementation=config._attn_implementation
+            small,
+            dtype=torch.float32,
+            attn_implementation=config._attn_implementation,
+            trust_remote_code=False,  # a base's own class is registered since it was loaded
         ).eval()
 
 
