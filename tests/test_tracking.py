@@ -1,5 +1,6 @@
 """Trackers hear of a run what a person sees of it: read back from TensorBoard's own files."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from peftlab.part import BadInput
 from peftlab.recipe import load_recipe
-from peftlab.results import RunResult, result_folder
+from peftlab.results import RunResult, is_finished, result_folder, tracking_folder
 from peftlab.runs import tracking
 from peftlab.runs.run import run
 
@@ -55,3 +56,27 @@ def test_a_run_that_is_not_tracked_leaves_nothing_of_it(tmp_path: Path, recipe_f
 def test_a_tracker_that_is_not_here_is_said_before_anything_loads(tracker: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=says):
         tracking.settings([tracker], tmp_path)
+
+
+def test_a_tracker_that_cannot_begin_is_a_mistake_in_a_line(tmp_path: Path, recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    folder = result_folder(tmp_path, recipe.name, recipe.digest)
+    folder.parent.mkdir()
+    tracking_folder(folder).touch()
+    with pytest.raises(BadInput, match="--track: tensorboard could not begin: NotADirectoryError"):
+        run(recipe, folder, trackers=["tensorboard"])
+
+
+def test_a_tracker_that_fails_later_does_not_end_the_run(
+    tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*given: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.log", full)
+    monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.finish", full)
+    recipe = load_recipe(recipe_file)
+    folder = result_folder(tmp_path, recipe.name, recipe.digest)
+    run(recipe, folder, trackers=["tensorboard"])
+    assert is_finished(folder)
+    assert capsys.readouterr().out.count("is told nothing more: OSError: [Errno 28] No space left on device") == 1

@@ -109,7 +109,7 @@ def run(
             ) from None
         accelerator.wait_for_everyone()
         screen.summary(result, folder)
-    accelerator.end_training()
+        this.tracking.end()
     return result
 
 
@@ -160,7 +160,7 @@ class _Run:
         )
         self.scored = ("validation", "test") if recipe.score_test else ("validation",)
         self.history = History()
-        self.tracking = Tracking(recipe, accelerator)
+        self.tracking = Tracking(recipe, accelerator, screen.line)
 
     def result(
         self, checkpoints: Path, keeping: Keeping, *, resume: bool, score_base: bool, trust: str | None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +37,20 @@ def settings(trackers: Sequence[str], folder: Path) -> dict[str, Any]:
 
 
 class Tracking:
-    """The observer that tells them. A run's name is their project."""
+    """The observer that tells them. A run's name is their project. One that fails later on does not end the run."""
 
-    def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
+    def __init__(self, recipe: Recipe, accelerator: Accelerator, say: Callable[[str, str], None]) -> None:
+        """`say` shows a label and a text. Raises BadInput if a tracker does not begin."""
         self._accelerator = accelerator
+        self._say = say
+        self._lost = False
         if accelerator.log_with:
             said = secrets.redacted(recipe.model_dump(mode="json"))
-            accelerator.init_trackers(recipe.name, config={"digest": recipe.digest, **flat(said)})
+            try:
+                accelerator.init_trackers(recipe.name, config={"digest": recipe.digest, **flat(said)})
+            except Exception as error:  # each has its own, of networks, accounts and disks
+                names = ", ".join(map(str, accelerator.log_with))
+                raise BadInput(f"--track: {names} could not begin: {_reason(error)}") from None
 
     def step(self, step: Step, total: int, log: TrainLog) -> None:
         self._tell("train", step.number, loss=step.loss, learning_rate=step.learning_rate, epoch=step.epoch)
@@ -58,8 +66,28 @@ class Tracking:
         self._tell("train", cost.optimizer_steps, tokens_per_second=cost.tokens_per_second, seconds=cost.train_seconds)
         self._tell("test", cost.optimizer_steps, **result.metrics.get("test", {}))
 
+    def end(self) -> None:
+        """Nothing more comes."""
+        with self._survived():
+            self._accelerator.end_training()
+
     def _tell(self, section: str, step: int, **values: float) -> None:
-        self._accelerator.log({f"{section}/{name}": value for name, value in values.items()}, step=step)
+        if not self._lost:
+            with self._survived():
+                self._accelerator.log({f"{section}/{name}": value for name, value in values.items()}, step=step)
+
+    @contextlib.contextmanager
+    def _survived(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not self._lost:
+                self._say("tracking", f"is told nothing more: {_reason(error)}")
+            self._lost = True
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool]:
