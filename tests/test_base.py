@@ -183,6 +183,8 @@ def test_the_longest_input_is_the_recipes_within_the_models_positions(minilm: Fi
     assert longest_input(minilm, TokenClassification(max_length=64)) == 64
     with pytest.raises(BadInput, match=r"task.max_length: 513 tokens, but .* has 512 positions"):
         longest_input(minilm, TokenClassification(max_length=513))
+    with pytest.raises(BadInput, match="method: its 512 virtual tokens take all 512 positions of"):
+        longest_input(minilm, TokenClassification(), reserved=512)
 
 
 @pytest.mark.parametrize(

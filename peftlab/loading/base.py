@@ -92,6 +92,8 @@ def longest(config: Mapping[str, Any], source: str, task: Task, *, reserved: int
     if config.get("model_type") in AFTER_PADDING:
         positions -= config.get("pad_token_id", 1) + 1
     free = int(positions) - reserved
+    if free < 1:
+        raise BadInput(f"method: its {reserved} virtual tokens take all {positions} positions of {source}")
     if task.max_length is not None and task.max_length > free:
         taken = f", of which the method takes {reserved}" if reserved else ""
         raise BadInput(f"task.max_length: {task.max_length} tokens, but {source} has {positions} positions{taken}")
