@@ -113,6 +113,31 @@ def test_parquet_keeps_types_and_class_names(tmp_path: Path) -> None:
     assert read(path)[0].fields == {"text": "a", "label": "pos"}
 
 
+def test_a_number_of_no_class_is_a_fault_of_its_row_and_minus_one_is_no_label(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    features = datasets.Features({"label": datasets.ClassLabel(names=["neg", "pos"])})
+    table = datasets.Dataset.from_dict({"label": [0, 0, 0]}, features=features).data.table
+    parquet.write_table(table.set_column(0, table.schema.field(0), pyarrow.array([1, -1, 7])), path)
+    assert [row.fields["label"] for row in read(path)[:2]] == ["pos", None]
+    assert read(path)[2].fault == "label: 7 is no number of one of its 2 classes"
+
+
+def test_an_unscored_split_without_labels_counts_as_absent(tmp_path: Path) -> None:
+    for split, labels in (("train", range(20)), ("validation", range(3)), ("test", [-1, -1])):
+        features = datasets.Features({"label": datasets.ClassLabel(num_classes=20)})
+        datasets.Dataset.from_dict({"label": list(labels)}, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    data = Files(**{split: str(tmp_path / f"{split}.parquet") for split in ("train", "validation", "test")})
+
+    def labelled(row: Row) -> None:
+        if row.fields["label"] is None:
+            raise BadInput(f"{row.where}: label: is missing")
+
+    with pytest.raises(BadInput, match="all 2 rows of the test split"):
+        data.load(("label",), check=labelled)
+    kept = data.model_copy(update={"test_share": 1e-9}).load(("label",), check=labelled, scored=("train", "validation"))
+    assert [len(kept.rows[split]) for split in ("train", "validation", "test")] == [20, 3, 0]
+
+
 def test_text_is_a_row_a_line_and_a_format_may_be_said(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("EU B-ORG\n\nPeter B-PER\n")

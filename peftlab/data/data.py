@@ -95,8 +95,8 @@ class Data(Part):
             pairs[split] = [pair for pair in named if pair[1].fault is None]
         pairs = self._cut(pairs)
         for split in SPLITS:
-            if split not in pairs and split not in scored:
-                pairs[split] = []
+            if split not in scored and (split not in read or read[split]):
+                pairs.setdefault(split, [])
             elif not pairs.get(split):
                 share = {"validation": self.validation_share, "test": self.test_share}.get(split)
                 cure = f"; data.{split}_share: 0 cuts none from train" if share == 0 and split not in read else ""

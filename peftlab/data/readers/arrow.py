@@ -22,9 +22,13 @@ def dataset_rows(dataset: object, where: str) -> list[Row]:
             names[column] = inner
     rows = []
     for number, record in enumerate(dataset, start=1):
+        fault = None
         for column, label in names.items():
-            record[column] = _named(record[column], label)
-        rows.append(Row(f"{where} row {number}", record))
+            try:
+                record[column] = _named(record[column], label)
+            except ValueError:
+                fault = f"{column}: {record[column]} is no number of one of its {label.num_classes} classes"
+        rows.append(Row(f"{where} row {number}", record, fault))
     return rows
 
 
