@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 
 SIGNS = (
+    "Cannot allocate memory",  # the system's own words, e.g. where a file of weights is mapped
     *("can't allocate memory", "not enough memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
     *("could not create a primitive", "could not create a memory object"),  # oneDNN's, on a CPU
 )
@@ -19,6 +21,8 @@ def caused(error: BaseException) -> bool:
     """Whether the error is a device's or the process's want of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
@@ -33,7 +37,7 @@ def asked_for(error: BaseException) -> str:
     'it is not known how much more was wanted'
     """
     text = str(error)
-    if found := re.search(r"tried to allocate (\d+) bytes", text, re.IGNORECASE):
+    if found := re.search(r"(?:tried to allocate|unable to mmap) (\d+) bytes", text, re.IGNORECASE):
         return f"{size(int(found[1]))} more were wanted"
     if found := re.search(r"tried to allocate ([\d.]+ [KMG]iB)", text, re.IGNORECASE):
         return f"{found[1]} more were wanted"

@@ -272,6 +272,22 @@ def addresses(megabytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
 
+def addresses_in_loading(megabytes: int) -> None:
+    """That limit while the base's weights are loaded."""
+    from peftlab.loading import material
+
+    real = material.load_base
+
+    def load_base(*arguments: Any, **keywords: Any) -> Any:
+        addresses(megabytes)
+        try:
+            return real(*arguments, **keywords)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    material.load_base = load_base
+
+
 def addresses_in_step(number: int, megabytes: int) -> None:
     """That limit in this step alone."""
     from peftlab.training.gradients import Gradients
