@@ -66,7 +66,9 @@ def run(
         str, typer.Option(metavar="STEPS|MINUTESm|never", help="How often the state is kept.")
     ] = "10m",
     keep_checkpoints: Annotated[int, typer.Option(min=1, help="How many of the newest stay.")] = 2,
-    patience: Annotated[float, typer.Option(min=0, help="Minutes that processes of one run wait for each other.")] = 30,
+    process_timeout: Annotated[
+        float, typer.Option(min=0, metavar="MINUTES", help="How long processes of one run wait for each other.")
+    ] = 30,
     score_base: Annotated[
         bool, typer.Option("--score-base", help="Score the base before it is tuned, too, if it has no new head.")
     ] = False,
@@ -106,7 +108,7 @@ def run(
                 folder,
                 resume=resume,
                 keeping=keeping,
-                patience=patience,
+                process_timeout=process_timeout,
                 score_base=score_base,
                 device_map=device_map,
                 trust=trust,
@@ -213,7 +215,7 @@ def plan_recipe(
     overrides: Overrides = [],  # noqa: B006
     device: Annotated[str | None, typer.Option(help='Memory of a device, e.g. "24 GiB".', show_default=False)] = None,
     devices: Annotated[int, typer.Option(min=1, help="How many of them share a step.")] = 1,
-    shares: Annotated[bool, typer.Option("--shares", help="Each holds a share of the model (FSDP2), no copy.")] = False,
+    sharded: Annotated[bool, typer.Option("--sharded", help="Each has a share of the model (FSDP2), no copy.")] = False,
     examples: Annotated[int | None, typer.Option(min=1, help="Of the batch; the recipe's if not given.")] = None,
     length: Annotated[int | None, typer.Option(min=1, help="Tokens of each example; at most 128 if not given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a record a line instead.")] = False,
@@ -225,7 +227,7 @@ def plan_recipe(
         from peftlab.cost import plan
 
         limit = None if device is None else plan.parse_size(device)
-        forecasts = plan.plan(loaded, limit=limit, devices=devices, shares=shares, examples=examples, length=length)
+        forecasts = plan.plan(loaded, limit=limit, devices=devices, sharded=sharded, examples=examples, length=length)
         for forecast in forecasts:
             if as_json:
                 print(forecast.model_dump_json())

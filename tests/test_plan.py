@@ -275,10 +275,10 @@ def test_a_size_that_is_none_is_refused(text: str) -> None:
 
 def test_a_quantisation_is_planned_in_shares_as_they_can_be_cut(bases: dict[str, Path]) -> None:
     wanted = recipe(bases["encoder"], "encoder", LORA)
-    found = {f.quantization: f for f in plan.plan(wanted, devices=2, shares=True, examples=2, length=16)}
+    found = {f.quantization: f for f in plan.plan(wanted, devices=2, sharded=True, examples=2, length=16)}
     assert found["nf4"].memory is not None
     assert found["none"].memory is not None
     assert found["nf4"].memory.base < found["none"].memory.base
     assert "cannot be cut" in str(found["int8"].unsupported)
     with pytest.raises(BadInput, match="--devices 2"):
-        next(plan.plan(wanted, shares=True))
+        next(plan.plan(wanted, sharded=True))

@@ -120,7 +120,7 @@ class Forecast(Settings):
     accumulation: int | None = None
     micro_batch: int | None = None  # examples of a device's forward pass
     devices: int = 1
-    shares: bool = False  # of the model, one on each device
+    sharded: bool = False  # a share of the model on each device, not a copy
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from peftlab.cost.ledger import Mark
 from peftlab.devices.sharding import local
+from peftlab.loading.base import within
 
 MARK = "peftlab mark: "
 
@@ -166,15 +167,14 @@ def holdings(model: nn.Module) -> dict[StorageWeakRef, Holding]:
     return found
 
 
-def static_bytes(model: nn.Module, base: Container[StorageWeakRef], head: Iterable[str]) -> dict[str, int]:
+def static_bytes(model: nn.Module, base: Container[StorageWeakRef], head: Sequence[str]) -> dict[str, int]:
     """Bytes of `model` by base, constants, method and head.
 
     `base` are the storages that were there before the method was attached, `head` the task's modules.
     """
-    parts = tuple(f".{name}." for name in head)
     found = {"base": 0, "constants": 0, "method": 0, "head": 0}
     for storage, holding in holdings(model).items():
-        of_head = any(part in f".{holding.name}." for part in parts)
+        of_head = within(holding.name, head)
         if holding.constant:
             kind = "constants"
         elif of_head and (holding.trainable or storage not in base):

@@ -46,7 +46,7 @@ def plan(
     *,
     limit: int | None = None,
     devices: int = 1,
-    shares: bool = False,
+    sharded: bool = False,
     examples: int | None = None,
     length: int | None = None,
 ) -> Iterator[Forecast]:
@@ -54,16 +54,16 @@ def plan(
 
     Of several devices each holds a copy of the model (DDP), or a share of it (FSDP2).
     """
-    if shares and devices == 1:
-        raise BadInput("--shares: one device has nobody to share with; say how many there are: --devices 2")
+    if sharded and devices == 1:
+        raise BadInput("--sharded: one device has nobody to share with; say how many there are: --devices 2")
     others = [part(kind=kind) for kind, part in QUANTIZATIONS.items() if kind != recipe.quantization.kind]
-    for quantization in [recipe.quantization, *(other.in_shares() if shares else other for other in others)]:
+    for quantization in [recipe.quantization, *(other.shardable() if sharded else other for other in others)]:
         wanted = recipe.model_copy(update={"quantization": quantization})
-        reason = wanted.unsupported(str(recipe.model.shape().values["model_type"]), sharded=shares)
+        reason = wanted.unsupported(str(recipe.model.shape().values["model_type"]), sharded=sharded)
         if reason is not None:
             yield Forecast(quantization=quantization.kind, unsupported=reason)
             continue
-        yield fit(wanted, limit=limit, devices=devices, shares=shares, examples=examples, length=length)
+        yield fit(wanted, limit=limit, devices=devices, sharded=sharded, examples=examples, length=length)
 
 
 def fit(
@@ -71,7 +71,7 @@ def fit(
     *,
     limit: int | None,
     devices: int = 1,
-    shares: bool = False,
+    sharded: bool = False,
     examples: int | None = None,
     length: int | None = None,
 ) -> Forecast:
@@ -84,8 +84,8 @@ def fit(
         """What a step on these examples holds, and what is needed for it."""
         settings = recipe.training.model_copy(update={"accumulation": accumulation})
         cut = recipe.model_copy(update={"training": settings})
-        memory = predict(cut, shape, dataclasses.replace(batch, share=share), sharers=devices if shares else 1)
-        copies = devices > 1 and not shares
+        memory = predict(cut, shape, dataclasses.replace(batch, share=share), sharers=devices if sharded else 1)
+        copies = devices > 1 and not sharded
         exchanged = memory.gradients if copies else 0  # the buckets in which processes exchange them
         return memory, memory.peak + (memory.best_state or 0) + exchanged
 
@@ -112,7 +112,7 @@ def fit(
         accumulation=accumulation,
         micro_batch=-(-of_device // accumulation),
         devices=devices,
-        shares=shares,
+        sharded=sharded,
     )
 
 
@@ -209,7 +209,7 @@ def lines(forecast: Forecast, limit: int | None) -> list[tuple[str, str]]:
     found = [(label, f"{size / MIB:,.0f} MiB") for label, size in parts.items() if size]
     batch = f"{forecast.examples} x {forecast.length} tokens a step"
     if forecast.devices > 1:
-        batch += f" on {forecast.devices} devices" + (" in shares" if forecast.shares else "")
+        batch += f" on {forecast.devices} devices" + (" in shares" if forecast.sharded else "")
     found.append(
         ("batch", f"{batch}: micro-batches of {forecast.micro_batch}, training.accumulation={forecast.accumulation}")
     )

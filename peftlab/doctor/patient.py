@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from peftlab.examples import Example
 from peftlab.loading.attach import apply_method
-from peftlab.loading.base import Base, autocast, load_base, resolve_precision
+from peftlab.loading.base import Base, autocast, load_base, resolve_precision, within
 from peftlab.loading.own_head import with_head
 from peftlab.methods import Method, Plan
 from peftlab.models.model import Files
@@ -184,17 +184,14 @@ def make_trial(patient: Patient) -> Trial:
     base = patient.base()
     own = {id(parameter): parameter for parameter in base.model.parameters()}  # kept, so that no id is given twice
     model = apply_method(patient.recipe, base, patient.plan(base))
-    head = tuple(f".{name}." for name in base.head)
     strangers = tuple(
-        name
-        for name, p in model.named_parameters()
-        if id(p) in own and p.requires_grad and not any(part in f".{name}." for part in head)
+        name for name, p in model.named_parameters() if id(p) in own and p.requires_grad and not within(name, base.head)
     )
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     frozen = {
         name: (tensor, tensor.detach().clone())
         for name, tensor in tensors.items()
-        if not tensor.requires_grad and not any(part in f".{name}." for part in head)
+        if not tensor.requires_grad and not within(name, base.head)
     }
     optimizer = patient.optimizer(model)
     before = patient.steps(model, optimizer, 1, STEPS // 2)

@@ -17,7 +17,7 @@ from peftlab.doctor import checks
 from peftlab.doctor.checks import BREAKS, Check, broken, distance, guarded
 from peftlab.doctor.patient import Patient, make_patient, make_trial
 from peftlab.loading.attach import count_parameters
-from peftlab.loading.base import Base
+from peftlab.loading.base import Base, within
 from peftlab.methods import Method
 from peftlab.models.model import Shape
 from peftlab.part import BadInput
@@ -60,11 +60,10 @@ def check_shape(shape: Shape) -> Check:
 
 def check_attached(patient: Patient, model: nn.Module, base: Base) -> Check:
     """Which modules hold the method's parameters."""
-    head = tuple(f".{name}." for name in base.head)
     modules = {
         _module(name)
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not any(part in f".{name}." for part in head)
+        if parameter.requires_grad and not within(name, base.head)
     }
     places = collections.Counter(_place(name) for name in sorted(modules))
     if places:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from peftlab.loading.base import Base
+from peftlab.loading.base import Base, within
 from peftlab.methods import Plan
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
@@ -39,7 +39,7 @@ def apply_method(recipe: Recipe, base: Base, plan: Plan) -> torch.nn.Module:
 def count_parameters(model: torch.nn.Module, base: Base) -> Parameters:
     """Trainable numbers, the method's and the head's apart."""
     trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-    head = sum(count for name, count in trainable.items() if any(f".{part}." in f".{name}" for part in base.head))
+    head = sum(count for name, count in trainable.items() if within(name, base.head))
     total = sum(trainable.values())
     return Parameters(
         method=total - head, head=head, trainable=total, base=base.parameters, share=round(total / base.parameters, 6)

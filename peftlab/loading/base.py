@@ -50,6 +50,15 @@ class Base:
     files: Files
 
 
+def within(name: str, modules: Iterable[str]) -> bool:
+    """Whether a parameter is of one of these modules, wherever a method has moved them.
+
+    >>> within("base_model.model.classifier.original_module.weight", ["classifier"])
+    True
+    """
+    return any(f".{module}." in f".{name}" for module in modules)
+
+
 def load_tokenizer(files: Files, task: Task) -> PreTrainedTokenizerBase:
     """The base's fast tokenizer, without any truncation or padding that its file may prescribe."""
     with _readable(files, "tokenizer"):

@@ -48,7 +48,7 @@ class FourBit(Quantization):
             return f"of {self.kind}, only floating storage can be cut into shares: set storage: bfloat16"
         return None
 
-    def in_shares(self) -> Self:
+    def shardable(self) -> Self:
         return self.model_copy(update={"storage": "bfloat16"}) if self.unshardable() else self
 
     def prepare(self, model: nn.Module) -> None:

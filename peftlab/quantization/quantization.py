@@ -35,7 +35,7 @@ class Quantization(Part):
         """Why FSDP cannot cut such a base into shares, in one line, or None if it can."""
         return None
 
-    def in_shares(self) -> Self:
+    def shardable(self) -> Self:
         """The same as FSDP can cut it, if that is a matter of settings."""
         return self
 

@@ -80,11 +80,11 @@ def start(
 
     # Of several processes accelerate would take each for the only one, where it is not told of the CPU.
     cpu = bool(asked.get("use_cpu")) or not torch.accelerator.is_available()
-    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=minutes))
+    timeout = InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=minutes))
     # Of a base that is trained whole there may be parts that no forward uses, and whose gradients nobody may wait for.
     waiting = DistributedDataParallelKwargs(find_unused_parameters=recipe.method.trains_whole_base)
     # The precision is the recipe's, not the launcher's.
-    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[patience, waiting], **(tracking or {}))
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[timeout, waiting], **(tracking or {}))
     if accelerator.num_processes != wanted:
         raise BadInput(
             f"the launcher asked for {wanted} processes, but only {accelerator.num_processes} came up; "

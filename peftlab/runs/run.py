@@ -57,7 +57,7 @@ def run(
     *,
     resume: bool = False,
     keeping: Keeping | None = None,
-    patience: float = 30.0,
+    process_timeout: float = 30.0,
     score_base: bool = False,
     device_map: DeviceMap | None = None,
     trust: str | None = None,
@@ -65,8 +65,8 @@ def run(
 ) -> RunResult:
     """Do what the recipe says and leave it in `folder`, in place of what may be there.
 
-    `resume` goes on from the newest checkpoint beside it, if there is one. `patience` is how many minutes processes
-    wait for each other. `score_base` scores the base before it is tuned, too, if it has no new head. `device_map`
+    `resume` goes on from the newest checkpoint beside it, if there is one. Processes wait for each other for
+    `process_timeout` minutes. `score_base` scores the base before it is tuned, too, if it has no new head. `device_map`
     spreads the base over all GPUs of this one process. `trust` is the revision whose own code may run (`Model.files`).
     `trackers` are Accelerate's names of those that are told how it goes.
     """
@@ -75,7 +75,7 @@ def run(
         raise BadInput("--score-base: of a base that is in shares it is not measured; leave one of them out")
     accelerator = processes.start(
         recipe,
-        minutes=patience,
+        minutes=process_timeout,
         sharding=sharding,
         zero=zero,
         device_map=device_map,
@@ -98,7 +98,7 @@ def run(
                 raise BadInput(f"--output {folder}: cannot be written: {reason}") from None
             if accelerator.num_processes > 1 and processes.lost(error):
                 raise ProcessLost(
-                    f"another process of this run is gone, or was silent for {patience:g} minutes "
+                    f"another process of this run is gone, or was silent for {process_timeout:g} minutes "
                     f"({' '.join(str(error).split())[:120]}); what is kept can be gone on from with --resume"
                 ) from None
             if not out_of_memory.caused(error):

@@ -104,7 +104,7 @@ def test_one_is_gone_and_the_other_ends_with_a_line(fault: list[Any], victim: in
 
 
 def test_one_hangs_and_the_other_ends_after_the_time_limit(lab: Lab, output: Path) -> None:
-    words = [*lab.words(output), *EVERY, "--patience", "0.1"]
+    words = [*lab.words(output), *EVERY, "--process-timeout", "0.1"]
     first, second = two(lab, words, {1: [["hang_at_step", 5]]})
     done = first.wait()
     assert (done.code, LOST in done.err) == (5, True)
