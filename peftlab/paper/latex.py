@@ -34,12 +34,13 @@ def document(findings: Findings) -> str:
     for task in suite.tasks:
         lines = findings.of_task(task)
         label = f"{suite.name}-{task}"
-        parts += _published(findings, task, f"{label}-published")
+        beside = _published(findings, task, f"{label}-published")
         if not findings.begun(task):
-            parts += [f"\\paragraph{{{escaped(task)}}}", *map(escaped, prose.to_come(findings, task))]
+            parts += [f"\\paragraph{{{escaped(task)}}}", *map(escaped, prose.to_come(findings, task)), *beside]
             continue
         caption = f"{task}. {' '.join(prose.judgement(findings, task))}"
         parts.append(_table(lines, result_columns(findings, task), caption, label, notes.marker(prose.remarks)))
+        parts += beside
         costs = f"{task}, cost. {prose.costs(suite)}"
         parts.append(_table(lines, cost_columns(findings, task), costs, f"{label}-cost"))
         if findings.measured(task):

@@ -43,14 +43,15 @@ def _body(findings: Findings) -> Iterable[str]:
     for task in suite.tasks:
         lines = findings.of_task(task)
         yield f"<h2>{escape(task)}</h2>"
-        yield from _published(findings, task)
         if not findings.begun(task):
             yield from (f"<p>{escape(text)}</p>" for text in prose.to_come(findings, task))
+            yield from _published(findings, task)
             continue
         columns = [*result_columns(findings, task), *cost_columns(findings, task)]
         yield _filters(lines, task)
         yield _table(lines, columns, task, notes.marker(prose.remarks))
         yield from (f"<p>{escape(text)}</p>" for text in (*prose.judgement(findings, task), prose.costs(suite)))
+        yield from _published(findings, task)
         if findings.measured(task):
             yield "<h3>Memory, operations and times</h3>"
             columns = [*memory_columns(findings, task), *speed_columns(findings)]
