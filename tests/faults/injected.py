@@ -272,20 +272,14 @@ def addresses(megabytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
 
-def addresses_in_loading(megabytes: int) -> None:
-    """That limit while the base's weights are loaded."""
-    from peftlab.loading import material
+def weights_not_mapped() -> None:
+    """What torch says under RLIMIT_AS where a file of weights does not fit."""
+    import transformers
 
-    real = material.load_base
+    def from_pretrained(*arguments: Any, **keywords: Any) -> Any:
+        raise RuntimeError("unable to mmap 90868376 bytes from file </model.safetensors>: Cannot allocate memory (12)")
 
-    def load_base(*arguments: Any, **keywords: Any) -> Any:
-        addresses(megabytes)
-        try:
-            return real(*arguments, **keywords)
-        finally:
-            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-
-    material.load_base = load_base
+    transformers.AutoModelForTokenClassification.from_pretrained = from_pretrained
 
 
 def addresses_in_step(number: int, megabytes: int) -> None:

@@ -210,7 +210,7 @@ def test_out_of_memory_while_loading_is_one_line(lab: Lab, output: Path) -> None
 
 
 def test_a_file_of_weights_that_cannot_be_mapped_is_no_fault_of_the_file(lab: Lab, output: Path) -> None:
-    done = lab.server.run(*lab.words(output), faults=[["addresses_in_loading", 60]])
+    done = lab.server.run(*lab.words(output), faults=[["weights_not_mapped"]])
     assert done.code == 4, done.err
     assert one_line(done.err).startswith("out of memory outside of the training steps: 87 MiB more were wanted")
 
