@@ -40,6 +40,8 @@ app = typer.Typer(
 suite_commands.register(app)
 app.command()(init_command.init)
 
+YEAR = 525_600  # minutes: no library waits for ever
+
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/lora-ner.yaml.", show_default=False)]
 Overrides = Annotated[list[str], typer.Option("--set", help="key=value, e.g. --set method.rank=8; may be repeated.")]
 Trust = Annotated[
@@ -67,7 +69,7 @@ def run(
     ] = "10m",
     keep_checkpoints: Annotated[int, typer.Option(min=1, help="How many of the newest stay.")] = 2,
     process_timeout: Annotated[
-        float, typer.Option(min=0, metavar="MINUTES", help="How long processes of one run wait for each other.")
+        float, typer.Option(min=0, max=YEAR, metavar="MINUTES", help="How long processes of one run wait for each other.")
     ] = 30,
     score_base: Annotated[
         bool, typer.Option("--score-base", help="Score the base before it is tuned, too, if it has no new head.")

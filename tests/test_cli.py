@@ -99,6 +99,12 @@ def test_a_dry_run_writes_nothing_whatever_else_is_asked(tmp_path: Path) -> None
     assert line == "--dry-run and --adopt: one of them at a time"
 
 
+def test_a_process_timeout_without_end_is_refused(recipe_file: Path) -> None:
+    done = peftlab("run", recipe_file, "--process-timeout", "inf")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "Invalid value for '--process-timeout'" in done.stderr
+
+
 def test_an_output_that_cannot_be_written_is_one_line(recipe_file: Path, tmp_path: Path) -> None:
     (tmp_path / "occupied").write_text("a file where a folder should be")
     line = refused("run", recipe_file, "--output", tmp_path / "occupied")
