@@ -565,3 +565,23 @@ def test_full_fine_tuning_keeps_tied_embeddings_tied(tokenizer: PreTrainedTokeni
     with torch.no_grad():
         assert torch.equal(loaded.eval()(ids).logits, model.eval()(ids).logits)
     assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("virtual", [0, 20])
+@pytest.mark.parametrize("asked", [1, 40, 64, 100])
+def test_an_answer_is_made_within_the_base_s_positions(virtual: int, asked: int) -> None:
+    model: Any = tiny("gpt2", "AutoModelForCausalLM", n_positions=64, n_embd=64, n_layer=2, n_head=4)
+    if virtual:
+        model = PromptTuning(length=virtual).apply(model, Plan(4, "CAUSAL_LM", (), 8)).eval()
+    task, prompt = CausalLM(form="text", new_tokens=128), torch.arange(asked) % 90 + 3
+    kept, room = task._within_positions(model, prompt)
+    assert torch.equal(kept, prompt[-len(kept) :])
+    assert len(kept) + room <= 64 - virtual
+    assert len(kept) == asked or (len(kept), room) == (32 - virtual // 2, 32 - virtual // 2)
+    assert isinstance(task._answer(model, prompt, make_tokenizer(), []), str)
+
+
+def test_a_prompt_with_room_behind_it_is_left_whole() -> None:
+    model = tiny("gpt2", "AutoModelForCausalLM", n_positions=64, n_embd=64, n_layer=2, n_head=4)
+    kept, room = CausalLM(form="text", new_tokens=8)._within_positions(model, torch.arange(56))
+    assert (len(kept), room) == (56, 8)

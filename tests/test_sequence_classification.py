@@ -440,14 +440,40 @@ def test_a_head_for_other_labels_gives_way_to_a_new_one_and_its_trunk_stays(tmp_
     assert torch.equal(first.get_parameter("bert.pooler.dense.weight"), five.get_parameter("bert.pooler.dense.weight"))
 
 
-def test_a_trunk_of_another_shape_is_still_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "llama"])
+def test_over_a_quantised_base_the_new_head_is_the_same_one(architecture: str, tmp_path: Path) -> None:
+    tiny(architecture, "AutoModelForSequenceClassification", num_labels=5).save_pretrained(tmp_path)
+    settings: Any = {"device": torch.device("cpu"), "compute": torch.float32, "seed": 3}
+    task, files = Task().fitted(rows("a", "b", "c")), Files(tmp_path, "a test", "")
+    heads = []
+    for quantization in ("none", "int8", "nf4"):
+        base = load_base(Model(id="a"), files, task, QUANTIZATIONS[quantization](), **settings)
+        heads.append(
+            {
+                name: value
+                for name, value in base.model.state_dict().items()
+                if any(name.startswith(f"{module}.") for module in base.head)
+            }
+        )
+        assert all(value.dtype == torch.float32 for value in heads[-1].values())
+    assert max(value.shape[0] for value in heads[0].values() if value.shape[0] != 64) == 3
+    for other in heads[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in heads[0].items())
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+def test_a_trunk_of_another_shape_is_still_refused(quantization: str, tmp_path: Path) -> None:
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97}
     BertForSequenceClassification(BertConfig(**shape, intermediate_size=128)).save_pretrained(tmp_path)
     BertConfig(**shape, intermediate_size=256).save_pretrained(tmp_path)
     settings: Any = {"device": torch.device("cpu"), "compute": torch.float32}
     with pytest.raises(BadInput, match=r"e.g. 'bert.encoder.layer.0.intermediate.*, or has them in other shapes"):
         load_base(
-            Model(id="a"), Files(tmp_path, "a", ""), Task().fitted(rows("a", "b")), QUANTIZATIONS["none"](), **settings
+            Model(id="a"),
+            Files(tmp_path, "a", ""),
+            Task().fitted(rows("a", "b")),
+            QUANTIZATIONS[quantization](),
+            **settings,
         )
 
 

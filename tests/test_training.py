@@ -17,6 +17,7 @@ from peftlab.settings import Seeds, Training
 from peftlab.tasks import Task
 from peftlab.training.batching import epoch_batches, shares
 from peftlab.training.loop import learning_rate_factor, predict, train
+from peftlab.training.progress import Keeper, Progress
 from peftlab.training.train_log import Evaluation, Halving, Records, Scores, Step, TrainLog
 
 from .conftest import MINILM
@@ -42,6 +43,7 @@ def trained(
     scores: list[float] | None = None,
     seeds: Seeds = Seeds(),  # noqa: B008 (frozen)
     dropout: float = 0.0,
+    keeper: Keeper | None = None,
     **settings: object,
 ) -> tuple[Weights, TrainLog]:
     """Weights after a short training of LoRA; `scores` are what the evaluations will say."""
@@ -73,6 +75,7 @@ def trained(
         settings=Training.model_validate({"batch_examples": 8, "steps": 4, **settings}),
         learning_rate=1e-3,
         seeds=seeds,
+        keeper=keeper,
         accelerator=accelerator,
         autocast=contextlib.nullcontext,
         evaluate=evaluate,
@@ -122,6 +125,22 @@ def test_the_best_state_is_kept_and_training_stops_when_it_gets_no_better(
         base_of(), tagging, encoded, scores, steps=6, evaluate_every=1, schedule="constant", keep_best=False
     )
     assert distance(best, last) > 1e-5
+
+
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_a_copy_is_kept_only_if_the_best_state_is_wanted(
+    base_of: Load, tagging: Task, encoded: Encoded, keep_best: bool
+) -> None:
+    class Watching(Keeper):
+        def watch(self, progress: Progress) -> None:
+            self.progress = progress
+
+    keeper, scores = Watching(), [0.1, 0.5, 0.4, 0.3]
+    settings = {"steps": 4, "evaluate_every": 1, "patience": 2, "keep_best": keep_best}
+    _, log = trained(base_of(), tagging, encoded, scores, keeper=keeper, **settings)
+    assert (log.best_step, len(log.steps), log.stopped_early) == (2, 4, False)
+    kept = [name for name in keeper.progress.snapshot().tensors if name.startswith("best.")]
+    assert len(kept) == (len(keeper.progress.trained) if keep_best else 0)
 
 
 def test_the_loss_is_the_mean_over_the_targets_of_the_step(base_of: Load, tagging: Task, encoded: Encoded) -> None:
