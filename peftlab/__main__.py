@@ -1,5 +1,15 @@
-"""`python -m peftlab`, also under `accelerate launch -m peftlab`."""
+"""`peftlab` and `python -m peftlab`, also under `accelerate launch -m peftlab`."""
 
-from peftlab.cli import app
+import signal
 
-app(prog_name="peftlab")
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is lost while this imports, and no traceback worth it
+
+from peftlab.cli import app  # noqa: E402
+
+
+def main() -> None:
+    app(prog_name="peftlab")
+
+
+if __name__ == "__main__":
+    main()

@@ -77,6 +77,22 @@ def test_validate_checks_every_file_and_names_the_wrong_ones(recipe_file: Path) 
 KEYS = "known are kind, rank, alpha, dropout, targets, rank_stabilized, weight_decomposed, initialization, b_rate_ratio"
 
 
+def test_an_interrupt_while_peftlab_imports_is_no_traceback() -> None:
+    slow = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, *rest):
+        if name == "peftlab.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+import peftlab.__main__
+"""
+    done = subprocess.run([sys.executable, "-c", slow], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
 def test_a_reader_that_has_enough_is_no_mistake() -> None:
     """`peftlab schema | head`"""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
