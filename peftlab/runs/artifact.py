@@ -141,7 +141,7 @@ def _tokenizer(folder: Path, base: Files, task: Task) -> PreTrainedTokenizerBase
     if base.trusted:
         own: Any = type(load_tokenizer(base, task))
         if not own.__module__.startswith("transformers."):
-            saved: PreTrainedTokenizerBase = own.from_pretrained(folder)
+            saved: PreTrainedTokenizerBase = own.from_pretrained(folder, trust_remote_code=False)
             return saved
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
