@@ -69,7 +69,7 @@ def run(
     ] = "10m",
     keep_checkpoints: Annotated[int, typer.Option(min=1, help="How many of the newest stay.")] = 2,
     process_timeout: Annotated[
-        float, typer.Option(min=0, max=YEAR, metavar="MINUTES", help="How long processes of one run wait for each other.")
+        float, typer.Option(min=0, max=YEAR, metavar="MINUTES", help="How long processes of a run wait for each other.")
     ] = 30,
     score_base: Annotated[
         bool, typer.Option("--score-base", help="Score the base before it is tuned, too, if it has no new head.")

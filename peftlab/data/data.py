@@ -85,6 +85,7 @@ class Data(Part):
             bad = [row for _, row in named if row.fault is not None]
             useless = bool(rows) and len(bad) == len(rows)  # as GLUE's test, whose labels were never published
             if useless and split not in scored:
+                pairs[split] = []  # there, so that none is cut off from train
                 continue
             what = f"the {split} split of {source}"
             try:

@@ -12,6 +12,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 
+from peftlab import disk
 from peftlab.examples import Example, Row
 from peftlab.loading.base import publish_dropout
 from peftlab.part import BadInput
@@ -81,8 +82,14 @@ def merge(folder: Path, output: Path, trust: str | None = None) -> float:
         raise BadInput(f"--output {output}: cannot be written: {error.strerror}") from None
     with staging as folder_beside:
         staged = Path(folder_beside) / "model"
-        difference = _merge(folder, card, staged, trust)
-        staged.replace(output)
+        try:
+            difference = _merge(folder, card, staged, trust)
+            staged.replace(output)
+        except Exception as error:
+            reason = disk.refusal(error)
+            if reason is None:
+                raise
+            raise BadInput(f"--output {output}: cannot be written: {reason}") from None
     return difference
 
 

@@ -118,6 +118,17 @@ def test_a_disk_that_is_really_full(left: int, lab: Lab, small_disk: Path) -> No
     assert finished(small_disk).digest == lab.whole().digest
 
 
+def test_a_merge_onto_a_full_disk_is_one_line_and_leaves_nothing(lab: Lab, output: Path, small_disk: Path) -> None:
+    assert lab.server.run(*lab.words(output)).code == 0
+    (run,) = output.glob("tiny/[!.]*")
+    merged = small_disk / "merged"
+    (small_disk / "ballast").write_bytes(bytes(600_000))
+    done = lab.server.run("merge", run, "--output", merged)
+    assert done.code == 2
+    assert one_line(done.err).startswith(f"--output {merged}: cannot be written: ")
+    assert [path.name for path in small_disk.iterdir() if path.name != "lost+found"] == ["ballast"]
+
+
 # F10: memory runs out
 
 
