@@ -16,7 +16,6 @@ from peftlab.disk import write_whole
 from peftlab.part import BadInput, Settings, first_mistake
 from peftlab.recipe import Recipe
 from peftlab.results import Environment, RunResult
-from peftlab.score_functions import FORMS
 
 VERSION: Literal[1] = 1
 FOLDER = "results"
@@ -56,6 +55,8 @@ class Counted(Settings):
 
     @model_validator(mode="after")
     def _can_be_summed(self) -> Self:
+        from peftlab.score_functions import FORMS  # here, for it imports numpy
+
         if self.form not in FORMS:
             raise ValueError(f"{self.form!r} is none of {', '.join(FORMS)}")
         if len({len(row) for row in self.rows}) > 1:
