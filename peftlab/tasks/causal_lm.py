@@ -174,17 +174,21 @@ class CausalLM(Task):
         for number, example in enumerate(examples):
             labels = torch.tensor([example.features["labels"]], device=outputs.logits.device)
             nats = next_token_nats(outputs.logits[number : number + 1, : len(example)], labels)
-            prompt, whole = self._parts(example.row)
+            prompt, _ = self._parts(example.row)
             records.append(
                 {
                     "predicted": answers[number],
-                    "expected": None if whole is None or self.form == "text" else whole[-1]["content"],
+                    **self.truth(example.row),
                     "nats": float(nats.double().sum()),
                     "tokens": len(nats),
                     "asked": _asked(example.row, prompt),
                 }
             )
         return records
+
+    def truth(self, row: Row) -> dict[str, Any]:
+        _, whole = self._parts(row)
+        return {"expected": None if whole is None or self.form == "text" else whole[-1]["content"]}
 
     def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         return [{**record, "expected": [record["expected"]]} for record in records]

@@ -64,6 +64,8 @@ def test_records_are_json_and_the_metrics_take_them(patient: Patient) -> None:
     with torch.no_grad():
         outputs = task.predict(model, batch, byte_tokenizer(model.config))
     records = task.merge(task.decode(outputs, patient.examples), patient.examples)
+    rows = list({id(example.row): example.row for example in patient.examples}.values())
+    assert all(task.truth(row).items() <= record.items() for row, record in zip(rows, records, strict=True))  # verify's
     assert json.loads(json.dumps(records)) == records
     assert all({"predicted", "expected"} <= record.keys() for record in records)
     assert task.selection in score(task.metrics, task.graded(records))
