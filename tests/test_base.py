@@ -1,6 +1,8 @@
 """The base: frozen, its head float whatever the quantisation, trained through without surprises."""
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -185,6 +187,20 @@ def test_the_longest_input_is_the_recipes_within_the_models_positions(minilm: Fi
         longest_input(minilm, TokenClassification(max_length=513))
     with pytest.raises(BadInput, match="method: its 512 virtual tokens take all 512 positions of"):
         longest_input(minilm, TokenClassification(), reserved=512)
+
+
+def test_weights_without_room_in_memory_are_no_broken_file(tmp_path: Path) -> None:
+    with (tmp_path / "weights").open("wb") as file:
+        file.truncate(2**30)
+    code = (
+        "import resource, sys, torch; from pathlib import Path; from peftlab.training import out_of_memory\n"
+        "reach = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize() + 50 * 2**20\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (reach, reach))\n"
+        f"try: torch.UntypedStorage.from_file({str(tmp_path / 'weights')!r}, False, 2**30)\n"
+        "except RuntimeError as error: print(error, out_of_memory.caused(error))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.endswith("Cannot allocate memory (12) True\n"), done.stderr
 
 
 @pytest.mark.parametrize(

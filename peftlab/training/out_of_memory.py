@@ -14,6 +14,7 @@ SIGNS = (
     "Cannot allocate memory",  # the system's own words, e.g. where a file of weights is mapped
     *("can't allocate memory", "not enough memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
     *("could not create a primitive", "could not create a memory object"),  # oneDNN's, on a CPU
+    "Cannot allocate memory (12)",  # of a file of weights that is mapped
 )
 
 
