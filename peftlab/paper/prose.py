@@ -38,11 +38,11 @@ class Notes:
     @staticmethod
     def letter(number: int) -> str:
         """
-        >>> [Notes.letter(number) for number in (0, 25, 26)]
-        ['a', 'z', 'aa']
+        >>> [Notes.letter(number) for number in (0, 25, 26, 702)]
+        ['a', 'z', 'aa', 'aaa']
         """
         more, last = divmod(number, len(LETTERS))
-        return (LETTERS[more - 1] if more else "") + LETTERS[last]
+        return (Notes.letter(more - 1) if more else "") + LETTERS[last]
 
 
 def remarks(line: Line) -> list[str]:
