@@ -49,6 +49,7 @@ def document(findings: Findings) -> str:
             parts.append(_table(lines, memory_columns(findings, task), caption, f"{label}-memory", marks))
             caption = f"{task}, operations and times. {prose.speed(findings)}"
             parts.append(_table(lines, speed_columns(findings), caption, f"{label}-speed"))
+        parts.append(r"\clearpage")  # LaTeX holds some fifty tables that wait for their page, and no more
     parts += _published(findings, None, f"{suite.name}-published")
     parts.append(r"\clearpage")
     if notes.texts:

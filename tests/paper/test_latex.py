@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from peftlab.paper.table import read_findings, tables
+from tests.paper.made_up import SUITE
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -48,3 +49,14 @@ def test_latex_compiles_as_it_stands_and_nothing_is_wider_than_the_page(
     log = (tmp_path / "table.log").read_text(encoding="latin-1")
     assert not re.search(r"Overfull|Warning: (Citation|Reference|There were)|multiply defined", log)
     assert (tmp_path / "table.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs a TeX engine")
+def test_latex_of_a_suite_of_many_tasks_compiles_too(tmp_path: Path) -> None:
+    many = "".join(f"  t{number}: {{}}\n" for number in range(40))
+    suite = SUITE.replace("tasks: {addresses: {}}\n", f"tasks:\n{many}").replace("task: addresses", "task: t1")
+    (tmp_path / "suite.yaml").write_text(suite + "name: mine\n")
+    (tmp_path / "table.tex").write_text(tables(read_findings(tmp_path))["table.tex"], encoding="utf-8")
+    latex = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"]
+    done = subprocess.run(latex, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
