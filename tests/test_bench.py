@@ -152,6 +152,11 @@ def test_runs_from_elsewhere_are_adopted_if_they_are_cells(benched: tuple[Path, 
     assert stored.recipe.digest == recipe.digest
     assert stored.predictions().counts["test"][0].score == "entity_f1"
     assert adopt(folder, tmp_path / "runs", said.append) == 0
+    failed = Record(state="failed", reason="no disk", recipe=recipe.model_dump(mode="json"))
+    Store(folder).write(recipe, failed, None)
+    assert adopt(folder, tmp_path / "runs", said.append) == 1
+    (stored,) = Store(folder).records().values()
+    assert stored.record.state == "done"
     with pytest.raises(BadInput, match="no such folder"):
         adopt(folder, tmp_path / "nowhere")
     (path,) = (tmp_path / "runs" / "not-a-cell").glob("result.json")

@@ -65,7 +65,7 @@ def adopt(folder: Path, runs: Path, say: Say = print) -> int:
     while True:  # a trial more may tell the learning rate of further cells
         records = store.records()
         plan = make_plan(suite, validation_scores(records))
-        new = [recipe for recipe in plan.recipes if recipe.digest in found and recipe.digest not in records]
+        new = [recipe for recipe in plan.recipes if recipe.digest in found and not _scored(records, recipe.digest)]
         if not new:
             say(f"{adopted} adopted; {len(found.keys() - records.keys())} others below {runs} are none of this suite's")
             return adopted
@@ -73,6 +73,11 @@ def adopt(folder: Path, runs: Path, say: Say = print) -> int:
             record, predictions = harvest(found[recipe.digest][0])
             say(f"adopted {store.write(recipe, record, predictions).name}")
             adopted += 1
+
+
+def _scored(records: Mapping[str, Stored], digest: str) -> bool:
+    """Whether there is a result: a run that failed or was out of memory gives way to one that did not."""
+    return digest in records and records[digest].record.state not in AGAIN
 
 
 def current_plan(suite: Suite, records: Mapping[str, Stored]) -> Plan:
