@@ -1,6 +1,7 @@
 """The cache of encoded examples: found when all is the same, made anew when anything differs or is damaged."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,19 @@ def test_windows_of_a_row_and_lengths_that_differ_are_kept(cache: Path) -> None:
     ]
     encoded_cache.store("1" * 32, rows, Encoded(examples, {"lost": 2}))
     assert encoded_cache.load("1" * 32, rows) == Encoded(examples, {"lost": 2})
+
+
+def test_what_was_not_used_for_longest_goes_where_all_is_too_much(
+    once: Any, addresses: Splits, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = addresses.rows["train"]
+    once(rows=rows[:10])
+    (first,) = cache.iterdir()
+    once(rows=rows[:11])
+    os.utime(first, (0, 0))
+    once(rows=rows[:10])  # used again, so the younger of the two
+    monkeypatch.setattr(encoded_cache, "MOST", int(2.5 * first.stat().st_size))
+    once(rows=rows[:12])
+    assert once.counting.calls == 3
+    assert first in set(cache.iterdir())
+    assert len(list(cache.iterdir())) == 2

@@ -18,6 +18,7 @@ from safetensors.numpy import save
 from peftlab import assets
 from peftlab.examples import Encoded, Example, Row
 
+MOST = 2 * 2**30  # bytes of all entries
 FEATURE, LENGTHS = "feature.", "lengths."
 Tensors = dict[str, np.ndarray]
 
@@ -37,6 +38,8 @@ def load(key: str, rows: Sequence[Row]) -> Encoded | None:
         return None
     if metadata.get("sha256") != _digest(tensors, metadata.get("counts", "")):
         return None
+    with contextlib.suppress(OSError):
+        os.utime(_path(key))  # it was used
     return _unpack(tensors, json.loads(metadata["counts"]), rows)
 
 
@@ -59,6 +62,17 @@ def store(key: str, rows: Sequence[Row], encoded: Encoded) -> None:
                 staged.replace(path)
             finally:
                 staged.unlink(missing_ok=True)
+        _prune()
+
+
+def _prune() -> None:
+    """Where all together are too much, those go that were not used for longest."""
+    entries = sorted(((path, path.stat()) for path in folder().glob("*.safetensors")), key=lambda e: -e[1].st_mtime_ns)
+    total = 0
+    for path, facts in entries:
+        total += facts.st_size
+        if total > MOST:
+            path.unlink(missing_ok=True)
 
 
 def _path(key: str) -> Path:
