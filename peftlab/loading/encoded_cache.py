@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from peftlab import assets
+from peftlab.disk import write_whole
 from peftlab.examples import Encoded, Example, Row
 
 MOST = 2 * 2**30  # bytes of all entries
@@ -53,15 +53,7 @@ def store(key: str, rows: Sequence[Row], encoded: Encoded) -> None:
     path = _path(key)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            staged = Path(file.name)
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                staged.replace(path)
-            finally:
-                staged.unlink(missing_ok=True)
+        write_whole(path, content)
         _prune()
 
 
