@@ -49,7 +49,8 @@ def environment(
     """Everything that may change a number, as it is now. Of the environment variables nothing is kept."""
     import torch
 
-    accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    # Not asked for on a CPU: the answer starts CUDA, which a process that was forked may not.
+    accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if device == "cuda" else []
     return Environment(
         code=_code(),
         python=platform.python_version(),
@@ -60,7 +61,7 @@ def environment(
             threads=torch.get_num_threads(),
             memory_bytes=_memory(),
             accelerators=accelerators,
-            driver=torch.version.cuda if accelerators else None,
+            driver=_driver() if accelerators else None,
         ),
         device=device,
         precision=precision,
@@ -69,6 +70,14 @@ def environment(
         zero=zero,
         device_map=device_map,
     )
+
+
+def _driver() -> str:
+    """The newest CUDA that the GPU's driver serves, e.g. 13.0."""
+    import torch
+
+    number = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # of a build for CUDA
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def _version(name: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -126,14 +125,11 @@ def reproduce(
 ) -> None:
     """Run one stored result again; exit code 0 if it is the same to the bit or within its interval, else 1."""
     with mistakes_in_a_line():
-        from peftlab.suites.children import import_everything
         from peftlab.suites.reproduce import reproduce as run_again
         from peftlab.suites.store import read_record
 
         read_record(result)
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        import_everything(threads)
-        found = run_again(result)
+        found = run_again(result, threads)
         for difference in found.differences:
             print(f"{'differs':<11}{difference}")
         print(f"{'verdict':<11}{found.verdict}")

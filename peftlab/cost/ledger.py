@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from peftlab.part import Settings
 from peftlab.results import Environment
+from peftlab.settings import Precision
 
 MIB = 2**20
 SCALARS = 64  # bytes: the loss and its like, which is nothing held
@@ -115,6 +116,7 @@ class Forecast(Settings):
     needed: int | None = None  # the peak, and what comes to it later or on several devices
     at_least: bool = False  # of two examples of the batch, which are too much already
     fits: bool | None = None  # None if no limit was given
+    precision: Precision | None = None
     examples: int | None = None  # of a step, on all devices
     length: int | None = None
     accumulation: int | None = None

@@ -84,8 +84,9 @@ class DeviceRecorder:
         self.reserved: int | None = None
 
     def __enter__(self) -> DeviceRecorder:
+        _start_matrix_products(self._device)
         torch.cuda.synchronize(self._device)
-        self._start = torch.cuda.memory_allocated(self._device)
+        self._start = self._asked("current")
         self.reserved = torch.cuda.memory_reserved(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
         return self
@@ -97,8 +98,7 @@ class DeviceRecorder:
 
     def mark(self, phase: str) -> None:
         # Memory is given and taken when work is queued, not when it is done: nothing has to wait here.
-        live = torch.cuda.memory_allocated(self._device) - self._start
-        peak = torch.cuda.max_memory_allocated(self._device) - self._start
+        live, peak = self._asked("current") - self._start, self._asked("peak") - self._start
         self._marks.append(Mark(phase, live, peak))
         self._most_reserved()
         torch.cuda.reset_peak_memory_stats(self._device)
@@ -106,8 +106,19 @@ class DeviceRecorder:
     def marks(self) -> list[Mark]:
         return list(self._marks)
 
+    def _asked(self, figure: str) -> int:
+        """Bytes that tensors asked for: what the allocator gives them is rounded up to 512."""
+        return int(torch.cuda.memory_stats(self._device)[f"requested_bytes.all.{figure}"])
+
     def _most_reserved(self) -> None:
         self.reserved = max(self.reserved or 0, torch.cuda.max_memory_reserved(self._device))
+
+
+def _start_matrix_products(device: torch.device) -> None:
+    """Have cuBLAS take its workspaces, for both passes, before anything is measured."""
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = torch.ones(64, 64, device=device, dtype=dtype, requires_grad=True)
+        (weight @ weight).sum().backward()
 
 
 def recorder(device: torch.device) -> Recorder:

@@ -23,6 +23,8 @@ from peftlab.models.small_model import byte_tokenizer
 from peftlab.part import BadInput
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe
+from peftlab.runs.processes import forget_place
+from peftlab.settings import Precision
 from peftlab.tasks import Task
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -107,6 +109,7 @@ def fit(
         needed=needed,
         at_least=at_least,
         fits=None if limit is None else needed <= limit,
+        precision=_precision(recipe),
         examples=batch.count,
         length=batch.length,
         accumulation=accumulation,
@@ -118,7 +121,12 @@ def fit(
 
 def foretold(recipe: Recipe, devices: int) -> str:
     """What the shapes say of a step that was out of memory; "" if they cannot be asked where so little is left."""
+    on_gpu = torch.cuda.is_available()
+    if on_gpu and devices > 1:
+        return ""  # the others may still be at the step
     try:
+        if on_gpu:
+            forget_place()  # which was on the GPU: shapes are on the CPU
         forecast = fit(recipe, limit=None, devices=devices)
     except (BadInput, RuntimeError, MemoryError, OSError):
         return ""
@@ -160,7 +168,7 @@ def sample_batch(
 def predict(recipe: Recipe, shape: Shape, batch: Batch, *, sharers: int = 1) -> Memory:
     """What a device holds of a step, if it has the model to itself or shares it with others."""
     accelerator = Accelerator(cpu=True, mixed_precision="no")
-    precision = resolve_precision(recipe.training.precision, accelerator.device)
+    precision = _precision(recipe)
     base = hollow_base(
         shape,
         Files(Path(), shape.source, ""),
@@ -191,6 +199,12 @@ def predict(recipe: Recipe, shape: Shape, batch: Batch, *, sharers: int = 1) -> 
         return memory_pass(ready, ShapeRecorder(), evaluate=False)
 
 
+def _precision(recipe: Recipe) -> Precision:
+    """The recipe's, `auto` as on this machine's GPU if it has one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return resolve_precision(recipe.training.precision, device)
+
+
 def lines(forecast: Forecast, limit: int | None) -> list[tuple[str, str]]:
     """What a person wants to know of it."""
     if forecast.memory is None:
@@ -207,6 +221,8 @@ def lines(forecast: Forecast, limit: int | None) -> list[tuple[str, str]]:
         "needed": forecast.needed or 0,
     }
     found = [(label, f"{size / MIB:,.0f} MiB") for label, size in parts.items() if size]
+    hint = " (mostly bfloat16 on a GPU: --set training.precision=bfloat16)" if forecast.precision == "float32" else ""
+    found.append(("precision", f"{forecast.precision}{hint}"))
     batch = f"{forecast.examples} x {forecast.length} tokens a step"
     if forecast.devices > 1:
         batch += f" on {forecast.devices} devices" + (" in shares" if forecast.sharded else "")

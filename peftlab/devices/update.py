@@ -62,9 +62,9 @@ class Update:
         return [parameter for parameter in self.trainable if parameter not in self.optimizer.state]
 
     def state(self) -> dict[str, Tensor]:
-        """The optimiser's: a meeting of the processes."""
+        """The optimiser's, on the CPU: a meeting of the processes."""
         return {
-            f"{parameter}.{name}": whole(value)
+            f"{parameter}.{name}": whole(value).cpu()
             for parameter, state in self.optimizer.state_dict()["state"].items()
             for name, value in state.items()
         }

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from peftlab.devices.update import Update
 from peftlab.part import BadInput
+from peftlab.quantization.quantization import quantized_linears
 from peftlab.settings import Precision
 
 if TYPE_CHECKING:
@@ -83,9 +84,20 @@ class Zero:
             "steps_per_print": 2**62,
         }
         if self.stage == 3:  # tensor by tensor, as the whole may be too large for a device
+            _move_the_rest(model, accelerator.device)
             deepspeed.zero.Init(module=model, config_dict_or_path=config)
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         return ZeroUpdate(model, optimizer, accelerator, engine)
+
+
+def _move_the_rest(model: torch.nn.Module, device: torch.device) -> None:
+    """What DeepSpeed leaves where it was when it shares out parameters: buffers, and the constants of 4-bit weights."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    for linear in quantized_linears(model).values():
+        if getattr(linear, "quant_state", None) is not None:
+            linear.quant_state.to(device)  # in place: it is the weight's too
 
 
 class ZeroUpdate(Update):

@@ -11,16 +11,17 @@ if TYPE_CHECKING:
 
 
 def answer_as_asked(model: nn.Module) -> None:
-    """Have PEFT's layers over quantised ones answer in the dtype of their input, as they do over float ones.
+    """Have PEFT's layers over quantised ones answer in autocast's dtype, or that of their input, as over float ones.
 
-    They ask whether autocast is on, mean the GPU's, and on a CPU turn bfloat16 into float32, which norms refuse.
+    They ask whether autocast is on, mean the GPU's, and on a CPU turn bfloat16 into float32, which norms refuse; on a
+    GPU, where norms answer in float32, what follows would be float32 too.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     quantized = {id(linear) for linear in quantized_linears(model).values()}
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer) and id(layer.get_base_layer()) in quantized:
-            layer.register_forward_hook(_answer_in_dtype_of_input)
+            layer.register_forward_hook(_answer_as_float_ones)
 
 
 def keep_biases_float(model: nn.Module) -> None:
@@ -37,6 +38,10 @@ def keep_float(module: nn.Module) -> None:
 
 def _answer_in_dtype_of_input(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     return output.to(inputs[0].dtype)
+
+
+def _answer_as_float_ones(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    return in_autocasts_dtype(output.to(inputs[0].dtype))
 
 
 def _take_float(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -32,6 +32,11 @@ class Int8(Quantization):
     )
     outlier_threshold: float = Field(6.0, ge=0)  # input magnitude from which a column is multiplied in float; GPU only
 
+    def remark(self, device: str) -> str | None:
+        if device == "cuda":
+            return "on a GPU inputs are quantised too and pass through float16: scores may differ from a CPU's"
+        return super().remark(device)
+
     def config(self, keep: Sequence[str], compute: torch.dtype) -> BitsAndBytesConfig:
         from transformers import BitsAndBytesConfig
 

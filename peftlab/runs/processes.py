@@ -79,7 +79,14 @@ def start(
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     # Of several processes accelerate would take each for the only one, where it is not told of the CPU.
-    cpu = bool(asked.get("use_cpu")) or not torch.accelerator.is_available()
+    cpu = bool(asked.get("use_cpu")) or not torch.cuda.is_available()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or wanted)
+    if not cpu and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true"):
+        _check_gpus(here, torch.cuda.device_count())
+    if wanted > 1 and sharding is None and zero is None:
+        # A process that waits in vain for another one raises, and is not aborted by NCCL's watchdog. Shares are
+        # gathered ahead of their use, which this would end.
+        os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     timeout = InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=minutes))
     # Of a base that is trained whole there may be parts that no forward uses, and whose gradients nobody may wait for.
     waiting = DistributedDataParallelKwargs(find_unused_parameters=recipe.method.trains_whole_base)
@@ -91,6 +98,26 @@ def start(
             "two on one CPU are had with accelerate launch --config_file recipes/accelerate/cpu-2.yaml"
         )
     return accelerator
+
+
+def forget_place() -> None:
+    """What accelerate once answered of this process's place and device is all that it ever answers."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def _check_gpus(processes: int, gpus: int) -> None:
+    """Each process takes one.
+
+    >>> _check_gpus(2, 2)
+    """
+    if gpus < processes:
+        raise BadInput(
+            f"the launcher asked for {processes} processes, and there {'is' if gpus == 1 else 'are'} {gpus} "
+            f"GPU{'' if gpus == 1 else 's'} here, of which each takes one; accelerate launch --num_processes {gpus}"
+        )
 
 
 def remark(accelerator: Accelerator) -> str | None:

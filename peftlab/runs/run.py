@@ -96,7 +96,7 @@ def run(
             reason = disk.refusal(error)
             if reason is not None:
                 raise BadInput(f"--output {folder}: cannot be written: {reason}") from None
-            if accelerator.num_processes > 1 and processes.lost(error):
+            if accelerator.num_processes > 1 and processes.lost(error) and not out_of_memory.caused(error):
                 raise ProcessLost(
                     f"another process of this run is gone, or was silent for {process_timeout:g} minutes "
                     f"({' '.join(str(error).split())[:120]}); what is kept can be gone on from with --resume"

@@ -15,10 +15,11 @@ from pathlib import Path
 from peftlab.disk import check_writable
 from peftlab.part import BadInput, ProcessLost
 from peftlab.recipe import Recipe
-from peftlab.suites import children
+from peftlab.suites import children, gpus
 from peftlab.suites.children import Child, Ended
 from peftlab.suites.claims import Claims
 from peftlab.suites.estimate import Clock, duration
+from peftlab.suites.gpus import Slot, Slots
 from peftlab.suites.harvest import finished_runs, harvest
 from peftlab.suites.matching import matched_suite
 from peftlab.suites.store import AGAIN, Predictions, Record, Store, Stored, suite_folder, validation_scores
@@ -89,6 +90,7 @@ class _Running:
     recipe: Recipe
     child: Child
     attempt: int
+    slot: Slot | None
 
 
 class _Runner:
@@ -105,32 +107,41 @@ class _Runner:
             if options.retry and stored.record.state in AGAIN
         }
         self.renewed = 0.0
-        self.imported = False
+        self.prepared = False
+        self.jobs = options.jobs
+        self.slots: Slots | None = None  # where there are GPUs
         self.planned: tuple[Mapping[str, Stored], Plan] | None = None  # and the records that it was made of
 
     def work(self) -> Plan:
         waiting = False
         while True:
-            if len(self.running) == self.options.jobs:
+            if len(self.running) == self.jobs:
                 self._wait()
                 continue
             records = self.store.records()
             plan = self._plan(records)
             open_recipes = [recipe for recipe in plan.recipes if not self._ended(recipe.digest, records)]
             here = {running.recipe.digest for running in self.running.values()}
-            if open_recipes and not self.imported:
+            if not open_recipes:
+                return plan
+            if not self.prepared:
                 self._prepare()
+            slot = self.slots.take() if self.slots else None
+            if self.slots and slot is None:  # all are with other runners
+                time.sleep(IDLE)
+                self._wait()
+                continue
             for recipe in open_recipes:
                 if recipe.digest in here:
                     continue
                 attempt = self.claims.take(recipe.digest, functools.partial(self._ended, recipe.digest))
                 if attempt is not None:
-                    self._start(recipe, attempt)
+                    self._start(recipe, attempt, slot)
                     waiting = False
                     break
             else:
-                if not open_recipes:
-                    return plan
+                if self.slots and slot:
+                    self.slots.give_back(slot)
                 if not self.running and not waiting:
                     waiting = True
                     self.say(f"{len(open_recipes)} left, all with other runners; waiting for them")
@@ -142,6 +153,8 @@ class _Runner:
         for running in self.running.values():
             running.child.stop()
             self.claims.forget(running.recipe.digest)
+            if self.slots and running.slot:
+                self.slots.give_back(running.slot)
         self.running.clear()
         self.claims.close()
 
@@ -169,23 +182,29 @@ class _Runner:
 
     def _prepare(self) -> None:
         """What all runs need, once, before any is claimed: the libraries, and the data that are read from packages."""
-        self.say(f"{self.suite.name}: importing once, then a process a run ({self.options.jobs} at a time)")
-        children.import_everything(self.options.threads)
-        import torch
-
-        self.suite.placement.check(torch.cuda.device_count())
+        names, each = gpus.visible(), self.suite.placement.processes
+        self.suite.placement.check(len(names))
+        if names:
+            self.slots = Slots(names, each, self.claims)
+            self.jobs = min(self.jobs, len(self.slots))
+            lent = "a GPU" if each == 1 else f"{each} GPUs"
+            self.say(f"{self.suite.name}: a process a run, {lent} each ({self.jobs} at a time)")
+        else:
+            self.say(f"{self.suite.name}: importing once, then a process a run ({self.jobs} at a time)")
+            children.import_everything(self.options.threads)
         first = {row.task: row for row in reversed(list(self.suite.rows()))}
         for row in first.values():
             with contextlib.suppress(BadInput):  # a run will say it
                 self.suite.recipe(row, learning_rate=1.0, seed=0, trial=True).data.read()
-        self.imported = True
+        self.prepared = True
 
-    def _start(self, recipe: Recipe, attempt: int) -> None:
+    def _start(self, recipe: Recipe, attempt: int, slot: Slot | None) -> None:
         folder = children.workplace(self.work_folder / "work", recipe.digest, self.claims.owner)
         log = self.work_folder / "logs" / f"{recipe.name}-{recipe.digest}.log"
-        work = functools.partial(self.suite.placement.run, functools.partial(_run, recipe, folder))
-        child = children.start(folder, log, work)
-        self.running[child.pid] = _Running(recipe, child, attempt)
+        once = functools.partial(_run, recipe, folder, self.options.threads)
+        work = functools.partial(self.suite.placement.run, once)
+        child = children.start(folder, log, work, None if slot is None else slot.environment)
+        self.running[child.pid] = _Running(recipe, child, attempt, slot)
 
     def _wait(self) -> None:
         """A moment, or until one of the processes ends."""
@@ -197,6 +216,8 @@ class _Runner:
             ended = running.child.ended(self.suite.time_limit)
             if ended is not None:
                 del self.running[pid]
+                if self.slots and running.slot:
+                    self.slots.give_back(running.slot)
                 self._end(running, ended)
                 return
         time.sleep(POLL)
@@ -235,7 +256,7 @@ class _Runner:
             said = f"{split} {record.result.selection} {'undefined' if score is None else f'{score:.4f}'}"
         if not written:
             said += "; taken over by another runner, thrown away"
-        left = clock.left(self.options.jobs)
+        left = clock.left(self.jobs)
         self.say(
             f"{clock.ended}/{clock.total}  {_label(recipe)}: {said}; {duration(record.seconds)}"
             + (f"; about {duration(left)} left" if left else "")
@@ -247,8 +268,9 @@ def _label(recipe: Recipe) -> str:
     return f"{recipe.name}{sort} seed {recipe.seeds.initialization}"
 
 
-def _run(recipe: Recipe, folder: Path) -> None:
+def _run(recipe: Recipe, folder: Path, threads: int) -> None:
     """In the run's own process, or each of them: leave record and predictions in `folder`."""
+    children.import_everything(threads)
     import peftlab.runs.run
 
     predictions = None

@@ -14,7 +14,7 @@ from peftlab.cost.ledger import MIB
 from peftlab.disk import check_writable
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
-from peftlab.suites import children
+from peftlab.suites import children, gpus
 from peftlab.suites.bench import POLL, WORK, Options, Say, current_plan
 from peftlab.suites.children import Child
 from peftlab.suites.claims import Claims
@@ -113,14 +113,15 @@ class _Measurer:
     def _measure(self, recipe: Recipe, attempt: int) -> None:
         if not self.imported:
             self.say(f"{self.suite.name}: importing once, then a process a ledger, one at a time")
-            children.import_everything(self.options.threads)
-            import peftlab.cost.measure  # noqa: F401
+            if not gpus.visible():
+                children.import_everything(self.options.threads)
+                import peftlab.cost.measure  # noqa: F401
 
             self.imported = True
         digest, limit = subject_digest(recipe), self.suite.time_limit
         folder = children.workplace(self.work_folder / "work", f"ledger-{digest}", self.claims.owner)
         log = self.work_folder / "logs" / f"ledger-{recipe.name}-{digest}.log"
-        self.child = children.start(folder, log, functools.partial(_leave_ledger, recipe, folder))
+        self.child = children.start(folder, log, functools.partial(_leave_ledger, recipe, folder, self.options.threads))
         renewed = 0.0
         while (ended := self.child.ended(limit)) is None:
             if time.monotonic() - renewed > self.options.lease / 4:
@@ -155,8 +156,9 @@ class _Measurer:
         self.say(f"{count}/{len(digests)}  {recipe.name}: {said}; {duration(record.seconds)}")
 
 
-def _leave_ledger(recipe: Recipe, folder: Path) -> None:
+def _leave_ledger(recipe: Recipe, folder: Path, threads: int) -> None:
     """In a process of its own: leave the measurement in `folder`."""
+    children.import_everything(threads)
     from peftlab.cost.measure import measure
 
     described = recipe.model_dump(mode="json")

@@ -8,7 +8,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,8 +96,11 @@ def workplace(work: Path, key: str, owner: str) -> Path:
     return work / f"{key}-{owner}"
 
 
-def start(folder: Path, log: Path, work: Callable[[], object]) -> Child:
-    """Do `work` in a process of its own, with an empty `folder` for what it leaves; what it prints is in `log`."""
+def start(folder: Path, log: Path, work: Callable[[], object], environment: Mapping[str, str] | None = None) -> Child:
+    """Do `work` in a process of its own, with an empty `folder` for what it leaves; what it prints is in `log`.
+
+    `environment` has further variables of it.
+    """
     folder.mkdir(parents=True)
     log.parent.mkdir(exist_ok=True)
     sys.stdout.flush()
@@ -106,6 +110,7 @@ def start(folder: Path, log: Path, work: Callable[[], object]) -> Child:
         code = 1
         try:
             become_child(parent, log)
+            os.environ.update(environment or {})
             work()
             sys.stdout.flush()
             sys.stderr.flush()
@@ -113,6 +118,32 @@ def start(folder: Path, log: Path, work: Callable[[], object]) -> Child:
         finally:
             os._exit(code)
     return Child(pid, folder, time.monotonic())
+
+
+def apart(work: Callable[[], object]) -> None:
+    """Do `work` in a process of its own, so that nothing it imports is here after it. Raises the BadInput it raises."""
+    sys.stdout.flush()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BadInput as error:
+            os.write(writing, str(error).encode())
+        except Exception:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read().decode()
+    _, status = os.waitpid(pid, 0)
+    if said:
+        raise BadInput(said)
+    if status:
+        raise RuntimeError(f"a process of its own ended with {status}")
 
 
 def become_child(parent: int, log: Path) -> None:

@@ -11,6 +11,7 @@ from peftlab.methods import Plan
 from peftlab.models.model import Files
 from peftlab.part import BadInput, first_mistake
 from peftlab.recipe import Recipe
+from peftlab.suites import children, gpus
 from peftlab.suites.sizes import Size, write_sizes
 from peftlab.suites.store import suite_folder
 from peftlab.suites.suite import Suite, load_suite
@@ -24,8 +25,15 @@ def matched_suite(folder: Path) -> Suite:
     if suite.match is None or not suite.unmatched():
         return suite
     check_writable(suite_folder(folder))
-    found = [find_size(suite, task, method) for task, method in suite.unmatched()]
-    write_sizes([*suite.sizes(), *found], suite_folder(folder))
+
+    def find() -> None:
+        found = [find_size(suite, task, method) for task, method in suite.unmatched()]
+        write_sizes([*suite.sizes(), *found], suite_folder(folder))
+
+    if gpus.visible():
+        children.apart(find)
+    else:
+        find()
     return load_suite(folder)
 
 

@@ -15,6 +15,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from peftlab.part import BadInput, Settings
+from peftlab.runs.processes import forget_place
 
 
 class Placement(Settings):
@@ -91,7 +92,7 @@ def _forked(work: Callable[[], object], environment: Mapping[str, str]) -> int:
     try:
         die_with(parent)
         os.environ.update(environment)
-        _forget_place()
+        forget_place()  # the parent's
         work()
         code = 0
     except Exception:
@@ -100,14 +101,6 @@ def _forked(work: Callable[[], object], environment: Mapping[str, str]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def _forget_place() -> None:
-    """If the parent has asked accelerate for its place, that is all its children would ever have."""
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def _free_port() -> int:

@@ -13,7 +13,9 @@ import numpy as np
 from peftlab import score_functions as forms
 from peftlab import statistics
 from peftlab.part import BadInput
+from peftlab.recipe import Recipe
 from peftlab.results import RunResult
+from peftlab.suites import children, gpus
 from peftlab.suites.harvest import harvest
 from peftlab.suites.placement import Placement
 from peftlab.suites.store import Predictions, Record, Stored, read_record
@@ -43,12 +45,9 @@ class Reproduction:
         return f"{'within the interval' if self.within else 'NOT reproduced: outside the interval'} {bounds}: {score}"
 
 
-def reproduce(path: Path) -> Reproduction:
+def reproduce(path: Path, threads: int = 1) -> Reproduction:
     """Run the recipe of a stored result in a temporary folder, in as many processes as then, and compare."""
-    import torch
-
-    from peftlab.runs.run import run
-
+    children.prepare(threads)
     stored = read_record(path)
     if stored.record.result is None:
         raise BadInput(f"{path}: {stored.record.state}; there is no result to reproduce")
@@ -59,11 +58,18 @@ def reproduce(path: Path) -> Reproduction:
     if then.zero is not None or then.device_map is not None:
         raise BadInput(f"{path}: it had {then.placement}, which is not set up here; run its recipe in the same way")
     placement = Placement(processes=then.processes, sharded=then.sharded)
-    placement.check(torch.cuda.device_count())
+    placement.check(len(gpus.visible()))
     with tempfile.TemporaryDirectory() as folder:
-        placement.run(functools.partial(run, stored.recipe, Path(folder) / "run"))
+        placement.run(functools.partial(_run, stored.recipe, Path(folder) / "run", threads))
         record, again = harvest(Path(folder) / "run")
     return compare(stored, predictions, record, again)
+
+
+def _run(recipe: Recipe, folder: Path, threads: int) -> None:
+    children.import_everything(threads)
+    from peftlab.runs.run import run
+
+    run(recipe, folder)
 
 
 def compare(stored: Stored, predictions: Predictions, record: Record, again: Predictions) -> Reproduction:

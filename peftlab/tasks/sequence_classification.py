@@ -202,7 +202,7 @@ class SequenceClassification(Classification):
 
     def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
         records = []
-        for example, logits in zip(examples, outputs.logits.float(), strict=True):
+        for example, logits in zip(examples, outputs.logits.float().cpu(), strict=True):
             fields = example.row.fields
             record = {name: fields[name] for name in ("text", *self.optional_fields) if fields.get(name) is not None}
             record |= {**self._answered(logits), "expected": self._expected(example.row)}

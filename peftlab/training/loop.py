@@ -114,6 +114,7 @@ def train(
         update, model, method, task, examples, lengths, padding_token, accelerator, autocast, perturbation, mark
     )
     model.train()
+    places = spread.devices(model)
     batches = enumerate(_batches(lengths, settings, seeds, total), start=1)
     # Resumed, it looks once more at the last step done: the evaluation after it may be still to come.
     for number, (epoch, batch, last) in itertools.islice(batches, max(0, len(log.steps) - 1), None):
@@ -121,7 +122,7 @@ def train(
             break
         stop = False
         if number > len(log.steps):
-            start, before = _now(model), Generators.now(model)
+            start, before = _now(places), Generators.now(model)
             loss = _add_gradients(gradients, batch, progress, settings, observer, keeper, before)
             wanted = keeper.wanted(number)
             meeting = accelerator.reduce(torch.stack([loss, *loss.new_tensor(wanted)]), reduction="sum").tolist()
@@ -144,7 +145,7 @@ def train(
             method.after_step(model, number)
             update.forget()
             mark("optimizer")
-            log.seconds += _now(model) - start
+            log.seconds += _now(places) - start
             tokens = gradients.tokens(batch)
             log.tokens += tokens
             log.padded_tokens += gradients.positions(batch, progress.accumulation)
@@ -228,8 +229,10 @@ def _turns(
 
 def _told_to_stop(model: torch.nn.Module, accelerator: Accelerator) -> bool:
     """This process, or where they must go on side by side, one of them."""
+    if not sharding.sharded(model):
+        return asked() is not None
     told = torch.tensor(float(asked() is not None), device=accelerator.device)
-    return bool(accelerator.reduce(told, reduction="sum") if sharding.sharded(model) else told)
+    return bool(accelerator.reduce(told, reduction="sum"))
 
 
 def _epoch(lengths: Sequence[int], settings: Training, seeds: Seeds, epoch: int) -> list[Batch]:
@@ -326,8 +329,8 @@ def _stale(log: TrainLog) -> int:
     return sum(look.selectable and look.step > (log.best_step or 0) for look in log.evaluations)
 
 
-def _now(model: torch.nn.Module) -> float:
-    for device in spread.devices(model):
+def _now(places: Sequence[torch.device]) -> float:
+    for device in places:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     return time.perf_counter()

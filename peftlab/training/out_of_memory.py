@@ -12,7 +12,9 @@ import torch
 
 SIGNS = (
     "Cannot allocate memory",  # the system's own words, e.g. where a file of weights is mapped
-    *("can't allocate memory", "not enough memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
+    *("can't allocate memory", "not enough memory", "CUDA out of memory", "CUDA error: out of memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED"),
+    *("Cuda failure 2", "Cuda failure 'out of memory'"),  # NCCL's
     *("could not create a primitive", "could not create a memory object"),  # oneDNN's, on a CPU
     "Cannot allocate memory (12)",  # of a file of weights that is mapped
 )

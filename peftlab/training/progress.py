@@ -108,9 +108,10 @@ class Progress:
 
             every = gather_object([mine])
         log, method = self.log, self.method.state(self.model)
+        # What is in shares is gathered a tensor at a time: no device need have room for all of it.
         groups = {
-            "weights": {name: whole(p) for name, p in self.trained.items()},
-            "best": {name: whole(best, self.trained[name]) for name, best in (self.best or {}).items()},
+            "weights": {name: whole(p).detach().cpu() for name, p in self.trained.items()},
+            "best": {name: whole(best, self.trained[name]).cpu() for name, best in (self.best or {}).items()},
             "optimizer": self.update.state(),
             "method": {name: value for name, value in method.items() if isinstance(value, Tensor)},
             "signs": dict(self.alive.samples) if self.alive else {},
