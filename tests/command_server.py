@@ -25,14 +25,8 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for name in (*HEAVY, *HEAVY_OWN):
-        importlib.import_module(name)
-    for name in ("BertForTokenClassification", "AutoModelForTokenClassification", "PreTrainedTokenizerFast"):
-        import transformers
-
-        getattr(transformers, name)  # lazily imported, all of it
-    from peftlab.methods.lora import Lora  # noqa: F401
-
+    if not torch.cuda.device_count():  # where bitsandbytes would start CUDA, after which no fork could use it
+        import_all()
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)
@@ -44,6 +38,16 @@ def serve() -> None:
         if pid == 0:
             child(order)
         print(pid, flush=True)
+
+
+def import_all() -> None:
+    for name in (*HEAVY, *HEAVY_OWN):
+        importlib.import_module(name)
+    for name in ("BertForTokenClassification", "AutoModelForTokenClassification", "PreTrainedTokenizerFast"):
+        import transformers
+
+        getattr(transformers, name)  # lazily imported, all of it
+    from peftlab.methods.lora import Lora  # noqa: F401
 
 
 def child(order: dict[str, Any]) -> None:

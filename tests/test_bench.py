@@ -398,7 +398,7 @@ def test_a_ledger_whose_claim_was_taken_over_is_thrown_away(tmp_path: Path, monk
     """A runner that was thought dead comes back when another has measured."""
     folder = write(tmp_path / "tiny", ONE.replace(HEAD, ""))
 
-    def overtaken(recipe: Recipe, into: Path) -> None:
+    def overtaken(recipe: Recipe, into: Path, threads: int) -> None:
         record = Measurement(state="failed", reason="by the other", recipe=recipe.model_dump(mode="json"))
         with closing(sqlite3.connect(folder / ".bench" / "claims.sqlite")) as database, database:
             database.execute("UPDATE claims SET owner = 'other', until = 1e12")

@@ -15,7 +15,6 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from peftlab.part import BadInput, Settings
-from peftlab.runs.processes import forget_place
 
 
 class Placement(Settings):
@@ -92,6 +91,8 @@ def _forked(work: Callable[[], object], environment: Mapping[str, str]) -> int:
     try:
         die_with(parent)
         os.environ.update(environment)
+        from peftlab.runs.processes import forget_place
+
         forget_place()  # the parent's
         work()
         code = 0
