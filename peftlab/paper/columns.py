@@ -85,18 +85,24 @@ def speed_columns(findings: Findings) -> list[Column]:
             return None
         return own.times, other.times
 
+    def unit(own: Times, other: Times) -> float:
+        """Seconds of the reference's step, at the speed that the machine had when `own` was timed."""
+        return other.median * other.matrix_rate / own.matrix_rate
+
     def step(line: Line) -> float | None:
-        return None if (found := times(line)) is None else found[0].median / found[1].median
+        return None if (found := times(line)) is None else found[0].median / unit(*found)
 
     def step_text(line: Line) -> str:
         if (found := times(line)) is None:
             return ""
-        own, unit = found[0], found[1].median
-        low, high = own.quartiles
-        return f"{own.median / unit:.2f} ({low / unit:.2f} to {high / unit:.2f})"
+        low, high = found[0].quartiles
+        return f"{step(line):.2f} ({low / unit(*found):.2f} to {high / unit(*found):.2f})"
 
     def rate(line: Line) -> float | None:
-        return None if (found := times(line)) is None else found[0].tokens_per_second / found[1].tokens_per_second
+        if (found := times(line)) is None:
+            return None
+        own, other = found
+        return own.tokens_per_second / other.tokens_per_second * unit(own, other) / other.median
 
     def base(line: Line) -> float | None:
         own, other = line.ledger, findings.reference_ledger(line)

@@ -350,4 +350,4 @@ def _timed_alike(ledger: Ledger) -> tuple[object, ...]:
     """What two ledgers must share for their times to be compared."""
     hardware = ledger.environment.hardware
     machine = (hardware.processor, hardware.cores, hardware.threads, *hardware.accelerators)
-    return (*machine, ledger.environment.placement, ledger.examples, ledger.length)
+    return (*machine, ledger.environment.placement, ledger.environment.precision, ledger.examples, ledger.length)

@@ -184,8 +184,8 @@ def speed(findings: Findings) -> str:
     return (
         "Operations of matrix products in millions a padded token, two a multiply-add; a step in forwards is their sum "
         f"over the forward's. Step: the median with quartiles, and tokens a second, over those of {name} on the same "
-        f"machine and batch, timed one process at a time; a note says where others disturbed it. Matrix "
-        "rate: that of a large matrix product. "
+        "machine and batch, timed one process at a time and weighed by the rate of a large matrix product in that "
+        "process, for a shared machine is now faster, now slower; a note says where others disturbed it. "
         "Inference: seconds of a forward pass over the base's without the method; of the base over that of a model "
         f"tuned with {name}; merge error: the largest change of an output."
     )

@@ -37,6 +37,21 @@ def test_times_are_ratios_to_the_reference_and_operations_are_counts(measured_fo
     assert rows["LoRA", "NF4"][3:5] == ["0.80 (0.72 to 0.96)", "1.25"]
 
 
+def test_a_slower_hour_of_the_machine_makes_no_method_slower(measured_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(measured_folder, tmp_path / "made-up"))
+    (path,) = (folder / "ledgers").glob("addresses-lora-none-*.json")
+    values = json.loads(path.read_text())
+    times = values["ledger"]["times"]
+    times |= {"median": 2 * times["median"], "quartiles": [2 * bound for bound in times["quartiles"]]}
+    times |= {"matrix_rate": times["matrix_rate"] / 2, "tokens_per_second": times["tokens_per_second"] / 2}
+    path.write_text(json.dumps(values))
+    before, after = (
+        table_rows(markdown(read_findings(place)).split("### Operations and times")[1])
+        for place in (measured_folder, folder)
+    )
+    assert after["LoRA", "unquantised"] == before["LoRA", "unquantised"]
+
+
 def test_a_ledger_that_failed_is_a_dash_with_its_reason(measured_folder: Path) -> None:
     text = markdown(read_findings(measured_folder))
     (letter,) = re.findall(r"- (\w): not measured: failed: no such layer", text)
