@@ -7,11 +7,14 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 
+from peftlab import hub
 from peftlab.devices import spread
 from peftlab.loading.attach import apply_method
 from peftlab.loading.base import Base, load_base, load_tokenizer, longest_input
@@ -287,3 +290,19 @@ def test_a_base_without_a_tokenizer_is_one_line(minilm: Files, tagging: Task, tm
 
 def test_the_base_is_named_by_its_id_not_by_a_folder_of_this_machine(base_of: Load) -> None:
     assert base_of().model.config._name_or_path == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def test_a_network_that_breaks_off_is_the_hub_s_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object, **settings: object) -> str:
+        raise errors.HTTPError("peer closed connection")  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
+    with pytest.raises(hub.Unreachable, match="peer closed connection"):
+        hub.snapshot("a/b", revision=None, patterns=["*"])
+
+
+def test_a_chat_template_of_its_own_file_is_part_of_a_base(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    before = Model(id=str(tmp_path)).files().fingerprint
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    assert Model(id=str(tmp_path)).files().fingerprint != before

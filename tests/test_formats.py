@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from peftlab.data.files import Files
 from peftlab.data.hub import Hub
+from peftlab.data.readers import lines, read_json
 from peftlab.examples import Row
 from peftlab.part import BadInput
 from peftlab.recipe import Recipe
@@ -217,3 +218,20 @@ def test_a_packed_file_is_read_as_what_is_in_it(tmp_path: Path) -> None:
     (tmp_path / "a.csv.gz").write_bytes(packed[:-10])
     with pytest.raises(BadInput, match=r"a.csv.gz: cannot be read: Compressed file ended"):
         read(tmp_path / "a.csv.gz")
+
+
+def test_what_follows_an_array_is_not_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"text": "a"},\n {"text": "b"}]\n[{"text": "c"}]\n')
+    with pytest.raises(BadInput, match=r"a\.json:2: not JSON: the array ends here, and something follows it"):
+        read_json(path)
+
+
+def test_a_line_that_is_too_long_by_its_end_alone_takes_no_other_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "LONGEST_LINE", 8)
+    path = tmp_path / "a.txt"
+    path.write_text("12345678\nnext\n123456789\nlast\n")
+    found = [(line.number, line.text, line.fault is None) for line in lines.read_lines(path)]
+    assert found == [(1, "", False), (2, "next\n", True), (3, "", False), (4, "last\n", True)]

@@ -7,8 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from peftlab.devices.zero import _move_the_rest
 from peftlab.part import BadInput
+from peftlab.runs.processes import _check_gpus
 from peftlab.suites import bench, children, gpus, matching
 from peftlab.suites.claims import Claims
 from peftlab.suites.gpus import Slots
@@ -97,3 +100,17 @@ def test_what_is_wrong_in_a_process_apart_is_wrong_here() -> None:
 
     with pytest.raises(BadInput, match=r"^a\nb$"):
         children.apart(work)
+
+
+def test_more_processes_than_gpus_are_refused() -> None:
+    with pytest.raises(BadInput, match=r"asked for 2 processes, and there is 1 GPU here.*--num_processes 1"):
+        _check_gpus(2, 1)
+
+
+def test_what_zero_leaves_behind_is_moved() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    model[1].register_buffer("passing", torch.zeros(2), persistent=False)
+    _move_the_rest(model, torch.device("meta"))
+    assert {buffer.device.type for buffer in model.buffers()} == {"meta"}
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+    assert "1.passing" not in model.state_dict()

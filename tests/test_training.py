@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -234,3 +235,16 @@ def test_batches_of_similar_length_pad_little() -> None:
 def test_shares_of_a_small_batch_may_be_empty_but_none_is_lost() -> None:
     parts = shares([4, 1], [9, 2, 9, 9, 3], 4)
     assert parts == [[1], [4], [], []]
+
+
+def test_the_lengths_of_the_data_are_not_counted_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    from peftlab.training.gradients import Gradients
+
+    given: list[object] = []
+    monkeypatch.setattr(
+        "peftlab.training.gradients.shares", lambda b, lengths, n: given.append(lengths) or shares(b, lengths, n)
+    )
+    counted = [3, 1, 2]
+    of = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1), lengths=counted)
+    Gradients._parts(of, [0, 1, 2], 2)  # type: ignore[arg-type]
+    assert given[0] is counted

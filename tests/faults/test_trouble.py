@@ -13,6 +13,7 @@ import pytest
 from peftlab.cost.ledger import MIB
 from peftlab.cost.plan import fit
 from peftlab.recipe import load_recipe
+from peftlab.training import out_of_memory
 from tests.contract.bases import Combination
 from tests.faults.conftest import COMBINATIONS, KILLED, STEPS, Lab, counted, finished, sets, steps
 
@@ -245,3 +246,18 @@ def test_evaluations_and_checkpoints_change_nothing(every: int, lab: Lab, output
     )
     assert done.code == 0
     assert finished(output).digest == lab.whole(*last).digest
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "NCCL error: Cuda failure 2 'out of memory'",
+        "NCCL error: Cuda failure 'out of memory'",
+    ],
+)
+def test_want_of_memory_is_known_by_each_of_cuda_s_words(text: str) -> None:
+    assert out_of_memory.caused(RuntimeError(text))
+    assert not out_of_memory.caused(RuntimeError("CUDA error: an illegal memory access was encountered"))

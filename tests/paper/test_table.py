@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ import pytest
 from peftlab import score_functions as forms
 from peftlab.paper import prose
 from peftlab.paper.columns import difference
-from peftlab.paper.findings import Findings, Line, make_findings
+from peftlab.paper.findings import Findings, Line, _ground, make_findings
 from peftlab.paper.plot import write_figures
 from peftlab.paper.table import markdown, read_findings, tables
 from peftlab.part import BadInput
+from peftlab.results import Environment
 from peftlab.suites.estimate import Clock
 from peftlab.suites.store import Store, validation_scores
 from peftlab.suites.suite import Row, load_suite, make_plan
@@ -324,3 +326,22 @@ def test_runs_that_learnt_nothing_are_told(suite_folder: Path, tmp_path: Path, h
     text = markdown(read_findings(copy))
     assert f"One answer for all examples, train's mean or most frequent, scores {floor:.4f}." in text
     assert ("1 of 4 runs learnt nothing" in text) == (how != "nearly the floor")
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ({}, "4 threads, float32"),
+        ({"processes": 2}, "2 processes, float32"),
+        ({"processes": 2, "zero": 2}, "2 processes under ZeRO-2, float32"),
+        ({"processes": 2, "zero": 3, "sharded": True}, "under ZeRO-3 with a share of the model each, float32"),
+        ({"device_map": "auto"}, "layers on several GPUs (auto), float32"),
+    ],
+)
+def test_where_runs_are_compared_no_placement_is_like_another(place: dict[str, Any], says: str) -> None:
+    hardware = {"processor": "P", "cores": 4, "threads": 4, "memory_bytes": 1, "accelerators": [], "driver": None}
+    environment = Environment.model_validate(
+        {"code": {"commit": None, "modified": None}, "python": "3", "libraries": {}, "hardware": hardware}
+        | {"device": "cpu", "precision": "float32", "processes": 1, **place}
+    )
+    assert _ground(environment).endswith(says)
