@@ -4,7 +4,7 @@ import signal
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is lost while this imports, and no traceback worth it
 
-from peftlab.cli import app  # noqa: E402
+from peftlab.cli.main import app  # noqa: E402
 
 
 def main() -> None:

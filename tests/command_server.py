@@ -11,7 +11,7 @@ import traceback
 from typing import Any
 
 HEAVY = ("torch", "accelerate", "peft", "bitsandbytes", "datasets", "evaluate", "seqeval.metrics")
-HEAVY_OWN = ("peftlab.cli", "peftlab.runs.run", "peftlab.runs.inference")
+HEAVY_OWN = ("peftlab.cli.main", "peftlab.runs.run", "peftlab.runs.inference")
 
 
 def serve() -> None:
@@ -19,7 +19,7 @@ def serve() -> None:
 
     After that `wait` gives the exit status of the oldest child, and `kill PID` is left to who reads this.
     """
-    from peftlab.environment import quiet_libraries
+    from peftlab.results.environment import quiet_libraries
 
     quiet_libraries()
     import torch
@@ -67,7 +67,7 @@ def child(order: dict[str, Any]) -> None:
 
         for name, arguments in order["faults"]:
             getattr(injected, name)(*arguments)
-        from peftlab.cli import app
+        from peftlab.cli.main import app
 
         app()
     except SystemExit as stop:

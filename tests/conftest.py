@@ -9,14 +9,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub; those tha
 import pytest
 import torch
 
-from peftlab.environment import quiet_libraries
-from peftlab.examples import Encoded, Splits
-from peftlab.loading.base import Base, load_base, load_tokenizer
-from peftlab.methods import Method, Plan
+from peftlab.data.examples import Encoded, Splits
+from peftlab.loading.model import Base, load_base, load_tokenizer
+from peftlab.methods import Method, TrainingPlan
 from peftlab.methods.lora import Lora
 from peftlab.models.model import Files, Model
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import load_recipe
+from peftlab.results.environment import quiet_libraries
 from peftlab.tasks import Task
 from peftlab.tasks.token_classification import TokenClassification
 from tests.commands import Server, serving
@@ -52,7 +52,7 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> Splits:
 
 @pytest.fixture(scope="session")
 def tagging(addresses: Splits) -> Task:
-    return TokenClassification().fitted(row for rows in addresses.rows.values() for row in rows)
+    return TokenClassification().bind(row for rows in addresses.rows.values() for row in rows)
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +90,7 @@ def attach() -> Callable[..., torch.nn.Module]:
 
     def apply(base: Base, method: Method | None = None, seed: int = 0) -> torch.nn.Module:
         torch.manual_seed(seed)
-        return (method or Lora(rank=4)).apply(base.model, Plan(10, "TOKEN_CLS", base.head, 64, seed))
+        return (method or Lora(rank=4)).apply(base.model, TrainingPlan(10, "TOKEN_CLS", base.head, 64, seed))
 
     return apply
 

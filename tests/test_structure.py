@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from peftlab.component import Component, discover
 from peftlab.data import DATA
 from peftlab.methods import METHODS
-from peftlab.part import Part, discover
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.tasks import TASKS
 
@@ -32,14 +32,14 @@ def test_a_new_file_in_a_room_is_found_unasked(tmp_path: Path) -> None:
     room.mkdir()
     (room / "__init__.py").write_text("")
     (room / "chair.py").write_text(
-        "from typing import Literal\nfrom peftlab.part import Part\n\n"
-        "class Chair(Part):\n    kind: Literal['chair'] = 'chair'\n"
+        "from typing import Literal\nfrom peftlab.component import Component\n\n"
+        "class Chair(Component):\n    kind: Literal['chair'] = 'chair'\n"
     )
     sys.path.insert(0, str(tmp_path))
     try:
         import room as package  # type: ignore[import-not-found]
 
-        assert list(discover(package, Part)) == ["chair"]
+        assert list(discover(package, Component)) == ["chair"]
     finally:
         sys.path.remove(str(tmp_path))
 
@@ -48,11 +48,18 @@ def test_every_part_says_what_it_is() -> None:
     for parts in (METHODS, QUANTIZATIONS, TASKS, DATA):
         for kind, part in parts.items():
             assert part.__doc__, kind
-            assert part.__doc__ != Part.__doc__, kind
+            assert part.__doc__ != Component.__doc__, kind
 
 
 def test_what_comes_after_the_run_needs_no_torch() -> None:
-    modules = ("results", "statistics", "paper.table", "paper.latex", "paper.plot", "paper.report")
+    modules = (
+        "results.run_result",
+        "statistics.intervals",
+        "reports.markdown",
+        "reports.latex",
+        "reports.figures",
+        "reports.html",
+    )
     code = "import sys, " + ", ".join(f"peftlab.{module}" for module in modules)
     code += "; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, timeout=60).returncode == 0

@@ -7,22 +7,22 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-from peftlab.examples import Row
-from peftlab.part import BadInput
+from peftlab.data.examples import Row
+from peftlab.errors import UserError
 
 OnBadRow = Literal["error", "skip"]
 MOST_SHOWN = 5
 MOST_SKIPPED = 0.1  # of a split's rows: beyond it something is wrong with more than rows
 
 
-def settle(bad: Sequence[Row], of: int, what: str, on_bad_row: OnBadRow) -> dict[str, int]:
-    """How many of `of` rows are left out, by reason. Raises BadInput with the first of them if that is not wanted."""
+def apply_bad_row_policy(bad: Sequence[Row], of: int, what: str, on_bad_row: OnBadRow) -> dict[str, int]:
+    """How many of `of` rows are left out, by reason. Raises UserError with the first of them if that is not wanted."""
     if not bad:
         return {}
     if on_bad_row == "error":
-        raise BadInput(_list(bad, of))
+        raise UserError(_list(bad, of))
     if len(bad) > MOST_SKIPPED * of:
-        raise BadInput(
+        raise UserError(
             f"{_list(bad, of)}\ndata.on_bad_row: {len(bad)} of {of} rows of {what} are bad, and at most "
             f"{MOST_SKIPPED:.0%} are skipped"
         )

@@ -9,18 +9,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from peftlab.component import Component
 from peftlab.data import leaks
-from peftlab.data.bad_rows import OnBadRow, settle
+from peftlab.data.bad_rows import OnBadRow, apply_bad_row_policy
+from peftlab.data.examples import Row, Splits
 from peftlab.data.splitting import canonical, cut, sample, values
-from peftlab.examples import Row, Splits
-from peftlab.part import BadInput, Part, nearest, printable
+from peftlab.errors import UserError, nearest, printable
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Pair = tuple[Row, Row]  # as the source has it, and under the task's names
 
 
-class Data(Part):
+class Data(Component):
     """Rows in three splits. A subclass reads them; splits that it lacks are cut from train by a seeded hash."""
 
     columns: dict[str, str] = Field(default={})  # the task's field -> the source's column, where the names differ
@@ -71,9 +72,9 @@ class Data(Part):
     ) -> Splits:
         """Rows that carry `fields`, and those of `optional` that they have.
 
-        `check` raises BadInput for a row that will not do; rows that are alike in the fields `given` to the model (all,
-        if none is named) are the same question. Raises BadInput if a column is missing, a split empty, a row bad; of
-        splits that are not `scored` none need be there.
+        `check` raises UserError for a row that will not do; rows that are alike in the fields `given` to the model
+        (all, if none is named) are the same question. Raises UserError if a column is missing, a split empty, a row
+        bad; of splits that are not `scored` none need be there.
         """
         fields, optional = tuple(fields), tuple(optional)
         read, source = self.read()
@@ -89,10 +90,10 @@ class Data(Part):
                 continue
             what = f"the {split} split of {source}"
             try:
-                skipped[split] = settle(bad, len(rows), what, self.on_bad_row)
-            except BadInput as error:
+                skipped[split] = apply_bad_row_policy(bad, len(rows), what, self.on_bad_row)
+            except UserError as error:
                 hint = f"\n{what}: if it has no labels, take another one for it, or set score_test: false"
-                raise BadInput(f"{error}{hint if useless and split == 'test' else ''}") from None
+                raise UserError(f"{error}{hint if useless and split == 'test' else ''}") from None
             pairs[split] = [pair for pair in named if pair[1].fault is None]
         pairs = self._cut(pairs)
         for split in SPLITS:
@@ -101,13 +102,13 @@ class Data(Part):
             elif not pairs.get(split):
                 share = {"validation": self.validation_share, "test": self.test_share}.get(split)
                 cure = f"; data.{split}_share: 0 cuts none from train" if share == 0 and split not in read else ""
-                raise BadInput(f"data: the {split} split of {source} is empty{cure}")
+                raise UserError(f"data: the {split} split of {source} is empty{cure}")
         given = tuple(given) or (*fields, *optional)
         if self.drop_leaks:
             asked = leaks.keys((row for split in SPLITS[1:] for _, row in pairs[split]), given)
             fresh = [pair for pair in pairs["train"] if leaks.key(pair[1], given) not in asked]
             if not fresh:
-                raise BadInput(f"data.drop_leaks: all of train of {source} is in validation or test too")
+                raise UserError(f"data.drop_leaks: all of train of {source} is in validation or test too")
             dropped = len(pairs["train"]) - len(fresh)
             pairs["train"] = fresh
             skipped["train"] = skipped.get("train", {}) | ({"leaks": dropped} if dropped else {})
@@ -122,17 +123,17 @@ class Data(Part):
         return Splits(kept, source, fingerprint(kept), skipped, found)
 
     def _check_columns(self, rows: Mapping[str, Sequence[Row]], fields: Sequence[str], optional: Sequence[str]) -> None:
-        """Raise BadInput for a column that no row has: that is the recipe's mistake, not a row's."""
+        """Raise UserError for a column that no row has: that is the recipe's mistake, not a row's."""
         known = (*fields, *optional)
         unknown = [field for field in self.columns if field not in known]
         if unknown:
-            raise BadInput(f"data.columns: the task has no field {unknown[0]!r}{nearest(unknown[0], known)}")
+            raise UserError(f"data.columns: the task has no field {unknown[0]!r}{nearest(unknown[0], known)}")
         columns = [self.columns.get(field, field) for field in known]
         for option, named in (("numbers", self.numbers), ("lists", self.lists)):
             strange = [column for column in named if column not in columns]
             if strange:
                 hint = nearest(strange[0], columns)
-                raise BadInput(f"data.{option}: {strange[0]!r} is the column of no field of the task{hint}")
+                raise UserError(f"data.{option}: {strange[0]!r} is the column of no field of the task{hint}")
         whole = [row for part in rows.values() for row in part if row.fault is None]
         there = dict.fromkeys(name for row in whole for name in row.fields)
         for field in known:
@@ -140,7 +141,7 @@ class Data(Part):
             if field in optional and field not in self.columns:
                 continue
             if whole and column not in there:
-                raise BadInput(f"{whole[0].where}: {_lacks(there, column, field)}")
+                raise UserError(f"{whole[0].where}: {_lacks(there, column, field)}")
 
     def _named(self, row: Row, fields: Sequence[str], optional: Sequence[str], check: Callable[[Row], object]) -> Row:
         """The row under the task's names, with a fault if it will not do."""
@@ -167,7 +168,7 @@ class Data(Part):
         named = Row(row.where, found)
         try:
             check(named)
-        except BadInput as error:
+        except UserError as error:
             return Row(row.where, found, str(error).removeprefix(f"{row.where}: "))
         return named
 
@@ -181,7 +182,7 @@ class Data(Part):
             sampled = any((self.train_examples, self.validation_examples, self.test_examples))
             for option, idle in (("group", self.group), ("stratify", None if sampled else self.stratify)):
                 if idle is not None:
-                    raise BadInput(f"data.{option}: this source has all its splits and nothing is cut; leave it out")
+                    raise UserError(f"data.{option}: this source has all its splits and nothing is cut; leave it out")
             return pairs
         everything = pairs["train"]
         places = cut(

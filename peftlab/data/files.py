@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from peftlab.component import FromHome
 from peftlab.data.data import Data
+from peftlab.data.examples import Row
 from peftlab.data.readers import ENDINGS, READERS, Format, ending_format
-from peftlab.examples import Row
-from peftlab.part import BadInput, FromHome
+from peftlab.errors import UserError
 
 
 class Files(Data):
@@ -36,10 +37,10 @@ class Files(Data):
 
 
 def read_file(path: Path, format: Format | None = None) -> list[Row]:
-    """The rows of a file. Raises BadInput if its format is not known, or it cannot be read at all."""
+    """The rows of a file. Raises UserError if its format is not known, or it cannot be read at all."""
     known = format or ending_format(path)
     if known is None:
-        raise BadInput(
+        raise UserError(
             f"data: {path} ends in {path.suffix!r}; known are {', '.join(ENDINGS)}; data.format says another's format"
         )
     return READERS[known](path)

@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from peftlab import assets, hub
+from peftlab.component import FromHome
 from peftlab.data.data import SPLITS, Data, Split
+from peftlab.data.examples import Row
 from peftlab.data.readers.arrow import dataset_rows
 from peftlab.data.registry import REGISTRY
-from peftlab.examples import Row
-from peftlab.part import BadInput, FromHome, nearest
+from peftlab.errors import UserError, nearest
+from peftlab.sources import assets, hub
 
 
 @functools.lru_cache(maxsize=4)
@@ -45,7 +46,7 @@ class Hub(Data):
 
     def read(self) -> tuple[dict[str, list[Row]], str]:
         if Path(self.id).is_file():
-            raise BadInput(f"data: {self.id!r} is a file; write data: {{train: {self.id}}}")
+            raise UserError(f"data: {self.id!r} is a file; write data: {{train: {self.id}}}")
         if not self.local and self.revision is None:
             asset = assets.find(self.id)
             if asset is not None and asset.id in REGISTRY:
@@ -72,7 +73,7 @@ class Hub(Data):
         except (OSError, ValueError, RuntimeError, DatasetsError) as error:
             reason = reason or next(iter(str(error).splitlines()), type(error).__name__)
             known = "" if self.revision else f", nor a known asset{nearest(self.id, REGISTRY)}"
-            raise BadInput(
+            raise UserError(
                 f"data: {self.id!r} is not a folder here{known}, nor to be had from the hub: {reason}"
             ) from None
         finally:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from peftlab.examples import Row
+from peftlab.data.examples import Row
 
 Keys = set[bytes]
 

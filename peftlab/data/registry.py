@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from peftlab.data.examples import Row
 from peftlab.data.readers import read_conll, read_jsonl
-from peftlab.examples import Row
 
 CONLL_2003 = ("tokens", "pos_tags", "chunk_tags", "ner_tags")
 

@@ -13,8 +13,8 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from peftlab.examples import Row
-from peftlab.part import BadInput, nearest, printable
+from peftlab.data.examples import Row
+from peftlab.errors import UserError, nearest, printable
 
 
 def cut(
@@ -63,10 +63,10 @@ def sample(rows: Sequence[Row], count: int, *, seed: int, strata: Sequence[str] 
 
 
 def values(rows: Sequence[Row], stratify: str) -> list[str]:
-    """The class of each row. Raises BadInput if there are too many for classes."""
+    """The class of each row. Raises UserError if there are too many for classes."""
     found = [canonical(_value(row, stratify, "stratify")) for row in rows]
     if len(set(found)) > max(1, len(found) // 2):
-        raise BadInput(
+        raise UserError(
             f"data.stratify: {stratify!r} has {len(set(found))} different values in {len(found)} rows; classes have few"
         )
     return found
@@ -112,5 +112,5 @@ def _share_out(name: str, sizes: Sequence[int], shares: Mapping[str, float], see
 def _value(row: Row, column: str, option: str) -> object:
     if column not in row.fields:
         hint = nearest(column, row.fields) or f"; it has: {', '.join(printable(str(name)) for name in row.fields)}"
-        raise BadInput(f"{row.where}: no column {column!r} for data.{option}{hint}")
+        raise UserError(f"{row.where}: no column {column!r} for data.{option}{hint}")
     return row.fields[column]

@@ -15,13 +15,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from peftlab.doctor.patient import STEPS, Patient, Trial, copies_of_trainable, first_line, put_back
+from peftlab.doctor.probe import STEPS, ProbeModel, ProbeRun, copies_of_trainable, first_line, put_back
 from peftlab.loading.attach import apply_method
-from peftlab.loading.base import autocast
+from peftlab.loading.model import autocast
 from peftlab.quantization.none import NoQuantization
-from peftlab.settings import Training
+from peftlab.training.gradient_checks import GradientStats
 from peftlab.training.loop import train
-from peftlab.training.signs import Signs
+from peftlab.training.settings import Training
 from peftlab.training.train_log import Observers
 
 # What libraries raise when they meet a combination that they do not carry. The doctor's question is whether they do.
@@ -46,22 +46,22 @@ def guarded(name: str, check: Callable[[], Check]) -> Check:
         return Check(name, False, broken(error), "this combination does not carry it; choose another")
 
 
-def check_gradients(trial: Trial) -> Check:
+def check_gradients(trial: ProbeRun) -> Check:
     """Every trainable tensor got a gradient in the first step, and one that is not all zero within a few."""
     cure = "the method does not reach the loss in this base; choose other targets"
     return _alive("gradients", trial.before, cure, unused(trial))
 
 
-def check_only_the_method(trial: Trial) -> Check:
+def check_only_the_method(trial: ProbeRun) -> Check:
     name = "only method and head train"
     if trial.patient.method.trains_base:
         return Check(name, None, "the method trains the base's own weights")
-    if not trial.strangers:
+    if not trial.unexpected_trainable:
         return Check(name, True, f"{trial.before[0].count} trainable tensors")
-    return Check(name, False, f"{', '.join(trial.strangers[:3])} of the base would train", "freeze the base")
+    return Check(name, False, f"{', '.join(trial.unexpected_trainable[:3])} of the base would train", "freeze the base")
 
 
-def check_base_untouched(trial: Trial) -> Check:
+def check_base_untouched(trial: ProbeRun) -> Check:
     changed = [name for name, (now, then) in trial.frozen.items() if not torch.equal(now, then)]
     if not changed:
         return Check(
@@ -71,7 +71,7 @@ def check_base_untouched(trial: Trial) -> Check:
     return Check("base untouched", False, f"{len(changed)} frozen tensors changed: {', '.join(changed[:3])}", cure)
 
 
-def check_after_evaluation(trial: Trial) -> Check:
+def check_after_evaluation(trial: ProbeRun) -> Check:
     """The same of the steps after an evaluation, and that they move every tensor."""
     name = "trains after evaluation"
     cure = "an evaluation ends training here: set quantization: none, or another precision"
@@ -87,7 +87,7 @@ def check_after_evaluation(trial: Trial) -> Check:
     return Check(name, False, f"{len(still)} of {len(moving)} tensors do not move: {', '.join(still[:3])}", cure)
 
 
-def check_checkpointing(trial: Trial) -> Check:
+def check_checkpointing(trial: ProbeRun) -> Check:
     """Gradients with gradient checkpointing are those without it, or it is refused."""
     name = "checkpointing on = off"
     patient = trial.patient
@@ -96,7 +96,7 @@ def check_checkpointing(trial: Trial) -> Check:
     for on in (False, True):
         training = patient.recipe.training.model_copy(update={"gradient_checkpointing": on})
         recipe = patient.recipe.model_copy(update={"training": training})
-        reason = recipe.unsupported(trial.base.model.config.model_type)
+        reason = recipe.incompatible_with(trial.base.model.config.model_type)
         if reason is not None:
             return Check(name, None, f"refused: {reason}")
         base = patient.base()
@@ -122,7 +122,7 @@ def check_checkpointing(trial: Trial) -> Check:
 _UNCHECKED = "set training.gradient_checkpointing: false"
 
 
-def check_accumulation(trial: Trial) -> Check:
+def check_accumulation(trial: ProbeRun) -> Check:
     """The loop itself takes the same step in one piece and in four."""
     patient = trial.patient
     whole, pieces = (_change(patient, accumulation) for accumulation in (1, 4))
@@ -137,7 +137,7 @@ def check_accumulation(trial: Trial) -> Check:
     return Check("accumulation 4x1 = 1x4", False, detail, "set training.accumulation: 1")
 
 
-def check_reload(trial: Trial) -> Check:
+def check_reload(trial: ProbeRun) -> Check:
     patient = trial.patient
     with tempfile.TemporaryDirectory() as folder:
         patient.method.save(trial.model, Path(folder))
@@ -152,7 +152,7 @@ def check_reload(trial: Trial) -> Check:
     return Check("save and reload", ok, f"{exact}, {size:,} bytes", cure)
 
 
-def check_merge(trial: Trial) -> Check:
+def check_merge(trial: ProbeRun) -> Check:
     """In float32 on the unquantised base; how far that is from the model as trained is only said."""
     patient, name = trial.patient, "merge"
     if not patient.method.merges:
@@ -174,7 +174,7 @@ def check_merge(trial: Trial) -> Check:
     return Check(name, error <= 1e-4, detail, "" if error <= 1e-4 else "use the adapter unmerged")
 
 
-def check_resume(trial: Trial) -> Check:
+def check_resume(trial: ProbeRun) -> Check:
     """Half a training, all that a checkpoint keeps, the other half: the same bits as without the break."""
     patient, half = trial.patient, STEPS // 2
     _, model = patient.attached()
@@ -201,7 +201,7 @@ def check_resume(trial: Trial) -> Check:
     return Check("resume", False, f"{len(other)} tensors end up to {away:.1e} of their largest value away", cure)
 
 
-ALL: Mapping[str, Callable[[Trial], Check]] = {
+ALL: Mapping[str, Callable[[ProbeRun], Check]] = {
     "gradients": check_gradients,
     "only method and head train": check_only_the_method,
     "trains after evaluation": check_after_evaluation,
@@ -223,7 +223,7 @@ def distance(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max().clamp(min=1e-12))
 
 
-def _change(patient: Patient, accumulation: int) -> Tensor:
+def _change(patient: ProbeModel, accumulation: int) -> Tensor:
     """What the loop does to all trainable tensors, with all examples in a step."""
     _, model = patient.attached()
     start = copies_of_trainable(model)
@@ -252,13 +252,13 @@ def _change(patient: Patient, accumulation: int) -> Tensor:
     return torch.cat([(ends[name].detach() - then).flatten() for name, then in start.items()])
 
 
-def unused(trial: Trial) -> set[str]:
+def unused(trial: ProbeRun) -> set[str]:
     """What no forward uses of a base that is trained whole."""
     never = set.intersection(*(set(signs.missing) for signs in [*trial.before, *trial.after]))
     return never if trial.patient.method.trains_whole_base else set()
 
 
-def _alive(name: str, seen: Sequence[Signs], cure: str, unused: set[str]) -> Check:
+def _alive(name: str, seen: Sequence[GradientStats], cure: str, unused: set[str]) -> Check:
     """Whether every tensor that is used has a gradient in every step, and not zero in all of them."""
     missing = sorted({tensor for signs_ in seen for tensor in signs_.missing} - unused)
     zero = sorted(set.intersection(*(set(signs_.zero) for signs_ in seen)))

@@ -13,13 +13,13 @@ import torch
 
 from peftlab.doctor import checks
 from peftlab.doctor.checks import BREAKS
-from peftlab.doctor.patient import Patient, make_patient, make_trial
-from peftlab.environment import environment
+from peftlab.doctor.probe import ProbeModel, make_probe_model, make_probe_run
+from peftlab.errors import UserError
 from peftlab.methods import METHODS
 from peftlab.models.shapes import shapes
-from peftlab.part import BadInput
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe
+from peftlab.results.environment import environment
 from peftlab.tasks import TASKS
 
 FILE = Path("docs/compatibility.md")
@@ -75,14 +75,14 @@ def try_all(
                 _recipe(task, base, quantization, {"kind": kind, **sample})
                 for quantization in quantizations
                 for kind in methods
-                for sample in METHODS[kind].samples
+                for sample in METHODS[kind].test_settings
             ]
             with tempfile.TemporaryDirectory() as folder:
                 try:
-                    patient = make_patient(
+                    patient = make_probe_model(
                         recipes[0], shapes()[base], Path(folder), device=torch.device("cpu"), width=WIDTH
                     )
-                except BadInput:
+                except UserError:
                     headless.append((task, architecture))
                     continue
                 found = [_try(dataclasses.replace(patient, recipe=recipe), architecture) for recipe in recipes]
@@ -148,16 +148,16 @@ def _recipe(task: str, base: str, quantization: str, method: dict[str, Any]) -> 
     )
 
 
-def _try(patient: Patient, architecture: str) -> Cell:
+def _try(patient: ProbeModel, architecture: str) -> Cell:
     recipe = patient.recipe
-    settings = recipe.method.model_dump(include=set().union(*recipe.method.samples), exclude_defaults=True)
+    settings = recipe.method.model_dump(include=set().union(*recipe.method.test_settings), exclude_defaults=True)
     words = "".join(f", {key}: {value}" for key, value in settings.items())
     cell = Cell(recipe.task.kind, architecture, recipe.quantization.kind, f"{recipe.method.kind}{words}")
-    reason = recipe.unsupported(architecture)
+    reason = recipe.incompatible_with(architecture)
     if reason is not None:
         return dataclasses.replace(cell, refused=reason)
     try:
-        trial = make_trial(patient)
+        trial = make_probe_run(patient)
         found = [check(trial) for check in CHECKS]
     except BREAKS as error:
         return dataclasses.replace(cell, failed=checks.broken(error))

@@ -1,116 +1,236 @@
-"""Does this combination really train, reload, merge? Checks on two layers of a base with random weights, in seconds."""
+"""The patient: a small model of a recipe's own architecture with random weights, and one training of it."""
 
 from __future__ import annotations
 
-import collections
+import copy
 import functools
-import re
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
-from peftlab.doctor import checks
-from peftlab.doctor.checks import BREAKS, Check, broken, distance, guarded
-from peftlab.doctor.patient import Patient, make_patient, make_trial
-from peftlab.loading.attach import count_parameters
-from peftlab.loading.base import Base, within
-from peftlab.methods import Method
-from peftlab.models.model import Shape
-from peftlab.part import BadInput
+from peftlab.component import Precision
+from peftlab.data.examples import Example
+from peftlab.errors import UserError
+from peftlab.loading.attach import apply_method
+from peftlab.loading.head import with_head
+from peftlab.loading.model import Base, autocast, load_base, resolve_precision, within
+from peftlab.methods import Method, TrainingPlan
+from peftlab.models.model import Files
+from peftlab.models.tiny_model import byte_tokenizer, small_config
 from peftlab.recipe import Recipe
+from peftlab.tasks import Task
+from peftlab.training import gradient_checks
+from peftlab.training.gradient_checks import GradientStats
+
+STEPS = 10  # of a training, an evaluation half-way
+WIDTH = 256  # of the small model, where the base is wider
+SHORTEST_LIMIT = 64  # tokens: a token a byte, the sample rows are longer than a recipe's own might be
 
 
-def examine(recipe: Recipe, device: torch.device | None = None) -> Iterator[Check]:
-    """The doctor's list for a recipe, check by check. Raises BadInput if the recipe cannot be attached to its base."""
-    shape = recipe.model.shape()
-    with tempfile.TemporaryDirectory() as folder:
-        patient = make_patient(recipe, shape.values, Path(folder), device=device or Accelerator().device)
-        yield check_shape(shape)
-        try:
-            base, model = patient.attached()
-        except BadInput:
-            raise
-        except BREAKS as error:
-            yield Check("attached", False, broken(error), "choose another method, quantisation or base")
-            return
-        yield check_attached(patient, model, base)
-        yield check_parameters(model, base)
-        yield guarded("identity at start", lambda: check_identity(patient, model))
-        try:
-            trial = make_trial(patient)
-        except BREAKS as error:
-            yield Check("trains", False, broken(error), "choose another method, quantisation or base")
-            return
-        for name, check in checks.ALL.items():
-            yield guarded(name, functools.partial(check, trial))
+@dataclass(frozen=True)
+class ProbeModel:
+    """A recipe, and the small base on which it is examined. Dropout is off: what is compared must repeat."""
+
+    recipe: Recipe
+    task: Task  # bind to the examples
+    examples: Sequence[Example]
+    padding_token: int
+    tokenize: Callable[[str], list[int]]
+    device: torch.device
+    precision: Precision
+    files: Files
+    load: Callable[[Recipe, torch.dtype], Base]  # a base of one's own
+
+    @property
+    def method(self) -> Method:
+        return self.recipe.method
+
+    def base(self) -> Base:
+        """Fresh, as a run loads it."""
+        return self.load(self.recipe, getattr(torch, self.precision))
+
+    def plan(self, base: Base) -> TrainingPlan:
+        return TrainingPlan(
+            optimizer_steps=STEPS,
+            task_type=self.task.task_type,
+            head=base.head,
+            longest_input=max(len(example) for example in self.examples),
+            seed=self.recipe.seeds.initialization,
+            tokenize=self.tokenize,
+        )
+
+    def attached(self) -> tuple[Base, nn.Module]:
+        """A fresh base, and the recipe's method on it as a run attaches it."""
+        base = self.base()
+        return base, apply_method(self.recipe, base, self.plan(base))
+
+    def batch(self) -> dict[str, Tensor]:
+        """All examples, padded."""
+        batch = self.task.collate(self.examples, self.padding_token)
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> Any:
+        with autocast(self.precision, self.device):
+            return model(**self.task.inputs(batch, model))
+
+    def logits(self, model: nn.Module) -> Tensor:
+        """All the float outputs in evaluation, at positions that are no padding if they are by position."""
+        was = model.training
+        model.eval()
+        batch = self.batch()
+        with torch.no_grad():
+            outputs = self.outputs(model, batch)
+        model.train(was)
+        shape = batch["attention_mask"].shape
+        found = []
+        for name, value in outputs.items():
+            if name.endswith("logits"):
+                by_position = value.shape[:2] == shape
+                found.append((value[batch["attention_mask"].bool()] if by_position else value).float().flatten())
+        return torch.cat(found)
+
+    def backward(self, model: nn.Module) -> None:
+        """One backward pass of the loss and the method's penalty, from a fixed state of chance."""
+        torch.manual_seed(0)
+        model.train()
+        batch = self.batch()
+        with autocast(self.precision, self.device):
+            loss = self.task.loss(self.outputs(model, batch), batch) / self.task.targets(batch)
+        loss.backward()
+        penalty = self.method.penalty(model)
+        if penalty is not None:
+            penalty.backward()
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        settings = self.recipe.training
+        groups = self.method.parameter_groups(model, self.recipe.learning_rate, settings.weight_decay)
+        return torch.optim.AdamW(groups, betas=settings.adam_betas, eps=settings.adam_epsilon)
+
+    def steps(self, model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> list[GradientStats]:
+        """Optimiser steps `first` to `last`, counted from 1, and what the gradients looked like in each."""
+        seen = []
+        for number in range(first, last + 1):
+            self.backward(model)
+            seen.append(gradient_checks.inspect(model))
+            optimizer.step()
+            self.method.after_step(model, number)
+            optimizer.zero_grad()
+        return seen
 
 
-def check_shape(shape: Shape) -> Check:
-    detail = f"{shape.values['model_type']}, two layers as in {shape.source}"
-    if shape.disagreement is None:
-        return Check("base", True, detail)
-    return Check(
-        "base", False, f"{detail}; {shape.disagreement}", "correct peftlab/models/shapes.toml; config.json was used"
+@dataclass(frozen=True)
+class ProbeRun:
+    """One training of a patient, and what there was to see."""
+
+    patient: ProbeModel
+    base: Base
+    model: nn.Module  # trained
+    unexpected_trainable: tuple[
+        str, ...
+    ]  # parameters of the base that are neither head nor the method's, and yet require a gradient
+    frozen: Mapping[str, tuple[Tensor, Tensor]]  # the base's frozen tensors: now, and before training
+    before: Sequence[GradientStats]  # step by step before the evaluation
+    evaluated: Mapping[str, Tensor]  # what is trainable, as it was then
+    after: Sequence[GradientStats]
+
+
+def make_probe_model(
+    recipe: Recipe, shape: Mapping[str, Any], folder: Path, *, device: torch.device, width: int = WIDTH
+) -> ProbeModel:
+    """Write a base of two layers with random weights into `folder`. Raises UserError if there is no such model."""
+    config = small_config(shape, width)
+    tokenizer = byte_tokenizer(config)
+    rows = recipe.task.sample()
+    task = recipe.task.from_training(rows).bind(rows)
+    examples = task.encode(rows, tokenizer, limit=max(SHORTEST_LIMIT, task.max_length or 512)).examples
+    files = Files(folder, f"a small {config.model_type}", "")
+    config = type(config).from_dict({**config.to_dict(), **task.model_settings()})
+    torch.manual_seed(0)
+    whole = with_head(config, task)
+    incompatibility = task.incompatibility(whole)
+    if incompatibility is not None:
+        raise UserError(f"task: {incompatibility}")
+    whole.save_pretrained(folder)
+    recipe = recipe.model_copy(update={"method": without_dropout(recipe.method)})
+
+    @functools.cache
+    def load(quantization: Any, frozen: bool, compute: torch.dtype) -> Base:
+        settings = {"device": device, "compute": compute, "frozen": frozen, "padding_token": tokenizer.pad_token_id}
+        return load_base(recipe.model, files, task, quantization, **settings)
+
+    def fresh(wanted: Recipe, compute: torch.dtype) -> Base:
+        kept = load(wanted.quantization, not wanted.method.trains_base, compute)
+        return Base(copy.deepcopy(kept.model), kept.head, kept.parameters, kept.files)
+
+    return ProbeModel(
+        recipe=recipe,
+        task=task,
+        examples=examples,
+        padding_token=tokenizer.pad_token_id,
+        tokenize=lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        device=device,
+        precision=resolve_precision(recipe.training.precision, device),
+        files=files,
+        load=fresh,
     )
 
 
-def check_attached(patient: Patient, model: nn.Module, base: Base) -> Check:
-    """Which modules hold the method's parameters."""
-    modules = {
-        _module(name)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not within(name, base.head)
+def make_probe_run(patient: ProbeModel) -> ProbeRun:
+    """Train, evaluate, train on. Nothing is evaluated before: an evaluation is what may break training."""
+    base = patient.base()
+    own = {id(parameter): parameter for parameter in base.model.parameters()}  # kept, so that no id is given twice
+    model = apply_method(patient.recipe, base, patient.plan(base))
+    unexpected_trainable = tuple(
+        name for name, p in model.named_parameters() if id(p) in own and p.requires_grad and not within(name, base.head)
+    )
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    frozen = {
+        name: (tensor, tensor.detach().clone())
+        for name, tensor in tensors.items()
+        if not tensor.requires_grad and not within(name, base.head)
     }
-    places = collections.Counter(_place(name) for name in sorted(modules))
-    if places:
-        shown = ", ".join(place if count == 1 else f"{place} x{count}" for place, count in places.items())
-        return Check("attached", True, shown if len(shown) < 160 else f"{len(modules)} modules: {shown[:120]}...")
-    if _adds_nothing(patient.method):
-        return Check("attached", None, "nothing but the head trains")
-    return Check("attached", False, "no module has a parameter of the method", "check method.targets")
+    optimizer = patient.optimizer(model)
+    before = patient.steps(model, optimizer, 1, STEPS // 2)
+    patient.logits(model)
+    evaluated = copies_of_trainable(model)
+    after = patient.steps(model, optimizer, STEPS // 2 + 1, STEPS)
+    return ProbeRun(patient, base, model, unexpected_trainable, frozen, before, evaluated, after)
 
 
-def check_parameters(model: nn.Module, base: Base) -> Check:
-    counts = count_parameters(model, base)
-    detail = f"{counts.method:,} of the method, {counts.head:,} of the head, {base.parameters:,} in the small base"
-    return Check("parameters", counts.trainable > 0, detail, "" if counts.trainable else "nothing would train")
+def without_dropout(method: Method) -> Method:
+    """The method, none of its dropouts on."""
+    return type(method).model_validate(_no_dropout(method.model_dump()))
 
 
-def check_identity(patient: Patient, model: nn.Module) -> Check:
-    """Untrained, the method must leave the base as it was before it came, unless it is not meant to."""
-    method, name = patient.method, "identity at start"
-    away = distance(patient.logits(model), patient.logits(patient.base().model))
-    detail = "equal to the base to the bit" if away == 0 else f"logits {away:.1e} of their size from the base's"
-    if not method.starts_as_base:
-        return Check(name, None, f"not an identity by design: {detail}")
-    ok = away <= (1e-2 if patient.precision == "bfloat16" else 1e-5 if method.moves_base else 1e-6)
-    return Check(name, ok, detail, "" if ok else "the method must start from the base: check its initialisation")
-
-
-def _adds_nothing(method: Method) -> bool:
-    return type(method).without is Method.without
-
-
-def _module(name: str) -> str:
-    """The module of the base that a parameter is in or beside.
-
-    >>> _module("bert.encoder.layer.0.attention.self.query.lora_A.default.weight")
-    'bert.encoder.layer.0.attention.self.query'
-    >>> _module("bert.encoder.layer.0.output.dense.bias"), _module("prompt_encoder.default.embedding.weight")
-    ('bert.encoder.layer.0.output.dense', 'prompt_encoder')
+def _no_dropout(values: dict[str, Any]) -> dict[str, Any]:
     """
-    owner, default, _ = name.partition(".default")
-    return owner.rpartition(".")[0] or owner if default else name.rpartition(".")[0]
-
-
-def _place(module: str) -> str:
-    """The same in whichever layer.
-
-    >>> _place("bert.encoder.layer.0.attention.self.query")
-    'attention.self.query'
+    >>> _no_dropout({"rank": 4, "dropout": 0.1, "settings": {"lora_dropout": 0.1}})
+    {'rank': 4, 'dropout': 0.0, 'settings': {'lora_dropout': 0.0}}
     """
-    return re.split(r"\.\d+\.", module)[-1]
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            value = _no_dropout(value)
+        found[key] = 0.0 if "dropout" in key and isinstance(value, float) else value
+    return found
+
+
+def copies_of_trainable(model: nn.Module) -> dict[str, Tensor]:
+    """By name."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def put_back(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """What `copies_of_trainable` gave."""
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+def first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), "")

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import torch
 
-from peftlab.loading.base import Base, within
-from peftlab.methods import Plan
-from peftlab.part import BadInput
+from peftlab.errors import UserError
+from peftlab.loading.model import Base, within
+from peftlab.methods import TrainingPlan
 from peftlab.recipe import Recipe
-from peftlab.results import Parameters
+from peftlab.results.run_result import Parameters
 
 
-def apply_method(recipe: Recipe, base: Base, plan: Plan) -> torch.nn.Module:
+def apply_method(recipe: Recipe, base: Base, plan: TrainingPlan) -> torch.nn.Module:
     """Attach the recipe's method, its values drawn from the recipe's seed whatever was drawn before."""
-    reason = recipe.unsupported(base.model.config.model_type)
+    reason = recipe.incompatible_with(base.model.config.model_type)
     if reason is not None:
-        raise BadInput(f"method: {reason}")
+        raise UserError(f"method: {reason}")
     torch.manual_seed(plan.seed)
     try:
         model = recipe.method.apply(base.model, plan)
-    except BadInput:
+    except UserError:
         raise
     except ValueError as error:  # what PEFT finds wrong with a setting
-        raise BadInput(f"method: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"method: {' '.join(str(error).split())[:200]}") from None
     if recipe.training.gradient_checkpointing:
         # After the method is attached, and undone in part: both libraries make the inputs require gradients, which
         # sends the backward pass through the whole frozen trunk; non-reentrant checkpointing does without.
         if not base.model.supports_gradient_checkpointing:
-            raise BadInput(f"training.gradient_checkpointing: {base.model.config.model_type} does not support it")
+            raise UserError(f"training.gradient_checkpointing: {base.model.config.model_type} does not support it")
         newer = getattr(base.model, "activation_checkpointing_enable", None)  # the older name goes in transformers 6
         (newer or base.model.gradient_checkpointing_enable)({"use_reentrant": False})
         base.model.disable_input_require_grads()
     if not any(p.requires_grad for p in model.parameters()):
-        raise BadInput(f"method: {recipe.method.kind} left nothing to train in {base.files.source}")
+        raise UserError(f"method: {recipe.method.kind} left nothing to train in {base.files.source}")
     return model
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from peftlab import assets
-from peftlab.disk import write_whole
-from peftlab.examples import Encoded, Example, Row
+from peftlab.data.examples import Encoded, Example, Row
+from peftlab.io.atomic import write_whole
+from peftlab.sources import assets
 
 MOST = 2 * 2**30  # bytes of all entries
 FEATURE, LENGTHS = "feature.", "lengths."

@@ -11,12 +11,12 @@ import tokenizers
 import transformers
 
 import peftlab.tasks
-from peftlab.data.bad_rows import OnBadRow, settle
+from peftlab.data.bad_rows import OnBadRow, apply_bad_row_policy
+from peftlab.data.examples import Encoded, Row
 from peftlab.data.splitting import canonical
-from peftlab.examples import Encoded, Row
+from peftlab.errors import UserError
 from peftlab.loading import encoded_cache
 from peftlab.models.model import Files
-from peftlab.part import BadInput
 from peftlab.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -35,16 +35,16 @@ def encode(
     what: str,
     on_bad_row: OnBadRow,
 ) -> tuple[Encoded, dict[str, int]]:
-    """Examples, and the rows left out by reason. Raises BadInput with every row that cannot be encoded."""
+    """Examples, and the rows left out by reason. Raises UserError with every row that cannot be encoded."""
     key = _key(task, rows, files, limit)
     kept = encoded_cache.load(key, rows)
     if kept is not None:
         return kept, {}
     try:
         encoded = task.encode(rows, tokenizer, limit)
-    except BadInput:
+    except UserError:
         good, bad = _sorted_out(rows, lambda part: task.encode(part, tokenizer, limit))
-        skipped = settle(bad, len(rows), what, on_bad_row)
+        skipped = apply_bad_row_policy(bad, len(rows), what, on_bad_row)
         return task.encode(good, tokenizer, limit), skipped
     encoded_cache.store(key, rows, encoded)
     return encoded, {}
@@ -60,13 +60,13 @@ def _sorted_out(rows: Sequence[Row], encode: Callable[[Sequence[Row]], object]) 
             encode(part)
             good += part
             continue
-        except BadInput:
+        except UserError:
             pass
         for row in part:
             try:
                 encode([row])
                 good.append(row)
-            except BadInput as error:
+            except UserError as error:
                 if not str(error).startswith(f"{row.where}: "):
                     raise  # not a fault of this row
                 bad.append(Row(row.where, row.fields, str(error).removeprefix(f"{row.where}: ")))

@@ -3,14 +3,14 @@
 import sys
 from typing import TYPE_CHECKING
 
-from peftlab.methods.method import Method, Plan
-from peftlab.part import discover, one_of
+from peftlab.component import discover, tagged_union
+from peftlab.methods.method import Method, TrainingPlan
 
 METHODS: dict[str, type[Method]] = discover(sys.modules[__name__], Method)
 
 if TYPE_CHECKING:
     AnyMethod = Method
 else:
-    AnyMethod = one_of(METHODS)
+    AnyMethod = tagged_union(METHODS)
 
-__all__ = ["METHODS", "AnyMethod", "Method", "Plan"]
+__all__ = ["METHODS", "AnyMethod", "Method", "TrainingPlan"]

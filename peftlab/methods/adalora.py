@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from peftlab.methods.method import Plan, Setting
+from peftlab.component import Reference
+from peftlab.errors import UserError
+from peftlab.methods.method import MethodContext, TrainingPlan
 from peftlab.methods.peft_method import PeftMethod
 from peftlab.methods.targets import Targets, chosen_layers
-from peftlab.part import BadInput
-from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     from peft import AdaLoraConfig, PeftModel
@@ -45,7 +45,7 @@ class AdaLora(PeftMethod):
     learning_rate: ClassVar[float] = 1e-3
     merges: ClassVar[bool] = True
     size_setting: ClassVar[str | None] = "initial_rank"
-    samples: ClassVar[tuple[dict[str, Any], ...]] = ({"initial_rank": 6, "target_rank": 3},)
+    test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({"initial_rank": 6, "target_rank": 3},)
 
     initial_rank: int = Field(12, ge=2, le=4096)
     target_rank: int = Field(8, ge=1)  # mean over layers at the end
@@ -77,27 +77,27 @@ class AdaLora(PeftMethod):
         return self.model_validate({**self.model_dump(), "initial_rank": size, "target_rank": target})
 
     def phases(self, steps: int) -> tuple[int, int]:
-        """Optimiser steps before the first pruning and after the last one. Raises BadInput if none is left between.
+        """Optimiser steps before the first pruning and after the last one. Raises UserError if none is left between.
 
         >>> AdaLora().phases(100)
         (10, 30)
         """
         before, after = round(self.before_pruning * steps), round(self.after_pruning * steps)
         if steps - before - after < 2:
-            raise BadInput(
+            raise UserError(
                 f"method: AdaLoRA has {steps} optimiser steps, {before} before_pruning and {after} after_pruning: "
                 "too few to prune in; train for longer"
             )
         return before, after
 
-    def unsupported(self, setting: Setting) -> str | None:
+    def incompatible_with(self, setting: MethodContext) -> str | None:
         if setting.sharded or setting.zero is not None:
             return "AdaLoRA weighs singular values and prunes them by whole tensors, and each process has shares alone"
         if setting.spread:
             return "AdaLoRA weighs the singular values of all layers against each other, and they are on several GPUs"
-        return super().unsupported(setting)
+        return super().incompatible_with(setting)
 
-    def config(self, model: PreTrainedModel, plan: Plan) -> AdaLoraConfig:
+    def config(self, model: PreTrainedModel, plan: TrainingPlan) -> AdaLoraConfig:
         from peft import AdaLoraConfig
 
         before, after = self.phases(plan.optimizer_steps)
@@ -119,7 +119,7 @@ class AdaLora(PeftMethod):
             orth_reg_weight=0.0,  # PEFT adds it to `outputs.loss` at every forward, in evaluation too; see `penalty`
         )
 
-    def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
+    def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
         return _freeze_rank_numbers(super().apply(model, plan))
 
     def penalty(self, model: nn.Module) -> Tensor | None:

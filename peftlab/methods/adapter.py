@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from peftlab.methods.method import Plan, Setting
+from peftlab.component import Reference
+from peftlab.methods.method import MethodContext, TrainingPlan
 from peftlab.methods.peft_method import PeftMethod
-from peftlab.reference import Reference
-from peftlab.tuners.sublayers import SUBLAYERS
+from peftlab.methods.tuners.sublayers import SUBLAYERS
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -90,13 +90,13 @@ class Adapter(PeftMethod):
     def resized(self, size: int) -> Self:
         return self.model_validate({**self.model_dump(), "bottleneck": size, "reduction_factor": None})
 
-    def unsupported(self, setting: Setting) -> str | None:
+    def incompatible_with(self, setting: MethodContext) -> str | None:
         if setting.architecture is None or setting.architecture in SUBLAYERS:
             return None
         return f"adapter: unknown architecture {setting.architecture!r}; known are {', '.join(SUBLAYERS)}"
 
-    def config(self, model: PreTrainedModel, plan: Plan) -> PeftConfig:
-        from peftlab.tuners.adapter import AdapterConfig
+    def config(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftConfig:
+        from peftlab.methods.tuners.adapter import AdapterConfig
 
         return AdapterConfig(
             task_type=plan.task_type,
@@ -121,6 +121,6 @@ class Adapter(PeftMethod):
         return self.bottleneck
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
-        import peftlab.tuners.adapter  # noqa: F401 (makes its type known to PEFT)
+        import peftlab.methods.tuners.adapter  # noqa: F401 (makes its type known to PEFT)
 
         return super().load(base, folder, trainable=trainable)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from peftlab.component import Reference
+from peftlab.errors import UserError
 from peftlab.methods.direct_method import DirectMethod
 from peftlab.methods.dtypes import keep_biases_float
-from peftlab.methods.method import Plan, Setting
-from peftlab.part import BadInput
-from peftlab.reference import Reference
+from peftlab.methods.method import MethodContext, TrainingPlan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +43,7 @@ class BitFit(DirectMethod):
     def trains_base(self) -> bool:
         return True
 
-    def unsupported(self, setting: Setting) -> str | None:
+    def incompatible_with(self, setting: MethodContext) -> str | None:
         if setting.architecture in BIAS_FREE:
             return f"BitFit trains biases, and {setting.architecture} has none; use lora or ia3"
         return None
@@ -51,10 +51,10 @@ class BitFit(DirectMethod):
     def trains(self, name: str, model: nn.Module) -> bool:
         return name.endswith("bias")  # DeBERTa's q_bias and v_bias are of no layer
 
-    def apply(self, model: PreTrainedModel, plan: Plan) -> nn.Module:
+    def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> nn.Module:
         head = tuple(f"{name}." for name in plan.head)
         if not any(self.trains(name, model) and not name.startswith(head) for name, _ in model.named_parameters()):
-            raise BadInput(f"method.kind: BitFit trains biases, and this {model.config.model_type} has none")
+            raise UserError(f"method.kind: BitFit trains biases, and this {model.config.model_type} has none")
         keep_biases_float(model)
         return super().apply(model, plan)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from peftlab.methods.method import Method, Plan
-from peftlab.part import BadInput
+from peftlab.errors import UserError
+from peftlab.methods.method import Method, TrainingPlan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,7 @@ class DirectMethod(Method):
         """Whether the base's parameter of this full name is trained."""
         raise NotImplementedError
 
-    def apply(self, model: PreTrainedModel, plan: Plan) -> nn.Module:
+    def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> nn.Module:
         head = tuple(f"{name}." for name in plan.head)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(
@@ -45,9 +45,11 @@ class DirectMethod(Method):
         buffers = dict(base.named_buffers())  # a whole model is saved with them, e.g. BART's final_logits_bias
         saved = load_file(folder / self.file)
         known: dict[str, torch.Tensor] = {**buffers, **own}
-        strangers = [name for name, tensor in saved.items() if name not in known or known[name].shape != tensor.shape]
-        if strangers:
-            raise BadInput(f"{folder / self.file}: {strangers[0]!r} does not fit this base")
+        unexpected_trainable = [
+            name for name, tensor in saved.items() if name not in known or known[name].shape != tensor.shape
+        ]
+        if unexpected_trainable:
+            raise UserError(f"{folder / self.file}: {unexpected_trainable[0]!r} does not fit this base")
         with torch.no_grad():
             for name, tensor in saved.items():
                 known[name].copy_(tensor)

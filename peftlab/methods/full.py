@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from peftlab.errors import UserError
 from peftlab.methods.direct_method import DirectMethod
-from peftlab.methods.method import Setting
-from peftlab.part import BadInput
+from peftlab.methods.method import MethodContext
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +28,7 @@ class Full(DirectMethod):
     def trains_base(self) -> bool:
         return True
 
-    def unsupported(self, setting: Setting) -> str | None:
+    def incompatible_with(self, setting: MethodContext) -> str | None:
         if setting.quantization != "none":
             frozen = setting.quantization
             return f"full fine-tuning changes the base's weights, which {frozen} freezes; use quantization: none"
@@ -46,13 +46,13 @@ class Full(DirectMethod):
             saved, found = own.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
-            strangers = sorted(found["missing_keys"] | found["unexpected_keys"])
-            if not strangers:
+            unexpected_trainable = sorted(found["missing_keys"] | found["unexpected_keys"])
+            if not unexpected_trainable:
                 base.load_state_dict(saved.state_dict())
         except RuntimeError as error:  # another shape
-            raise BadInput(f"{folder / self.file}: does not fit this base: {str(error).splitlines()[-1]}") from None
-        if strangers:
-            raise BadInput(f"{folder / self.file}: {strangers[0]!r} does not fit this base")
+            raise UserError(f"{folder / self.file}: does not fit this base: {str(error).splitlines()[-1]}") from None
+        if unexpected_trainable:
+            raise UserError(f"{folder / self.file}: {unexpected_trainable[0]!r} does not fit this base")
         base.requires_grad_(trainable)
         return base
 

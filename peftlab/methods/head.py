@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from peftlab.errors import UserError
 from peftlab.methods.direct_method import DirectMethod
-from peftlab.methods.method import Plan, Setting
-from peftlab.part import BadInput
+from peftlab.methods.method import MethodContext, TrainingPlan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,12 +22,12 @@ class Head(DirectMethod):
     title: ClassVar[str] = "head alone"
     learning_rate: ClassVar[float] = 1e-3
 
-    def unsupported(self, setting: Setting) -> str | None:
+    def incompatible_with(self, setting: MethodContext) -> str | None:
         return REASON if setting.task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM") else None
 
-    def apply(self, model: PreTrainedModel, plan: Plan) -> nn.Module:
+    def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> nn.Module:
         if not plan.head:
-            raise BadInput(f"method.kind: {REASON}")
+            raise UserError(f"method.kind: {REASON}")
         return super().apply(model, plan)
 
     def trains(self, name: str, model: nn.Module) -> bool:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from peftlab.methods.method import Plan, Setting
+from peftlab.component import Reference
+from peftlab.errors import UserError
+from peftlab.methods.method import MethodContext, TrainingPlan
 from peftlab.methods.peft_method import PeftMethod
 from peftlab.methods.targets import named_layers
-from peftlab.part import BadInput
-from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -86,19 +86,19 @@ class Ia3(PeftMethod):
             raise ValueError("neither targets nor input_targets: nothing would be scaled")
         return self
 
-    def unsupported(self, setting: Setting) -> str | None:
+    def incompatible_with(self, setting: MethodContext) -> str | None:
         if self.targets != "paper" or setting.architecture is None or setting.architecture in PLACES:
             return None
         return _unknown(setting.architecture)
 
-    def config(self, model: PreTrainedModel, plan: Plan) -> PeftConfig:
+    def config(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftConfig:
         from peft import IA3Config
 
         outputs, inputs = self.targets, self.input_targets
         if outputs == "paper":
             architecture = model.config.model_type
             if architecture not in PLACES:
-                raise BadInput(f"method.targets: {_unknown(architecture)}")
+                raise UserError(f"method.targets: {_unknown(architecture)}")
             outputs, inputs = map(list, PLACES[architecture])
         scaled = named_layers(model, outputs, plan.head)
         feeding = named_layers(model, inputs, plan.head)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from peftlab.component import Reference
 from peftlab.methods import pissa
-from peftlab.methods.method import Plan, Setting
+from peftlab.methods.method import MethodContext, TrainingPlan
 from peftlab.methods.peft_method import PeftMethod, ready
 from peftlab.methods.targets import Targets, chosen_layers
-from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -39,7 +39,7 @@ class Lora(PeftMethod):
     merges: ClassVar[bool] = True
 
     size_setting: ClassVar[str | None] = "rank"
-    samples: ClassVar[tuple[dict[str, Any], ...]] = (
+    test_settings: ClassVar[tuple[dict[str, Any], ...]] = (
         {"rank": 4},
         {"rank": 4, "weight_decomposed": True},
         {"rank": 4, "rank_stabilized": True},
@@ -63,7 +63,7 @@ class Lora(PeftMethod):
     def trains_base(self) -> bool:
         return self.moves_base  # which takes B A out of the weights: what bfloat16 rounds off is lost
 
-    def unsupported(self, setting: Setting) -> str | None:
+    def incompatible_with(self, setting: MethodContext) -> str | None:
         if self.initialization == "pissa" and setting.quantization != "none":
             return "PiSSA needs the singular values of an unquantised weight; use quantization: none"
         if self.weight_decomposed and setting.zero == 3 and setting.quantization != "none":
@@ -72,7 +72,7 @@ class Lora(PeftMethod):
             return "PiSSA cannot be saved apart from the base together with weight_decomposed; use one of them"
         return None
 
-    def config(self, model: PreTrainedModel, plan: Plan) -> LoraConfig:
+    def config(self, model: PreTrainedModel, plan: TrainingPlan) -> LoraConfig:
         from peft import LoraConfig
 
         return LoraConfig(
@@ -88,7 +88,7 @@ class Lora(PeftMethod):
             init_lora_weights=True if self.initialization == "zero" else "pissa",
         )
 
-    def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
+    def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
         if not self.moves_base:
             return super().apply(model, plan)
         pissa.check_rank(model, chosen_layers(model, self.targets, plan.head), self.rank)
@@ -97,10 +97,10 @@ class Lora(PeftMethod):
         return wrapped
 
     @contextlib.contextmanager
-    def without(self, model: nn.Module) -> Iterator[None]:
+    def disabled(self, model: nn.Module) -> Iterator[None]:
         start = pissa.start_of(model)
         if start is None:
-            with super().without(model):
+            with super().disabled(model):
                 yield
             return
         # PiSSA's base lacks what A and B started with.

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from peftlab.part import Part
-from peftlab.reference import Reference
+from peftlab.component import Component, Reference
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What a method may know of the run before it starts."""
 
     optimizer_steps: int
@@ -28,7 +27,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Setting:
+class MethodContext:
     """What is known of a run at validation, before anything loads."""
 
     architecture: str | None  # transformers' model_type, e.g. "bert"; None if it cannot be known offline
@@ -41,7 +40,7 @@ class Setting:
     spread: bool = False  # the layers are on several devices
 
 
-class Method(Part):
+class Method(Component):
     """Turns a base model into one with few trainable parameters. Subclasses are frozen settings that do the work.
 
     The loop calls `apply` once, then for each optimiser step: forwards and backwards on the task's loss alone,
@@ -51,7 +50,7 @@ class Method(Part):
     title: ClassVar[str]  # as in a table: "LoRA"
     references: ClassVar[tuple[Reference, ...]] = ()  # for a bibliography
     fidelity: ClassVar[str | None] = None  # what this implementation does that the paper does not, or the reverse
-    learning_rate: ClassVar[float]  # sensible centre for a BERT-sized encoder
+    learning_rate: ClassVar[float]  # sensible value for a BERT-sized encoder
     folder: ClassVar[str] = "adapter"  # of a run, for what `save` writes
     merges: ClassVar[bool] = False  # `merge` folds the method into the base's weights
     trains_whole_base: ClassVar[bool] = False  # all it finds there, also parts that the task's forward does not use
@@ -59,7 +58,7 @@ class Method(Part):
     size_setting: ClassVar[str | None] = None  # the setting in which its count of parameters grows evenly, if any
 
     # Settings that fit a model 64 wide, one for each way through the code: what the contract tests and the doctor try.
-    samples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     @property
     def trains_base(self) -> bool:
@@ -86,11 +85,11 @@ class Method(Part):
         assert self.size_setting is not None
         return self.model_validate({**self.model_dump(), self.size_setting: size})
 
-    def unsupported(self, setting: Setting) -> str | None:
+    def incompatible_with(self, setting: MethodContext) -> str | None:
         """Why this method cannot run in `setting`, in one line, or None if it can."""
         return None
 
-    def apply(self, model: PreTrainedModel, plan: Plan) -> nn.Module:
+    def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> nn.Module:
         """Return `model` with this method attached: only the method's parameters and the head require a gradient.
 
         Draws initial values from torch's global generator. Raises ValueError if nothing can be attached.
@@ -135,7 +134,7 @@ class Method(Part):
         """The base with the method folded into its weights. Only where `merges`."""
         raise NotImplementedError(f"{self.kind} cannot be merged into the base")
 
-    def without(self, model: nn.Module) -> Any:
+    def disabled(self, model: nn.Module) -> Any:
         """A context in which `model` computes what the base alone would (the head stays as trained)."""
         raise NotImplementedError
 

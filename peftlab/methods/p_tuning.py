@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from peftlab.methods.method import Plan
+from peftlab.component import Reference
+from peftlab.methods.method import TrainingPlan
 from peftlab.methods.virtual_tokens import EmbeddedTokens, embedded_shape
-from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -26,13 +26,13 @@ class PTuning(EmbeddedTokens):
     fidelity: ClassVar[str | None] = "all virtual tokens stand before the input (paper: anywhere in a template)"
     learning_rate: ClassVar[float] = 1e-3
     size_setting: ClassVar[str | None] = None  # its size is the network's
-    samples: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 4}, {"length": 4, "encoder": "mlp"})
+    test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 4}, {"length": 4, "encoder": "mlp"})
 
     encoder: Literal["lstm", "mlp"] = "lstm"  # bidirectional with two linear layers behind it, or three linear layers
     encoder_width: int | None = Field(None, ge=1)  # the embeddings' own if not given
     encoder_dropout: float = Field(0.0, ge=0, lt=1)  # between the layers of the LSTM
 
-    def config(self, model: PreTrainedModel, plan: Plan) -> PeftConfig:
+    def config(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftConfig:
         from peft import PromptEncoderConfig
 
         shape = embedded_shape(model)

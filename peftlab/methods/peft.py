@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from peftlab.errors import UserError, nearest
 from peftlab.methods.dtypes import keep_float
-from peftlab.methods.method import Plan, Setting
+from peftlab.methods.method import MethodContext, TrainingPlan
 from peftlab.methods.peft_method import PeftMethod
 from peftlab.methods.targets import linear_layers, named_layers
-from peftlab.part import BadInput, nearest
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -57,7 +57,7 @@ class Peft(PeftMethod):
     kind: Literal["peft"] = "peft"
     title: ClassVar[str] = "PEFT"
     learning_rate: ClassVar[float] = 1e-3
-    samples: ClassVar[tuple[dict[str, Any], ...]] = ({"type": "VERA"}, {"type": "LN_TUNING"})
+    test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({"type": "VERA"}, {"type": "LN_TUNING"})
 
     type: str
     settings: dict[str, Any] = Field(default={})  # of PEFT's config of that type
@@ -91,7 +91,7 @@ class Peft(PeftMethod):
             raise ValueError(f"settings: {self.type}: {_first_line(error)}") from None
         return self
 
-    def unsupported(self, setting: Setting) -> str | None:
+    def incompatible_with(self, setting: MethodContext) -> str | None:
         if setting.quantization != "none" and self.type not in QUANTIZED:
             return (
                 f"PEFT's {self.type} computes with the base's weights as they are stored, which fails in "
@@ -99,7 +99,7 @@ class Peft(PeftMethod):
             )
         return None
 
-    def config(self, model: PreTrainedModel, plan: Plan) -> PeftConfig:
+    def config(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftConfig:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
         config = PEFT_TYPE_TO_CONFIG_MAPPING[self.type]  # type: ignore[index]  # the key is a string and an enum
@@ -116,13 +116,13 @@ class Peft(PeftMethod):
             settings["exclude_modules"] = list(plan.head) or None
         return config(**{**self.settings, **{key: value for key, value in settings.items() if key in known}})
 
-    def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
+    def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
         if self.type == "LN_TUNING":
             _keep_norms_float(model)
         try:
             return super().apply(model, plan)
         except ValueError as error:  # e.g. a block size that does not divide the width
-            raise BadInput(f"method.settings: {self.type}: {_first_line(error)}") from None
+            raise UserError(f"method.settings: {self.type}: {_first_line(error)}") from None
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
         if self.type == "LN_TUNING":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftlab.methods.dtypes import answer_as_asked
-from peftlab.methods.method import Method, Plan
+from peftlab.methods.method import Method, TrainingPlan
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 class PeftMethod(Method):
     """A method whose parameters PEFT creates from a config. A subclass gives the config."""
 
-    def config(self, model: PreTrainedModel, plan: Plan) -> PeftConfig:
+    def config(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftConfig:
         """PEFT's own config for this model, the head in `modules_to_save`."""
         raise NotImplementedError
 
-    def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
+    def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
         from peft import get_peft_model
 
         return ready(get_peft_model(model, self.config(model, plan)))
@@ -40,7 +40,7 @@ class PeftMethod(Method):
         return model.merge_and_unload(safe_merge=True)  # type: ignore[operator,no-any-return]
 
     @contextlib.contextmanager
-    def without(self, model: nn.Module) -> Iterator[None]:
+    def disabled(self, model: nn.Module) -> Iterator[None]:
         from peft.utils.other import ModulesToSaveWrapper
 
         with model.disable_adapter():  # type: ignore[operator]
@@ -62,7 +62,7 @@ def _with_token_types(model: PeftModel) -> PeftModel:
     from peft import PeftModelForQuestionAnswering
 
     if type(model) is PeftModelForQuestionAnswering:
-        from peftlab.tuners.question_answering import WithTokenTypes
+        from peftlab.methods.tuners.question_answering import WithTokenTypes
 
         model.__class__ = WithTokenTypes
     return model

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftlab.part import BadInput
+from peftlab.errors import UserError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -21,7 +21,7 @@ def check_rank(model: PreTrainedModel, layers: Iterable[str], rank: int) -> None
     for name in layers:
         values = min(model.get_submodule(name).weight.shape)  # type: ignore[arg-type]
         if rank > values:
-            raise BadInput(f"method.rank: {rank}, but {name} has {values} singular values for PiSSA")
+            raise UserError(f"method.rank: {rank}, but {name} has {values} singular values for PiSSA")
 
 
 def remember_start(model: PeftModel) -> None:

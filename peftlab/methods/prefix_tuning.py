@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from peftlab.methods.method import Plan, Setting
+from peftlab.component import Reference
+from peftlab.errors import UserError
+from peftlab.methods.method import MethodContext, TrainingPlan
 from peftlab.methods.virtual_tokens import ENCODER_DECODERS, VirtualTokens, no_answers, text_tokens
-from peftlab.part import BadInput
-from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -43,7 +43,7 @@ class PrefixTuning(VirtualTokens):
         "(paper: the encoder and cross-attention too); without projection by default, as in P-tuning v2"
     )
     learning_rate: ClassVar[float] = 5e-3
-    samples: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 4}, {"length": 4, "projection": True})
+    test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 4}, {"length": 4, "projection": True})
 
     projection: bool = False  # make keys and values by a two-layer network, as the paper does
     projection_width: int | None = Field(None, ge=1)  # hidden units of it; the key width if not given
@@ -55,7 +55,7 @@ class PrefixTuning(VirtualTokens):
             raise ValueError("initial_text: a projection cannot be made to give its keys and values; use one of them")
         return self
 
-    def unsupported(self, setting: Setting) -> str | None:
+    def incompatible_with(self, setting: MethodContext) -> str | None:
         if setting.architecture in CLOSED:
             return f"prefix tuning gives attention keys and values from outside, and {setting.architecture} takes none"
         if setting.architecture in ("t5", "mt5") and setting.task_type == "TOKEN_CLS":
@@ -66,9 +66,9 @@ class PrefixTuning(VirtualTokens):
             return f"PEFT masks the encoder's input for a prefix that {setting.architecture}'s decoder has; use lora"
         if setting.gradient_checkpointing:
             return "prefix tuning does not train with gradient checkpointing, whose second forward misses the prefix"
-        return super().unsupported(setting)
+        return super().incompatible_with(setting)
 
-    def config(self, model: PreTrainedModel, plan: Plan) -> PeftConfig:
+    def config(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftConfig:
         from peft import PrefixTuningConfig
 
         return PrefixTuningConfig(
@@ -80,10 +80,12 @@ class PrefixTuning(VirtualTokens):
             **_decoder_shape(model),
         )
 
-    def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
-        reason = self.unsupported(Setting(model.config.model_type, "none", plan.task_type, _checkpoints(model)))
+    def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
+        reason = self.incompatible_with(
+            MethodContext(model.config.model_type, "none", plan.task_type, _checkpoints(model))
+        )
         if reason is not None:
-            raise BadInput(f"method: {reason}")
+            raise UserError(f"method: {reason}")
         cache = None
         if self.initial_text is not None:
             cache = _keys_and_values(model, text_tokens(self.initial_text, self.length, plan))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from peftlab.methods.method import Plan
+from peftlab.component import Reference
+from peftlab.methods.method import TrainingPlan
 from peftlab.methods.virtual_tokens import EmbeddedTokens, embedded_shape, text_tokens
-from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -28,12 +28,12 @@ class PromptTuning(EmbeddedTokens):
         ),
     )
     learning_rate: ClassVar[float] = 3e-2
-    samples: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 4},)
+    test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 4},)
 
     initial: Literal["vocabulary", "random"] = "vocabulary"  # the embeddings of tokens drawn at random, or noise
     initial_text: str | None = None  # or the embeddings of this text, cut or repeated to length
 
-    def config(self, model: PreTrainedModel, plan: Plan) -> PeftConfig:
+    def config(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftConfig:
         from peft import PromptTuningConfig
 
         return PromptTuningConfig(
@@ -44,7 +44,7 @@ class PromptTuning(EmbeddedTokens):
             **embedded_shape(model),
         )
 
-    def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
+    def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
         import torch
 
         wrapped: Any = super().apply(model, plan)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from peftlab.part import BadInput, nearest
+from peftlab.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -17,7 +17,7 @@ Targets = Literal["all-linear", "attention"] | Annotated[list[str], Field(min_le
 
 
 def chosen_layers(model: PreTrainedModel, targets: Targets, head: Iterable[str]) -> list[str]:
-    """Full names of the layers that a recipe's `targets` mean. Raises BadInput if some mean none."""
+    """Full names of the layers that a recipe's `targets` mean. Raises UserError if some mean none."""
     if targets == "all-linear":
         return linear_layers(model, head)
     if targets == "attention":
@@ -47,7 +47,7 @@ def attention_layers(model: PreTrainedModel, head: Iterable[str]) -> list[str]:
     architecture = model.config.model_type
     names = KNOWN.get(architecture)
     if not isinstance(names, list):
-        raise BadInput(
+        raise UserError(
             f"method.targets: no attention projections are known for {architecture!r}; "
             f"name them, or use 'all-linear': {_inventory(linear_layers(model, head))}"
         )
@@ -64,7 +64,7 @@ def named_layers(model: PreTrainedModel, names: Iterable[str], head: Iterable[st
             last = {layer.rsplit(".", 1)[-1] for layer in layers}
             hint = nearest(name, last)
             where = "is the task's head, which is always trained" if _in_head(name, head) else "matches no linear layer"
-            raise BadInput(f"method.targets: {name!r} {where}{hint}; there are: {_inventory(layers)}")
+            raise UserError(f"method.targets: {name!r} {where}{hint}; there are: {_inventory(layers)}")
         found += [match for match in matches if match not in found]
     return sorted(found, key=layers.index)
 

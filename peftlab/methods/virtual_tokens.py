@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from peftlab.methods.method import Plan, Setting
+from peftlab.errors import UserError
+from peftlab.methods.method import MethodContext, TrainingPlan
 from peftlab.methods.peft_method import PeftMethod
-from peftlab.part import BadInput
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,12 +43,12 @@ class VirtualTokens(PeftMethod):
     def positions(self) -> int:
         return self.length
 
-    def unsupported(self, setting: Setting) -> str | None:
+    def incompatible_with(self, setting: MethodContext) -> str | None:
         if setting.packed:
             return f"{self.title} comes before the first row of a sequence alone; set task.packing: false"
         return None
 
-    def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
+    def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
         _check_positions(model, self.length, plan.longest_input)
         wrapped: Any = super().apply(model, plan)
         encoder = wrapped.prompt_encoder["default"]
@@ -68,7 +68,7 @@ class VirtualTokens(PeftMethod):
         return model
 
     @contextlib.contextmanager
-    def without(self, model: nn.Module) -> Iterator[None]:
+    def disabled(self, model: nn.Module) -> Iterator[None]:
         wrapped: Any = model
         # PEFT's own way, disable_adapter, fails where the base cannot generate.
         wrapped.forward, wrapped._adapters_disabled = wrapped.base_model.forward, True
@@ -82,14 +82,14 @@ class VirtualTokens(PeftMethod):
 class EmbeddedTokens(VirtualTokens):
     """Virtual tokens that enter as embeddings, through every layer, so that outputs are longer than inputs by them."""
 
-    def unsupported(self, setting: Setting) -> str | None:
+    def incompatible_with(self, setting: MethodContext) -> str | None:
         if setting.task_type == "SEQ_CLS" and setting.architecture in LAST_TOKEN:
             return _no_pooling(self.title, setting.architecture)
-        return no_answers(self.title, setting) or super().unsupported(setting)
+        return no_answers(self.title, setting) or super().incompatible_with(setting)
 
-    def apply(self, model: PreTrainedModel, plan: Plan) -> PeftModel:
+    def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
         if plan.task_type == "SEQ_CLS" and {"score", "classification_head"}.intersection(plan.head):
-            raise BadInput(f"method: {_no_pooling(self.title, model.config.model_type)}")
+            raise UserError(f"method: {_no_pooling(self.title, model.config.model_type)}")
         return _without_virtual_outputs(super().apply(model, plan))
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
@@ -115,13 +115,13 @@ def embedded_shape(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def text_tokens(text: str, length: int, plan: Plan) -> list[int]:
+def text_tokens(text: str, length: int, plan: TrainingPlan) -> list[int]:
     """`length` token ids of the text, cut or repeated."""
     if plan.tokenize is None:
-        raise BadInput("method.initial_text: this run has no tokenizer")
+        raise UserError("method.initial_text: this run has no tokenizer")
     ids = plan.tokenize(text)
     if not ids:
-        raise BadInput(f"method.initial_text: {text!r} has no tokens")
+        raise UserError(f"method.initial_text: {text!r} has no tokens")
     return (ids * (length // len(ids) + 1))[:length]
 
 
@@ -135,14 +135,14 @@ def _check_positions(model: PreTrainedModel, length: int, longest_input: int | N
     if tables and tables[0].padding_idx is not None:
         positions -= tables[0].padding_idx + 1  # RoBERTa's positions start after the padding token's
     if longest_input + length > positions:
-        raise BadInput(
+        raise UserError(
             f"method.length: {length} virtual tokens and the longest input's {longest_input} need "
             f"{longest_input + length} positions, but {model.config.model_type} has {positions}; "
             f"set task.max_length to at most {positions - length}"
         )
 
 
-def no_answers(title: str, setting: Setting) -> str | None:
+def no_answers(title: str, setting: MethodContext) -> str | None:
     """Why virtual tokens cannot be had in this question answering, if they cannot."""
     if setting.task_type != "QUESTION_ANS" or setting.architecture not in ENCODER_DECODERS:
         return None

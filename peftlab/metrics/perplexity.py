@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import datasets
 import evaluate
 
-from peftlab.part import BadInput
+from peftlab.errors import UserError
 
 _CITATION = "Jelinek, Mercer, Bahl & Baker, 1977. Perplexity: a measure of the difficulty of speech recognition tasks."
 
@@ -34,10 +34,10 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     def _compute(self, *, nats: list[float], tokens: list[int]) -> dict[str, Any]:
         targets = sum(tokens)
         if not targets:
-            raise BadInput("perplexity: these examples have no target tokens")
+            raise UserError("perplexity: these examples have no target tokens")
         mean = math.fsum(nats) / targets
         if not mean < 700:  # nor is NaN
-            raise BadInput(f"perplexity: {mean} nats a token; the model has diverged, lower training.learning_rate")
+            raise UserError(f"perplexity: {mean} nats a token; the model has diverged, lower training.learning_rate")
         return {"perplexity": math.exp(mean), "nats_per_token": mean}
 
     def counts(self, *, nats: list[float], tokens: list[int]) -> dict[str, list[list[float]]]:

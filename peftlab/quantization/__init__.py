@@ -3,7 +3,7 @@
 import sys
 from typing import TYPE_CHECKING
 
-from peftlab.part import discover, one_of
+from peftlab.component import discover, tagged_union
 from peftlab.quantization.quantization import Quantization
 
 QUANTIZATIONS: dict[str, type[Quantization]] = discover(sys.modules[__name__], Quantization)
@@ -11,6 +11,6 @@ QUANTIZATIONS: dict[str, type[Quantization]] = discover(sys.modules[__name__], Q
 if TYPE_CHECKING:
     AnyQuantization = Quantization
 else:
-    AnyQuantization = one_of(QUANTIZATIONS)
+    AnyQuantization = tagged_union(QUANTIZATIONS)
 
 __all__ = ["QUANTIZATIONS", "AnyQuantization", "Quantization"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from peftlab.component import Reference
 from peftlab.quantization.quantization import Quantization, heed_autocast, quantized_linears
-from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     import torch

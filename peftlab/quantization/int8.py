@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from peftlab.component import Reference
 from peftlab.quantization.quantization import Quantization, heed_autocast, quantized_linears
-from peftlab.reference import Reference
 
 if TYPE_CHECKING:
     import torch

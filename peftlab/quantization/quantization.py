@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from peftlab.part import Part
-from peftlab.reference import Reference
+from peftlab.component import Component, Reference
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 
-class Quantization(Part):
+class Quantization(Component):
     """How the linear layers of the frozen base are stored. Head and embeddings always stay float."""
 
     title: ClassVar[str]  # as in a table: "NF4"

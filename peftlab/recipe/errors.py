@@ -13,7 +13,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from peftlab.part import BadInput, Part, nearest, printable
+from peftlab.component import Component
+from peftlab.errors import UserError, nearest, printable
 from peftlab.recipe.expected import expected
 from peftlab.recipe.yaml_reader import Document, Key
 
@@ -22,7 +23,7 @@ WRONG_FORM = ("model_type", "model_attributes_type", "dict_type", "list_type")  
 
 def bad_input(
     error: ValidationError, model: type[BaseModel], path: Path, document: Document, overridden: Sequence[Key] = ()
-) -> BadInput:
+) -> UserError:
     """What pydantic found wrong with the file of `path` that holds a `model`."""
     problems: dict[str, list[str]] = {}  # a key that may be this or that has a complaint from each
     keys = [_locate(d["loc"], document.values, missing=d["type"] == "missing")[0] for d in error.errors()]
@@ -32,7 +33,7 @@ def bad_input(
         place, complaint = _problem(path, model, document.values, document.lines, overridden, details)
         problems.setdefault(place, []).append(complaint)
     lines = (f"{place}: {', or '.join(dict.fromkeys(problems[place]))}" for place in problems)
-    return BadInput("\n".join(printable(line) for line in lines))
+    return UserError("\n".join(printable(line) for line in lines))
 
 
 def _problem(
@@ -135,8 +136,10 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
             yield from _models(argument)
 
 
-def _kinds(annotation: Any) -> dict[str, type[Part]]:
-    return {str(model.model_fields["kind"].default): model for model in _models(annotation) if issubclass(model, Part)}
+def _kinds(annotation: Any) -> dict[str, type[Component]]:
+    return {
+        str(model.model_fields["kind"].default): model for model in _models(annotation) if issubclass(model, Component)
+    }
 
 
 def _short(value: object) -> str:

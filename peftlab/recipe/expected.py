@@ -19,7 +19,7 @@ MOST_KEYS = 4
 def expected(model: type[BaseModel], key: Key) -> str:
     """Every form that a value of this key may have.
 
-    >>> from peftlab.settings import Training
+    >>> from peftlab.training.settings import Training
     >>> expected(Training, ("adam_epsilon",)), expected(Training, ())
     ('a number', 'a mapping (epochs, steps, learning_rate, schedule, ...)')
     """

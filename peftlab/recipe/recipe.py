@@ -11,20 +11,21 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from peftlab.component import Settings
 from peftlab.data import AnyData, Data
 from peftlab.data.data import SPLITS
-from peftlab.examples import Splits
+from peftlab.data.examples import Splits
+from peftlab.errors import UserError, nearest, printable
 from peftlab.methods import AnyMethod
-from peftlab.methods.method import Setting
+from peftlab.methods.method import MethodContext
 from peftlab.models.model import AnyModel
-from peftlab.part import BadInput, Settings, nearest, printable
 from peftlab.quantization import AnyQuantization
 from peftlab.quantization.none import NoQuantization
 from peftlab.recipe.errors import bad_input
+from peftlab.recipe.replay import Replay
 from peftlab.recipe.yaml_reader import Document, Key, read_scalar, read_yaml
-from peftlab.replay import Replay
-from peftlab.settings import AnySeeds, Seeds, Training
 from peftlab.tasks import AnyTask
+from peftlab.training.settings import AnySeeds, Seeds, Training
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
@@ -63,7 +64,7 @@ class Recipe(Settings):
         return self.method.learning_rate if given is None else given
 
     def rows(self) -> Splits:
-        """All rows, checked; the old ones that are replayed under "replay". Raises BadInput if some are bad."""
+        """All rows, checked; the old ones that are replayed under "replay". Raises UserError if some are bad."""
 
         def load(data: Data) -> Splits:
             task = self.task
@@ -82,7 +83,7 @@ class Recipe(Settings):
             new, load(self.replay.data), self.task.given_fields or (*self.task.fields, *self.task.optional_fields)
         )
 
-    def unsupported(
+    def incompatible_with(
         self,
         architecture: str | None,
         *,
@@ -93,8 +94,8 @@ class Recipe(Settings):
         """Why this combination cannot run, as far as can be told before anything loads."""
         if sharded and (storage := self.quantization.unshardable()) is not None:
             return storage
-        reason = self.method.unsupported(
-            Setting(
+        reason = self.method.incompatible_with(
+            MethodContext(
                 architecture=architecture,
                 quantization=self.quantization.kind,
                 task_type=self.task.task_type,
@@ -111,26 +112,26 @@ class Recipe(Settings):
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe; `overrides` are `key.subkey=value`. Raises BadInput, one line a mistake."""
+    """Read and check a recipe; `overrides` are `key.subkey=value`. Raises UserError, one line a mistake."""
     try:
         exists = path.exists()
     except OSError as error:  # e.g. a name of thousands of characters
-        raise BadInput(f"{str(path)[:60]}: no such recipe: {error.strerror}") from None
+        raise UserError(f"{str(path)[:60]}: no such recipe: {error.strerror}") from None
     if not exists:
-        raise BadInput(_no_such_file(path))
+        raise UserError(_no_such_file(path))
     document = read_yaml(path)
     values, lines = document.values, dict(document.lines)
     if "name" not in values and not re.fullmatch(NAME, path.stem):
-        raise BadInput(f"{path}:1: name: missing, and the file's own, {path.stem!r}, does not match {NAME}")
+        raise UserError(f"{path}:1: name: missing, and the file's own, {path.stem!r}, does not match {NAME}")
     values.setdefault("name", path.stem)
     given = [_override(values, override) for override in overrides]
     try:
         recipe = Recipe.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise bad_input(error, Recipe, path, Document(values, lines), given) from None
-    reason = recipe.unsupported(recipe.model.known_architecture())
+    reason = recipe.incompatible_with(recipe.model.known_architecture())
     if reason is not None:
-        raise BadInput(f"{path}:{lines.get(('method',), 1)}: method: {reason}")
+        raise UserError(f"{path}:{lines.get(('method',), 1)}: method: {reason}")
     return recipe
 
 
@@ -150,7 +151,7 @@ def _override(values: dict[str, Any], override: str) -> Key:
     """Put `a.b=value` into `values`; return the key."""
     name, equals, text = override.partition("=")
     if not equals or not name:
-        raise BadInput(f"--set {printable(override)}: key=value was expected, e.g. method.rank=8")
+        raise UserError(f"--set {printable(override)}: key=value was expected, e.g. method.rank=8")
     *parents, last = name.split(".")
     inner = values
     for parent in parents:
@@ -160,12 +161,12 @@ def _override(values: dict[str, Any], override: str) -> Key:
         elif below is None:
             below = {}
         elif not isinstance(below, dict):
-            raise BadInput(f"--set {printable(override)}: {parent!r} is {below!r}, which has no keys")
+            raise UserError(f"--set {printable(override)}: {parent!r} is {below!r}, which has no keys")
         inner[parent] = inner = below
     if last == "kind":
         inner.clear()  # another part: the keys of the one in the file are not its own
     try:
         inner[last] = read_scalar(text)
     except ValueError as error:
-        raise BadInput(f"--set {printable(override)}: {error}") from None
+        raise UserError(f"--set {printable(override)}: {error}") from None
     return (*parents, last)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from peftlab.part import BadInput
+from peftlab.errors import UserError
 
 LARGEST_FILE = 256 * 1024  # bytes
 DEEPEST = 32  # levels of nesting
@@ -43,19 +43,19 @@ for _tag, _pattern, _first in (
 
 
 def read_yaml(path: Path) -> Document:
-    """Read a mapping from a file. Raises BadInput with one line, `file:line: what is wrong`."""
+    """Read a mapping from a file. Raises UserError with one line, `file:line: what is wrong`."""
     try:
         with path.open("rb") as file:
             raw = file.read(LARGEST_FILE + 1)
     except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if len(raw) > LARGEST_FILE:
-        raise BadInput(f"{path}: too long for a recipe: more than {LARGEST_FILE} bytes")
+        raise UserError(f"{path}: too long for a recipe: more than {LARGEST_FILE} bytes")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise BadInput(f"{path}:{line}: not UTF-8: byte 0x{raw[error.start]:02x}") from None
+        raise UserError(f"{path}:{line}: not UTF-8: byte 0x{raw[error.start]:02x}") from None
     try:
         return _document(text, str(path))
     except yaml.MarkedYAMLError as error:
@@ -64,14 +64,14 @@ def read_yaml(path: Path) -> Document:
         problem = " ".join(part for part in (error.context, error.problem) if part) or "not valid YAML"
         if "'\\t'" in problem:
             problem = "a tab cannot indent YAML; use spaces"
-        raise BadInput(f"{path}:{line}: {problem}") from None
+        raise UserError(f"{path}:{line}: {problem}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise BadInput(f"{path}:{line}: a character that YAML does not allow: #x{error.character:04x}") from None
+        raise UserError(f"{path}:{line}: a character that YAML does not allow: #x{error.character:04x}") from None
 
 
 def read_scalar(text: str) -> Any:
-    """One value as a recipe would read it, for `--set key=value`. Raises BadInput if it is not YAML.
+    """One value as a recipe would read it, for `--set key=value`. Raises UserError if it is not YAML.
 
     >>> read_scalar("3e-4"), read_scalar("no"), read_scalar("[q, v]"), read_scalar("")
     (0.0003, 'no', ['q', 'v'], None)
@@ -79,10 +79,10 @@ def read_scalar(text: str) -> Any:
     try:
         values = _document(f"value: {text}", "--set").values
         if values.keys() != {"value"}:
-            raise BadInput(f"{text!r} is more than one value")
+            raise UserError(f"{text!r} is more than one value")
         return values["value"]
     except yaml.YAMLError:
-        raise BadInput(f"{text!r} is not a YAML value") from None
+        raise UserError(f"{text!r} is not a YAML value") from None
 
 
 def _document(text: str, name: str) -> Document:
@@ -95,7 +95,7 @@ def _document(text: str, name: str) -> Document:
     try:
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
-            raise BadInput(f"{name}:1: a mapping of keys to values was expected")
+            raise UserError(f"{name}:1: a mapping of keys to values was expected")
         lines: dict[Key, int] = {}
         values = _value(loader, node, (), lines, name)
     finally:
@@ -110,12 +110,12 @@ def _refuse_bombs(loader: yaml.SafeLoader, name: str) -> None:
         event = loader.get_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise BadInput(f"{name}:{line}: anchors and aliases are not allowed in a recipe; write the value out")
+            raise UserError(f"{name}:{line}: anchors and aliases are not allowed in a recipe; write the value out")
         if getattr(event, "tag", None):
-            raise BadInput(f"{name}:{line}: the tag {event.tag!r} is not allowed in a recipe")
+            raise UserError(f"{name}:{line}: the tag {event.tag!r} is not allowed in a recipe")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
-            raise BadInput(f"{name}:{line}: nested deeper than {DEEPEST} levels")
+            raise UserError(f"{name}:{line}: nested deeper than {DEEPEST} levels")
 
 
 def _value(loader: yaml.SafeLoader, node: yaml.Node, key: Key, lines: dict[Key, int], name: str) -> Any:
@@ -127,16 +127,16 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node, key: Key, lines: dict[Key, 
             str(node.value).encode()
             return loader.construct_object(node)
         except ValueError:
-            raise BadInput(f"{name}:{node.start_mark.line + 1}: {node.value[:40]!r} cannot be read") from None
+            raise UserError(f"{name}:{node.start_mark.line + 1}: {node.value[:40]!r} cannot be read") from None
     values: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
-            raise BadInput(f"{name}:{line}: a key must be a word")
+            raise UserError(f"{name}:{line}: a key must be a word")
         word = str(key_node.value)
         if word in values:
             first = lines[(*key, word)]
-            raise BadInput(f"{name}:{line}: the key {word!r} stands twice (first on line {first})")
+            raise UserError(f"{name}:{line}: the key {word!r} stands twice (first on line {first})")
         lines[(*key, word)] = line
         values[word] = _value(loader, value_node, (*key, word), lines, name)
     return values

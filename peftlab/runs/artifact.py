@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import Field, ValidationError
 
-from peftlab import safe_files
-from peftlab.disk import sha256
-from peftlab.loading.base import Base, autocast, load_base, load_tokenizer, publish_dropout
+from peftlab.component import Precision, Settings
+from peftlab.errors import UserError, first_error
+from peftlab.io import untrusted
+from peftlab.io.atomic import sha256
+from peftlab.loading.model import Base, autocast, load_base, load_tokenizer, publish_dropout
 from peftlab.methods import METHODS, AnyMethod
 from peftlab.models.model import AnyModel, Files
-from peftlab.part import BadInput, Settings, first_mistake
 from peftlab.quantization import AnyQuantization, Quantization
-from peftlab.settings import Precision
 from peftlab.tasks import AnyTask, Task
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Card(Settings):
     version: Literal[1] = 1
     model: AnyModel
     model_fingerprint: str
-    task: AnyTask  # fitted: it knows its labels
+    task: AnyTask  # bind: it knows its labels
     method: AnyMethod
     quantization: AnyQuantization
     precision: Precision
@@ -69,14 +69,14 @@ def save(card: Card, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase,
 
 
 def read_card(folder: Path) -> Card:
-    """The card of a run or of the folder in it that holds the model. Raises BadInput with one line."""
+    """The card of a run or of the folder in it that holds the model. Raises UserError with one line."""
     path = _folder(folder) / FILE
     try:
-        return Card.model_validate_json(safe_files.read_small(path))
+        return Card.model_validate_json(untrusted.read_small(path))
     except OSError:
-        raise BadInput(f"{folder}: no tuned model here (no {FILE} in it, nor in adapter/ or model/)") from None
+        raise UserError(f"{folder}: no tuned model here (no {FILE} in it, nor in adapter/ or model/)") from None
     except ValidationError as error:
-        raise BadInput(f"{path}: {first_mistake(error)}") from None
+        raise UserError(f"{path}: {first_error(error)}") from None
 
 
 def _folder(folder: Path) -> Path:
@@ -99,21 +99,21 @@ def load(
     """
     card = read_card(folder)
     inner = _folder(folder)
-    safe_files.refuse_pickles(inner)
+    untrusted.refuse_pickles(inner)
     for name, saved in card.files.items():  # PEFT would train on with whatever is missing
         if Path(name).name != name:
-            raise BadInput(f"{inner / FILE}: files: {name!r} is not the name of a file beside it")
+            raise UserError(f"{inner / FILE}: files: {name!r} is not the name of a file beside it")
         try:
             found = sha256(inner / name)
         except OSError as error:
-            raise BadInput(f"{inner / name}: cannot be read: {error.strerror}") from None
+            raise UserError(f"{inner / name}: cannot be read: {error.strerror}") from None
         if found != saved:
-            raise BadInput(f"{inner / name}: not what was saved: sha256 {found[:12]}, wanted {saved[:12]}")
+            raise UserError(f"{inner / name}: not what was saved: sha256 {found[:12]}, wanted {saved[:12]}")
         if name.endswith(".safetensors"):
-            safe_files.check_tensors(inner / name)
+            untrusted.check_tensors(inner / name)
     files = card.model.files(trust)
     if files.fingerprint != card.model_fingerprint:
-        raise BadInput(
+        raise UserError(
             f"{folder}: trained on another version of {card.model.id}: "
             f"found {files.fingerprint[:12]}, wanted {card.model_fingerprint[:12]}"
         )
@@ -146,4 +146,4 @@ def _tokenizer(folder: Path, base: Files, task: Task) -> PreTrainedTokenizerBase
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except ValueError as error:
-        raise BadInput(f"{folder}: has no usable tokenizer: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{folder}: has no usable tokenizer: {' '.join(str(error).split())[:200]}") from None

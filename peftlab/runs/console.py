@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from peftlab.results import RunResult, summary
-from peftlab.secrets import redact
-from peftlab.training.train_log import Evaluation, Halving, Step, TrainLog
+from peftlab.io.redact import redact
+from peftlab.results.run_result import RunResult, summary
+from peftlab.training.train_log import Evaluation, MicroBatchReduction, Step, TrainLog
 
 PLAIN_EVERY = 20.0  # seconds between two step lines in a pipe
 
@@ -27,7 +27,7 @@ def show_check(name: str, ok: bool | None, detail: str, cure: str) -> None:
         console.print(f"{'':<6}[yellow]{escape(cure)}[/yellow]")
 
 
-class Screen:
+class ConsoleReporter:
     """The observer of a run. Silent on all processes but the first."""
 
     def __init__(self, *, silent: bool = False) -> None:
@@ -47,7 +47,7 @@ class Screen:
         self._loss: float | None = None
         self.selection = ""
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> ConsoleReporter:
         return self
 
     def __exit__(
@@ -82,7 +82,7 @@ class Screen:
             f"step {evaluation.step}  epoch {evaluation.epoch:.2f}  loss {evaluation.loss:.4f}  {scored}",
         )
 
-    def halving(self, halving: Halving) -> None:
+    def halving(self, halving: MicroBatchReduction) -> None:
         self.line("memory", f"out of it at step {halving.step}: goes on with accumulation {halving.accumulation}")
 
     def finished(self) -> None:

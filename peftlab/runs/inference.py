@@ -12,10 +12,10 @@ import torch
 import transformers
 from accelerate import Accelerator
 
-from peftlab import disk
-from peftlab.examples import Example, Row
-from peftlab.loading.base import publish_dropout
-from peftlab.part import BadInput
+from peftlab.data.examples import Example, Row
+from peftlab.errors import UserError
+from peftlab.io import atomic
+from peftlab.loading.model import publish_dropout
 from peftlab.quantization.none import NoQuantization
 from peftlab.runs import artifact
 from peftlab.runs.artifact import Tuned
@@ -28,7 +28,7 @@ COPIES = 8  # of a task's sample rows, each with other tokens
 
 
 def of_lines(task: Task, lines: Sequence[str], where: str) -> list[Row]:
-    """A row of each line that is not blank. Raises BadInput."""
+    """A row of each line that is not blank. Raises UserError."""
     return [task.row(line, f"{where}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
 
 
@@ -70,26 +70,26 @@ def merge(folder: Path, output: Path, trust: str | None = None) -> float:
     `trust`: as of `Model.files`.
     """
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise BadInput(f"--output {output}: is there already; name a new or an empty folder")
+        raise UserError(f"--output {output}: is there already; name a new or an empty folder")
     card = artifact.read_card(folder)
     if not card.method.merges:
-        raise BadInput(f"{folder}: {card.method.kind} computes beside the base and cannot be merged into it")
+        raise UserError(f"{folder}: {card.method.kind} computes beside the base and cannot be merged into it")
     try:
         if not output.parent.exists():
             output.parent.mkdir(parents=True)
         staging = tempfile.TemporaryDirectory(prefix=f".{output.name[:40]}.", dir=output.parent)
     except OSError as error:
-        raise BadInput(f"--output {output}: cannot be written: {error.strerror}") from None
+        raise UserError(f"--output {output}: cannot be written: {error.strerror}") from None
     with staging as folder_beside:
         staged = Path(folder_beside) / "model"
         try:
             difference = _merge(folder, card, staged, trust)
             staged.replace(output)
         except Exception as error:
-            reason = disk.refusal(error)
+            reason = atomic.refusal(error)
             if reason is None:
                 raise
-            raise BadInput(f"--output {output}: cannot be written: {reason}") from None
+            raise UserError(f"--output {output}: cannot be written: {reason}") from None
     return difference
 
 

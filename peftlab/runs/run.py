@@ -13,21 +13,23 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from peftlab import disk, metrics, secrets
-from peftlab.devices.sharding import Sharding, collect, in_a_row
-from peftlab.devices.zero import Zero
-from peftlab.environment import environment
-from peftlab.examples import Encoded, Example
+from peftlab import metrics
+from peftlab.data.examples import Encoded, Example
+from peftlab.distributed import DeviceMap
+from peftlab.distributed.deepspeed import ZeroSettings
+from peftlab.distributed.fsdp import FsdpSettings, collect, device_mesh
+from peftlab.errors import OutOfMemoryError, ProcessLostError, UserError
+from peftlab.io import atomic, redact
 from peftlab.loading.attach import apply_method, count_parameters
-from peftlab.loading.base import Base, autocast, refuse_unknown_tokens, resolve_precision
-from peftlab.loading.material import Material, read
-from peftlab.methods import Plan
-from peftlab.part import BadInput, OutOfMemory, ProcessLost
+from peftlab.loading.model import Base, autocast, refuse_unknown_tokens, resolve_precision
+from peftlab.loading.workload import Workload, read
+from peftlab.methods import TrainingPlan
 from peftlab.recipe import Recipe
-from peftlab.results import (
+from peftlab.results.environment import environment
+from peftlab.results.run_result import (
     Cost,
     Curve,
-    Halving,
+    MicroBatchReduction,
     Parameters,
     RunResult,
     SplitCounts,
@@ -35,17 +37,17 @@ from peftlab.results import (
     tracking_folder,
     write_result,
 )  # fmt: skip
-from peftlab.runs import artifact, opening, processes, scoring, tracking
-from peftlab.runs.console import Screen
-from peftlab.runs.history import History, go_on
+from peftlab.runs import artifact, launch, scoring, summary, tracking
+from peftlab.runs.console import ConsoleReporter
+from peftlab.runs.resume import History, resume_from
 from peftlab.runs.run_folder import publish, staging
 from peftlab.runs.tracking import Tracking
-from peftlab.settings import DeviceMap, Keeping
-from peftlab.training import checkpoint, interruption, loop, out_of_memory
-from peftlab.training.checkpoint import Checkpoints
+from peftlab.training import checkpointing, interruption, loop, out_of_memory
+from peftlab.training.callbacks import CheckpointCallback
+from peftlab.training.checkpointing import Checkpoints
 from peftlab.training.interruption import Interrupted
-from peftlab.training.keeper import RunKeeper
-from peftlab.training.progress import Snapshot
+from peftlab.training.settings import CheckpointPolicy
+from peftlab.training.state import Snapshot
 from peftlab.training.train_log import Observers, Records, TrainLog
 
 LEARNT = ("train", "replay")  # the splits that are trained on
@@ -56,7 +58,7 @@ def run(
     folder: Path,
     *,
     resume: bool = False,
-    keeping: Keeping | None = None,
+    keeping: CheckpointPolicy | None = None,
     process_timeout: float = 30.0,
     score_base: bool = False,
     device_map: DeviceMap | None = None,
@@ -70,10 +72,10 @@ def run(
     spreads the base over all GPUs of this one process. `trust` is the revision whose own code may run (`Model.files`).
     `trackers` are Accelerate's names of those that are told how it goes.
     """
-    sharding, zero = Sharding.taken_over(), Zero.taken_over()
+    sharding, zero = FsdpSettings.from_env(), ZeroSettings.from_env()
     if score_base and (sharding is not None or zero is not None):
-        raise BadInput("--score-base: of a base that is in shares it is not measured; leave one of them out")
-    accelerator = processes.start(
+        raise UserError("--score-base: of a base that is in shares it is not measured; leave one of them out")
+    accelerator = launch.init_accelerator(
         recipe,
         minutes=process_timeout,
         sharding=sharding,
@@ -81,29 +83,33 @@ def run(
         device_map=device_map,
         tracking=tracking.settings(trackers, tracking_folder(folder)),
     )
-    with staging(folder, accelerator) as staged, Screen(silent=not accelerator.is_main_process) as screen:
+    with staging(folder, accelerator) as staged, ConsoleReporter(silent=not accelerator.is_main_process) as screen:
         try:
-            with contextlib.ExitStack() as shield:
-                this = _Run(recipe, accelerator, sharding, zero, device_map, screen, staged, shield)
+            with contextlib.ExitStack() as signal_guard:
+                this = _Run(recipe, accelerator, sharding, zero, device_map, screen, staged, signal_guard)
                 result = this.result(
-                    checkpoint_folder(folder), keeping or Keeping(), resume=resume, score_base=score_base, trust=trust
+                    checkpoint_folder(folder),
+                    keeping or CheckpointPolicy(),
+                    resume=resume,
+                    score_base=score_base,
+                    trust=trust,
                 )
                 this.tracking.finished(result)
                 if accelerator.is_main_process:
                     write_result(result, staged)
                     publish(staged, folder)
         except Exception as error:
-            reason = disk.refusal(error)
+            reason = atomic.refusal(error)
             if reason is not None:
-                raise BadInput(f"--output {folder}: cannot be written: {reason}") from None
-            if accelerator.num_processes > 1 and processes.lost(error) and not out_of_memory.caused(error):
-                raise ProcessLost(
+                raise UserError(f"--output {folder}: cannot be written: {reason}") from None
+            if accelerator.num_processes > 1 and launch.is_peer_failure(error) and not out_of_memory.caused(error):
+                raise ProcessLostError(
                     f"another process of this run is gone, or was silent for {process_timeout:g} minutes "
                     f"({' '.join(str(error).split())[:120]}); what is kept can be gone on from with --resume"
                 ) from None
             if not out_of_memory.caused(error):
                 raise
-            raise OutOfMemory(
+            raise OutOfMemoryError(
                 f"out of memory outside of the training steps: {out_of_memory.asked_for(error)}; "
                 f"{out_of_memory.limits(accelerator.device)}"
             ) from None
@@ -114,7 +120,7 @@ def run(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ready:
+class PreparedModel:
     """A model that is ready to train."""
 
     base: Base
@@ -131,12 +137,12 @@ class _Run:
         self,
         recipe: Recipe,
         accelerator: Accelerator,
-        sharding: Sharding | None,
-        zero: Zero | None,
+        sharding: FsdpSettings | None,
+        zero: ZeroSettings | None,
         device_map: DeviceMap | None,
-        screen: Screen,
+        screen: ConsoleReporter,
         folder: Path,
-        shield: contextlib.ExitStack,  # put up once there is something that a signal must not lose
+        signal_guard: contextlib.ExitStack,  # put up once there is something that a signal must not lose
     ) -> None:
         self.recipe = recipe
         self.accelerator = accelerator
@@ -148,7 +154,7 @@ class _Run:
             screen.line("device map", "one device: there is nothing to spread the model over")
         self.screen = screen
         self.folder = folder
-        self.shield = shield
+        self.signal_guard = signal_guard
         self.precision = resolve_precision(recipe.training.precision, accelerator.device)
         self.environment = environment(
             accelerator.device.type,
@@ -163,7 +169,7 @@ class _Run:
         self.tracking = Tracking(recipe, accelerator, screen.line)
 
     def result(
-        self, checkpoints: Path, keeping: Keeping, *, resume: bool, score_base: bool, trust: str | None
+        self, checkpoints: Path, keeping: CheckpointPolicy, *, resume: bool, score_base: bool, trust: str | None
     ) -> RunResult:
         start = time.perf_counter()
         material = read(self.recipe, self.accelerator, trust)
@@ -173,9 +179,11 @@ class _Run:
         ready = self._ready(material, encoded, score_base=score_base)
         self.history.load_seconds = time.perf_counter() - start - self.history.evaluate_seconds
         kept = Checkpoints(checkpoints, self._identity(material), kept=keeping.kept)
-        resumed = go_on(kept, self.history, self.environment, self.accelerator, resume=resume, say=self.screen.line)
-        keeper = RunKeeper(kept, keeping, self.accelerator, more=self.history.model_dump, say=self.screen.line)
-        self.shield.enter_context(interruption.deferred())
+        resumed = resume_from(
+            kept, self.history, self.environment, self.accelerator, resume=resume, say=self.screen.line
+        )
+        keeper = CheckpointCallback(kept, keeping, self.accelerator, more=self.history.model_dump, say=self.screen.line)
+        self.signal_guard.enter_context(interruption.deferred())
         log = self._trained(material, encoded, ready, keeper, resumed)
         parameters = ready.parameters
         if log.unused:
@@ -192,7 +200,7 @@ class _Run:
         return RunResult(
             name=self.recipe.name,
             digest=self.recipe.digest,
-            recipe=secrets.redacted(self.recipe.model_dump(mode="json")),
+            recipe=redact.redacted(self.recipe.model_dump(mode="json")),
             started=self.history.started,
             command=_command(),
             metrics=scores,
@@ -239,30 +247,30 @@ class _Run:
             data_fingerprint=rows.fingerprint,
             environment=self.environment,
             resumes=self.history.resumes,
-            micro_batch_halvings=[Halving(**dataclasses.asdict(halving)) for halving in log.halvings],
+            micro_batch_halvings=[MicroBatchReduction(**dataclasses.asdict(halving)) for halving in log.halvings],
         )
 
-    def _encoded(self, material: Material) -> tuple[dict[str, Encoded], dict[str, dict[str, int]]]:
+    def _encoded(self, material: Workload) -> tuple[dict[str, Encoded], dict[str, dict[str, int]]]:
         """Examples by split, and how many rows were left out by reason."""
         rows, encoded, skipped = material.rows, {}, {}
         for split in rows.rows:
             encoded[split], unfit = material.encoded(split)
             skipped[split] = {**rows.skipped.get(split, {}), **unfit}
-        self._say(opening.data_lines(self.recipe, material.files.source, rows, encoded))
+        self._say(summary.data_lines(self.recipe, material.files.source, rows, encoded))
         learnt = [row for split in LEARNT for row in rows.rows.get(split, [])]
         remark = material.task.check_training(learnt)
         if remark is not None:
             self.screen.line("labels", remark)
         return encoded, skipped
 
-    def _floors(self, material: Material) -> dict[str, dict[str, float]]:
-        """What a constant answer scores. Raises BadInput if no answer can be scored on the validation split."""
+    def _floors(self, material: Workload) -> dict[str, dict[str, float]]:
+        """What a constant answer scores. Raises UserError if no answer can be scored on the validation split."""
         rows, task = material.rows.rows, material.task
         floors = {split: task.floor(rows["train"], rows[split]) for split in self.scored}
         scoring.check_possible(task, floors["validation"], rows["validation"])
         return {split: floor for split, floor in floors.items() if floor is not None}
 
-    def _ready(self, material: Material, encoded: Mapping[str, Encoded], *, score_base: bool) -> _Ready:
+    def _ready(self, material: Workload, encoded: Mapping[str, Encoded], *, score_base: bool) -> PreparedModel:
         """The base with the method attached, in shares if so placed, and what it trains on."""
         # What is shared out may be too large for one device.
         device = torch.device("cpu") if self.shared else self.accelerator.device
@@ -271,9 +279,9 @@ class _Run:
         examples = [example for split in LEARNT if split in encoded for example in encoded[split].examples]
         examples = material.task.training_examples(examples, material.limit)
         if not examples:
-            raise BadInput(f"data: the train split of {material.rows.source} has nothing to learn")
+            raise UserError(f"data: the train split of {material.rows.source} has nothing to learn")
         lengths = [len(example) for example in examples]
-        plan = Plan(
+        plan = TrainingPlan(
             optimizer_steps=loop.schedule_length(lengths, self.recipe.training, self.recipe.seeds),
             task_type=material.task.task_type,
             head=base.head,
@@ -289,16 +297,16 @@ class _Run:
         model = apply_method(self.recipe, base, plan)
         parameters = count_parameters(model, base)
         if self.sharding is not None:
-            self.sharding.shard(model, in_a_row(self.accelerator.device))
-        self._say(opening.model_lines(self.recipe, parameters, self.accelerator, self.environment))
-        return _Ready(base, model, examples, parameters, untouched)
+            self.sharding.shard(model, device_mesh(self.accelerator.device))
+        self._say(summary.model_lines(self.recipe, parameters, self.accelerator, self.environment))
+        return PreparedModel(base, model, examples, parameters, untouched)
 
     def _trained(
         self,
-        material: Material,
+        material: Workload,
         encoded: Mapping[str, Encoded],
-        ready: _Ready,
-        keeper: RunKeeper,
+        ready: PreparedModel,
+        keeper: CheckpointCallback,
         resumed: Snapshot | None,
     ) -> TrainLog:
         task = material.task
@@ -326,7 +334,7 @@ class _Run:
 
     def _saved(
         self,
-        material: Material,
+        material: Workload,
         encoded: Mapping[str, Encoded],
         model: torch.nn.Module,
         log: TrainLog,
@@ -351,10 +359,10 @@ class _Run:
         folder = self.folder / self.recipe.method.folder
         return artifact.save(card, model, material.tokenizer, material.files, folder)
 
-    def _identity(self, material: Material) -> checkpoint.Identity:
-        return checkpoint.Identity(
+    def _identity(self, material: Workload) -> checkpointing.Identity:
+        return checkpointing.Identity(
             recipe_digest=self.recipe.digest,
-            recipe=secrets.redacted(self.recipe.model_dump(mode="json")),
+            recipe=redact.redacted(self.recipe.model_dump(mode="json")),
             command=_command(),
             model_fingerprint=material.files.fingerprint,
             data_fingerprint=material.rows.fingerprint,
@@ -369,7 +377,7 @@ class _Run:
             self.screen.line(label, text)
 
     def _predict(
-        self, material: Material, encoded: Mapping[str, Encoded], model: torch.nn.Module, split: str
+        self, material: Workload, encoded: Mapping[str, Encoded], model: torch.nn.Module, split: str
     ) -> Records:
         start = time.perf_counter()
         records = loop.predict(
@@ -387,4 +395,4 @@ class _Run:
 
 def _command() -> list[str]:
     """The command line, without the path of the program on this machine."""
-    return secrets.redacted(["peftlab", *sys.argv[1:]])
+    return redact.redacted(["peftlab", *sys.argv[1:]])

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import filelock
 
-from peftlab.disk import sync
-from peftlab.part import BadInput
-from peftlab.results import checkpoint_folder
+from peftlab.errors import UserError
+from peftlab.io.atomic import sync
+from peftlab.results.run_result import checkpoint_folder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -40,9 +40,9 @@ def staging(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir()
     except filelock.Timeout:
-        raise BadInput(f"{folder}: another process is at this run") from None
+        raise UserError(f"{folder}: another process is at this run") from None
     except OSError as error:
-        raise BadInput(f"--output {folder}: cannot be written: {error.strerror}") from None
+        raise UserError(f"--output {folder}: cannot be written: {error.strerror}") from None
     with lock:
         try:
             yield staged

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from peftlab import metrics
-from peftlab.examples import Encoded, Row
-from peftlab.part import BadInput
+from peftlab.data.examples import Encoded, Row
+from peftlab.errors import UserError
 from peftlab.tasks import Task
 from peftlab.training.train_log import Records
 
@@ -18,7 +18,7 @@ BATCH_TOKENS = 4096  # padding included; no gradients are kept, so larger than a
 
 def score(task: Task, records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The task's metrics over decoded records."""
-    return metrics.score(task.metrics, task.graded(records))
+    return metrics.score(task.metrics, task.to_metric_inputs(records))
 
 
 def selectable(task: Task, records: Records) -> tuple[dict[str, float], Records]:
@@ -31,17 +31,17 @@ def selectable(task: Task, records: Records) -> tuple[dict[str, float], Records]
 
 
 def check_possible(task: Task, floor: Mapping[str, float] | None, rows: Sequence[Row]) -> None:
-    """Raise BadInput if no model can have a score on these rows, as that of a constant answer or of the truth says."""
+    """Raise UserError if no model can have a score on these rows, as that of a constant answer or of the truth says."""
     if floor is not None and task.constant_score is not None:
-        truths = map(task.truth, rows)
+        truths = map(task.reference, rows)
         floor = metrics.score(task.metrics, [{"predicted": t["expected"], "probability": 1.0, **t} for t in truths])
     check_selectable(task, floor, len(rows))
 
 
 def check_selectable(task: Task, scores: Mapping[str, float] | None, count: int) -> None:
-    """Raise BadInput if these scores of `count` validation examples are there, but not the one that states need."""
+    """Raise UserError if these scores of `count` validation examples are there, but not the one that states need."""
     if scores is not None and task.selection not in scores:
-        raise BadInput(
+        raise UserError(
             f"data: {task.selection} is undefined on the validation split's {count} examples, "
             "so that no state can be chosen: they are too few or too much alike"
         )

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftlab import secrets
-from peftlab.part import BadInput, nearest
+from peftlab.errors import UserError, nearest
+from peftlab.io import redact
 from peftlab.recipe import Recipe
-from peftlab.results import RunResult
-from peftlab.training.train_log import Evaluation, Halving, Step, TrainLog
+from peftlab.results.run_result import RunResult
+from peftlab.training.train_log import Evaluation, MicroBatchReduction, Step, TrainLog
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def settings(trackers: Sequence[str], folder: Path) -> dict[str, Any]:
     """What an Accelerator is to be made with so that these hear of the run; `folder` is for those that write files.
 
-    Raises BadInput if there is no such tracker, or its package is not installed.
+    Raises UserError if there is no such tracker, or its package is not installed.
     """
     if not trackers:
         return {}
@@ -30,9 +30,9 @@ def settings(trackers: Sequence[str], folder: Path) -> dict[str, Any]:
     for tracker in trackers:
         if tracker not in known:
             near = nearest(tracker, known)
-            raise BadInput(f"--track {tracker}: no such tracker{near}; accelerate knows {', '.join(known)}")
+            raise UserError(f"--track {tracker}: no such tracker{near}; accelerate knows {', '.join(known)}")
         if tracker not in here:
-            raise BadInput(f"--track {tracker}: its package is not installed here; pip install {tracker}")
+            raise UserError(f"--track {tracker}: its package is not installed here; pip install {tracker}")
     return {"log_with": list(dict.fromkeys(trackers)), "project_dir": str(folder)}
 
 
@@ -40,17 +40,17 @@ class Tracking:
     """The observer that tells them. A run's name is their project. One that fails later on does not end the run."""
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator, say: Callable[[str, str], None]) -> None:
-        """`say` shows a label and a text. Raises BadInput if a tracker does not begin."""
+        """`say` shows a label and a text. Raises UserError if a tracker does not begin."""
         self._accelerator = accelerator
         self._say = say
         self._lost = False
         if accelerator.log_with:
-            said = secrets.redacted(recipe.model_dump(mode="json"))
+            said = redact.redacted(recipe.model_dump(mode="json"))
             try:
                 accelerator.init_trackers(recipe.name, config={"digest": recipe.digest, **flat(said)})
             except Exception as error:  # each has its own, of networks, accounts and disks
                 names = ", ".join(map(str, accelerator.log_with))
-                raise BadInput(f"--track: {names} could not begin: {_reason(error)}") from None
+                raise UserError(f"--track: {names} could not begin: {_reason(error)}") from None
 
     def step(self, step: Step, total: int, log: TrainLog) -> None:
         self._tell("train", step.number, loss=step.loss, learning_rate=step.learning_rate, epoch=step.epoch)
@@ -58,7 +58,7 @@ class Tracking:
     def evaluation(self, evaluation: Evaluation, best: bool) -> None:
         self._tell("validation", evaluation.step, **evaluation.scores)
 
-    def halving(self, halving: Halving) -> None:
+    def halving(self, halving: MicroBatchReduction) -> None:
         self._tell("train", halving.step, accumulation=halving.accumulation)
 
     def finished(self, result: RunResult) -> None:

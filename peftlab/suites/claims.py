@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from peftlab.part import BadInput
+from peftlab.errors import UserError
 
 
 class Claims:
@@ -24,7 +24,7 @@ class Claims:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BadInput(f"{path.parent}: cannot be written: {error.strerror}") from None
+            raise UserError(f"{path.parent}: cannot be written: {error.strerror}") from None
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.lease = lease  # seconds
         self.path = path
@@ -86,7 +86,7 @@ class Claims:
         try:
             yield
         except sqlite3.Error as error:
-            raise BadInput(f"{self.path}: {error}; it may be deleted when no runner is at the suite") from None
+            raise UserError(f"{self.path}: {error}; it may be deleted when no runner is at the suite") from None
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

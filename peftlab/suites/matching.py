@@ -6,12 +6,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from peftlab.disk import check_writable
-from peftlab.methods import Plan
+from peftlab.errors import UserError, first_error
+from peftlab.io.atomic import check_writable
+from peftlab.methods import TrainingPlan
 from peftlab.models.model import Files
-from peftlab.part import BadInput, first_mistake
 from peftlab.recipe import Recipe
-from peftlab.suites import children, gpus
+from peftlab.suites import gpus, workers
 from peftlab.suites.sizes import Size, write_sizes
 from peftlab.suites.store import suite_folder
 from peftlab.suites.suite import Suite, load_suite
@@ -31,21 +31,21 @@ def matched_suite(folder: Path) -> Suite:
         write_sizes([*suite.sizes(), *found], suite_folder(folder))
 
     if gpus.visible():
-        children.apart(find)
+        workers.run_in_subprocess(find)
     else:
         find()
     return load_suite(folder)
 
 
 def find_size(suite: Suite, task: str, method: str) -> Size:
-    """The size nearest to the wanted count. Raises BadInput if the method cannot get there.
+    """The size nearest to the wanted count. Raises UserError if the method cannot get there.
 
     Counts grow evenly with a method's size: by r (d_in + d_out) a layer for LoRA, by 2 d + 1 for an adapter, by 2 d for
     a prefix. Two counts tell the third.
     """
     assert suite.match is not None
     wanted, row = suite.match.parameters, next(row for row in suite.rows() if (row.task, row.method) == (task, method))
-    recipe = suite.recipe(row, learning_rate=suite.centre(row), seed=suite.seeds[0], trial=False)
+    recipe = suite.recipe(row, learning_rate=suite.base_learning_rate(row), seed=suite.seeds[0], trial=False)
     setting = recipe.method.size_setting
     assert setting is not None
     where = f"methods.{method}: match"
@@ -55,16 +55,16 @@ def find_size(suite: Suite, task: str, method: str) -> Size:
         try:
             resized = recipe.method.resized(size)
         except ValidationError as error:
-            raise BadInput(f"{where}: not with {setting} {size}: {first_mistake(error)}; {cure}") from None
+            raise UserError(f"{where}: not with {setting} {size}: {first_error(error)}; {cure}") from None
         try:
             return parameters(recipe.model_copy(update={"method": resized}))
-        except BadInput as error:
-            raise BadInput(f"{where}: not with {setting} {size} on {task}'s base: {error}; {cure}") from None
+        except UserError as error:
+            raise UserError(f"{where}: not with {setting} {size} on {task}'s base: {error}; {cure}") from None
 
     few, more = count(2), count(3)
     size = round(2 + (wanted - few) / (more - few))
     if size < 1:
-        raise BadInput(f"{where}: with {setting} 2 it has {few:,} parameters already, {wanted:,} are wanted; {cure}")
+        raise UserError(f"{where}: with {setting} 2 it has {few:,} parameters already, {wanted:,} are wanted; {cure}")
     return Size(
         task=task,
         method=method,
@@ -78,19 +78,19 @@ def find_size(suite: Suite, task: str, method: str) -> Size:
 
 
 def parameters(recipe: Recipe) -> int:
-    """The method's own, without the head. Raises BadInput."""
-    from peftlab.environment import quiet_libraries
+    """The method's own, without the head. Raises UserError."""
+    from peftlab.results.environment import quiet_libraries
 
     quiet_libraries()
     import torch
 
-    from peftlab.cost.hollow import hollow_base
-    from peftlab.cost.plan import sample_batch
     from peftlab.loading.attach import apply_method, count_parameters
+    from peftlab.profiling.estimate import sample_batch
+    from peftlab.profiling.fake_model import meta_model
 
     shape = recipe.model.shape()
     batch = sample_batch(recipe, shape)
-    base = hollow_base(
+    base = meta_model(
         shape,
         Files(Path(), shape.source, ""),
         batch.task,
@@ -100,7 +100,7 @@ def parameters(recipe: Recipe) -> int:
         dropout=recipe.training.dropout,
         padding_token=batch.tokenizer.pad_token_id,
     )
-    plan = Plan(
+    plan = TrainingPlan(
         optimizer_steps=STEPS,
         task_type=batch.task.task_type,
         head=base.head,

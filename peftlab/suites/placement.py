@@ -14,7 +14,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from peftlab.part import BadInput, Settings
+from peftlab.component import Settings
+from peftlab.errors import UserError
 
 
 class Placement(Settings):
@@ -40,9 +41,9 @@ class Placement(Settings):
         return "1 process" if self.processes == 1 else f"{self.processes} processes, each with {held}"
 
     def check(self, gpus: int) -> None:
-        """Raise BadInput on a machine with GPUs, but not one for each process."""
+        """Raise UserError on a machine with GPUs, but not one for each process."""
         if 0 < gpus < self.processes:
-            raise BadInput(f"placement.processes: found {self.processes}, and {gpus} GPUs, which take one each")
+            raise UserError(f"placement.processes: found {self.processes}, and {gpus} GPUs, which take one each")
 
     def run(self, work: Callable[[], object]) -> None:
         """Do `work` here, or in as many processes, each told its rank as `accelerate launch` would tell it.
@@ -91,9 +92,9 @@ def _forked(work: Callable[[], object], environment: Mapping[str, str]) -> int:
     try:
         die_with(parent)
         os.environ.update(environment)
-        from peftlab.runs.processes import forget_place
+        from peftlab.runs.launch import reset_accelerator_state
 
-        forget_place()  # the parent's
+        reset_accelerator_state()  # the parent's
         work()
         code = 0
     except Exception:

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from peftlab import score_functions as forms
-from peftlab import statistics
-from peftlab.part import BadInput
+from peftlab.errors import UserError
 from peftlab.recipe import Recipe
-from peftlab.results import RunResult
-from peftlab.suites import children, gpus
-from peftlab.suites.harvest import harvest
+from peftlab.results.run_result import RunResult
+from peftlab.statistics import aggregates, intervals
+from peftlab.suites import gpus, workers
+from peftlab.suites.collect import collect
 from peftlab.suites.placement import Placement
 from peftlab.suites.store import Predictions, Record, Stored, read_record
 
@@ -47,26 +46,26 @@ class Reproduction:
 
 def reproduce(path: Path, threads: int = 1) -> Reproduction:
     """Run the recipe of a stored result in a temporary folder, in as many processes as then, and compare."""
-    children.prepare(threads)
+    workers.prepare(threads)
     stored = read_record(path)
     if stored.record.result is None:
-        raise BadInput(f"{path}: {stored.record.state}; there is no result to reproduce")
+        raise UserError(f"{path}: {stored.record.state}; there is no result to reproduce")
     if (name := stored.record.result.selection) not in stored.record.result.metrics[_split(stored.record.result)]:
-        raise BadInput(f"{path}: {name} is undefined on its {_split(stored.record.result)} split: nothing to compare")
+        raise UserError(f"{path}: {name} is undefined on its {_split(stored.record.result)} split: nothing to compare")
     predictions = stored.predictions()
     then = stored.record.result.environment
     if then.zero is not None or then.device_map is not None:
-        raise BadInput(f"{path}: it had {then.placement}, which is not set up here; run its recipe in the same way")
+        raise UserError(f"{path}: it had {then.placement}, which is not set up here; run its recipe in the same way")
     placement = Placement(processes=then.processes, sharded=then.sharded)
     placement.check(len(gpus.visible()))
     with tempfile.TemporaryDirectory() as folder:
         placement.run(functools.partial(_run, stored.recipe, Path(folder) / "run", threads))
-        record, again = harvest(Path(folder) / "run")
+        record, again = collect(Path(folder) / "run")
     return compare(stored, predictions, record, again)
 
 
 def _run(recipe: Recipe, folder: Path, threads: int) -> None:
-    children.import_everything(threads)
+    workers.import_everything(threads)
     from peftlab.runs.run import run
 
     run(recipe, folder)
@@ -82,10 +81,10 @@ def compare(stored: Stored, predictions: Predictions, record: Record, again: Pre
     interval = None
     counted = next((counts for counts in predictions.counts.get(split, []) if counts.score == name), None)
     if counted is not None and len(counted.rows) > 1:
-        form = forms.FORMS[counted.form]
+        form = aggregates.FORMS[counted.form]
         rows = np.array([counted.rows], dtype=np.float64)
-        resampled = statistics.bootstrap(rows[..., 0] if form is None else rows, form)
-        interval = statistics.mean_score(resampled).interval()
+        resampled = intervals.bootstrap(rows[..., 0] if form is None else rows, form)
+        interval = intervals.mean_score(resampled).interval()
     score = found.metrics[split].get(name, math.nan)
     tensors = not stored.record.tensors or stored.record.tensors == record.tensors
     return Reproduction(

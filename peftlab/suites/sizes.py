@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from peftlab.disk import write_whole
-from peftlab.part import BadInput, Settings
+from peftlab.component import Settings
+from peftlab.errors import UserError
+from peftlab.io.atomic import write_whole
 
 FILE = "matched.json"
 
@@ -46,14 +47,14 @@ class Sizes(Settings):
 
 
 def read_sizes(folder: Path) -> list[Size]:
-    """Those of a suite's folder; none if there is no file. Raises BadInput."""
+    """Those of a suite's folder; none if there is no file. Raises UserError."""
     path = folder / FILE
     try:
         return Sizes.model_validate_json(path.read_bytes()).sizes
     except FileNotFoundError:
         return []
     except (OSError, ValidationError) as error:
-        raise BadInput(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def write_sizes(sizes: Sequence[Size], folder: Path) -> None:

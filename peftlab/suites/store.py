@@ -12,17 +12,22 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from peftlab.disk import write_whole
-from peftlab.part import BadInput, Settings, first_mistake
+from peftlab.component import Settings
+from peftlab.errors import UserError, first_error
+from peftlab.io.atomic import write_whole
 from peftlab.recipe import Recipe
-from peftlab.results import Environment, RunResult
+from peftlab.results.run_result import Environment, RunResult
 
 VERSION: Literal[1] = 1
 FOLDER = "results"
 PREDICTIONS = ".predictions.json.gz"
 
 State = Literal["done", "out of memory", "unsupported", "diverged", "timed out", "failed"]
-AGAIN: tuple[State, ...] = ("out of memory", "timed out", "failed")  # what another machine or another day may change
+RETRYABLE: tuple[State, ...] = (
+    "out of memory",
+    "timed out",
+    "failed",
+)  # what another machine or another day may change
 
 
 class Record(Settings):
@@ -55,7 +60,7 @@ class Counted(Settings):
 
     @model_validator(mode="after")
     def _can_be_summed(self) -> Self:
-        from peftlab.score_functions import FORMS  # here, for it imports numpy
+        from peftlab.statistics.aggregates import FORMS  # here, for it imports numpy
 
         if self.form not in FORMS:
             raise ValueError(f"{self.form!r} is none of {', '.join(FORMS)}")
@@ -92,7 +97,7 @@ class Stored:
         return self.path.with_name(self.path.name.removesuffix(".json") + PREDICTIONS)
 
     def predictions(self) -> Predictions:
-        """Raises BadInput if they cannot be read."""
+        """Raises UserError if they cannot be read."""
         return read_predictions(self.predictions_path)
 
 
@@ -116,7 +121,7 @@ class Store:
             stored = self._read[path][1]
             digest = stored.recipe.digest
             if digest in found:
-                raise BadInput(f"{path}: another result of the same run as {found[digest].path.name}; remove one")
+                raise UserError(f"{path}: another result of the same run as {found[digest].path.name}; remove one")
             found[digest] = stored
         return found
 
@@ -157,32 +162,32 @@ def validation_scores(records: Mapping[str, Stored]) -> dict[str, float | None]:
 
 
 def read_record(path: Path) -> Stored:
-    """Raises BadInput with one line."""
+    """Raises UserError with one line."""
     try:
         record = Record.model_validate_json(path.read_bytes())
         if (record.result is None) == (record.recipe is None):
-            raise BadInput(f"{path}: wants a result, or the recipe of a run that has none")
+            raise UserError(f"{path}: wants a result, or the recipe of a run that has none")
         if (record.state == "done") != (record.result is not None):
-            raise BadInput(f"{path}: {record.state}, with {'no' if record.result is None else 'a'} result")
+            raise UserError(f"{path}: {record.state}, with {'no' if record.result is None else 'a'} result")
         recipe = Recipe.model_validate_json(json.dumps(record.resolved))
         splits = ["validation", "test"] if recipe.score_test else ["validation"]
         if record.result is not None and sorted(record.result.metrics) != sorted(splits):
-            raise BadInput(f"{path}: scores of {', '.join(record.result.metrics)}; wanted are {', '.join(splits)}")
+            raise UserError(f"{path}: scores of {', '.join(record.result.metrics)}; wanted are {', '.join(splits)}")
     except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        raise BadInput(f"{path}: not a record of version {VERSION}: {first_mistake(error)}") from None
+        raise UserError(f"{path}: not a record of version {VERSION}: {first_error(error)}") from None
     return Stored(path, record, recipe)
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Raises BadInput with one line."""
+    """Raises UserError with one line."""
     try:
         return Predictions.model_validate_json(gzip.decompress(path.read_bytes()))
     except (OSError, EOFError, zlib.error) as error:
-        raise BadInput(f"{path}: cannot be read: {error}") from None
+        raise UserError(f"{path}: cannot be read: {error}") from None
     except ValidationError as error:
-        raise BadInput(f"{path}: not predictions of version {VERSION}: {first_mistake(error)}") from None
+        raise UserError(f"{path}: not predictions of version {VERSION}: {first_error(error)}") from None
 
 
 def packed(predictions: Predictions) -> bytes:

@@ -12,17 +12,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
+from peftlab.component import Settings
 from peftlab.data import AnyData
+from peftlab.errors import UserError, nearest
 from peftlab.methods import AnyMethod, Method
 from peftlab.models.model import AnyModel
-from peftlab.part import BadInput, Settings, nearest
 from peftlab.quantization import AnyQuantization, Quantization
 from peftlab.recipe import Recipe, bad_input
 from peftlab.recipe.yaml_reader import Document, read_yaml
-from peftlab.settings import Seeds, Training
 from peftlab.suites.placement import Placement
 from peftlab.suites.sizes import Match, Size, read_sizes
 from peftlab.tasks import AnyTask
+from peftlab.training.settings import Seeds, Training
 
 FILE = "suite.yaml"
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,23}$")]  # three of them make a recipe's name
@@ -33,27 +34,29 @@ Rate = Annotated[float, Field(gt=0, le=10)]
 class Trials(Settings):
     """How a method's learning rate is chosen: on validation, with as many trials for each method."""
 
-    points: int = Field(3, ge=1, le=15)  # rates around the method's centre; with 1 nothing is chosen
+    points: int = Field(3, ge=1, le=15)  # rates around the method's base rate; with 1 nothing is chosen
     factor: float = Field(3.0, gt=1, le=100)  # from one rate to the next
     extensions: int = Field(1, ge=0, le=4)  # further rates, one at a time, as long as the best is at the edge
     seed: Seed = 0
     per_quantization: bool = False  # or else over the method's first quantisation, for all of them
 
-    def rates(self, centre: float) -> list[float]:
+    def rates(self, base_learning_rate: float) -> list[float]:
         """The grid, rising, to three digits, each rate once: at the ends of what a recipe allows some are the same.
 
         >>> Trials().rates(1.5e-3), Trials().rates(10.0)
         ([0.0005, 0.0015, 0.0045], [3.33, 10.0])
         """
         middle = (self.points - 1) / 2
-        return list(dict.fromkeys(_rounded(centre * self.factor ** (i - middle)) for i in range(self.points)))
+        return list(
+            dict.fromkeys(_rounded(base_learning_rate * self.factor ** (i - middle)) for i in range(self.points))
+        )
 
 
-class Entry(Settings):
+class MethodSpec(Settings):
     """A method of the suite."""
 
     method: AnyMethod
-    learning_rate: Rate | None = None  # the grid's centre; the method's own if not given
+    learning_rate: Rate | None = None  # the grid's center; the method's own if not given
     quantizations: list[str] | None = Field(None, min_length=1)  # kinds; all of the suite's if not given
     match: bool = True  # false: stays as it is where the others are matched
 
@@ -63,7 +66,7 @@ class Entry(Settings):
         return self.match and self.method.size_setting is not None
 
 
-class Setup(Settings):
+class TaskSpec(Settings):
     """A task of the suite: what a recipe says beside method, quantisation and seeds."""
 
     model: AnyModel | None = None  # the suite's if not given, as the next two
@@ -102,8 +105,8 @@ class Suite(Settings):
     task: AnyTask | None = None
     data: AnyData | None = None
     training: Training = Training()
-    tasks: dict[Name, Setup] = Field(min_length=1)
-    methods: dict[Name, Entry] = Field(min_length=1)
+    tasks: dict[Name, TaskSpec] = Field(min_length=1)
+    methods: dict[Name, MethodSpec] = Field(min_length=1)
     quantizations: list[AnyQuantization] = Field(min_length=1)
     published: list[Published] = Field(default=[])
     _sizes: list[Size] = PrivateAttr(default_factory=list)  # found for `match`
@@ -191,7 +194,7 @@ class Suite(Settings):
         rows = dict.fromkeys((row.task, row.method) for row in self.rows())
         return [pair for pair in rows if pair not in found and self.methods[pair[1]].sized]
 
-    def centre(self, row: Row) -> float:
+    def base_learning_rate(self, row: Row) -> float:
         """The middle of a combination's learning rates."""
         entry = self.methods[row.method]
         of_method = entry.method.learning_rate if entry.learning_rate is None else entry.learning_rate
@@ -230,7 +233,7 @@ class Search:
     at_edge: bool  # and after the extensions still is
 
     @property
-    def hopeless(self) -> bool:
+    def all_trials_failed(self) -> bool:
         """All trials have ended, none with a score: there will be no runs."""
         return bool(self.trials) and not self.missing and self.rate is None
 
@@ -253,16 +256,16 @@ class Plan:
 
 
 def suite_file(path: Path) -> Path:
-    """That of a suite's folder, or the file itself. Raises BadInput if there is none."""
+    """That of a suite's folder, or the file itself. Raises UserError if there is none."""
     file = path / FILE if path.is_dir() else path
     if not file.exists():
         near = nearest(path.name, (other.parent.name for other in path.parent.glob(f"*/{FILE}")))
-        raise BadInput(f"{path}: no such suite{near}; a folder with a {FILE} was expected")
+        raise UserError(f"{path}: no such suite{near}; a folder with a {FILE} was expected")
     return file
 
 
 def load_suite(path: Path, *, matched: bool = True) -> Suite:
-    """Read and check a suite: its folder, or the file. Raises BadInput, one line a mistake.
+    """Read and check a suite: its folder, or the file. Raises UserError, one line a mistake.
 
     Unless sizes may still be open, its methods must be `matched` if it asks for it.
     """
@@ -275,14 +278,14 @@ def load_suite(path: Path, *, matched: bool = True) -> Suite:
         raise bad_input(error, Suite, file, Document(values, document.lines)) from None
     for row in suite.rows():
         try:
-            suite.recipe(row, learning_rate=suite.centre(row), seed=suite.seeds[0], trial=False)
+            suite.recipe(row, learning_rate=suite.base_learning_rate(row), seed=suite.seeds[0], trial=False)
         except ValidationError as error:
             line = document.lines.get(("tasks", row.task), 1)
-            raise BadInput(f"{file}:{line}: tasks.{row.task}: with {row.method}: {error.errors()[0]['msg']}") from None
+            raise UserError(f"{file}:{line}: tasks.{row.task}: with {row.method}: {error.errors()[0]['msg']}") from None
     if suite.match is not None:
         suite._sizes.extend(size for size in read_sizes(file.parent) if _still_fits(suite, size))
         if matched and suite.unmatched():
-            raise BadInput(f"{file}: match: sizes are still to be found: peftlab bench {path} --dry-run finds them")
+            raise UserError(f"{file}: match: sizes are still to be found: peftlab bench {path} --dry-run finds them")
     return suite
 
 
@@ -293,7 +296,7 @@ def _still_fits(suite: Suite, size: Size) -> bool:
         return False
     if suite.match is None or size.wanted != suite.match.parameters:
         return False
-    recipe = suite.recipe(row, learning_rate=suite.centre(row), seed=suite.seeds[0], trial=False)
+    recipe = suite.recipe(row, learning_rate=suite.base_learning_rate(row), seed=suite.seeds[0], trial=False)
     try:
         recipe.method.resized(size.size)
     except ValidationError:  # edited by hand
@@ -308,8 +311,8 @@ def make_plan(suite: Suite, scores: Scores) -> Plan:
     cells: dict[Row, list[Recipe]] = {}
     refused: dict[Row, str] = {}
     for row in suite.rows():
-        example = suite.recipe(row, learning_rate=suite.centre(row), seed=suite.seeds[0], trial=False)
-        reason = example.unsupported(example.model.known_architecture(), sharded=suite.placement.sharded)
+        example = suite.recipe(row, learning_rate=suite.base_learning_rate(row), seed=suite.seeds[0], trial=False)
+        reason = example.incompatible_with(example.model.known_architecture(), sharded=suite.placement.sharded)
         if reason is not None:
             refused[row] = reason
             continue
@@ -328,7 +331,7 @@ def make_plan(suite: Suite, scores: Scores) -> Plan:
 
 def _search(suite: Suite, row: Row, scores: Scores) -> Search:
     trials, factor = suite.trials, suite.trials.factor
-    rates = trials.rates(suite.centre(row))
+    rates = trials.rates(suite.base_learning_rate(row))
     if len(rates) == 1:
         return Search(row, [], [], [], rates[0], extended=False, at_edge=False)
     found: dict[float, float | None] = {}

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftlab import metrics
-from peftlab.examples import Splits
-from peftlab.part import BadInput
-from peftlab.suites.harvest import counted
+from peftlab.data.examples import Splits
+from peftlab.errors import UserError
+from peftlab.suites.collect import counted
 from peftlab.suites.store import Predictions, Store, Stored
 from peftlab.suites.suite import suite_file
 
@@ -26,7 +26,7 @@ class Verdict:
 
 
 def verify(folder: Path) -> Iterator[Verdict]:
-    """Recompute every metric and every count of every finished run. Raises BadInput if the data cannot be had."""
+    """Recompute every metric and every count of every finished run. Raises UserError if the data cannot be had."""
     suite_file(folder)  # a misspelt one inside a suite would be taken for it
     data: dict[str, Splits] = {}
     for stored in Store(folder).records().values():
@@ -38,7 +38,7 @@ def verify(folder: Path) -> Iterator[Verdict]:
             data[key] = recipe.rows()
         try:
             yield Verdict(stored, check(stored, stored.predictions(), data[key]))
-        except BadInput as error:
+        except UserError as error:
             yield Verdict(stored, [str(error)])
 
 
@@ -52,7 +52,7 @@ def check(stored: Stored, predictions: Predictions, rows: Splits) -> list[str]:
         return [f"predictions of {', '.join(predictions.kept)}, but scores of {', '.join(result.metrics)}"]
     if predictions.counts.keys() != result.metrics.keys():
         return [f"counts of {', '.join(predictions.counts) or 'nothing'}, but scores of {', '.join(result.metrics)}"]
-    task = task.from_training(rows.rows["train"]).fitted(row for part in rows.rows.values() for row in part)
+    task = task.from_training(rows.rows["train"]).bind(row for part in rows.rows.values() for row in part)
     wrong = []
     for split, kept in predictions.kept.items():
         if missing := [key for key in metrics.needed(task.metrics) if key not in kept]:
@@ -62,11 +62,11 @@ def check(stored: Stored, predictions: Predictions, rows: Splits) -> list[str]:
             wrong.append(f"{split}: predictions for other than {len(rows.rows[split])} examples")
             continue
         records = [
-            {**task.truth(row), **{key: column[i] for key, column in kept.items()}}
+            {**task.reference(row), **{key: column[i] for key, column in kept.items()}}
             for i, row in enumerate(rows.rows[split])
         ]
         try:
-            scores = metrics.score(task.metrics, task.graded(records))
+            scores = metrics.score(task.metrics, task.to_metric_inputs(records))
             own = {counts.score: counts for counts in counted(task, records)}  # older records have not all of them
         except (KeyError, TypeError, ValueError) as error:  # of values that no run would have left
             reason = f"{type(error).__name__}: {error}".splitlines()[0]

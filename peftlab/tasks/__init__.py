@@ -3,7 +3,7 @@
 import sys
 from typing import TYPE_CHECKING
 
-from peftlab.part import discover, one_of
+from peftlab.component import discover, tagged_union
 from peftlab.tasks.task import Task
 
 TASKS: dict[str, type[Task]] = discover(sys.modules[__name__], Task)
@@ -11,6 +11,6 @@ TASKS: dict[str, type[Task]] = discover(sys.modules[__name__], Task)
 if TYPE_CHECKING:
     AnyTask = Task
 else:
-    AnyTask = one_of(TASKS)
+    AnyTask = tagged_union(TASKS)
 
 __all__ = ["TASKS", "AnyTask", "Task"]

@@ -64,7 +64,7 @@ def _small_model(config: PretrainedConfig) -> Iterator[PreTrainedModel]:
     import torch
     import transformers
 
-    from peftlab.models.small_model import smaller  # here, for it imports transformers
+    from peftlab.models.tiny_model import smaller  # here, for it imports transformers
 
     small = smaller(config, WIDTH)
     vars(small).pop("quantization_config", None)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from peftlab.examples import Encoded, Example, Row
-from peftlab.part import BadInput
+from peftlab.data.examples import Encoded, Example, Row
+from peftlab.errors import UserError
 from peftlab.tasks.attention_checks import leak, no_decoder
 from peftlab.tasks.conversation import ANSWERS, Message, chat_template, end_of_text
 from peftlab.tasks.next_token import next_token_nats
@@ -37,7 +37,7 @@ class CausalLM(Task):
     fields: ClassVar[tuple[str, ...]] = ()
     optional_fields: ClassVar[tuple[str, ...]] = ("messages", "instruction", "input", "output", "text")
     given_fields: ClassVar[tuple[str, ...]] = ("messages", "instruction", "input", "text")
-    starter: ClassVar[str | None] = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    default_model: ClassVar[str | None] = "HuggingFaceTB/SmolLM2-135M-Instruct"
     minimized: ClassVar[bool] = True
     new_head: ClassVar[bool] = False
 
@@ -63,7 +63,7 @@ class CausalLM(Task):
         form = self.form or _form(row)
         if form is None:
             wanted = ", or ".join(" and ".join(fields) for fields in FIELDS.values())
-            raise BadInput(f"{row.where}: has {', '.join(row.fields) or 'nothing'}; wanted {wanted}")
+            raise UserError(f"{row.where}: has {', '.join(row.fields) or 'nothing'}; wanted {wanted}")
         _check(row, form)
 
     @classmethod
@@ -71,7 +71,7 @@ class CausalLM(Task):
         rows = {form: cls(form=form).sample()[0].fields for form in FIELDS}
         return [({"form": form}, fields) for form, fields in rows.items()]
 
-    def fitted(self, rows: Iterable[Row]) -> CausalLM:
+    def bind(self, rows: Iterable[Row]) -> CausalLM:
         task = self
         for row in rows:
             task.check(row)
@@ -83,7 +83,7 @@ class CausalLM(Task):
         # Packed rows are told apart only where there is no cache, and transformers makes one unless it is told not to.
         return {"use_cache": False} if self.packing else {}
 
-    def objection(self, model: PreTrainedModel) -> str | None:
+    def incompatibility(self, model: PreTrainedModel) -> str | None:
         return no_decoder(model.config) or (leak(model.config) if self.packing else None)
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
@@ -105,7 +105,7 @@ class CausalLM(Task):
             labels[:1] = [IGNORED]  # nothing comes before it to tell it from
             if len(ids) > limit:
                 if not self.truncate:
-                    raise BadInput(
+                    raise UserError(
                         f"{row.where}: {len(ids)} tokens, but at most {limit} fit; "
                         "set task.truncate: true to cut such rows and count what is lost"
                     )
@@ -178,7 +178,7 @@ class CausalLM(Task):
             records.append(
                 {
                     "predicted": answers[number],
-                    **self.truth(example.row),
+                    **self.reference(example.row),
                     "nats": float(nats.double().sum()),
                     "tokens": len(nats),
                     "asked": _asked(example.row, prompt),
@@ -186,11 +186,11 @@ class CausalLM(Task):
             )
         return records
 
-    def truth(self, row: Row) -> dict[str, Any]:
+    def reference(self, row: Row) -> dict[str, Any]:
         _, whole = self._parts(row)
         return {"expected": None if whole is None or self.form == "text" else whole[-1]["content"]}
 
-    def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    def to_metric_inputs(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         return [{**record, "expected": [record["expected"]]} for record in records]
 
     def row(self, text: str, where: str) -> Row:
@@ -298,33 +298,33 @@ def _form(row: Row) -> Form | None:
 def _check(row: Row, form: Form) -> None:
     for field in FIELDS[form]:
         if field not in row.fields:
-            raise BadInput(f"{row.where}: no {field}, as the {form} form wants it")
+            raise UserError(f"{row.where}: no {field}, as the {form} form wants it")
     if form == "chat":
         _check_messages(row)
         return
     for field in (*FIELDS[form], *(("input",) if form == "instruction" else ())):
         value = row.fields.get(field)
         if not isinstance(value, str) and not (field == "input" and value is None):
-            raise BadInput(f"{row.where}: {field}: a string was expected, found {str(value)[:60]!r}")
+            raise UserError(f"{row.where}: {field}: a string was expected, found {str(value)[:60]!r}")
     first = FIELDS[form][0]
     if not row.fields[first].strip():
-        raise BadInput(f"{row.where}: {first}: is empty")
+        raise UserError(f"{row.where}: {first}: is empty")
 
 
 def _check_messages(row: Row) -> None:
     messages = row.fields["messages"]
     if not isinstance(messages, (list, tuple)) or not messages:
-        raise BadInput(f"{row.where}: messages: a list of messages was expected, found {str(messages)[:60]!r}")
+        raise UserError(f"{row.where}: messages: a list of messages was expected, found {str(messages)[:60]!r}")
     for number, message in enumerate(messages, start=1):
         where = f"{row.where}: messages: message {number}"
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise BadInput(f"{where}: role and content were expected, found {str(message)[:60]!r}")
+            raise UserError(f"{where}: role and content were expected, found {str(message)[:60]!r}")
         if message["role"] not in ROLES:
-            raise BadInput(f"{where}: unknown role {str(message['role'])[:30]!r}; known are {', '.join(ROLES)}")
+            raise UserError(f"{where}: unknown role {str(message['role'])[:30]!r}; known are {', '.join(ROLES)}")
         if not isinstance(message["content"], str):
-            raise BadInput(f"{where}: content: a string was expected, found {str(message['content'])[:60]!r}")
+            raise UserError(f"{where}: content: a string was expected, found {str(message['content'])[:60]!r}")
     roles = [message["role"] for message in messages]
     if ANSWERS not in roles:
-        raise BadInput(f"{row.where}: messages: no message of the {ANSWERS}, so there is nothing to learn")
+        raise UserError(f"{row.where}: messages: no message of the {ANSWERS}, so there is nothing to learn")
     if set(roles[: roles.index(ANSWERS)]) <= {"system"}:
-        raise BadInput(f"{row.where}: messages: the {ANSWERS} speaks before it is asked anything")
+        raise UserError(f"{row.where}: messages: the {ANSWERS} speaks before it is asked anything")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from peftlab.examples import Row
-from peftlab.part import BadInput, nearest
+from peftlab.data.examples import Row
+from peftlab.errors import UserError, nearest
 from peftlab.tasks.task import IGNORED, Task
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Classification(Task):
         lessons = {tuple(lesson) for row in rows for lesson in self._lessons(row)}
         if len(lessons) == 1:
             (only,) = lessons
-            raise BadInput(f"data: every label of train is {', '.join(only) or 'none'!r}: there is nothing to learn")
+            raise UserError(f"data: every label of train is {', '.join(only) or 'none'!r}: there is nothing to learn")
         taught = {label for lesson in lessons for label in lesson}
         missing = [label for label in self.labels or [] if label not in taught]
         if not missing:
@@ -103,7 +103,7 @@ class Classification(Task):
         raise NotImplementedError
 
     def _labels(self) -> list[str]:
-        assert self.labels is not None, "fitted() first"
+        assert self.labels is not None, "bind() first"
         return self.labels
 
     def _counted(self: Self, targets: Sequence[str]) -> Self:
@@ -122,7 +122,7 @@ class Classification(Task):
         labels = self._labels()
         for label in self.class_weights if isinstance(self.class_weights, dict) else ():
             if label not in labels:
-                raise BadInput(f"task.class_weights: unknown label {label!r}{known(label, labels)}")
+                raise UserError(f"task.class_weights: unknown label {label!r}{known(label, labels)}")
 
 
 def numbers(labels: Sequence[str]) -> dict[str, int]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from peftlab.part import BadInput
+from peftlab.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +47,7 @@ class Template:
         return self._ids(self._text(messages, where, answer=True))
 
     def tokens(self, messages: Sequence[Message], where: str) -> Tokens:
-        """The whole conversation. Raises BadInput if an answer cannot be found in it."""
+        """The whole conversation. Raises UserError if an answer cannot be found in it."""
         whole = self._text(messages, where)
         encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, starts = list(encoded["input_ids"]), [start for start, _ in encoded["offset_mapping"]]
@@ -59,7 +59,7 @@ class Template:
             before = self._text(messages[:number], where, answer=True)
             after = self._text(messages[: number + 1], where)
             if not (after.startswith(before) and whole.startswith(after)):
-                raise BadInput(
+                raise UserError(
                     f"{where}: messages: the chat template renders the conversation up to message {number + 1} "
                     "otherwise than as a part of the whole, so its answer cannot be found; give a plainer task.template"
                 )
@@ -83,7 +83,7 @@ class Template:
                 list(messages), chat_template=self.source, tokenize=False, add_generation_prompt=answer, **FIXED
             )
         except (TemplateError, TypeError) as error:
-            raise BadInput(f"{where}: the chat template refuses this conversation: {error}") from None
+            raise UserError(f"{where}: the chat template refuses this conversation: {error}") from None
         return str(text)
 
     def _ids(self, text: str) -> list[int]:
@@ -91,16 +91,16 @@ class Template:
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase, source: str | None) -> Template:
-    """The template, tried. Raises BadInput if there is none, or answers cannot be told from what is around them."""
+    """The template, tried. Raises UserError if there is none, or answers cannot be told from what is around them."""
     if source is None and not tokenizer.chat_template:
-        raise BadInput(
+        raise UserError(
             "task: this base's tokenizer has no chat template; take a base tuned to chat, or give task.template"
         )
     added = (number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
     template = Template(tokenizer, source, frozenset([*tokenizer.all_special_ids, *added]))
     tokens = template.tokens(TRIAL, "task.template")
     if tokens.astride:
-        raise BadInput(
+        raise UserError(
             "task: the tokenizer joins the end of the chat template's prompt and the beginning of an answer into one "
             "token, which generation would never see; give a task.template whose prompt ends in a line feed"
         )

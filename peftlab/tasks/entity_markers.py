@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from peftlab.examples import Row
-from peftlab.part import BadInput
+from peftlab.data.examples import Row
+from peftlab.errors import UserError
 
 Span = tuple[int, int]  # from the first character or word up to one past the last
 
@@ -47,17 +47,17 @@ def marked(text: str | Sequence[str], head: Span, tail: Span) -> tuple[str, int]
 
 
 def words(row: Row) -> str | list[str]:
-    """The row's text, or its words. Raises BadInput if it is neither."""
+    """The row's text, or its words. Raises UserError if it is neither."""
     text = row.fields["text"]
     if isinstance(text, (list, tuple)) and text and all(isinstance(word, str) and word.strip() for word in text):
         return list(text)
     if isinstance(text, str):
         return text
-    raise BadInput(f"{row.where}: text: a string or a list of words was expected, found {str(text)[:60]!r}")
+    raise UserError(f"{row.where}: text: a string or a list of words was expected, found {str(text)[:60]!r}")
 
 
 def span(row: Row, name: str) -> Span:
-    """[start, end) of an entity, checked against the text. Raises BadInput."""
+    """[start, end) of an entity, checked against the text. Raises UserError."""
     value, text = row.fields[name], words(row)
     unit = "characters" if isinstance(text, str) else "words"
     if not (
@@ -66,7 +66,7 @@ def span(row: Row, name: str) -> Span:
         and all(isinstance(place, int) and not isinstance(place, bool) for place in value)
         and 0 <= value[0] < value[1] <= len(text)
     ):
-        raise BadInput(
+        raise UserError(
             f"{row.where}: {name}: [start, end) within the text's {len(text)} {unit} was expected, "
             f"found {str(value)[:60]}"
         )

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from peftlab.examples import Encoded, Example, Row
-from peftlab.part import BadInput, nearest
+from peftlab.data.examples import Encoded, Example, Row
+from peftlab.errors import UserError, nearest
 from peftlab.tasks.attention_checks import no_decoder
 from peftlab.tasks.conversation import ANSWERS, chat_template
 from peftlab.tasks.next_token import next_token_nats
@@ -40,7 +40,7 @@ class MultipleChoice(Task):
     fields: ClassVar[tuple[str, ...]] = ("prompt", "answer")
     optional_fields: ClassVar[tuple[str, ...]] = ("choices",)
     given_fields: ClassVar[tuple[str, ...]] = ("prompt", "choices")
-    starter: ClassVar[str | None] = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    default_model: ClassVar[str | None] = "HuggingFaceTB/SmolLM2-135M-Instruct"
     new_head: ClassVar[bool] = False
 
     choices: Annotated[list[str], Field(min_length=2)] | None = None
@@ -67,7 +67,7 @@ class MultipleChoice(Task):
     def check(self, row: Row) -> None:
         _check(row, self.choices)
 
-    def fitted(self, rows: Iterable[Row]) -> MultipleChoice:
+    def bind(self, rows: Iterable[Row]) -> MultipleChoice:
         seen: set[str] = set()
         for row in rows:
             self.check(row)
@@ -76,13 +76,13 @@ class MultipleChoice(Task):
         if self.choices is not None or not seen:
             return self
         if len(seen) < 2:
-            raise BadInput(f"data: all answers are {seen.pop()!r}; give task.choices, or rows with choices")
+            raise UserError(f"data: all answers are {seen.pop()!r}; give task.choices, or rows with choices")
         return self.model_copy(update={"choices": sorted(seen)})
 
     def model_settings(self) -> dict[str, Any]:
         return {}
 
-    def objection(self, model: PreTrainedModel) -> str | None:
+    def incompatibility(self, model: PreTrainedModel) -> str | None:
         return no_decoder(model.config)
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
@@ -99,7 +99,7 @@ class MultipleChoice(Task):
                 over = len(labels) - limit
                 answer = sum(label != IGNORED for label in labels)
                 if over > 0 and (not self.truncate or answer >= limit):
-                    raise BadInput(
+                    raise UserError(
                         f"{row.where}: {len(labels)} tokens with the choice {choice[:30]!r}, but at most {limit} fit"
                         + ("" if self.truncate else "; set task.truncate: true to cut the beginning of such prompts")
                     )
@@ -152,12 +152,12 @@ class MultipleChoice(Task):
             )
         return merged
 
-    def truth(self, row: Row) -> dict[str, Any]:
+    def reference(self, row: Row) -> dict[str, Any]:
         return {"expected": self._answer(row)}
 
     def row(self, text: str, where: str) -> Row:
         if self.choices is None:
-            raise BadInput(f"{where}: the choices were each row's own; there are none for a text alone")
+            raise UserError(f"{where}: the choices were each row's own; there are none for a text alone")
         return Row(where, {"prompt": text})
 
     @property
@@ -190,17 +190,17 @@ def _check(row: Row, known: list[str] | None) -> None:
     prompt, answer, choices = (row.fields.get(field) for field in ("prompt", "answer", "choices"))
     letters = string.ascii_uppercase[: len(choices)] if isinstance(choices, (list, tuple)) else ""
     if not isinstance(prompt, str) or not prompt.strip():
-        raise BadInput(f"{row.where}: prompt: a text was expected, found {str(prompt)[:60]!r}")
+        raise UserError(f"{row.where}: prompt: a text was expected, found {str(prompt)[:60]!r}")
     if choices is None:
         choices = known
     elif not isinstance(choices, (list, tuple)) or len(choices) < 2 or not all(isinstance(c, str) for c in choices):
-        raise BadInput(f"{row.where}: choices: a list of two texts or more was expected, found {str(choices)[:60]!r}")
+        raise UserError(f"{row.where}: choices: a list of two texts or more was expected, found {str(choices)[:60]!r}")
     if choices is not None and len(set(choices)) < len(choices):
-        raise BadInput(f"{row.where}: choices: one stands twice in {str(list(choices))[:80]}")
+        raise UserError(f"{row.where}: choices: one stands twice in {str(list(choices))[:80]}")
     if isinstance(answer, bool) or not isinstance(answer, (str, int)) or answer == "":
-        raise BadInput(f"{row.where}: answer: a choice or its number was expected, found {str(answer)[:60]!r}")
+        raise UserError(f"{row.where}: answer: a choice or its number was expected, found {str(answer)[:60]!r}")
     if isinstance(answer, int):
         if choices is None or not 0 <= answer < len(choices):
-            raise BadInput(f"{row.where}: answer: {answer} is the number of no choice; they count from 0")
+            raise UserError(f"{row.where}: answer: {answer} is the number of no choice; they count from 0")
     elif choices is not None and answer not in (*choices, *letters):
-        raise BadInput(f"{row.where}: answer: {answer!r} is no choice{nearest(answer, choices)}")
+        raise UserError(f"{row.where}: answer: {answer!r} is no choice{nearest(answer, choices)}")

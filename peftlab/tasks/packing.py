@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 
-from peftlab.examples import Example
+from peftlab.data.examples import Example
 
 
 def packed(examples: Sequence[Example], limit: int) -> list[Example]:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from peftlab import metrics
-from peftlab.examples import Encoded, Example, Row
-from peftlab.part import BadInput
+from peftlab.data.examples import Encoded, Example, Row
+from peftlab.errors import UserError
 from peftlab.tasks.task import IGNORED, Task, pad
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class QuestionAnswering(Task):
     task_type: ClassVar[str] = "QUESTION_ANS"
     fields: ClassVar[tuple[str, ...]] = ("question", "context", "answers")
     given_fields: ClassVar[tuple[str, ...]] = ("question", "context")
-    starter: ClassVar[str | None] = "sentence-transformers/all-MiniLM-L6-v2"
-    samples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"no_answer": True})
+    default_model: ClassVar[str | None] = "sentence-transformers/all-MiniLM-L6-v2"
+    test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"no_answer": True})
 
     stride: int | None = Field(None, ge=0)  # tokens that neighbouring windows share; a third of a window if not given
     no_answer: bool = False  # as in SQuAD 2: empty `answers` are allowed, and the model may give none
@@ -50,7 +50,7 @@ class QuestionAnswering(Task):
     def metrics(self) -> tuple[str, ...]:
         return ("squad",)
 
-    def fitted(self, rows: Iterable[Row]) -> QuestionAnswering:
+    def bind(self, rows: Iterable[Row]) -> QuestionAnswering:
         for row in rows:
             _check(row, self.no_answer)
         return self.model_copy()
@@ -60,10 +60,14 @@ class QuestionAnswering(Task):
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
         if limit < SHORTEST:
-            raise BadInput(f"task.max_length: {limit} tokens do not hold question and context; want {SHORTEST} or more")
+            raise UserError(
+                f"task.max_length: {limit} tokens do not hold question and context; want {SHORTEST} or more"
+            )
         stride = limit // 3 if self.stride is None else self.stride
         if stride > limit // 3:
-            raise BadInput(f"task.stride: {stride} tokens, but of a window of {limit} at most {limit // 3} may overlap")
+            raise UserError(
+                f"task.stride: {stride} tokens, but of a window of {limit} at most {limit // 3} may overlap"
+            )
         counts = {"truncated_questions": 0, "lost_answers": 0}
         examples = []
         for start in range(0, len(rows), 1000):  # in batches for the tokenizer's sake
@@ -125,16 +129,18 @@ class QuestionAnswering(Task):
         rows = [list(group) for _, group in itertools.groupby(windows, key=lambda window: id(window[1]))]
         return [self._best([record for record, _ in group], group[0][1]) for group in rows]
 
-    def truth(self, row: Row) -> dict[str, Any]:
+    def reference(self, row: Row) -> dict[str, Any]:
         return {"answers": _answers(row)}
 
-    def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    def to_metric_inputs(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         return [{**record, "expected": record["answers"]} for record in records]
 
     def floor(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float]:
         given = collections.Counter((_answers(row) or [""])[0] for row in train)
         ((best, _),) = given.most_common(1)
-        return metrics.score(self.metrics, self.graded([{"predicted": best, **self.truth(row)} for row in rows]))
+        return metrics.score(
+            self.metrics, self.to_metric_inputs([{"predicted": best, **self.reference(row)} for row in rows])
+        )
 
     def row(self, text: str, where: str) -> Row:
         try:
@@ -142,7 +148,7 @@ class QuestionAnswering(Task):
         except ValueError:
             fields = None
         if not isinstance(fields, dict) or not all(_filled(fields.get(name)) for name in ("question", "context")):
-            raise BadInput(f'{where}: want a JSON object {{"question": "...", "context": "..."}}, found {text[:60]!r}')
+            raise UserError(f'{where}: want a JSON object {{"question": "...", "context": "..."}}, found {text[:60]!r}')
         return Row(where, {"question": fields["question"], "context": fields["context"]})
 
     def sample(self) -> list[Row]:
@@ -171,7 +177,7 @@ class QuestionAnswering(Task):
         for number, (row, places) in enumerate(zip(rows, tokens["offset_mapping"], strict=True)):
             if len(places) > room:
                 if not self.truncate:
-                    raise BadInput(
+                    raise UserError(
                         f"{row.where}: question: {len(places)} tokens, but at most {room} (a third of a window) fit; "
                         "set task.truncate: true to cut such questions and count them"
                     )
@@ -282,25 +288,25 @@ def _check(row: Row, no_answer: bool) -> None:
     for field in ("question", "context"):
         value = row.fields[field]
         if not _filled(value):
-            raise BadInput(f"{row.where}: {field}: a text was expected, found {str(value)[:60]!r}")
+            raise UserError(f"{row.where}: {field}: a text was expected, found {str(value)[:60]!r}")
     answers, context = row.fields["answers"], row.fields["context"]
     texts, starts = (answers.get(key) if isinstance(answers, dict) else None for key in ("text", "answer_start"))
     if not isinstance(texts, list) or not isinstance(starts, list):
-        raise BadInput(f"{row.where}: answers: {WANTED} was expected, found {str(answers)[:60]!r}")
+        raise UserError(f"{row.where}: answers: {WANTED} was expected, found {str(answers)[:60]!r}")
     if len(texts) != len(starts):
-        raise BadInput(f"{row.where}: answers: {len(texts)} in text, {len(starts)} in answer_start")
+        raise UserError(f"{row.where}: answers: {len(texts)} in text, {len(starts)} in answer_start")
     if not texts and not no_answer:
-        raise BadInput(f"{row.where}: answers: none; set task.no_answer: true if a question may have none")
+        raise UserError(f"{row.where}: answers: none; set task.no_answer: true if a question may have none")
     for text, start in zip(texts, starts, strict=True):
         if not _filled(text):
-            raise BadInput(f"{row.where}: answers.text: a text was expected, found {str(text)[:60]!r}")
+            raise UserError(f"{row.where}: answers.text: a text was expected, found {str(text)[:60]!r}")
         if not isinstance(start, int) or isinstance(start, bool):
-            raise BadInput(f"{row.where}: answers.answer_start: a whole number was expected, found {start!r}")
+            raise UserError(f"{row.where}: answers.answer_start: a whole number was expected, found {start!r}")
         if start < 0 or context[start : start + len(text)] != text:
             place = context.find(text)
             found = context[max(start, 0) : max(start, 0) + len(text)]
             hint = f"; it is at {place}" if place >= 0 else ", nor anywhere else in it"
-            raise BadInput(
+            raise UserError(
                 f"{row.where}: answers: {text[:60]!r} is not at answer_start {start} of the context, where "
                 f"{found[:60]!r} stands{hint}"
             )

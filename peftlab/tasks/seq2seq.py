@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from peftlab.examples import Encoded, Example, Row
-from peftlab.part import BadInput
+from peftlab.data.examples import Encoded, Example, Row
+from peftlab.errors import UserError
 from peftlab.tasks.task import IGNORED, Task, pad
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Seq2Seq(Task):
     task_type: ClassVar[str] = "SEQ_2_SEQ_LM"
     fields: ClassVar[tuple[str, ...]] = ("source", "target")
     given_fields: ClassVar[tuple[str, ...]] = ("source",)
-    starter: ClassVar[str | None] = "traceforge/flan-t5-small-titles"
+    default_model: ClassVar[str | None] = "traceforge/flan-t5-small-titles"
     new_head: ClassVar[bool] = False
 
     prefix: str = ""  # put before every source, e.g. "summarize: "
@@ -46,12 +46,12 @@ class Seq2Seq(Task):
     def metrics(self) -> tuple[str, ...]:
         return ("rouge", "bleu", "chrf")
 
-    def fitted(self, rows: Iterable[Row]) -> Seq2Seq:
+    def bind(self, rows: Iterable[Row]) -> Seq2Seq:
         for row in rows:
             for field in self.fields:
                 value = row.fields[field]
                 if not isinstance(value, str) or not value.strip():
-                    raise BadInput(f"{row.where}: {field}: a text was expected, found {str(value)[:60]!r}")
+                    raise UserError(f"{row.where}: {field}: a text was expected, found {str(value)[:60]!r}")
         return self.model_copy()
 
     def model_settings(self) -> dict[str, Any]:
@@ -83,8 +83,8 @@ class Seq2Seq(Task):
         shifted = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])  # type: ignore[operator]
         return {**super().inputs(batch, model), "decoder_input_ids": shifted}
 
-    def drawn_out(self, example: Example, length: int) -> Example:
-        longer = super().drawn_out(example, length)
+    def stretched(self, example: Example, length: int) -> Example:
+        longer = super().stretched(example, length)
         target = example.features["labels"]
         labels = [target[i % len(target)] for i in range(min(length, self.max_target))]
         return Example({**longer.features, "labels": labels}, example.row)
@@ -128,7 +128,7 @@ class Seq2Seq(Task):
             for text, example in zip(outputs, examples, strict=True)
         ]
 
-    def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    def to_metric_inputs(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         return [{**record, "expected": [record["expected"]]} for record in records]
 
     def row(self, text: str, where: str) -> Row:
@@ -161,7 +161,7 @@ class Seq2Seq(Task):
                 if len(ids) > limit:
                     if not self.truncate:
                         setting = "task.max_length" if field == "source" else "task.max_target"
-                        raise BadInput(
+                        raise UserError(
                             f"{row.where}: {field}: {len(ids)} tokens, but at most {limit} fit ({setting}); "
                             "set task.truncate: true to cut such texts and count them"
                         )

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import model_validator
 
 from peftlab import metrics
-from peftlab.examples import Encoded, Example, Row
-from peftlab.part import BadInput, nearest
+from peftlab.data.examples import Encoded, Example, Row
+from peftlab.errors import UserError, nearest
 from peftlab.tasks.classification import Classification, known, label_name, numbers
 from peftlab.tasks.entity_markers import marked, span, words
 from peftlab.tasks.task import IGNORED, pad
@@ -45,8 +45,8 @@ class SequenceClassification(Classification):
     # head and tail: [start, end) of an entity, in characters of a text, or in words if the text is a list of them.
     optional_fields: ClassVar[tuple[str, ...]] = ("text_pair", "head", "tail")
     given_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair", "head", "tail")
-    starter: ClassVar[str | None] = "sentence-transformers/all-MiniLM-L6-v2"
-    samples: ClassVar[tuple[dict[str, Any], ...]] = (
+    default_model: ClassVar[str | None] = "sentence-transformers/all-MiniLM-L6-v2"
+    test_settings: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"input": "pair", "label_smoothing": 0.1, "class_weights": "balanced"},
         {"input": "entities"},
@@ -100,18 +100,18 @@ class SequenceClassification(Classification):
         self._labels_of(row)
 
     def from_training(self, train: Sequence[Row]) -> SequenceClassification:
-        fitted = self.fitted(train)
+        bind = self.bind(train)
         if self.problem == "regression":
-            return fitted
-        labels = [label for row in train for label in fitted._labels_of(row)]
-        if self.labels is None and len(fitted._labels()) > max(50, len(train) / 2):
-            raise BadInput(
-                f"data: {len(fitted._labels())} different labels in {len(train)} training rows, e.g. {labels[0]!r}; "
+            return bind
+        labels = [label for row in train for label in bind._labels_of(row)]
+        if self.labels is None and len(bind._labels()) > max(50, len(train) / 2):
+            raise UserError(
+                f"data: {len(bind._labels())} different labels in {len(train)} training rows, e.g. {labels[0]!r}; "
                 "numbers need task.problem: regression, and what are labels indeed can be listed in task.labels"
             )
-        return fitted._counted(labels)
+        return bind._counted(labels)
 
-    def fitted(self, rows: Iterable[Row]) -> SequenceClassification:
+    def bind(self, rows: Iterable[Row]) -> SequenceClassification:
         task, seen = self, set()
         for row in rows:
             if task.input is None:
@@ -123,7 +123,7 @@ class SequenceClassification(Classification):
         if task.labels is None:
             task = task.model_copy(update={"labels": sorted(seen, key=_order)})
         if task.problem == "single_label" and len(task._labels()) < 2:
-            raise BadInput(f"data: every label is {task._labels()[0]!r}: there is nothing to tell apart")
+            raise UserError(f"data: every label is {task._labels()[0]!r}: there is nothing to tell apart")
         task._check_weights()
         return task
 
@@ -149,10 +149,10 @@ class SequenceClassification(Classification):
                 features = {name: values[i] for name, values in encoded.items()}
                 length = len(features["input_ids"])
                 if length == 0:
-                    raise BadInput(f"{row.where}: text: {texts[i][0][:60]!r} has no tokens")
+                    raise UserError(f"{row.where}: text: {texts[i][0][:60]!r} has no tokens")
                 if length > limit:
                     if not self.truncate:
-                        raise BadInput(
+                        raise UserError(
                             f"{row.where}: {length} tokens, but at most {limit} fit; "
                             "set task.truncate: true to cut such texts and count what is lost"
                         )
@@ -209,7 +209,7 @@ class SequenceClassification(Classification):
             records.append(record | ({"tokens_lost": fields["tokens_lost"]} if "tokens_lost" in fields else {}))
         return records
 
-    def truth(self, row: Row) -> dict[str, Any]:
+    def reference(self, row: Row) -> dict[str, Any]:
         return {"expected": self._expected(row)}
 
     def floor(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float]:
@@ -239,7 +239,7 @@ class SequenceClassification(Classification):
             return Row(where, dict(zip(wanted, text.split("\t"), strict=True)))
         if self.input in ("pair", "entities"):
             tabs = " or two texts with a tab between them" if self.input == "pair" else ""
-            raise BadInput(f"{where}: wanted a JSON object with {', '.join(wanted)}{tabs}, found {text[:60]!r}")
+            raise UserError(f"{where}: wanted a JSON object with {', '.join(wanted)}{tabs}, found {text[:60]!r}")
         return Row(where, {"text": text})
 
     @property
@@ -315,14 +315,14 @@ class SequenceClassification(Classification):
             wanted = "a list of labels" if self.problem == "multi_label" else "one label"
             several = self.problem == "multi_label"
             hint = "; data.lists parts a text" if several else "; for several set task.problem: multi_label"
-            raise BadInput(f"{row.where}: label: {wanted} was expected, found {str(value)[:60]!r}{hint}")
+            raise UserError(f"{row.where}: label: {wanted} was expected, found {str(value)[:60]!r}{hint}")
         names = [label_name(label) for label in (value if self.problem == "multi_label" else [value])]
         for name in names:
             if not isinstance(name, str) or not name.strip():
                 hint = "; for numbers set task.problem: regression" if isinstance(name, float) else ""
-                raise BadInput(f"{row.where}: label: a text or a whole number was expected, found {name!r}{hint}")
+                raise UserError(f"{row.where}: label: a text or a whole number was expected, found {name!r}{hint}")
             if self.labels is not None and name not in self.labels:
-                raise BadInput(
+                raise UserError(
                     f"{row.where}: label: {name!r} is none of the task's, which are those of train or task.labels"
                     f"{known(name, self.labels)}"
                 )
@@ -336,14 +336,16 @@ class SequenceClassification(Classification):
         for name in (*INPUTS["pair"], *INPUTS["entities"]):
             if (row.fields.get(name) is None) is (name in wanted):
                 state = "missing" if name in wanted else "not wanted"
-                raise BadInput(f"{row.where}: {name}: {state}, as the input is {sort!r} in task.input or the first row")
+                raise UserError(
+                    f"{row.where}: {name}: {state}, as the input is {sort!r} in task.input or the first row"
+                )
         if "head" in wanted:
             text, end = marked(words(row), span(row, "head"), span(row, "tail"))
         for name, value in (("text", text), ("text_pair", row.fields.get("text_pair", "-"))):
             if not isinstance(value, str):
-                raise BadInput(f"{row.where}: {name}: a string was expected, found {str(value)[:60]!r}")
+                raise UserError(f"{row.where}: {name}: a string was expected, found {str(value)[:60]!r}")
             if not value.strip():
-                raise BadInput(f"{row.where}: {name}: an empty text")
+                raise UserError(f"{row.where}: {name}: an empty text")
         return text, row.fields.get("text_pair"), end
 
 
@@ -362,7 +364,7 @@ def _number(row: Row) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise BadInput(f"{row.where}: label: a number was expected, found {str(value)[:60]!r}")
+        raise UserError(f"{row.where}: label: a number was expected, found {str(value)[:60]!r}")
     return number
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import Field
 
-from peftlab.examples import Encoded, Example, Row
-from peftlab.part import BadInput, Part, nearest
+from peftlab.component import Component
+from peftlab.data.examples import Encoded, Example, Row
+from peftlab.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -19,21 +20,21 @@ IGNORED = -100  # the label of a position that has no target, as in transformers
 Self = TypeVar("Self", bound="Task")
 
 
-class Task(Part):
-    """Between rows and a model. Once `fitted`, a task knows its labels, and is saved with the adapter."""
+class Task(Component):
+    """Between rows and a model. Once `bind`, a task knows its labels, and is saved with the adapter."""
 
     auto_class: ClassVar[str]  # transformers' class of base and head
     task_type: ClassVar[str]  # PEFT's name for it
     fields: ClassVar[tuple[str, ...]]  # what a row must carry
     optional_fields: ClassVar[tuple[str, ...]] = ()  # what it may carry besides
     given_fields: ClassVar[tuple[str, ...]] = ()  # of all these, what the model is given; all of them if none is named
-    starter: ClassVar[str | None] = None  # a small base to begin with, by hub id
+    default_model: ClassVar[str | None] = None  # a small base to begin with, by hub id
     minimized: ClassVar[bool] = False  # smaller is better of the selection metric
     new_head: ClassVar[bool] = True  # the head is not pretrained
     pretokenized: ClassVar[bool] = False  # rows hold words, not text
 
     # Settings, one for each way through the code: what the contract tests try.
-    samples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     max_length: int | None = Field(None, ge=8)  # tokens; the model's own limit if not given
     truncate: bool = False  # cut what is longer, and count it; otherwise it is an error
@@ -64,25 +65,25 @@ class Task(Part):
         raise NotImplementedError
 
     def from_training(self: Self, train: Sequence[Row]) -> Self:
-        """A copy that knows what only the training rows may tell, e.g. class weights. `fitted` comes after it."""
+        """A copy that knows what only the training rows may tell, e.g. class weights. `bind` comes after it."""
         return self
 
-    def fitted(self: Self, rows: Iterable[Row]) -> Self:
-        """A copy that knows what is to be learnt, e.g. its labels. Raises BadInput at the first bad row."""
+    def bind(self: Self, rows: Iterable[Row]) -> Self:
+        """A copy that knows what is to be learnt, e.g. its labels. Raises UserError at the first bad row."""
         raise NotImplementedError
 
     def check(self, row: Row) -> None:
-        """Raise BadInput, `where: field: what is wrong`, if the row will not do, whatever the other rows are."""
+        """Raise UserError, `where: field: what is wrong`, if the row will not do, whatever the other rows are."""
         try:
-            self.fitted([row])
-        except BadInput as error:
+            self.bind([row])
+        except UserError as error:
             if str(error).startswith(f"{row.where}: "):  # else it is something that one row cannot have right
                 raise
 
     def check_training(self, rows: Sequence[Row]) -> str | None:
-        """What a user should know of the training rows, e.g. labels that none of them has. The task is `fitted`.
+        """What a user should know of the training rows, e.g. labels that none of them has. The task is `bind`.
 
-        Raises BadInput if they have nothing to learn, whatever the method.
+        Raises UserError if they have nothing to learn, whatever the method.
         """
         return None
 
@@ -91,14 +92,14 @@ class Task(Part):
         raise NotImplementedError
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
-        """Examples of at most `limit` tokens. Raises BadInput if a row is longer and `truncate` is off."""
+        """Examples of at most `limit` tokens. Raises UserError if a row is longer and `truncate` is off."""
         raise NotImplementedError
 
     def training_examples(self, examples: Sequence[Example], limit: int) -> list[Example]:
         """What of a split's examples is trained on: e.g. packed into sequences of at most `limit` tokens."""
         return list(examples)
 
-    def objection(self, model: PreTrainedModel) -> str | None:
+    def incompatibility(self, model: PreTrainedModel) -> str | None:
         """Why this very model cannot do what these settings ask, found by trying, in one line; None if it can."""
         return None
 
@@ -142,8 +143,8 @@ class Task(Part):
         """One JSON-ready record an example, with `predicted` and `expected`."""
         raise NotImplementedError
 
-    def truth(self, row: Row) -> dict[str, Any]:
-        """What of a decoded record the row says: `expected`, and whatever else `graded` looks at."""
+    def reference(self, row: Row) -> dict[str, Any]:
+        """What of a decoded record the row says: `expected`, and whatever else `to_metric_inputs` looks at."""
         return {"expected": row.fields[self.fields[-1]]}
 
     def merge(self, records: Sequence[dict[str, Any]], examples: Sequence[Example]) -> list[dict[str, Any]]:
@@ -157,7 +158,7 @@ class Task(Part):
         )
         return -value if self.minimized else value
 
-    def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    def to_metric_inputs(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         """The records as the metrics see them: one for each answer, those of a record next to each other."""
         return records
 
@@ -175,24 +176,24 @@ class Task(Part):
         return tuple(field for field in self.fields if field in self.given_fields)
 
     def asked(self, row: Row) -> Row:
-        """The row without its targets: what is asked of a tuned model. Raises BadInput if it cannot be asked."""
+        """The row without its targets: what is asked of a tuned model. Raises UserError if it cannot be asked."""
         found = {name: row.fields[name] for name in self.given_fields if row.fields.get(name) is not None}
         examples = self.sample()[0].fields
         for name in self.asked_fields:
             if name not in found:
-                raise BadInput(
+                raise UserError(
                     f"{row.where}: no {name!r}{nearest(name, row.fields)}; it has: {', '.join(map(str, row.fields))}"
                 )
             if type(found[name]) is not type(examples.get(name, found[name])):
                 kind = "text" if isinstance(examples[name], str) else "a list"
-                raise BadInput(f"{row.where}: {name}: want {kind}, found {str(found[name])[:60]!r}")
+                raise UserError(f"{row.where}: {name}: want {kind}, found {str(found[name])[:60]!r}")
         return Row(row.where, found)
 
     def sample(self) -> list[Row]:
         """A few short rows with targets that fit these settings: what the doctor trains on. Lengths differ."""
         raise NotImplementedError
 
-    def drawn_out(self, example: Example, length: int) -> Example:
+    def stretched(self, example: Example, length: int) -> Example:
         """The same example at exactly so many tokens, what it says repeated or cut off: to measure with, not to learn.
 
         What stands beside each token goes with it; everything else stays.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import model_validator
 
 from peftlab import metrics
-from peftlab.examples import Encoded, Example, Row
-from peftlab.part import BadInput
+from peftlab.data.examples import Encoded, Example, Row
+from peftlab.errors import UserError
 from peftlab.tasks.classification import Classification, known, numbers
 from peftlab.tasks.tagging_schemes import ALONE, IOB2, SPANS, Scheme, is_tag, may_follow, to_iob2
 from peftlab.tasks.task import IGNORED, pad
@@ -34,9 +34,9 @@ class TokenClassification(Classification):
     task_type: ClassVar[str] = "TOKEN_CLS"
     fields: ClassVar[tuple[str, ...]] = ("tokens", "labels")
     given_fields: ClassVar[tuple[str, ...]] = ("tokens",)
-    starter: ClassVar[str | None] = "sentence-transformers/all-MiniLM-L6-v2"
+    default_model: ClassVar[str | None] = "sentence-transformers/all-MiniLM-L6-v2"
     pretokenized: ClassVar[bool] = True
-    samples: ClassVar[tuple[dict[str, Any], ...]] = (
+    test_settings: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"scheme": "plain", "label_smoothing": 0.1, "class_weights": "balanced"},
     )
@@ -79,7 +79,7 @@ class TokenClassification(Classification):
     def check(self, row: Row) -> None:
         _check(row, self.labels, self.scheme)
 
-    def fitted(self, rows: Iterable[Row]) -> TokenClassification:
+    def bind(self, rows: Iterable[Row]) -> TokenClassification:
         seen: set[str] = set()
         for row in rows:
             self.check(row)
@@ -120,7 +120,7 @@ class TokenClassification(Classification):
                 ids, words = encoded["input_ids"][i], encoded.word_ids(i)
                 if len(ids) > limit:
                     if not self.truncate:
-                        raise BadInput(
+                        raise UserError(
                             f"{row.where}: {len(ids)} tokens, but at most {limit} fit; "
                             "set task.truncate: true to cut such sentences and count what is lost"
                         )
@@ -128,7 +128,7 @@ class TokenClassification(Classification):
                     counts["truncated_sentences"] += 1
                 first = [word if word != before else None for before, word in zip([None, *words], words, strict=False)]
                 tags = self._tags(row) if row.fields.get("labels") else None
-                # Beside words cut off, a word of nothing but control characters has no token at all.
+                # PublishedRow words cut off, a word of nothing but control characters has no token at all.
                 lost = set(range(len(row.fields["tokens"]))).difference(words)
                 counts["lost_words"] += len(lost)
                 if tags and self._spans and lost:
@@ -167,10 +167,10 @@ class TokenClassification(Classification):
             records.append(record | ({"words_unseen": unseen} if unseen else {}))
         return records
 
-    def truth(self, row: Row) -> dict[str, Any]:
+    def reference(self, row: Row) -> dict[str, Any]:
         return {"expected": self._tags(row)}
 
-    def graded(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    def to_metric_inputs(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         if self._spans:
             return records
         return [
@@ -184,7 +184,7 @@ class TokenClassification(Classification):
         best = max(self._labels(), key=lambda tag: counts[tag])
         found = [self._tags(row) for row in rows]
         records = [{"predicted": [best] * len(tags), "expected": tags} for tags in found]
-        return metrics.score(self.metrics, self.graded(records))
+        return metrics.score(self.metrics, self.to_metric_inputs(records))
 
     def row(self, text: str, where: str) -> Row:
         return Row(where, {"tokens": re.findall(r"\w+(?:[-'’.]\w+)*|[^\w\s]", text)})
@@ -258,22 +258,22 @@ def _check(row: Row, labels: list[str] | None, scheme: Scheme) -> None:
     words, tags = row.fields["tokens"], row.fields["labels"]
     for field, values in (("tokens", words), ("labels", tags)):
         if not isinstance(values, (list, tuple)) or not all(isinstance(value, str) for value in values):
-            raise BadInput(f"{row.where}: {field}: a list of strings was expected, found {str(values)[:60]!r}")
+            raise UserError(f"{row.where}: {field}: a list of strings was expected, found {str(values)[:60]!r}")
     if not words:
-        raise BadInput(f"{row.where}: tokens: an empty sentence")
+        raise UserError(f"{row.where}: tokens: an empty sentence")
     if len(words) != len(tags):
-        raise BadInput(f"{row.where}: labels: {len(tags)} tags for {len(words)} tokens")
+        raise UserError(f"{row.where}: labels: {len(tags)} tags for {len(words)} tokens")
     for word, tag in zip(words, tags, strict=True):
         if not word.strip():
-            raise BadInput(f"{row.where}: tokens: an empty word")
+            raise UserError(f"{row.where}: tokens: an empty word")
         if not tag and scheme == "plain":
-            raise BadInput(f"{row.where}: labels: an empty tag at {word!r}")
+            raise UserError(f"{row.where}: labels: an empty tag at {word!r}")
     if scheme != "plain":
         _check_spans(row.where, words, tags, scheme)
         tags = to_iob2(tags, scheme)
     for tag in tags:
         if labels is not None and tag not in labels:
-            raise BadInput(f"{row.where}: labels: unknown tag {tag!r}{known(tag, labels)}")
+            raise UserError(f"{row.where}: labels: unknown tag {tag!r}{known(tag, labels)}")
 
 
 def _check_spans(where: str, words: Sequence[str], tags: Sequence[str], scheme: Scheme) -> None:
@@ -286,14 +286,14 @@ def _check_spans(where: str, words: Sequence[str], tags: Sequence[str], scheme: 
     before = "O"
     for word, tag in zip(words, tags, strict=True):
         if not is_tag(tag, scheme):
-            raise BadInput(
+            raise UserError(
                 f"{where}: labels: {tag!r} at {word!r} is not {article} {name} tag: O, {', '.join(letters[:-1])} or "
                 f"{letters[-1]}; {others}; tags that are no spans, e.g. parts of speech, need task.scheme: plain"
             )
         if not may_follow(before, tag, scheme):
-            raise BadInput(
+            raise UserError(
                 f"{where}: labels: {tag!r} at {word!r} follows {before!r}: these tags are not {name}; {others}"
             )
         before = tag
     if not may_follow(before, "O", scheme):
-        raise BadInput(f"{where}: labels: {before!r} at {words[-1]!r} is never closed: these tags are not {name}")
+        raise UserError(f"{where}: labels: {before!r} at {words[-1]!r} is never closed: these tags are not {name}")

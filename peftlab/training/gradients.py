@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from peftlab.devices.update import Update
-from peftlab.examples import Example
+from peftlab.data.examples import Example
+from peftlab.distributed.optimizer_step import OptimizerStep
 from peftlab.methods.method import Method
 from peftlab.tasks.task import Task
 from peftlab.training import out_of_memory
@@ -28,7 +28,7 @@ Phase = Literal["inputs", "forward", "backward", "optimizer"]  # of a step, in t
 class Gradients:
     """Of the loss of a step: the mean over all its target tokens, and the method's penalty once."""
 
-    update: Update
+    update: OptimizerStep
     model: torch.nn.Module
     method: Method
     task: Task
@@ -56,7 +56,7 @@ class Gradients:
         for position, (part, micro) in enumerate(zip(own, micro_batches, strict=True)):
             for turn, disturbed in enumerate(self.perturbation.passes(micro, part, step), start=1):
                 last_one = position + 1 == len(micro_batches) and turn == self.perturbation.turns
-                with disturbed, self.update.turn(last=last_one):
+                with disturbed, self.update.no_sync_context(last=last_one):
                     with self.autocast():
                         # No name for the outputs: logits of a large vocabulary would be kept until the next are there.
                         inputs = self.task.inputs(micro, self.model)
@@ -70,12 +70,12 @@ class Gradients:
                 del share  # and with it the graph, and what its nodes may hold on to
         penalty = self.method.penalty(self.model)
         if penalty is not None:
-            with self.update.turn(last=False):  # every process has the whole of it already
+            with self.update.no_sync_context(last=False):  # every process has the whole of it already
                 penalty.backward()
             self.mark("backward")
         return loss
 
-    def forget(self) -> None:
+    def zero_grad(self) -> None:
         """Drop what a step that broke off has left."""
         for parameter in self.model.parameters():
             parameter.grad = None

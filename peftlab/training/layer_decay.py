@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import nn
 
-from peftlab.part import BadInput
+from peftlab.errors import UserError
 
 BELOW = re.compile(r"(^|[._])emb|project_in$", re.IGNORECASE)  # in names of modules: `layernorm_embedding`
 
 
 def layer_rates(groups: list[dict[str, Any]], model: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """The optimiser's groups, parted by layer, highest first. Raises BadInput if all would have the same rate."""
+    """The optimiser's groups, parted by layer, highest first. Raises UserError if all would have the same rate."""
     depths = layers_from_top(model)
     of = {id(parameter): depths[name] for name, parameter in model.named_parameters()}
     parted = []
@@ -31,7 +31,7 @@ def layer_rates(groups: list[dict[str, Any]], model: nn.Module, decay: float) ->
             (depth, {**group, "params": own, "lr": group["lr"] * decay**depth}) for depth, own in members.items()
         ]
     if len({depth for depth, _ in parted}) < 2:
-        raise BadInput("training.layer_decay: what is trained here is not in different layers; leave it out")
+        raise UserError("training.layer_decay: what is trained here is not in different layers; leave it out")
     return [group for _, group in sorted(parted, key=lambda pair: pair[0])]
 
 

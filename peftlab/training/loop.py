@@ -15,22 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftlab.devices import sharding, spread
-from peftlab.devices.update import Update
-from peftlab.devices.zero import Zero
-from peftlab.examples import Example
+from peftlab.component import Precision
+from peftlab.data.examples import Example
+from peftlab.distributed import dispatch, fsdp
+from peftlab.distributed.deepspeed import ZeroSettings
+from peftlab.distributed.optimizer_step import OptimizerStep
+from peftlab.errors import DivergedError, OutOfMemoryError
 from peftlab.methods.method import Method
-from peftlab.part import Diverged, OutOfMemory
-from peftlab.settings import Precision, Seeds, Training
 from peftlab.tasks.task import Task
-from peftlab.training import out_of_memory, signs
+from peftlab.training import gradient_checks, out_of_memory
 from peftlab.training.batching import Batch, epoch_batches, split_batches
 from peftlab.training.gradients import Gradients, Phase, broke_for_memory, to_device
 from peftlab.training.interruption import Interrupted, asked
 from peftlab.training.layer_decay import layer_rates
 from peftlab.training.perturbation import Perturbation
-from peftlab.training.progress import Generators, Keeper, Progress, Snapshot
-from peftlab.training.train_log import Evaluation, Halving, Observer, Records, Scores, Step, TrainLog
+from peftlab.training.settings import Seeds, Training
+from peftlab.training.state import Callback, RngState, Snapshot, TrainState
+from peftlab.training.train_log import Evaluation, MicroBatchReduction, Observer, Records, Scores, Step, TrainLog
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -75,16 +76,16 @@ def train(
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
     evaluate: Callable[[], tuple[Scores, Records]],
     observer: Observer,
-    keeper: Keeper | None = None,
+    keeper: Callback | None = None,
     resumed: Snapshot | None = None,
     mark: Callable[[Phase], object] = lambda phase: None,
-    zero: Zero | None = None,
+    zero: ZeroSettings | None = None,
     precision: Precision = "float32",
 ) -> TrainLog:
     """Train the parameters of `model` that require a gradient. `evaluate` scores the model on validation as it is.
 
     Goes on from `resumed` to the same end. `mark` is called at the end of each phase of each step: what is measured of
-    a step is measured there. Raises Diverged, OutOfMemory, or Interrupted if a signal comes.
+    a step is measured there. Raises DivergedError, OutOfMemoryError, or Interrupted if a signal comes.
     """
     lengths = [len(example) for example in examples]
     total = schedule_length(lengths, settings, seeds)
@@ -98,12 +99,12 @@ def train(
     )
     # Not given to accelerator.prepare, which would step it once per process.
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, total, settings))
-    keeper = keeper or Keeper()
+    keeper = keeper or Callback()
     if zero is None:
-        update = Update(model, optimizer, accelerator, settings.clip)
+        update = OptimizerStep(model, optimizer, accelerator, settings.clip)
     else:
         update = zero.update(model, optimizer, accelerator, settings.clip, precision)
-    progress = Progress(model, method, update, schedule, accelerator, settings.accumulation)
+    progress = TrainState(model, method, update, schedule, accelerator, settings.accumulation)
     torch.manual_seed(seeds.dropout + accelerator.process_index)
     if resumed is not None:
         progress.restore(resumed)
@@ -114,7 +115,7 @@ def train(
         update, model, method, task, examples, lengths, padding_token, accelerator, autocast, perturbation, mark
     )
     model.train()
-    places = spread.devices(model)
+    places = dispatch.devices(model)
     batches = enumerate(_batches(lengths, settings, seeds, total), start=1)
     # Resumed, it looks once more at the last step done: the evaluation after it may be still to come.
     for number, (epoch, batch, last) in itertools.islice(batches, max(0, len(log.steps) - 1), None):
@@ -122,14 +123,14 @@ def train(
             break
         stop = False
         if number > len(log.steps):
-            start, before = _now(places), Generators.now(model)
+            start, before = _now(places), RngState.now(model)
             loss = _add_gradients(gradients, batch, progress, settings, observer, keeper, before)
             wanted = keeper.wanted(number)
             meeting = accelerator.reduce(torch.stack([loss, *loss.new_tensor(wanted)]), reduction="sum").tolist()
             value, due, stop = float(meeting[0]), meeting[1] > 0, meeting[2] > 0
             first_after = bool(log.evaluations) and number == log.evaluations[0].step + 1
             if progress.alive is None or first_after:
-                progress.alive = signs.check(
+                progress.alive = gradient_checks.require_gradients(
                     model,
                     number,
                     progress.alive,
@@ -139,11 +140,11 @@ def train(
                 )
             norm = update.step() if math.isfinite(value) else math.nan
             if not (math.isfinite(value) and math.isfinite(norm)):
-                raise Diverged(_diverged(value, norm, number, [examples[i] for i in batch], keeper.keep(before)))
+                raise DivergedError(_diverged(value, norm, number, [examples[i] for i in batch], keeper.keep(before)))
             rate = float(schedule.get_last_lr()[0])
             schedule.step()
             method.after_step(model, number)
-            update.forget()
+            update.zero_grad()
             mark("optimizer")
             log.seconds += _now(places) - start
             tokens = gradients.tokens(batch)
@@ -158,16 +159,18 @@ def train(
         if number == total or (number % settings.evaluate_every == 0 if settings.evaluate_every else last):
             if not log.evaluations or log.evaluations[-1].step < number:
                 if not log.evaluations and progress.alive is not None:
-                    signs.check_moved(model, progress.alive, number, loss=max(past.loss for past in log.steps))
+                    gradient_checks.require_updates(
+                        model, progress.alive, number, loss=max(past.loss for past in log.steps)
+                    )
                 _evaluate(progress, task, evaluate, observer, keeper, total, keep_best=settings.keep_best)
             if settings.patience is not None and _stale(log) >= settings.patience:
                 log.stopped_early = number < total
     log.unused = _freeze(model, update.unused())
-    sharding.let_go(model)
+    fsdp.reshard(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if progress.best is not None and name in progress.best:
-                sharding.share(parameter).copy_(progress.best[name])
+                fsdp.local_shard(parameter).copy_(progress.best[name])
     model.eval()
     return log
 
@@ -199,7 +202,7 @@ def predict(
             outputs = task.predict(model, inputs, tokenizer)
             if counts:
                 found += zip(batch, task.decode(outputs, chosen), strict=True)
-    sharding.let_go(model)
+    fsdp.reshard(model)
     model.train(was_training)
     stop = asked()
     if accelerator.num_processes > 1:
@@ -217,7 +220,7 @@ def _turns(
 ) -> Iterator[tuple[Batch, bool]]:
     """What this process predicts, and whether it counts: whole batches, so that no example's neighbours change."""
     rank, processes = accelerator.process_index, accelerator.num_processes
-    if not sharding.sharded(model):
+    if not fsdp.sharded(model):
         yield from ((batch, True) for batch in batches[rank::processes])
     elif generates:  # a text takes as many forwards as it has tokens: they go through all of them side by side
         yield from ((batch, rank == 0) for batch in batches)
@@ -229,7 +232,7 @@ def _turns(
 
 def _told_to_stop(model: torch.nn.Module, accelerator: Accelerator) -> bool:
     """This process, or where they must go on side by side, one of them."""
-    if not sharding.sharded(model):
+    if not fsdp.sharded(model):
         return asked() is not None
     told = torch.tensor(float(asked() is not None), device=accelerator.device)
     return bool(accelerator.reduce(told, reduction="sum"))
@@ -256,11 +259,11 @@ def _batches(
 def _add_gradients(
     gradients: Gradients,
     batch: Batch,
-    progress: Progress,
+    progress: TrainState,
     settings: Training,
     observer: Observer,
-    keeper: Keeper,
-    before: Generators,
+    keeper: Callback,
+    before: RngState,
 ) -> torch.Tensor:
     """This process's share of the step's loss. Where memory runs out, again in smaller pieces if the recipe asks."""
     step, alone = len(progress.log.steps) + 1, progress.accelerator.num_processes == 1
@@ -268,29 +271,29 @@ def _add_gradients(
         loss = broke_for_memory(lambda: gradients.add(batch, progress.accumulation, step))
         if not isinstance(loss, str):
             return loss
-        gradients.forget()
+        gradients.zero_grad()
         before.restore()
         if not (alone and settings.auto_micro_batch and progress.accumulation < len(batch)):
             kept = keeper.keep(before) if alone else ""  # the others do not come to a meeting
-            raise OutOfMemory(_no_memory(loss, gradients, batch, progress, step, kept))
+            raise OutOfMemoryError(_no_memory(loss, gradients, batch, progress, step, kept))
         progress.accumulation *= 2
-        progress.log.halvings.append(Halving(step, progress.accumulation))
+        progress.log.halvings.append(MicroBatchReduction(step, progress.accumulation))
         observer.halving(progress.log.halvings[-1])
 
 
 def _evaluate(
-    progress: Progress,
+    progress: TrainState,
     task: Task,
     evaluate: Callable[[], tuple[Scores, Records]],
     observer: Observer,
-    keeper: Keeper,
+    keeper: Callback,
     total: int,
     *,
     keep_best: bool,
 ) -> None:
     """Score the model; keep its records, and a copy of its trained parameters, if it is the best so far."""
     log, model = progress.log, progress.model
-    generators = Generators.now(model)
+    generators = RngState.now(model)
     try:
         scores, records = evaluate()
     except Interrupted:
@@ -312,7 +315,7 @@ def _evaluate(
     if better or not keep_best or progress.best is None:
         log.records = records
         if keep_best:  # else the state in which training ends is the one
-            progress.best = {name: sharding.share(p).clone() for name, p in progress.trained.items()}
+            progress.best = {name: fsdp.local_shard(p).clone() for name, p in progress.trained.items()}
 
 
 def _freeze(model: torch.nn.Module, parameters: Sequence[torch.nn.Parameter]) -> list[str]:
@@ -342,7 +345,7 @@ def _diverged(loss: float, norm: float, step: int, examples: Sequence[Example], 
     return f"{what} at step {step} (examples {some}); {kept}lower training.learning_rate"
 
 
-def _no_memory(wanted: str, gradients: Gradients, batch: Batch, progress: Progress, step: int, kept: str) -> str:
+def _no_memory(wanted: str, gradients: Gradients, batch: Batch, progress: TrainState, step: int, kept: str) -> str:
     largest, device = gradients.largest(batch, progress.accumulation), progress.accelerator.device
     cure = "set training.auto_micro_batch: true, or a larger training.accumulation (the same update)"
     if progress.accumulation >= len(batch):

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from peftlab.part import BadInput
-from peftlab.settings import Seeds, Training
+from peftlab.errors import UserError
+from peftlab.training.settings import Seeds, Training
 
 Change = Callable[[Tensor], Tensor]  # of embeddings (batch, length, width)
 
@@ -96,7 +96,7 @@ class Perturbation:
             for handle in handles:
                 handle.remove()
         if not met:
-            raise BadInput(
+            raise UserError(
                 "training: this base does not look its input up in its embeddings, which adversarial and "
                 "embedding_noise change; leave them out"
             )

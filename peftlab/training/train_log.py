@@ -33,7 +33,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Halving:
+class MicroBatchReduction:
     """Memory ran out, and from this step on a device makes more and smaller micro-batches of its share."""
 
     step: int
@@ -46,7 +46,7 @@ class TrainLog:
 
     steps: list[Step] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
-    halvings: list[Halving] = field(default_factory=list)
+    halvings: list[MicroBatchReduction] = field(default_factory=list)
     best_step: int | None = None
     stopped_early: bool = False
     records: Records = field(default_factory=list)  # validation's, by the state that training ended with
@@ -61,7 +61,7 @@ class Observer(Protocol):
 
     def step(self, step: Step, total: int, log: TrainLog) -> None: ...
     def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
-    def halving(self, halving: Halving) -> None: ...
+    def halving(self, halving: MicroBatchReduction) -> None: ...
 
 
 class Observers:
@@ -78,6 +78,6 @@ class Observers:
         for observer in self._observers:
             observer.evaluation(evaluation, best)
 
-    def halving(self, halving: Halving) -> None:
+    def halving(self, halving: MicroBatchReduction) -> None:
         for observer in self._observers:
             observer.halving(halving)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, PreTrainedModel
 
-from peftlab.loading.base import load_base
-from peftlab.methods import METHODS, Method, Plan
-from peftlab.methods.method import Setting
+from peftlab.loading.model import load_base
+from peftlab.methods import METHODS, Method, TrainingPlan
+from peftlab.methods.method import MethodContext
 from peftlab.models.model import Files, Model
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.tasks.token_classification import TokenClassification
@@ -78,9 +78,9 @@ def load(folder: Path, family: str, precision: str) -> PreTrainedModel:
     return model.eval()
 
 
-def plan(family: str) -> Plan:
+def plan(family: str) -> TrainingPlan:
     """Of the tests' training: `STEPS` steps on `inputs`."""
-    return Plan(
+    return TrainingPlan(
         optimizer_steps=STEPS,
         task_type=FAMILIES[family],
         head=("classifier",) if family == "encoder" else (),
@@ -136,7 +136,7 @@ class Combination:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"kind": self.kind, **METHODS[self.kind].samples[self.sample]}
+        return {"kind": self.kind, **METHODS[self.kind].test_settings[self.sample]}
 
     @property
     def method(self) -> Method:
@@ -145,14 +145,14 @@ class Combination:
     @property
     def reason(self) -> str | None:
         """Why it is refused, if it is."""
-        setting = Setting(ARCHITECTURES[self.family], self.precision, FAMILIES[self.family])
-        return self.method.unsupported(setting)
+        setting = MethodContext(ARCHITECTURES[self.family], self.precision, FAMILIES[self.family])
+        return self.method.incompatible_with(setting)
 
 
 ALL = [
     Combination(kind, sample, precision, family)
     for kind, method in METHODS.items()
-    for sample in range(len(method.samples))
+    for sample in range(len(method.test_settings))
     for precision in PRECISIONS
     for family in FAMILIES
 ]

@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from peftlab.examples import Example, Row
+from peftlab.data.examples import Example, Row
 from peftlab.methods import Method
 from peftlab.methods.adalora import AdaLora
-from peftlab.settings import Seeds, Training
 from peftlab.training.loop import train
-from peftlab.training.train_log import Evaluation, Halving, Step, TrainLog
+from peftlab.training.settings import Seeds, Training
+from peftlab.training.train_log import Evaluation, MicroBatchReduction, Step, TrainLog
 from tests.contract import bases
 from tests.contract.bases import SUPPORTED, Combination
 
@@ -26,7 +26,7 @@ STEPS = 4
 class Silence:
     def step(self, step: Step, total: int, log: TrainLog) -> None: ...
     def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
-    def halving(self, halving: Halving) -> None: ...
+    def halving(self, halving: MicroBatchReduction) -> None: ...
 
 
 def examples() -> list[Example]:

@@ -14,7 +14,7 @@ import torch
 from accelerate import dispatch_model
 from transformers import PreTrainedModel
 
-from peftlab.methods.method import Setting
+from peftlab.methods.method import MethodContext
 from tests.contract import bases
 from tests.contract.bases import ARCHITECTURES, FAMILIES, SUPPORTED, Combination
 
@@ -22,10 +22,10 @@ Fresh = Callable[[str, str], PreTrainedModel]
 
 
 def reason(combination: Combination) -> str | None:
-    setting = Setting(
+    setting = MethodContext(
         ARCHITECTURES[combination.family], combination.precision, FAMILIES[combination.family], spread=True
     )
-    return combination.method.unsupported(setting)
+    return combination.method.incompatible_with(setting)
 
 
 SPREAD = [c for c in SUPPORTED if c.precision != "int8" and reason(c) is None]

@@ -72,7 +72,7 @@ def test_untrained_it_is_the_base_if_it_says_so(supported: Combination, fresh: F
 
 
 def test_without_it_the_base_alone_computes(trained: Trained, fresh: Fresh) -> None:
-    if type(trained.method).without is Method.without:
+    if type(trained.method).disabled is Method.disabled:
         pytest.skip("adds nothing to the base")
     family = trained.combination.family
     base = fresh(family, trained.combination.precision)
@@ -84,7 +84,7 @@ def test_without_it_the_base_alone_computes(trained: Trained, fresh: Fresh) -> N
         }
         base.get_submodule(part).load_state_dict(trained_head)
     expected = bases.logits(base, family)
-    with trained.method.without(trained.model):
+    with trained.method.disabled(trained.model):
         away = (bases.logits(trained.model, family) - expected).abs().max()
     assert away <= (1e-5 if trained.method.moves_base else 0)
     assert not torch.equal(bases.logits(trained.model, family), expected)

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from peftlab.settings import Seeds, Training
 from peftlab.training.loop import train
+from peftlab.training.settings import Seeds, Training
 from tests.contract import bases
 from tests.contract.test_accumulation import STEPS, Silence, examples
 

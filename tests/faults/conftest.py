@@ -17,8 +17,8 @@ import pytest
 from safetensors import safe_open
 
 from peftlab.methods import METHODS
-from peftlab.methods.method import Setting
-from peftlab.results import RunResult, read_result
+from peftlab.methods.method import MethodContext
+from peftlab.results.run_result import RunResult, read_result
 from tests.commands import Done, Running, Server
 from tests.contract import bases
 
@@ -43,7 +43,7 @@ COMBINATIONS = [
     combination
     for combination in bases.SUPPORTED
     if combination.family == "encoder"
-    and combination.method.unsupported(Setting("bert", combination.precision, "TOKEN_CLS")) is None
+    and combination.method.incompatible_with(MethodContext("bert", combination.precision, "TOKEN_CLS")) is None
 ]
 
 
@@ -110,7 +110,7 @@ def output(lab: Lab) -> Iterator[Path]:
 
 def make_inputs(folder: Path) -> None:
     """A model with a tokenizer, rows and a recipe."""
-    from peftlab.models.small_model import byte_tokenizer
+    from peftlab.models.tiny_model import byte_tokenizer
 
     model = bases.tiny("bert", "AutoModel", max_position_embeddings=64, vocab_size=512, intermediate_size=128)
     model.save_pretrained(folder / "tiny")
@@ -125,7 +125,7 @@ def make_inputs(folder: Path) -> None:
 
 def sets(combination: bases.Combination) -> tuple[str, ...]:
     """The overrides that make the recipe this method over this precision."""
-    method = {**METHODS[combination.kind].samples[combination.sample], "kind": combination.kind}
+    method = {**METHODS[combination.kind].test_settings[combination.sample], "kind": combination.kind}
     if "dropout" in METHODS[combination.kind].model_fields:
         method.setdefault("dropout", 0.1)
     return (f"method={json.dumps(method)}", f"quantization={combination.precision}")

@@ -44,7 +44,7 @@ def _watch(counting: Callable[[], bool], folder: str, at: int) -> None:
 
 def kill_at_operation_of_save(step: int, number: int) -> None:
     """SIGKILL before the `number`th file operation of the save of this step, deletions included."""
-    from peftlab.training.checkpoint import Checkpoints
+    from peftlab.training.checkpointing import Checkpoints
 
     real, saving = Checkpoints.save, [False]
 
@@ -108,7 +108,7 @@ def kill_at_move(number: int) -> None:
 
 
 def other_version(library: str, version: str) -> None:
-    from peftlab import environment
+    from peftlab.results import environment
 
     real = environment._version
     environment._version = lambda name: version if name == library else real(name)
@@ -223,15 +223,15 @@ def infinite_gradient_at_step(number: int) -> None:
 
 def infinite_backward_at_step(number: int) -> None:
     """The same where the gradients are in shares; a step has one backward."""
-    from peftlab.devices.zero import ZeroUpdate
+    from peftlab.distributed.deepspeed import ZeroOptimizerStep
 
-    real, attempts = ZeroUpdate.backward, [0]
+    real, attempts = ZeroOptimizerStep.backward, [0]
 
     def backward(self: Any, loss: Any) -> None:
         attempts[0] += 1
         real(self, loss * float("inf") if attempts[0] == number else loss)
 
-    ZeroUpdate.backward = backward  # type: ignore[method-assign]
+    ZeroOptimizerStep.backward = backward  # type: ignore[method-assign]
 
 
 def out_of_memory_at_step(number: int, largest: int = 0) -> None:
@@ -254,7 +254,7 @@ def out_of_memory_at_step(number: int, largest: int = 0) -> None:
 
 
 def out_of_memory_in_loading() -> None:
-    from peftlab.loading import material
+    from peftlab.loading import workload
 
     def load_base(*arguments: Any, **keywords: Any) -> Any:
         raise RuntimeError(
@@ -262,7 +262,7 @@ def out_of_memory_in_loading() -> None:
             "you tried to allocate 3221225472 bytes. Error code 12 (Cannot allocate memory)"
         )
 
-    material.load_base = load_base
+    workload.load_base = load_base
 
 
 def addresses(megabytes: int) -> None:
@@ -320,30 +320,30 @@ def disk_full_at_save(*numbers: int) -> None:
     """No space left in the checkpoints with these numbers, from 1."""
     import errno
 
-    from peftlab.training import checkpoint
+    from peftlab.training import checkpointing
 
-    real, saves = checkpoint._write, [0]
+    real, saves = checkpointing._write, [0]
 
     def write(content: bytes, path: Any) -> None:
-        saves[0] += path.name == checkpoint.VALUES
-        if path.name == checkpoint.VALUES and saves[0] in numbers:
+        saves[0] += path.name == checkpointing.VALUES
+        if path.name == checkpointing.VALUES and saves[0] in numbers:
             with path.open("wb") as file:
                 file.write(content[: len(content) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(content, path)
 
-    checkpoint._write = write  # type: ignore[assignment]
+    checkpointing._write = write  # type: ignore[assignment]
 
 
 def fail_with(kind: str, text: str) -> None:
     """An error while the base is loaded, as the hub's client raises them, addresses and all."""
-    from peftlab.loading import material
-    from peftlab.part import BadInput
+    from peftlab.errors import UserError
+    from peftlab.loading import workload
 
     def load_base(*arguments: Any, **keywords: Any) -> Any:
-        raise {"RuntimeError": RuntimeError, "BadInput": BadInput}[kind](text)
+        raise {"RuntimeError": RuntimeError, "UserError": UserError}[kind](text)
 
-    material.load_base = load_base
+    workload.load_base = load_base
 
 
 def write_held_bytes(path: str) -> None:
@@ -370,13 +370,13 @@ def write_held_bytes(path: str) -> None:
 
 def write_gradient_buffer(path: str) -> None:
     """Write how many elements the buffer has that DeepSpeed makes for gradients."""
-    from peftlab.devices.zero import Zero
+    from peftlab.distributed.deepspeed import ZeroSettings
 
-    real = Zero.update
+    real = ZeroSettings.update
 
-    def update(zero: Zero, *given: Any) -> Any:
+    def update(zero: ZeroSettings, *given: Any) -> Any:
         made = real(zero, *given)
         Path(path).write_text(str(made.engine.optimizer.reduce_bucket_size))
         return made
 
-    setattr(Zero, "update", update)  # noqa: B010
+    setattr(ZeroSettings, "update", update)  # noqa: B010

@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from peftlab.data.examples import Splits
 from peftlab.data.files import Files
 from peftlab.data.hub import Hub
-from peftlab.examples import Splits
-from peftlab.loading.base import load_tokenizer
+from peftlab.errors import UserError
 from peftlab.loading.encoding import encode
+from peftlab.loading.model import load_tokenizer
 from peftlab.models.model import Files as ModelFiles
-from peftlab.part import BadInput
 from peftlab.recipe import load_recipe
 from peftlab.tasks import Task
 from peftlab.tasks.sequence_classification import SequenceClassification
@@ -45,7 +45,7 @@ def load(path: Path, task: Task | None = None, **settings: Any) -> Splits:
 
 
 def refusal(path: Path, task: Task | None = None, **settings: Any) -> str:
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(UserError) as caught:
         load(path, task, **settings)
     return str(caught.value)
 
@@ -171,7 +171,7 @@ def test_a_bad_record_of_a_table_is_named_with_the_line_it_starts_on(tmp_path: P
     path.write_bytes(text.encode("utf-8", errors="surrogateescape"))
     data = Files(train=str(path), on_bad_row="skip", validation_share=0.2, test_share=0.2)
     strict = data.model_copy(update={"on_bad_row": "error"})
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(UserError) as caught:
         strict.load(("text", "label"))
     assert str(caught.value).startswith(f"{path}:{GOOD + 4}: ")
     assert says in str(caught.value)
@@ -199,7 +199,7 @@ def test_a_table_that_cannot_be_read_at_all_is_refused_even_where_rows_are_skipp
 ) -> None:
     path = tmp_path / "mine.csv"
     path.write_text(text)
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(UserError) as caught:
         Files(train=str(path), on_bad_row="skip").load(("text", "label"))
     assert says in str(caught.value)
 
@@ -242,7 +242,7 @@ def test_a_spoilt_file_is_read_or_named_with_its_line(name: str, data: st.DataOb
         try:
             splits = load(path, task, on_bad_row=on_bad_row)
             assert sum(len(rows) for rows in splits.rows.values()) > 0
-        except BadInput as error:
+        except UserError as error:
             said = str(error).split("\n")
             assert all(re.match(rf"{path}(:\d+)?: .|and \d+ more bad rows|data.on_bad_row: ", at) for at in said), said
             assert all(at.isprintable() for at in said), said
@@ -271,7 +271,7 @@ def test_bad_rows_of_a_folder_are_named_by_their_number(tmp_path: Path) -> None:
     rows[3]["labels"] = ["O"]
     (tmp_path / "train.jsonl").write_bytes(b"".join(line(row) for row in rows))
     task = TokenClassification()
-    with pytest.raises(BadInput, match=r"train row 4: labels: 1 tags for 4 tokens"):
+    with pytest.raises(UserError, match=r"train row 4: labels: 1 tags for 4 tokens"):
         Hub(id=str(tmp_path)).load(task.fields, check=task.check)
 
 
@@ -280,10 +280,10 @@ def test_a_row_of_100_000_tokens_is_named_before_training_or_counted(tmp_path: P
     long = {"tokens": ["word"] * 100_000, "labels": ["O"] * 100_000}
     path.write_bytes(b"".join(line(sentence(i)) for i in range(GOOD)) + line(long))
     splits = load(path, validation=str(path), test=str(path))
-    task = TokenClassification().fitted(splits.rows["train"])
+    task = TokenClassification().bind(splits.rows["train"])
     tokenizer = load_tokenizer(minilm, task)
     settings: dict[str, Any] = {"files": minilm, "what": "the train split"}
-    with pytest.raises(BadInput, match=rf"^{path}:{GOOD + 1}: 100002 tokens, but at most 128 fit"):
+    with pytest.raises(UserError, match=rf"^{path}:{GOOD + 1}: 100002 tokens, but at most 128 fit"):
         encode(task, splits.rows["train"], tokenizer, 128, on_bad_row="error", **settings)
     encoded, skipped = encode(task, splits.rows["train"], tokenizer, 128, on_bad_row="skip", **settings)
     assert skipped == {"N tokens, but at most N fit": 1}
@@ -333,6 +333,6 @@ def test_a_run_stops_before_anything_loads(tmp_path: Path, monkeypatch: pytest.M
         "model: nowhere/at-all\ntask: token_classification\ndata: {train: mine.jsonl}\nmethod: lora\n"
     )
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadInput, match=r"^mine.jsonl:31: not JSON"):
+    with pytest.raises(UserError, match=r"^mine.jsonl:31: not JSON"):
         run(load_recipe(tmp_path / "mine.yaml"), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.training.checkpoint import MANIFEST, TENSORS, VALUES, Damaged, read
+from peftlab.training.checkpointing import MANIFEST, TENSORS, VALUES, Damaged, read
 from tests.faults.conftest import KILLED, Lab, counted, finished, steps
 
 FILES = (MANIFEST, TENSORS, VALUES)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from peftlab.models.small_model import byte_tokenizer
+from peftlab.models.tiny_model import byte_tokenizer
 from tests.contract.bases import Combination, tiny
 from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Lab, Trained, both, finished, sets, steps, two
 
@@ -78,7 +78,7 @@ GONE = [
         for number in (range(1, 5) if NIGHT else [2])
     ),
     *(
-        ["signal_at", number, signal.SIGKILL, "peftlab.training.keeper", "RunKeeper.keep"]
+        ["signal_at", number, signal.SIGKILL, "peftlab.training.callbacks", "CheckpointCallback.keep"]
         for number in (range(2, 8) if NIGHT else [2])
     ),
 ]

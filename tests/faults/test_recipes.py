@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from peftlab.part import BadInput
+from peftlab.errors import UserError
 from peftlab.recipe import load_recipe
 from tests.faults.conftest import counted
 
@@ -99,7 +99,7 @@ def refusal(folder: Path, content: bytes) -> str:
     path = folder / "mine.yaml"
     path.write_bytes(content)
     begun = time.process_time()
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(UserError) as caught:
         load_recipe(path)
     assert time.process_time() - begun < 1
     return str(caught.value).replace(str(path), "")
@@ -163,7 +163,7 @@ def verdict(path: Path, *overrides: str) -> str:
     try:
         load_recipe(path, overrides)
         said = ""
-    except BadInput as error:
+    except UserError as error:
         said = str(error)
     assert time.process_time() - begun < 2
     assert len(said) < 10_000

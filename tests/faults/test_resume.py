@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.results import read_result
+from peftlab.results.run_result import read_result
 from tests.contract.bases import Combination
 from tests.faults.conftest import COMBINATIONS, KILLED, STEPS, Lab, counted, finished, sets, steps
 

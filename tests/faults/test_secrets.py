@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.secrets import redact
+from peftlab.io.redact import redact
 from tests.faults.conftest import KILLED, Lab, steps
 
 BY_FORM = {
@@ -79,7 +79,7 @@ def test_no_canary_reaches_a_file_or_a_stream_of_a_run(lab: Lab, output: Path) -
     assert found(lab, output, done.out, done.err) == []
 
 
-@pytest.mark.parametrize("kind", ["RuntimeError", "BadInput"])
+@pytest.mark.parametrize("kind", ["RuntimeError", "UserError"])
 def test_no_canary_comes_out_of_an_error(kind: str, lab: Lab, output: Path) -> None:
     done = lab.server.run(*lab.words(output), faults=[["fail_with", kind, TEXT]], **BY_NAME)
     assert done.code == (1 if kind == "RuntimeError" else 2)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from peftlab.devices.sharding import Sharding
-from peftlab.models.small_model import byte_tokenizer
-from peftlab.part import BadInput
+from peftlab.distributed.fsdp import FsdpSettings
+from peftlab.errors import UserError
+from peftlab.models.tiny_model import byte_tokenizer
 from tests.contract.bases import Combination, tiny
 from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Lab, both, finished, sets, steps
 
@@ -205,7 +205,7 @@ def test_what_cannot_be_in_shares_is_refused_before_loading(
 
 def test_the_launchers_switch_is_taken_over() -> None:
     environment = {**FSDP, "FSDP_RESHARD_AFTER_FORWARD": "false"}
-    assert Sharding.taken_over(environment) == Sharding(reshard=False)
-    assert Sharding.taken_over(environment) is None  # or Accelerate would shard, too
-    with pytest.raises(BadInput, match="fsdp_version: 2"):
-        Sharding.taken_over({"ACCELERATE_USE_FSDP": "1"})
+    assert FsdpSettings.from_env(environment) == FsdpSettings(reshard=False)
+    assert FsdpSettings.from_env(environment) is None  # or Accelerate would shard, too
+    with pytest.raises(UserError, match="fsdp_version: 2"):
+        FsdpSettings.from_env({"ACCELERATE_USE_FSDP": "1"})

@@ -54,7 +54,7 @@ def test_in_an_evaluation_the_state_before_it_is_kept(
 @pytest.mark.parametrize(("sent", "code", "word"), SIGNALS, ids=IDS)
 def test_in_a_save_the_save_and_a_step_are_finished(sent: int, code: int, word: str, lab: Lab, output: Path) -> None:
     words = [*lab.words(output), "--checkpoint-every", "2"]
-    done = lab.server.run(*words, faults=[["signal_at", 1, sent, "peftlab.training.checkpoint", "save_file"]])
+    done = lab.server.run(*words, faults=[["signal_at", 1, sent, "peftlab.training.checkpointing", "save_file"]])
     assert (done.code, done.err) == (code, f"{word}: step 3 is kept, --resume goes on from it\n")
     assert [path.name for path in steps(output)] == ["step-00000002", "step-00000003"]
     assert lab.server.run(*words, "--resume").code == 0
@@ -64,7 +64,12 @@ def test_in_a_save_the_save_and_a_step_are_finished(sent: int, code: int, word: 
 @pytest.mark.parametrize(("sent", "code", "word"), SIGNALS, ids=IDS)
 @pytest.mark.parametrize(
     "place",
-    ["loading.material.load_tokenizer", "loading.material.load_base", "runs.run.apply_method", "runs.processes.start"],
+    [
+        "loading.workload.load_tokenizer",
+        "loading.workload.load_base",
+        "runs.run.apply_method",
+        "runs.launch.init_accelerator",
+    ],
 )
 def test_before_training_it_ends_at_once(place: str, sent: int, code: int, word: str, lab: Lab, output: Path) -> None:
     module, _, name = place.rpartition(".")
@@ -129,7 +134,7 @@ def test_a_second_signal_ends_it_at_once(
 def test_before_training_an_earlier_state_stays(lab: Lab, output: Path) -> None:
     words = [*lab.words(output), *NEVER, "--resume"]
     assert lab.server.run(*words, faults=[["signal_at_step", 4, signal.SIGINT]]).code == 130
-    loading = ["signal_at", 1, signal.SIGINT, "peftlab.loading.material", "load_base"]
+    loading = ["signal_at", 1, signal.SIGINT, "peftlab.loading.workload", "load_base"]
     assert lab.server.run(*words, faults=[loading]).code == 130
     assert lab.server.run(*words, faults=[["signal_at_step", 1, signal.SIGINT]]).code == 130
     assert [path.name for path in steps(output)] == ["step-00000004", "step-00000005"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.suites.bench import Options, bench
+from peftlab.suites.scheduler import Options, bench
 from peftlab.suites.store import Store, validation_scores
 from peftlab.suites.suite import load_suite, make_plan
 from tests.faults.conftest import counted

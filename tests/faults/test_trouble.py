@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.cost.ledger import MIB
-from peftlab.cost.plan import fit
+from peftlab.profiling.estimate import estimate_memory
+from peftlab.profiling.profile import MIB
 from peftlab.recipe import load_recipe
 from peftlab.training import out_of_memory
 from tests.contract.bases import Combination
@@ -143,7 +143,7 @@ def test_out_of_memory_says_what_is_known_and_what_to_change(step: int, lab: Lab
     assert "set training.auto_micro_batch: true, or a larger training.accumulation (the same update)" in line
     assert f"the state after step {step - 1} is kept" in line
     recipe = load_recipe(lab.folder / "tiny.yaml", [f"model={lab.folder / 'tiny'}"])
-    forecast = fit(recipe, limit=None, devices=1, examples=None, length=None)
+    forecast = estimate_memory(recipe, limit=None, devices=1, examples=None, length=None)
     assert forecast.needed is not None
     shapes = f"{forecast.micro_batch} x {forecast.length} tokens holds {forecast.needed / MIB:,.0f} MiB at its peak"
     assert f"by its shapes a step in micro-batches of {shapes}" in line

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from peftlab.devices.zero import Zero
-from peftlab.part import BadInput
+from peftlab.distributed.deepspeed import ZeroSettings
+from peftlab.errors import UserError
 from tests.contract.bases import Combination
 from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Done, Lab, both, finished, sets, steps
 from tests.faults.test_shares import COMPILES, recipe_of
@@ -189,9 +189,9 @@ def test_what_it_cannot_share_out_is_refused_before_loading(
 
 def test_the_launchers_switch_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {**ZERO, STAGE: "3"}
-    assert Zero.taken_over(asked) == Zero(3)
+    assert ZeroSettings.from_env(asked) == ZeroSettings(3)
     assert asked == {STAGE: "3"}
-    assert Zero.taken_over({}) is None
+    assert ZeroSettings.from_env({}) is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BadInput, match="DeepSpeed is not installed: pip install deepspeed"):
-        Zero.taken_over({**ZERO})
+    with pytest.raises(UserError, match="DeepSpeed is not installed: pip install deepspeed"):
+        ZeroSettings.from_env({**ZERO})

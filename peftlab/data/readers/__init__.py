@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from peftlab.data.examples import Row
 from peftlab.data.readers.conll import read_conll
 from peftlab.data.readers.delimited import read_csv, read_tsv
 from peftlab.data.readers.json_array import read_json
 from peftlab.data.readers.jsonl import read_jsonl
 from peftlab.data.readers.parquet import read_parquet
 from peftlab.data.readers.text import read_text
-from peftlab.examples import Row
 
 Format = Literal["jsonl", "json", "csv", "tsv", "parquet", "conll", "text"]
 READERS: dict[Format, Callable[[Path], list[Row]]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from peftlab.examples import Row
+from peftlab.data.examples import Row
 
 if TYPE_CHECKING:
     from datasets import ClassLabel

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from peftlab.data.examples import Row
 from peftlab.data.readers.lines import read_lines
-from peftlab.examples import Row
 
 COMMENT = re.compile(r"# \w+ = ")  # CoNLL-U's, e.g. "# sent_id = 1"
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from peftlab.data.examples import Row
 from peftlab.data.readers.lines import LONGEST_LINE, read_lines
-from peftlab.examples import Row
-from peftlab.part import BadInput
+from peftlab.errors import UserError
 
 SIGNS = ",;|"
 
@@ -40,13 +40,13 @@ def _read(path: Path, delimiter: str | None) -> list[Row]:
     lines = texts()
     head = next(lines, "")
     if faults:
-        raise BadInput(f"{path}:1: {faults[1]}")
+        raise UserError(f"{path}:1: {faults[1]}")
     csv.field_size_limit(LONGEST_LINE)
     if "\r" in head.rstrip("\r\n"):
-        raise BadInput(f"{path}:1: its lines end in a carriage return alone; want a line feed, or both")
+        raise UserError(f"{path}:1: its lines end in a carriage return alone; want a line feed, or both")
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter is None else csv.QUOTE_NONE
     if delimiter is None and head.count('"') % 2:
-        raise BadInput(f"{path}:1: a column's name goes on in the next line; the first line names the columns")
+        raise UserError(f"{path}:1: a column's name goes on in the next line; the first line names the columns")
     headers = {sign: next(csv.reader([head], delimiter=sign, quoting=quoting), []) for sign in delimiter or SIGNS}
     sign = max(headers, key=lambda sign: len(headers[sign]))  # the first of those that part it alike
     names = [name.strip() for name in headers[sign]]
@@ -60,7 +60,7 @@ def _read(path: Path, delimiter: str | None) -> list[Row]:
             fault = None
         except csv.Error as error:
             if "unexpected end of data" in str(error):  # it has swallowed all that follows
-                raise BadInput(f"{where}: a quotation mark that is never closed") from None
+                raise UserError(f"{where}: a quotation mark that is never closed") from None
             record, fault = [], f"not CSV: {error}"
         if record is None:
             return rows
@@ -76,9 +76,9 @@ def _read(path: Path, delimiter: str | None) -> list[Row]:
 
 def _check_names(path: Path, names: list[str]) -> None:
     if not names:
-        raise BadInput(f"{path}:1: is empty; the first line names the columns")
+        raise UserError(f"{path}:1: is empty; the first line names the columns")
     for position, name in enumerate(names):
         if not name.strip():
-            raise BadInput(f"{path}:1: column {position + 1} has no name; the first line names the columns")
+            raise UserError(f"{path}:1: column {position + 1} has no name; the first line names the columns")
         if name in names[:position]:
-            raise BadInput(f"{path}:1: two columns are named {name!r}")
+            raise UserError(f"{path}:1: two columns are named {name!r}")

@@ -6,10 +6,10 @@ import json
 import re
 from pathlib import Path
 
+from peftlab.data.examples import Row
 from peftlab.data.readers.jsonl import parse, read_jsonl
 from peftlab.data.readers.lines import opened
-from peftlab.examples import Row
-from peftlab.part import BadInput
+from peftlab.errors import UserError
 
 SPACE = re.compile(r"[ \t\r\n]*")
 FLATTEN = (  # SQuAD's own files: articles of paragraphs of questions
@@ -19,14 +19,14 @@ FLATTEN = (  # SQuAD's own files: articles of paragraphs of questions
 
 
 def read_json(path: Path) -> list[Row]:
-    """A row an object of the array, by the line it starts on. Raises BadInput for what is no array of rows."""
+    """A row an object of the array, by the line it starts on. Raises UserError for what is no array of rows."""
     with opened(path) as file:
         content = file.read()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise BadInput(f"{path}:{line}: not UTF-8: byte 0x{content[error.start]:02x}") from None
+        raise UserError(f"{path}:{line}: not UTF-8: byte 0x{content[error.start]:02x}") from None
     start = _after_space(text, 0)
     if text[start : start + 1] == "[":
         return _rows(path, text, start + 1)
@@ -39,7 +39,7 @@ def read_json(path: Path) -> list[Row]:
         return read_jsonl(path)
     keys = ", ".join(list(whole)[:5]) if isinstance(whole, dict) else type(whole).__name__
     cure = f"; of SQuAD's articles rows are made by {FLATTEN}" if nested else ""
-    raise BadInput(f"{path}: an array of objects, or an object a line, was expected, found one value ({keys}){cure}")
+    raise UserError(f"{path}: an array of objects, or an object a line, was expected, found one value ({keys}){cure}")
 
 
 def _rows(path: Path, text: str, position: int) -> list[Row]:
@@ -53,17 +53,17 @@ def _rows(path: Path, text: str, position: int) -> list[Row]:
             _, end = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             where, what = getattr(error, "lineno", line), getattr(error, "msg", error)
-            raise BadInput(f"{path}:{where}: not JSON: {what}") from None
+            raise UserError(f"{path}:{where}: not JSON: {what}") from None
         value, fault = parse(text[position:end])
         rows.append(Row(f"{path}:{line}", value, fault))
         position = _after_space(text, end)
         if text[position : position + 1] == ",":
             position = _after_space(text, position + 1)
         elif text[position : position + 1] != "]":
-            raise BadInput(f"{path}:{line}: not JSON: the object that begins here is followed by neither , nor ]")
+            raise UserError(f"{path}:{line}: not JSON: the object that begins here is followed by neither , nor ]")
     if _after_space(text, position + 1) < len(text):
         line += text.count("\n", counted, position)
-        raise BadInput(f"{path}:{line}: not JSON: the array ends here, and something follows it")
+        raise UserError(f"{path}:{line}: not JSON: the array ends here, and something follows it")
     return rows
 
 

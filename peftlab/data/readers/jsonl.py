@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any, NoReturn
 
+from peftlab.data.examples import Row
 from peftlab.data.readers.lines import read_lines
-from peftlab.examples import Row
-from peftlab.part import BadInput
+from peftlab.errors import UserError
 
 
 def read_jsonl(path: Path) -> list[Row]:
@@ -18,7 +18,7 @@ def read_jsonl(path: Path) -> list[Row]:
         if fault is None and not line.strip():
             continue
         if not rows and line.strip() == "[":
-            raise BadInput(
+            raise UserError(
                 f"{path}:{number}: an array, not an object a line; data.format: json reads an array of objects"
             )
         value: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from peftlab.part import BadInput
+from peftlab.errors import UserError
 
 LONGEST_LINE = 4 * 1024 * 1024  # bytes
 
@@ -22,7 +22,7 @@ class Line(NamedTuple):
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """Every line; one that is not UTF-8, holds NUL or is absurdly long has a fault. Raises BadInput for the file."""
+    """Every line; one that is not UTF-8, holds NUL or is absurdly long has a fault. Raises UserError for the file."""
     with opened(path) as file:
         for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
             if len(raw) > LONGEST_LINE:
@@ -41,9 +41,9 @@ def read_lines(path: Path) -> Iterator[Line]:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[gzip.GzipFile | io.BufferedReader]:
-    """The bytes of a file, unpacked if it is a .gz. Raises BadInput if it cannot be read."""
+    """The bytes of a file, unpacked if it is a .gz. Raises UserError if it cannot be read."""
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             yield file
     except (OSError, EOFError, zlib.error) as error:
-        raise BadInput(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None

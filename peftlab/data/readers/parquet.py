@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from peftlab.data.examples import Row
 from peftlab.data.readers.arrow import dataset_rows
-from peftlab.examples import Row
-from peftlab.part import BadInput
+from peftlab.errors import UserError
 
 
 def read_parquet(path: Path) -> list[Row]:
@@ -17,9 +17,9 @@ def read_parquet(path: Path) -> list[Row]:
     try:
         table = parquet.ParquetFile(path).read()
     except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror or _first_line(error)}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror or _first_line(error)}") from None
     except pyarrow.ArrowException as error:
-        raise BadInput(f"{path}: not parquet: {_first_line(error)}") from None
+        raise UserError(f"{path}: not parquet: {_first_line(error)}") from None
     import datasets
 
     return dataset_rows(datasets.Dataset(table), str(path))

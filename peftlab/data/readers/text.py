@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from peftlab.data.examples import Row
 from peftlab.data.readers.lines import read_lines
-from peftlab.examples import Row
 
 
 def read_text(path: Path) -> list[Row]:

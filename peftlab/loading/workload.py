@@ -1,0 +1,70 @@
+"""What a recipe names, read: its rows and what the task found in them, the base's files and tokenizer, the base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+
+from peftlab.component import Precision
+from peftlab.data.examples import Encoded, Splits
+from peftlab.distributed import DeviceMap
+from peftlab.loading.encoding import encode
+from peftlab.loading.model import Base, load_base, load_tokenizer, longest_input
+from peftlab.models import remote_code
+from peftlab.models.model import Files
+from peftlab.recipe import Recipe
+from peftlab.tasks import Task
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What there is before a model is."""
+
+    recipe: Recipe
+    rows: Splits
+    files: Files
+    task: Task  # bind to the rows
+    tokenizer: PreTrainedTokenizerBase
+    limit: int  # tokens of the longest input
+
+    def encoded(self, split: str, count: int | None = None) -> tuple[Encoded, dict[str, int]]:
+        """Examples of a split, or of its first `count` rows, and how many rows were left out by reason."""
+        what = f"the {split} split of {self.rows.source}"
+        rows, on_bad_row = self.rows.rows[split][:count], self.recipe.data.on_bad_row
+        return encode(self.task, rows, self.tokenizer, self.limit, files=self.files, what=what, on_bad_row=on_bad_row)
+
+    def tokenize(self, text: str) -> list[int]:
+        """The text alone, without what begins or ends a sequence."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def base(self, device: torch.device, precision: Precision, device_map: DeviceMap | None = None) -> Base:
+        """The base with the task's head, as the recipe's method is attached to it."""
+        return load_base(
+            self.recipe.model,
+            self.files,
+            self.task,
+            self.recipe.quantization,
+            device=device,
+            compute=getattr(torch, precision),
+            frozen=not self.recipe.method.trains_base,
+            dropout=self.recipe.training.dropout,
+            seed=self.recipe.seeds.initialization,
+            padding_token=self.tokenizer.pad_token_id,
+            device_map=device_map,
+        )
+
+
+def read(recipe: Recipe, accelerator: Accelerator, trust: str | None = None) -> Workload:
+    """`trust`: see `Model.files`. Raises UserError with rows that the task cannot take, or what is wrong with files."""
+    with accelerator.main_process_first():  # one process fetches, the others find
+        rows, files = recipe.rows(), recipe.model.files(trust)
+        if files.trusted:
+            remote_code.install(files.folder)
+    task = recipe.task.from_training(rows.rows["train"])
+    task = task.bind(row for split in rows.rows.values() for row in split)
+    tokenizer = load_tokenizer(files, task)
+    limit = longest_input(files, task, reserved=recipe.method.positions)
+    return Workload(recipe, rows, files, task, tokenizer, limit)

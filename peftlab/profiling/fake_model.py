@@ -1,0 +1,257 @@
+"""A model that is all shapes and no values, and a recorder of what its training would take. Nothing is computed."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, distributed, nn
+from torch._guards import active_fake_mode
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import masking_utils
+from transformers.quantizers.auto import AutoHfQuantizer
+
+from peftlab.errors import UserError, nearest
+from peftlab.loading.head import with_head
+from peftlab.loading.model import Base, head_modules, kept_float, set_dropout
+from peftlab.loading.model import count as count_parameters
+from peftlab.models.model import Files, Shape
+from peftlab.profiling.memory import add_up
+from peftlab.profiling.profile import PhaseSnapshot
+from peftlab.quantization import Quantization
+from peftlab.quantization.quantization import quantized_linears
+from peftlab.tasks import Task
+
+
+def meta_model(
+    shape: Shape,
+    files: Files,
+    task: Task,
+    quantization: Quantization,
+    *,
+    compute: torch.dtype,
+    frozen: bool,
+    dropout: float | None,
+    padding_token: int,
+) -> Base:
+    """`load_base` without the weights: every tensor is on the meta device. Raises UserError likewise."""
+    config = full_config(shape.values, task)
+    if dropout is not None:
+        set_dropout(config, dropout)
+    dtype = compute if frozen else torch.float32
+    with torch.device("meta"):
+        skeleton: Any = with_head(config, task, dtype=dtype)
+        head, parameters = head_modules(skeleton, task), count_parameters(skeleton)
+        for name in head:
+            skeleton.get_submodule(name).float()
+        settings = quantization.config(kept_float(skeleton, head), dtype)
+        if settings is not None:
+            quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=False)
+            quantizer.preprocess_model(model=skeleton, device_map={"": "cpu"})
+            quantizer.postprocess_model(skeleton)
+    skeleton.requires_grad_(False)
+    quantization.prepare(skeleton)
+    skeleton.config.get_text_config().pad_token_id = padding_token
+    return Base(skeleton, head, parameters, files)
+
+
+def full_config(values: Mapping[str, Any], task: Task) -> Any:
+    """The config of a base of this shape with the task's head."""
+    values = dict(values)
+    architecture = values.pop("model_type")
+    try:
+        return transformers.AutoConfig.for_model(architecture, **{**values, **task.model_settings()})
+    except (KeyError, ValueError):
+        near = nearest(architecture, transformers.CONFIG_MAPPING)
+        raise UserError(f"model: transformers knows no {architecture!r}{near}") from None
+
+
+@contextlib.contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Inside, every new tensor is a shape on the CPU: what is chosen by device is chosen as there.
+
+    transformers drops an attention mask of nothing but ones, unless it takes the shapes for the tracing of a graph.
+    """
+    library: Any = masking_utils
+    tracing = library.is_tracing
+    library.is_tracing = lambda tensor=None: False
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        library.is_tracing = tracing
+
+
+@contextlib.contextmanager
+def fake_process_group(count: int) -> Iterator[DeviceMesh]:
+    """So many processes in a row, of which this is the first and the others are not there: nothing is sent."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=count)
+    try:
+        yield init_device_mesh("cpu", (count,))
+    finally:
+        distributed.destroy_process_group()
+
+
+class ShapeRecorder(TorchDispatchMode):
+    """Follows the storages of a hollow model's step from operator to operator, and answers where a value is asked."""
+
+    reserved = None
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._events: list[tuple[int, str]] = []
+        self._sizes: dict[int, int] = {}  # bytes of the storages that are there
+        self._resize = torch.UntypedStorage.resize_
+        self._depth = 0  # an operator may be taken apart inside of it
+
+    def __enter__(self) -> ShapeRecorder:
+        if self._depth == 0:
+            self._shapes = active_fake_mode()
+            setattr(torch.UntypedStorage, "resize_", lambda storage, size: self._resized(storage, size))  # noqa: B010
+        self._depth += 1
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self._depth -= 1
+        if self._depth == 0:
+            setattr(torch.UntypedStorage, "resize_", self._resize)  # noqa: B010
+
+    def mark(self, phase: str) -> None:
+        self._events.append((0, phase))
+
+    def marks(self) -> list[PhaseSnapshot]:
+        return add_up(self._events)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # it comes back here with what this process has of it
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return True if args[0].dtype is torch.bool else 1 if not args[0].is_floating_point() else 1.0
+        if func is torch.ops.aten.equal.default:
+            return False
+        if func is torch.ops.bitsandbytes.gemm_4bit.default:
+            with self:
+                return _gemm_4bit(*args, **kwargs)
+        if func in INDEXING and any(index is not None and index.dtype is torch.bool for index in args[1]):
+            with self:
+                return func(args[0], _positions(args[1]), *args[2:], **kwargs)
+        outputs = func(*args, **kwargs)
+        if active_fake_mode() is not self._shapes:
+            return outputs  # a shape that a DTensor asks for
+        known = {_storage(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        for tensor in tree_leaves(outputs):
+            if isinstance(tensor, Tensor) and (storage := _storage(tensor)) not in known:
+                known.add(storage)
+                self._follow(tensor)
+        return outputs
+
+    def _follow(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self._sizes[storage._cdata] = storage.nbytes()
+        self._events.append((storage.nbytes(), ""))
+        weakref.finalize(storage, self._gone, storage._cdata)
+
+    def _gone(self, storage: int) -> None:
+        self._events.append((-self._sizes.pop(storage), ""))
+
+    def _resized(self, storage: torch.UntypedStorage, size: int) -> None:
+        """FSDP2 empties what it has gathered, and fills it again."""
+        self._events.append((size - storage.nbytes(), ""))
+        if storage._cdata in self._sizes:
+            self._sizes[storage._cdata] = size
+        self._resize(storage, size)
+
+
+INDEXING = {
+    torch.ops.aten.index.Tensor,
+    torch.ops.aten.index_put.default,
+    torch.ops.aten.index_put_.default,
+    torch.ops.aten._index_put_impl_.default,
+}
+
+
+def _positions(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """Indices in which a mask is the positions where it is true: all of them, as no more can be, and none is known."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        if index is None or index.dtype is not torch.bool:
+            found.append(index)
+        else:
+            found += [torch.empty(index.numel(), dtype=torch.int64) for _ in index.shape]
+    return found
+
+
+def _gemm_4bit(
+    input: Tensor,
+    packed: Tensor,
+    shape: tuple[int, int],
+    absmax: Tensor,
+    block: int,
+    kind: str,
+    bias: Tensor | None = None,
+    absmax_8bit: Tensor | None = None,
+    *rest: Any,
+) -> Tensor:
+    """What the operator does inside: the scales made float, the weight, the product."""
+    scales = None if absmax_8bit is None else torch.empty(absmax_8bit.shape) + 0.0
+    output = nn.functional.linear(input, torch.empty(shape, dtype=input.dtype), bias)
+    del scales
+    return output
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def to_shapes(
+    model: nn.Module, quantization: Quantization, before: Iterable[StorageWeakRef]
+) -> dict[StorageWeakRef, None]:
+    """Put a model that is on the meta device on the hollow CPU; what was one tensor stays one. Inside `shapes_alone()`.
+
+    Gives the storages that stand for those `before`.
+    """
+    made: dict[int, Tensor] = {}
+    moved: dict[StorageWeakRef, StorageWeakRef] = {}
+
+    def twin(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            new: Tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
+            if isinstance(tensor, nn.Parameter):
+                new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+            made[id(tensor)] = new
+            note(tensor, new)
+        return made[id(tensor)]
+
+    def note(old: Tensor, new: Tensor) -> None:
+        moved[StorageWeakRef(old.untyped_storage())] = StorageWeakRef(new.untyped_storage())
+
+    for linear in quantized_linears(model).values():
+        weight: Any = linear.weight
+        quantization.hollow(linear)
+        made[id(linear.weight)] = linear.weight  # type: ignore[assignment]
+        note(weight, linear.weight)  # type: ignore[arg-type]
+    for module in model.modules():
+        tensors: dict[str, Any]
+        for tensors in (module._parameters, module._buffers):
+            tensors.update({name: twin(tensor) for name, tensor in tensors.items() if tensor is not None})  # type: ignore[misc]
+        for value in vars(module).values():
+            if isinstance(value, dict):  # e.g. what PiSSA started from
+                value.update({key: twin(tensor) for key, tensor in value.items() if type(tensor) is Tensor})
+    return dict.fromkeys(moved[storage] for storage in before if storage in moved)

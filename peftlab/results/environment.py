@@ -1,0 +1,120 @@
+"""What a run runs on: code, libraries, hardware; and what must be set before the libraries load."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform
+import subprocess
+import warnings
+from pathlib import Path
+
+from peftlab.component import Precision
+from peftlab.results.run_result import Code, Environment, Hardware
+
+LIBRARIES = (
+    "peftlab", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate", "tokenizers",
+    "safetensors", "numpy", "seqeval", "deepspeed",
+)  # fmt: skip
+
+
+def quiet_libraries() -> None:
+    """Silence what the stack says that a user cannot act on. Call before the stack is imported."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own lines
+    for name in ("bitsandbytes", "transformers", "accelerate", "datasets", "torch.distributed", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)  # it sets its own level
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|accelerate|bitsandbytes|datasets|numpy)\b")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+
+
+def environment(
+    device: str,
+    precision: Precision,
+    processes: int,
+    *,
+    sharded: bool = False,
+    zero: int | None = None,
+    device_map: str | None = None,
+) -> Environment:
+    """Everything that may change a number, as it is now. Of the environment variables nothing is kept."""
+    import torch
+
+    # Not asked for on a CPU: the answer starts CUDA, which a process that was forked may not.
+    accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if device == "cuda" else []
+    return Environment(
+        code=_code(),
+        python=platform.python_version(),
+        libraries={name: version for name in LIBRARIES if (version := _version(name))},
+        hardware=Hardware(
+            processor=_processor(),
+            cores=os.cpu_count() or 1,
+            threads=torch.get_num_threads(),
+            memory_bytes=_memory(),
+            accelerators=accelerators,
+            driver=_driver() if accelerators else None,
+        ),
+        device=device,
+        precision=precision,
+        processes=processes,
+        sharded=sharded,
+        zero=zero,
+        device_map=device_map,
+    )
+
+
+def _driver() -> str:
+    """The newest CUDA that the GPU's driver serves, e.g. 13.0."""
+    import torch
+
+    number = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # of a build for CUDA
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _code() -> Code:
+    """The commit peftlab was run from, if it was run from a checkout."""
+    folder = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD") if (folder / ".git").exists() else None
+    changes = git("status", "--porcelain", "--", "peftlab") if commit else None
+    return Code(commit=commit, modified=None if changes is None else bool(changes))
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None

@@ -1,0 +1,62 @@
+"""The LaTeX document of a suite."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from peftlab.reports.markdown import read_analysis, tables
+from tests.reports.made_up import SUITE
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.mark.parametrize("made", ["suite_folder", "measured_folder"])
+def test_latex_is_balanced_escaped_and_cites_what_the_bibliography_has(
+    made: str, request: pytest.FixtureRequest
+) -> None:
+    """What needs no TeX engine to be seen."""
+    files = tables(read_analysis(request.getfixturevalue(made)))
+    text = files["table.tex"]
+    opened = re.findall(r"\\begin\{(\w+)\}", text)
+    closed = re.findall(r"\\end\{(\w+)\}", text)
+    assert sorted(opened) == sorted(closed)
+    assert re.sub(r"\\.", "", text).count("{") == re.sub(r"\\.", "", text).count("}")
+    prose = re.sub(r"\\(label|cite|usepackage|bibliography)\S*|^%.*|\}~", "", text, flags=re.M)
+    assert not re.search(r"(?<!\\)[_#^~]", prose)
+    for body in re.findall(r"\\begin\{tabular\}\{(l+r+)\}(.*?)\\end\{tabular\}", text, flags=re.S):
+        for row in re.findall(r"^(.*)\\\\$", body[1], flags=re.M):
+            assert len(re.findall(r"(?<!\\)&", row)) + 1 == len(body[0])
+    cited = set(re.findall(r"\\cite\{(.*?)\}", text)[0].split(","))
+    assert cited == set(re.findall(r"^@misc\{(.*),$", files["references.bib"], flags=re.M))
+    assert {"hu2021lora", "dettmers2023qlora", "benzaken2021bitfit"} <= cited
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None or shutil.which("bibtex") is None, reason="needs a TeX engine")
+@pytest.mark.parametrize("made", ["suite_folder", "measured_folder", "ner", "quick"])
+def test_latex_compiles_as_it_stands_and_nothing_is_wider_than_the_page(
+    made: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = BENCHMARKS / made if (BENCHMARKS / made).is_dir() else request.getfixturevalue(made)
+    for name, text in tables(read_analysis(folder)).items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    latex = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"]
+    for command in (latex, ["bibtex", "table"], latex, latex):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout[-2000:]
+    log = (tmp_path / "table.log").read_text(encoding="latin-1")
+    assert not re.search(r"Overfull|Warning: (Citation|Reference|There were)|multiply defined", log)
+    assert (tmp_path / "table.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs a TeX engine")
+def test_latex_of_a_suite_of_many_tasks_compiles_too(tmp_path: Path) -> None:
+    many = "".join(f"  t{number}: {{}}\n" for number in range(40))
+    suite = SUITE.replace("tasks: {addresses: {}}\n", f"tasks:\n{many}").replace("task: addresses", "task: t1")
+    (tmp_path / "suite.yaml").write_text(suite + "name: mine\n")
+    (tmp_path / "table.tex").write_text(tables(read_analysis(tmp_path))["table.tex"], encoding="utf-8")
+    latex = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"]
+    done = subprocess.run(latex, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]

@@ -1,0 +1,54 @@
+"""The table of recipes: a row a recipe, numbers of its own result or dashes."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from peftlab.errors import UserError
+from peftlab.recipe import load_recipe
+from peftlab.reports.overview import DASH, overview
+from peftlab.results.run_result import RunResult, read_result, result_folder, write_result
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+FILES = [ROOT / "recipes" / f"{name}.yaml" for name in ("lora-mine", "lora-ner")]
+RESULTS = ROOT / "benchmarks" / "recipes"
+
+
+def cells(table: str, name: str) -> dict[str, str]:
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "|" in line]
+    return dict(zip(lines[0], next(line for line in lines if line[0] == name), strict=True))
+
+
+@pytest.fixture
+def result() -> RunResult:
+    recipe = load_recipe(ROOT / "recipes" / "lora-mine.yaml")
+    return read_result(result_folder(RESULTS, recipe.name, recipe.digest))
+
+
+def test_a_row_says_what_the_result_says(result: RunResult, tmp_path: Path) -> None:
+    folder = result_folder(tmp_path, result.name, result.digest)
+    folder.mkdir(parents=True)
+    untouched = {"test": {result.selection: 0.125}}
+    write_result(result.model_copy(update={"untouched": untouched}), folder)
+    row = cells(
+        overview([ROOT / "recipes" / f"{name}.yaml" for name in ("lora-mine", "lora-ner")], tmp_path), "lora-mine"
+    )
+    assert row["test"] == f"{result.metrics['test'][result.selection]:.4f}"
+    assert row["validation"] == f"{result.metrics['validation'][result.selection]:.4f}"
+    assert row["base untouched"] == "0.1250"
+    assert row["trainable"] == f"{result.parameters.trainable:,}"
+
+
+def test_what_was_not_run_is_a_dash_and_nothing_at_all_is_an_error(result: RunResult, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no result of these 2 recipes"):
+        overview(FILES, tmp_path)
+    folder = result_folder(tmp_path, result.name, result.digest)
+    shutil.copytree(result_folder(RESULTS, result.name, result.digest), folder)
+    row = cells(overview(FILES, tmp_path), "lora-ner")
+    assert set(list(row.values())[2:]) == {DASH}
+
+
+def test_the_committed_table_is_that_of_the_committed_results() -> None:
+    assert overview(RECIPES, RESULTS) == (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")

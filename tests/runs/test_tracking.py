@@ -1,0 +1,82 @@
+"""Trackers hear of a run what a person sees of it: read back from TensorBoard's own files."""
+
+import errno
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from peftlab.errors import UserError
+from peftlab.recipe import load_recipe
+from peftlab.results.run_result import RunResult, is_finished, result_folder, tracking_folder
+from peftlab.runs import tracking
+from peftlab.runs.run import run
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, EventAccumulator]:
+    from tests.conftest import RECIPE
+
+    folder = tmp_path_factory.mktemp("tracked")
+    (folder / "mine.yaml").write_text(RECIPE)
+    recipe = load_recipe(folder / "mine.yaml")
+    result = run(recipe, result_folder(folder, recipe.name, recipe.digest), trackers=["tensorboard"])
+    events = EventAccumulator(str(folder / recipe.name / f"{recipe.digest}.tracking" / recipe.name))
+    events.Reload()
+    return result, events
+
+
+def test_every_step_and_every_evaluation_is_told(told: tuple[RunResult, EventAccumulator]) -> None:
+    result, events = told
+    losses = events.Scalars("train/loss")
+    assert [told.step for told in losses] == [1, 2, 3, 4, 5, 6]
+    halves = [sum(told.value for told in half) / 3 for half in (losses[:3], losses[3:])]
+    assert halves == pytest.approx(result.curve.losses, rel=1e-5)
+    scores = events.Scalars(f"validation/{result.selection}")
+    assert [told.step for told in scores] == result.curve.steps
+    assert [told.value for told in scores] == pytest.approx(result.curve.scores, rel=1e-5)
+
+
+def test_the_test_score_is_told_at_the_end(told: tuple[RunResult, EventAccumulator]) -> None:
+    result, events = told
+    (score,) = events.Scalars(f"test/{result.selection}")
+    assert (score.step, score.value) == (6, pytest.approx(result.metrics["test"][result.selection], rel=1e-5))
+
+
+def test_a_run_that_is_not_tracked_leaves_nothing_of_it(tmp_path: Path, recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    run(recipe, result_folder(tmp_path, recipe.name, recipe.digest))
+    assert not list(tmp_path.rglob("*.tracking"))
+
+
+@pytest.mark.parametrize(
+    ("tracker", "says"),
+    [("tensorbord", "did you mean 'tensorboard'"), ("dvclive", "not installed here; pip install dvclive")],
+)
+def test_a_tracker_that_is_not_here_is_said_before_anything_loads(tracker: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=says):
+        tracking.settings([tracker], tmp_path)
+
+
+def test_a_tracker_that_cannot_begin_is_a_mistake_in_a_line(tmp_path: Path, recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    folder = result_folder(tmp_path, recipe.name, recipe.digest)
+    folder.parent.mkdir()
+    tracking_folder(folder).touch()
+    with pytest.raises(UserError, match="--track: tensorboard could not begin: NotADirectoryError"):
+        run(recipe, folder, trackers=["tensorboard"])
+
+
+def test_a_tracker_that_fails_later_does_not_end_the_run(
+    tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*given: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.log", full)
+    monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.finish", full)
+    recipe = load_recipe(recipe_file)
+    folder = result_folder(tmp_path, recipe.name, recipe.digest)
+    run(recipe, folder, trackers=["tensorboard"])
+    assert is_finished(folder)
+    assert capsys.readouterr().out.count("is told nothing more: OSError: [Errno 28] No space left on device") == 1

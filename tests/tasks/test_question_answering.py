@@ -1,0 +1,414 @@
+"""Question answering: spans and windows point where the answer stands, and windows become one answer a row."""
+
+import contextlib
+import copy
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
+from transformers.modeling_outputs import QuestionAnsweringModelOutput
+
+from peftlab.data.data import SPLITS
+from peftlab.data.examples import Example, Row
+from peftlab.data.hub import Hub
+from peftlab.errors import UserError
+from peftlab.loading.model import Base, head_modules, load_base, load_tokenizer
+from peftlab.methods import TrainingPlan
+from peftlab.methods.lora import Lora
+from peftlab.methods.method import Method
+from peftlab.methods.prefix_tuning import PrefixTuning
+from peftlab.methods.prompt_tuning import PromptTuning
+from peftlab.models.model import Files
+from peftlab.models.shapes import shapes
+from peftlab.models.tiny_model import small_config
+from peftlab.quantization.none import NoQuantization
+from peftlab.recipe import load_recipe
+from peftlab.runs.run import run
+from peftlab.tasks.question_answering import QuestionAnswering
+from peftlab.tasks.task import IGNORED
+from peftlab.training.loop import predict
+from tests.conftest import MINILM
+
+CONTEXT = "Mozart lived in Vienna. He died there in 1791, aged thirty-five."
+LONG = "It rained. " * 30 + CONTEXT + " The sun shone." * 30
+CPU = torch.device("cpu")
+
+
+def row(answer: str | None = "in Vienna", context: str = CONTEXT, question: str = "Where did Mozart live?") -> Row:
+    answers: dict[str, list[Any]] = {"text": [], "answer_start": []}
+    if answer is not None:
+        answers = {"text": [answer], "answer_start": [context.index(answer)]}
+    return Row("mine.jsonl:7", {"question": question, "context": context, "answers": answers})
+
+
+@pytest.fixture(scope="module")
+def tokenizer(minilm: Files) -> PreTrainedTokenizerBase:
+    return load_tokenizer(minilm, QuestionAnswering())
+
+
+@pytest.fixture
+def base(minilm: Files) -> Base:
+    return load_base(MINILM, minilm, QuestionAnswering(), NoQuantization(), device=CPU, compute=torch.float32)
+
+
+def pointed(example: Example, first: int, last: int) -> str:
+    """The characters of the context from one token to another."""
+    places = example.features["places"]
+    return str(example.row.fields["context"])[places[2 * first] : places[2 * last + 1]]
+
+
+def saying(examples: Sequence[Example], *peaks: tuple[int, int, float] | None) -> QuestionAnsweringModelOutput:
+    """Outputs that point, window by window, from a token to a token with a logit each, and nowhere else."""
+    longest = max(len(example) for example in examples)
+    start, end = torch.zeros(len(examples), longest), torch.zeros(len(examples), longest)
+    for number, peak in enumerate(peaks):
+        if peak is not None:
+            start[number, peak[0]] = end[number, peak[1]] = peak[2]
+    return QuestionAnsweringModelOutput(start_logits=start, end_logits=end)
+
+
+def test_the_labels_of_a_window_point_at_the_answer(tokenizer: PreTrainedTokenizerBase) -> None:
+    for answer in ("in Vienna", "1791", "five", "Mozart"):
+        (example,) = QuestionAnswering().encode([row(answer)], tokenizer, 128).examples
+        assert pointed(example, *example.features["labels"]) == answer
+
+
+def test_every_answer_of_squad_can_be_read_back_from_its_labels(tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = Hub(id="rajpurkar/squad/validation-1000").read()[0]["train"]
+    assert len(rows) == 1000
+    assert len({row.fields["title"] for row in rows}) == 48
+    encoded = QuestionAnswering().bind(rows).encode(rows, tokenizer, 384)
+    assert encoded.counts == {"truncated_questions": 0, "lost_answers": 0}
+    whole = 0
+    for example in encoded.examples:
+        if example.features["labels"] != example.features["null"] * 2:
+            said, wanted = pointed(example, *example.features["labels"]), example.row.fields["answers"]["text"][0]
+            assert wanted in said  # tokens may be larger: "$5bn" of "a $5bn-a-year plan"
+            whole += said == wanted
+    assert whole >= 990
+
+
+def test_disfl_qa_has_an_answer_that_stands_in_the_passage_or_none() -> None:
+    rows = Hub(id="google-research-datasets/disfl_qa/test-1000").read()[0]["train"]
+    QuestionAnswering(no_answer=True).bind(rows)
+    assert (len(rows), sum(not row.fields["answers"]["text"] for row in rows)) == (1000, 245)
+
+
+def test_a_long_context_is_read_in_windows_that_overlap_and_lose_no_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    task = QuestionAnswering(stride=16)
+    examples = task.encode([row(context=LONG), row()], tokenizer, 64).examples
+    windows = [example for example in examples if example.row.fields["context"] == LONG]
+    assert len(windows) > 3
+    assert len(examples) == len(windows) + 1
+    inside = [[place for place in example.features["places"] if place != IGNORED] for example in windows]
+    shared = [len(set(one) & set(other)) for one, other in itertools.pairwise(inside)]
+    assert min(shared) >= 16
+    tokens = tokenizer(LONG, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    assert {place for window in inside for place in window} == {place for pair in tokens for place in pair}
+    has = [window for window in windows if window.features["labels"] != [0, 0]]
+    assert 1 <= len(has) < len(windows)
+    assert {pointed(window, *window.features["labels"]) for window in has} == {"in Vienna"}
+
+
+def test_a_window_without_the_answer_points_at_cls(tokenizer: PreTrainedTokenizerBase) -> None:
+    first = QuestionAnswering().encode([row(context=LONG)], tokenizer, 64).examples[0]
+    assert first.features["labels"] == [0, 0]
+    assert first.features["input_ids"][0] == tokenizer.cls_token_id
+
+
+def test_an_answer_longer_than_any_overlap_is_counted_as_lost(tokenizer: PreTrainedTokenizerBase) -> None:
+    encoded = QuestionAnswering().encode([row(LONG.strip(), LONG), row()], tokenizer, 64)
+    assert encoded.counts["lost_answers"] == 1
+
+
+def test_a_question_that_is_too_long_is_an_error_unless_it_may_be_cut(tokenizer: PreTrainedTokenizerBase) -> None:
+    long = row(question="where " * 40)
+    with pytest.raises(UserError, match=r"mine.jsonl:7: question: 40 tokens, but at most 21 \(a third of a window\)"):
+        QuestionAnswering().encode([long], tokenizer, 64)
+    encoded = QuestionAnswering(truncate=True).encode([long], tokenizer, 64)
+    assert encoded.counts["truncated_questions"] == 1
+    assert encoded.examples[0].features["token_type_ids"].index(1) == 21 + 2  # [CLS] and [SEP]
+
+
+@pytest.mark.parametrize("limit", [32, 33, 40, 65])
+def test_the_widest_stride_and_the_longest_question_still_advance(
+    tokenizer: PreTrainedTokenizerBase, limit: int
+) -> None:
+    task = QuestionAnswering(stride=limit // 3)
+    examples = task.encode([row(context=LONG, question="where " * (limit // 3))], tokenizer, limit).examples
+    assert max(len(example) for example in examples) <= limit
+    with pytest.raises(UserError, match=f"task.stride: {limit // 3 + 1} tokens, but of a window of {limit} at most"):
+        QuestionAnswering(stride=limit // 3 + 1).encode([row()], tokenizer, limit)
+
+
+def test_encoding_leaves_no_truncation_in_the_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    QuestionAnswering().encode([row(context=LONG)], tokenizer, 64)
+    assert tokenizer.backend_tokenizer.truncation is None
+
+
+def test_the_best_span_of_all_windows_is_the_rows_one_answer(tokenizer: PreTrainedTokenizerBase) -> None:
+    task = QuestionAnswering()
+    examples = task.encode([row(context=LONG), row()], tokenizer, 64).examples
+    has = [number for number, example in enumerate(examples) if example.features["labels"] != [0, 0]]
+    peaks: list[tuple[int, int, float] | None] = [(0, 0, 9.0)] * len(examples)
+    for number in has:
+        first, last = examples[number].features["labels"]
+        peaks[number] = (first, last, 5.0)
+    peaks[0] = (30, 30, 3.0)  # a window that sees something, but less surely
+    records = task.merge(task.decode(saying(examples, *peaks), examples), examples)
+    assert [record["predicted"] for record in records] == ["in Vienna", "in Vienna"]
+    assert [(record["expected"], record["answers"]) for record in records] == [("in Vienna", ["in Vienna"])] * 2
+    spans = records[0]["spans"]
+    assert LONG[spans[0]["start"] : spans[0]["end"]] == spans[0]["text"] == "in Vienna"
+    assert sum(span["text"] == "in Vienna" for span in spans) == 1  # overlapping windows see it twice
+    assert spans[0]["probability"] > spans[1]["probability"]
+
+
+def test_spans_leave_the_question_out_end_after_they_start_and_are_not_too_long(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    task = QuestionAnswering(max_answer=2)
+    examples = task.encode([row()], tokenizer, 64).examples
+    inside = examples[0].features["token_type_ids"].index(1)
+    for peak in ((1, 2, 9.0), (inside + 5, inside + 2, 9.0), (inside, inside + 2, 9.0)):
+        (record,) = task.merge(task.decode(saying(examples, peak), examples), examples)
+        assert record["predicted"]
+        for span in record["spans"]:
+            assert 0 < len(tokenizer(span["text"], add_special_tokens=False)["input_ids"]) <= 2
+
+
+@pytest.mark.parametrize(("threshold", "answered"), [(0.0, False), (5.0, True)])
+def test_no_answer_is_given_where_the_surest_window_says_so(
+    tokenizer: PreTrainedTokenizerBase, threshold: float, answered: bool
+) -> None:
+    task = QuestionAnswering(no_answer=True, no_answer_threshold=threshold)
+    examples = task.encode([row(None)], tokenizer, 64).examples
+    assert examples[0].features["labels"] == [0, 0]
+    outputs = saying(examples, (0, 0, 3.0))
+    outputs.start_logits[0, 20] = outputs.end_logits[0, 20] = 2.0  # 4 against 6 for none
+    (record,) = task.merge(task.decode(outputs, examples), examples)
+    assert bool(record["predicted"]) == answered
+    assert record["no_answer"] > record["spans"][0]["probability"]
+    assert task.answer(record)["answer"] == record["predicted"]
+    assert (task.answer(record)["start"] is not None) == answered
+
+
+def test_windows_that_see_no_answer_do_not_outvote_the_one_that_does(tokenizer: PreTrainedTokenizerBase) -> None:
+    task = QuestionAnswering(no_answer=True)
+    examples = task.encode([row(context=LONG)], tokenizer, 64).examples
+    peaks: list[tuple[int, int, float] | None] = [(0, 0, 9.0)] * len(examples)  # sure that it is not here
+    for number, example in enumerate(examples):
+        first, last = example.features["labels"]
+        if first:
+            peaks[number] = (first, last, 5.0)
+    (record,) = task.merge(task.decode(saying(examples, *peaks), examples), examples)
+    assert record["predicted"] == "in Vienna"
+
+
+@pytest.mark.parametrize(
+    "base", ["google-bert/bert-base-cased", "openai-community/gpt2", "google-t5/t5-small", "facebook/bart-base"]
+)
+def test_the_head_is_what_the_trunk_lacks(base: str) -> None:
+    config = small_config(shapes()[base], 64)
+    assert head_modules(AutoModelForQuestionAnswering.from_config(config), QuestionAnswering()) == ("qa_outputs",)
+
+
+def test_the_loss_is_over_start_and_end_and_knows_no_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    task = QuestionAnswering()
+    examples = task.encode([row(), row(context=CONTEXT * 2)], tokenizer, 128).examples
+    batch = task.collate(examples, 0)
+    assert int(task.targets(batch)) == 4
+    assert int(task.targets(task.without_targets(batch))) == 0
+    generator = torch.Generator().manual_seed(0)
+    start, end = (torch.randn(batch["input_ids"].shape, generator=generator) for _ in range(2))
+    together = task.loss(QuestionAnsweringModelOutput(start_logits=start, end_logits=end), batch)
+    alone = sum(
+        task.loss(
+            QuestionAnsweringModelOutput(start_logits=start[[i], : len(e)], end_logits=end[[i], : len(e)]),
+            task.collate([e], 0),
+        )
+        for i, e in enumerate(examples)
+    )
+    assert float(together) == pytest.approx(float(alone), rel=1e-6)
+    short = examples[0]
+    first, last = short.features["labels"]
+    logits = start[[0], : len(short)], end[[0], : len(short)]
+    by_hand = sum(-float(torch.log_softmax(of, -1)[0, at]) for of, at in zip(logits, (first, last), strict=True))
+    only = task.loss(
+        QuestionAnsweringModelOutput(start_logits=logits[0], end_logits=logits[1]), task.collate([short], 0)
+    )
+    assert float(only) == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", [Lora(rank=4), PrefixTuning(length=4), PromptTuning(length=4)], ids=lambda m: m.kind)
+def test_token_types_reach_the_base_through_peft(
+    base: Base, tokenizer: PreTrainedTokenizerBase, method: Method
+) -> None:
+    """PEFT's PeftModelForQuestionAnswering takes them and drops them."""
+    task = QuestionAnswering()
+    batch = task.collate(task.encode([row(), row(context=CONTEXT * 2)], tokenizer, 128).examples, 0)
+    inputs = task.inputs(batch, base.model)
+    assert inputs["token_type_ids"].unique().tolist() == [0, 1]
+    base.model.eval()
+    with torch.no_grad():
+        expected = base.model(**inputs)
+        other = base.model(**{**inputs, "token_type_ids": torch.zeros_like(inputs["token_type_ids"])})
+        assert (expected.start_logits - other.start_logits).abs().max() > 1e-4  # or this test could not fail
+        model = method.apply(base.model, TrainingPlan(10, task.task_type, base.head, 128)).eval()
+        found = model(**inputs)
+        blind = model(**{**inputs, "token_type_ids": torch.zeros_like(inputs["token_type_ids"])})
+        if method.merges:
+            assert torch.equal(found.start_logits, expected.start_logits)
+            assert torch.equal(found.end_logits, expected.end_logits)
+        with method.disabled(model):
+            assert torch.equal(model(**inputs).start_logits, expected.start_logits)
+    assert found.start_logits.shape == expected.start_logits.shape
+    assert (found.start_logits - blind.start_logits).abs().max() > 1e-4
+
+
+def test_a_reloaded_adapter_sees_token_types_too(
+    base: Base, tokenizer: PreTrainedTokenizerBase, tmp_path: Any, minilm: Files
+) -> None:
+    task, method = QuestionAnswering(), Lora(rank=4)
+    inputs = task.inputs(task.collate(task.encode([row()], tokenizer, 128).examples, 0), base.model)
+    model = method.apply(base.model, TrainingPlan(10, task.task_type, base.head, 128)).eval()
+    method.save(model, tmp_path)
+    again = load_base(MINILM, minilm, task, NoQuantization(), device=CPU, compute=torch.float32, seed=5)
+    loaded = method.load(again.model, tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).start_logits, model(**inputs).start_logits)
+
+
+def test_with_peft_alone_the_base_model_sees_token_types_as_the_readme_says(
+    base: Base, tokenizer: PreTrainedTokenizerBase, tmp_path: Any
+) -> None:
+    task, method = QuestionAnswering(), Lora(rank=4)
+    inputs = task.inputs(task.collate(task.encode([row()], tokenizer, 128).examples, 0), base.model)
+    plain = copy.deepcopy(base.model)
+    model = method.apply(base.model, TrainingPlan(10, task.task_type, base.head, 128)).eval()
+    method.save(model, tmp_path)
+    alone = PeftModel.from_pretrained(plain, tmp_path).eval()
+    with torch.no_grad():
+        expected = model(**inputs).start_logits
+        assert torch.equal(alone.base_model(**inputs).start_logits, expected)
+        assert not torch.allclose(
+            alone(**inputs).start_logits, expected, atol=1e-4
+        )  # once it is, the README may say so
+
+
+@pytest.mark.parametrize("tokens", [64, 4096])
+def test_predictions_are_one_a_row_whatever_the_batches(
+    base: Base, tokenizer: PreTrainedTokenizerBase, tokens: int
+) -> None:
+    task = QuestionAnswering()
+    rows = [row(context=LONG), row("1791", question="When?"), row(context=LONG[5:])]
+    records = predict(
+        base.model,
+        task=task,
+        examples=task.encode(rows, tokenizer, 64).examples,
+        tokenizer=tokenizer,
+        batch_tokens=tokens,
+        accelerator=Accelerator(),
+        autocast=contextlib.nullcontext,
+    )
+    assert [record["question"] for record in records] == [r.fields["question"] for r in rows]
+    assert [record["expected"] for record in records] == ["in Vienna", "1791", "in Vienna"]
+
+
+RUN = """\
+model: {model}
+task: {{kind: question_answering, max_length: 64}}
+data: {{train: {folder}/train.jsonl, validation: {folder}/held.jsonl, test: {folder}/held.jsonl}}
+method: {{kind: lora, rank: 4}}
+training: {{steps: 1, precision: float32}}
+"""
+
+
+def test_a_run_counts_rows_not_windows_and_its_predictions_name_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.dumps(dict(row(context=LONG).fields)), json.dumps(dict(row("1791", question="When?").fields))]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    (tmp_path / "held.jsonl").write_text("\n\n".join(rows))
+    (tmp_path / "mine.yaml").write_text(RUN.format(model=MINILM.id, folder=tmp_path))
+    result = run(load_recipe(tmp_path / "mine.yaml"), tmp_path / "out")
+    assert {split: counts.examples for split, counts in result.splits.items()} == dict.fromkeys(SPLITS, 2)
+    assert "train.jsonl: 2 train (" in "".join(capsys.readouterr())
+    assert all(counts.tokens > 100 for counts in result.splits.values())  # of all windows
+    kept = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [(r["split"], r["where"], r["question"]) for r in kept if r["split"] == "test"] == [
+        ("test", "held.jsonl:1", "Where did Mozart live?"),
+        ("test", "held.jsonl:3", "When?"),
+    ]
+
+
+def answered(texts: object, starts: object) -> dict[str, Any]:
+    return {"answers": {"text": texts, "answer_start": starts}}
+
+
+FORM = 'answers: {"text": [...], "answer_start": [...]} was expected, found'
+BAD: list[tuple[dict[str, Any], str]] = [
+    (answered(["Vienna"], [0]), "'Vienna' is not at answer_start 0 of the context, where 'Mozart' stands; it is at 16"),
+    (answered(["Berlin"], [16]), "where 'Vienna' stands, nor anywhere else in it"),
+    (answered(["Vienna"], [16 - len(CONTEXT)]), "is not at answer_start -48"),  # Python would count from the end
+    (answered(["Vienna"], ["16"]), "answers.answer_start: a whole number was expected, found '16'"),
+    (answered(["Vienna"], []), "answers: 1 in text, 0 in answer_start"),
+    (answered([""], [0]), "answers.text: a text was expected, found ''"),
+    (answered([], []), "answers: none; set task.no_answer: true if a question may have none"),
+    (answered("Vienna", 16), FORM),
+    ({"answers": ["Vienna"]}, FORM),
+    ({"question": " "}, "question: a text was expected, found ' '"),
+    ({"context": None}, "context: a text was expected, found 'None'"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), BAD)
+def test_a_bad_row_names_file_line_and_field(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        QuestionAnswering().bind([row(), Row("mine.jsonl:8", {**row().fields, **change})])
+    assert str(caught.value).startswith("mine.jsonl:8: ")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_floor_is_the_answer_given_most_often() -> None:
+    train = [row("Vienna"), row("in Vienna"), row("in Vienna")]
+    floor = QuestionAnswering().floor(train, [row("Vienna"), row("in Vienna"), row("Mozart")])
+    assert floor["squad_exact_match"] == pytest.approx(1 / 3)
+    assert floor["squad_f1"] == pytest.approx((2 / 3 + 1) / 3)
+    lacking = QuestionAnswering(no_answer=True)
+    assert lacking.floor([row(None), row(None), row("Vienna")], [row(None), row("Vienna")])["squad_exact_match"] == 0.5
+
+
+def test_a_question_without_answer_is_good_where_it_is_allowed() -> None:
+    QuestionAnswering(no_answer=True).bind([row(None)])
+
+
+@pytest.mark.parametrize("text", ["Where?", '{"question": "Where?"}', "[1]", '{"question": "", "context": "x"}'])
+def test_what_is_asked_must_be_json_with_question_and_context(text: str) -> None:
+    with pytest.raises(UserError, match=r'text:1: want a JSON object \{"question": "...", "context": "..."\}'):
+        QuestionAnswering().row(text, "text:1")
+
+
+def test_a_row_that_is_asked_has_no_target_and_is_answered(base: Base, tokenizer: PreTrainedTokenizerBase) -> None:
+    task = QuestionAnswering()
+    asked = task.row(json.dumps({"question": "Where?", "context": LONG}), "text:1")
+    records = predict(
+        base.model,
+        task=task,
+        examples=task.encode([asked], tokenizer, 64).examples,
+        tokenizer=tokenizer,
+        batch_tokens=512,
+        accelerator=Accelerator(),
+        autocast=contextlib.nullcontext,
+    )
+    answer = task.answer(records[0])
+    assert LONG[answer["start"] : answer["end"]] == answer["answer"]
+    assert answer["others"][0]["probability"] <= answer["probability"]

@@ -1,0 +1,249 @@
+"""The loop's arithmetic: the same update however a step is cut, and nothing but training changes the model."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+
+from peftlab.data.examples import Encoded, Example
+from peftlab.errors import UserError
+from peftlab.loading.model import Base, load_tokenizer
+from peftlab.methods import TrainingPlan
+from peftlab.methods.lora import Lora
+from peftlab.tasks import Task
+from peftlab.training.batching import epoch_batches, shares
+from peftlab.training.loop import learning_rate_factor, predict, train
+from peftlab.training.settings import Seeds, Training
+from peftlab.training.state import Callback, TrainState
+from peftlab.training.train_log import Evaluation, MicroBatchReduction, Records, Scores, Step, TrainLog
+from tests.conftest import MINILM
+
+Load = Callable[..., Base]
+Weights = Mapping[str, torch.Tensor]
+
+
+def tokenizer(task: Task) -> PreTrainedTokenizerBase:
+    return load_tokenizer(MINILM.files(), task)
+
+
+class Silence:
+    def step(self, step: Step, total: int, log: TrainLog) -> None: ...
+    def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
+    def halving(self, halving: MicroBatchReduction) -> None: ...
+
+
+def trained(
+    base: Base,
+    task: Task,
+    encoded: Encoded,
+    scores: list[float] | None = None,
+    seeds: Seeds = Seeds(),  # noqa: B008 (frozen)
+    dropout: float = 0.0,
+    keeper: Callback | None = None,
+    **settings: object,
+) -> tuple[Weights, TrainLog]:
+    """Weights after a short training of LoRA; `scores` are what the evaluations will say."""
+    method = Lora(rank=4, targets="attention", dropout=dropout)
+    torch.manual_seed(seeds.initialization)
+    model = method.apply(base.model, TrainingPlan(4, task.task_type, base.head))
+    accelerator = Accelerator()
+    coming = iter(scores or [])
+
+    def evaluate() -> tuple[Scores, Records]:
+        predict(
+            model,
+            task=task,
+            examples=encoded.examples[:4],
+            tokenizer=tokenizer(task),
+            batch_tokens=64,
+            accelerator=accelerator,
+            autocast=contextlib.nullcontext,
+        )
+        torch.rand(7)  # an evaluation may draw from the generator
+        return {task.selection: next(coming, 0.0)}, []
+
+    log = train(
+        model,
+        method=method,
+        task=task,
+        examples=encoded.examples,
+        padding_token=0,
+        settings=Training.model_validate({"batch_examples": 8, "steps": 4, **settings}),
+        learning_rate=1e-3,
+        seeds=seeds,
+        keeper=keeper,
+        accelerator=accelerator,
+        autocast=contextlib.nullcontext,
+        evaluate=evaluate,
+        observer=Silence(),
+    )
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}, log
+
+
+def distance(one: Weights, other: Weights) -> float:
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def test_a_step_in_four_pieces_is_the_step_in_one(base_of: Load, tagging: Task, encoded: Encoded) -> None:
+    whole, log = trained(base_of(), tagging, encoded)
+    pieces, log_of_pieces = trained(base_of(), tagging, encoded, accumulation=4)
+    assert distance(whole, pieces) < 1e-6
+    assert [s.loss for s in log_of_pieces.steps] == pytest.approx([s.loss for s in log.steps], abs=1e-6)
+
+
+def test_the_same_seeds_give_the_same_bits_and_other_seeds_others(
+    base_of: Load, tagging: Task, encoded: Encoded
+) -> None:
+    first, _ = trained(base_of(), tagging, encoded, dropout=0.1)
+    again, _ = trained(base_of(), tagging, encoded, dropout=0.1)
+    assert distance(first, again) == 0.0
+    for name in ("initialization", "data_order", "dropout"):
+        other, _ = trained(base_of(), tagging, encoded, dropout=0.1, seeds=Seeds.model_validate({name: 1}))
+        assert distance(first, other) > 1e-5, name
+
+
+def test_evaluation_changes_nothing(base_of: Load, tagging: Task, encoded: Encoded) -> None:
+    without, _ = trained(base_of(), tagging, encoded, dropout=0.1, keep_best=False)
+    with_many, log = trained(base_of(), tagging, encoded, dropout=0.1, keep_best=False, evaluate_every=1)
+    assert len(log.evaluations) == 4
+    assert distance(without, with_many) == 0.0
+
+
+def test_the_best_state_is_kept_and_training_stops_when_it_gets_no_better(
+    base_of: Load, tagging: Task, encoded: Encoded
+) -> None:
+    scores = [0.1, 0.5, 0.4, 0.3, 0.2, 0.9]
+    best, log = trained(base_of(), tagging, encoded, scores, steps=6, evaluate_every=1, patience=3, schedule="constant")
+    assert (log.best_step, len(log.steps), log.stopped_early) == (2, 5, True)
+    upto, _ = trained(base_of(), tagging, encoded, steps=2, schedule="constant")
+    assert distance(best, upto) == 0.0
+    last, _ = trained(
+        base_of(), tagging, encoded, scores, steps=6, evaluate_every=1, schedule="constant", keep_best=False
+    )
+    assert distance(best, last) > 1e-5
+
+
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_a_copy_is_kept_only_if_the_best_state_is_wanted(
+    base_of: Load, tagging: Task, encoded: Encoded, keep_best: bool
+) -> None:
+    class Watching(Callback):
+        def watch(self, progress: TrainState) -> None:
+            self.progress = progress
+
+    keeper, scores = Watching(), [0.1, 0.5, 0.4, 0.3]
+    settings = {"steps": 4, "evaluate_every": 1, "patience": 2, "keep_best": keep_best}
+    _, log = trained(base_of(), tagging, encoded, scores, keeper=keeper, **settings)
+    assert (log.best_step, len(log.steps), log.stopped_early) == (2, 4, False)
+    kept = [name for name in keeper.progress.snapshot().tensors if name.startswith("best.")]
+    assert len(kept) == (len(keeper.progress.trained) if keep_best else 0)
+
+
+def test_the_loss_is_the_mean_over_the_targets_of_the_step(base_of: Load, tagging: Task, encoded: Encoded) -> None:
+    base = base_of()
+    _, log = trained(base, tagging, encoded, steps=1, accumulation=3)
+    lengths = [len(example) for example in encoded.examples]
+    batch = epoch_batches(lengths, seed=0, epoch=0, examples=8)[0]
+    fresh = base_of().model  # LoRA starts as the identity
+    losses = []
+    for i in batch:
+        inputs = tagging.collate([encoded.examples[i]], 0)
+        logits = fresh(input_ids=inputs["input_ids"]).logits[0]
+        kept = inputs["labels"][0] != -100
+        losses += torch.nn.functional.cross_entropy(logits[kept], inputs["labels"][0][kept], reduction="none").tolist()
+    assert log.steps[0].loss == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert log.tokens == sum(lengths[i] for i in batch)
+
+
+def test_a_step_without_a_single_target_does_no_harm(base_of: Load, tagging: Task, encoded: Encoded) -> None:
+    targets = [e.features["labels"] if i % 2 else [-100] * len(e) for i, e in enumerate(encoded.examples)]
+    half = [Example({**e.features, "labels": t}, e.row) for e, t in zip(encoded.examples, targets, strict=True)]
+    _, log = trained(base_of(), tagging, Encoded(half, {}), batch_examples=1, steps=12)
+    assert 0 < sum(step.loss == 0.0 for step in log.steps) < 12
+
+
+def test_gradient_clipping_bounds_the_update(base_of: Load, tagging: Task, encoded: Encoded) -> None:
+    free, _ = trained(base_of(), tagging, encoded, steps=1, clip=None, adam_epsilon=1.0, weight_decay=0.0)
+    clipped, _ = trained(base_of(), tagging, encoded, steps=1, clip=1e-3, adam_epsilon=1.0, weight_decay=0.0)
+    head = next(name for name in free if name.endswith("classifier.modules_to_save.default.weight"))
+    start = base_of().model.classifier.weight
+    assert (clipped[head] - start).norm() < (free[head] - start).norm() / 100
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step(base_of: Load, tagging: Task, encoded: Encoded) -> None:
+    base = base_of()
+    with torch.no_grad():
+        base.model.classifier.weight.fill_(float("inf"))
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step 1 .*lower training.learning_rate"):
+        trained(base, tagging, encoded)
+
+
+def test_predictions_come_in_order_whatever_the_batches(base_of: Load, tagging: Task, encoded: Encoded) -> None:
+    model = base_of().model.train()
+    one, many = (
+        predict(
+            model,
+            task=tagging,
+            examples=encoded.examples,
+            tokenizer=tokenizer(tagging),
+            batch_tokens=tokens,
+            accelerator=Accelerator(),
+            autocast=contextlib.nullcontext,
+        )
+        for tokens in (1, 1024)
+    )
+    assert [r["tokens"] for r in one] == [list(e.row.fields["tokens"]) for e in encoded.examples]
+    assert [r["predicted"] for r in one] == [r["predicted"] for r in many]
+    assert model.training
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_the_learning_rate_warms_up_and_falls_to_almost_nothing(schedule: str) -> None:
+    settings = Training.model_validate({"schedule": schedule, "warmup": 0.1})
+    factors = [learning_rate_factor(step, 100, settings) for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert factors[10] == 1.0
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[-1] == 1.0 if schedule == "constant" else factors[-1] < 0.02
+    assert factors[55] == pytest.approx(1.0 if schedule == "constant" else 0.5)
+
+
+def test_each_epoch_sees_every_example_once_in_another_order() -> None:
+    lengths = [5, 9, 3, 7, 7, 2, 8, 4] * 20
+    epochs = [epoch_batches(lengths, seed=0, epoch=epoch, tokens=32) for epoch in (0, 1)]
+    for batches in epochs:
+        assert sorted(i for batch in batches for i in batch) == list(range(160))
+        assert all(len(batch) * max(lengths[i] for i in batch) <= 32 for batch in batches)
+    assert epochs[0] != epochs[1]
+    assert epochs[0] == epoch_batches(lengths, seed=0, epoch=0, tokens=32)
+    assert epochs[0] != epoch_batches(lengths, seed=1, epoch=0, tokens=32)
+
+
+def test_batches_of_similar_length_pad_little() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(3, 60, (3000,), generator=generator).tolist()
+    batches = epoch_batches(lengths, seed=0, epoch=0, examples=16)
+    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+    assert 1 - sum(lengths) / padded < 0.05
+
+
+def test_shares_of_a_small_batch_may_be_empty_but_none_is_lost() -> None:
+    parts = shares([4, 1], [9, 2, 9, 9, 3], 4)
+    assert parts == [[1], [4], [], []]
+
+
+def test_the_lengths_of_the_data_are_not_counted_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    from peftlab.training.gradients import Gradients
+
+    given: list[object] = []
+    monkeypatch.setattr(
+        "peftlab.training.gradients.shares", lambda b, lengths, n: given.append(lengths) or shares(b, lengths, n)
+    )
+    counted = [3, 1, 2]
+    of = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1), lengths=counted)
+    Gradients._parts(of, [0, 1, 2], 2)  # type: ignore[arg-type]
+    assert given[0] is counted
