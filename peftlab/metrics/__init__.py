@@ -47,7 +47,7 @@ class Counts(NamedTuple):
     """What a score is computed of, example by example: enough to resample it without the data."""
 
     score: str  # e.g. "entity_f1"
-    form: str  # of `forms.FORMS`: how summed rows make the score
+    form: str  # of `aggregates.AGGREGATES`: how summed rows make the score
     rows: list[list[float]]  # one an example
 
 

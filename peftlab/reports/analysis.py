@@ -200,7 +200,7 @@ def _measure(suite: Suite, line: Line) -> Line:
     sizes = {len(c.rows) for c in known}
     if len(known) < len(counts) or len(sizes) > 1 or min(sizes) < 2:
         return replace(line, score=score)
-    form = aggregates.FORMS[known[0].form]
+    form = aggregates.AGGREGATES[known[0].form]
     rows = aggregates.stacked([c.rows for c in known])
     resampled = intervals.bootstrap(rows[..., 0] if form is None else rows, form)
     for own, stored in zip(resampled.scores, done, strict=True):
@@ -210,7 +210,7 @@ def _measure(suite: Suite, line: Line) -> Line:
         if not math.isclose(own, told, rel_tol=1e-9, abs_tol=1e-9):
             raise UserError(f"{stored.path}: {metric} is {told}, but by its predictions' counts {own}")
     estimate = intervals.mean_score(resampled)
-    return replace(line, score=score, resampled=resampled, estimate=estimate, bounds=aggregates.BOUNDS[known[0].form])
+    return replace(line, score=score, resampled=resampled, estimate=estimate, bounds=aggregates.RANGES[known[0].form])
 
 
 def _is_blank(line: Line, split: str, stored: Stored, predictions: Predictions) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Form = Callable[[Floats], Floats]
+Aggregate = Callable[[Floats], Floats]
 
 
 def f1(sums: Floats) -> Floats:
@@ -145,14 +145,14 @@ def _over(above: Floats, below: Floats) -> Floats:
 
 
 # Between which values a score of each form lies.
-BOUNDS = {
+RANGES = {
     "mean": (0.0, 1.0), "f1": (0.0, 1.0), "macro_f1": (0.0, 1.0), "ratio": (0.0, 1.0), "perplexity": (1.0, np.inf),
     "mcc": (-1.0, 1.0), "pearson": (-1.0, 1.0), "r2": (-np.inf, 1.0), "bleu": (0.0, 100.0),
     "chrf": (0.0, 100.0),
 }  # fmt: skip
 
 # By name, as stored counts say it; None for a mean over examples.
-FORMS: dict[str, Form | None] = {
+AGGREGATES: dict[str, Aggregate | None] = {
     "mean": None, "f1": f1, "macro_f1": macro_f1, "ratio": ratio, "perplexity": perplexity, "mcc": mcc,
     "pearson": pearson, "r2": r2, "bleu": bleu, "chrf": chrf,
 }  # fmt: skip

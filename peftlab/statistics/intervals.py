@@ -20,7 +20,7 @@ import numpy as np
 import scipy  # type: ignore[import-untyped, unused-ignore]  # scipy.stats loads at first use: it takes most of a second
 from numpy.typing import ArrayLike
 
-from peftlab.statistics.aggregates import Floats, Form, widened
+from peftlab.statistics.aggregates import Aggregate, Floats, widened
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Resampled:
     """One method's scores, and what they would have been on other draws of the test examples."""
 
     counts: Floats  # (seeds, examples, k)
-    score: Form
+    score: Aggregate
     scores: Floats  # (seeds,) on the test set itself
     replicates: Floats  # (resamples, seeds) on test sets drawn from it, each draw shared by all seeds
     seed: int  # of the draws: equal seeds and equal numbers of examples and resamples give equal draws
 
 
-def bootstrap(counts: ArrayLike, score: Form | None = None, *, resamples: int = 2000, seed: int = 0) -> Resampled:
+def bootstrap(counts: ArrayLike, score: Aggregate | None = None, *, resamples: int = 2000, seed: int = 0) -> Resampled:
     """Resample the test examples, the same draws for every seed and every method.
 
     counts (seeds, examples, k): what `score` needs, summed over examples, e.g. true positives, predicted and gold

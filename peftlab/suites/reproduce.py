@@ -81,7 +81,7 @@ def compare(stored: Stored, predictions: Predictions, record: Record, again: Pre
     interval = None
     counted = next((counts for counts in predictions.counts.get(split, []) if counts.score == name), None)
     if counted is not None and len(counted.rows) > 1:
-        form = aggregates.FORMS[counted.form]
+        form = aggregates.AGGREGATES[counted.form]
         rows = np.array([counted.rows], dtype=np.float64)
         resampled = intervals.bootstrap(rows[..., 0] if form is None else rows, form)
         interval = intervals.mean_score(resampled).interval()

@@ -60,10 +60,10 @@ class Counted(Settings):
 
     @model_validator(mode="after")
     def _can_be_summed(self) -> Self:
-        from peftlab.statistics.aggregates import FORMS  # here, for it imports numpy
+        from peftlab.statistics.aggregates import AGGREGATES  # here, for it imports numpy
 
-        if self.form not in FORMS:
-            raise ValueError(f"{self.form!r} is none of {', '.join(FORMS)}")
+        if self.form not in AGGREGATES:
+            raise ValueError(f"{self.form!r} is none of {', '.join(AGGREGATES)}")
         if len({len(row) for row in self.rows}) > 1:
             raise ValueError(f"rows of {self.score} differ in length")
         return self

@@ -182,7 +182,7 @@ def test_an_interval_ends_at_the_metrics_bounds(suite_folder: Path) -> None:
     far = replace(line.comparison.difference, seed_variance=1.0, seed_degrees=1.0)  # type: ignore[union-attr]
     wide = replace(line, comparison=replace(line.comparison, difference=far))
     assert wide.gap == (-1.0, 1.0)
-    assert aggregates.BOUNDS.keys() == aggregates.FORMS.keys()
+    assert aggregates.RANGES.keys() == aggregates.AGGREGATES.keys()
     assert "-1.0000 to +1.0000" in difference(wide)
     assert line.interval == line.estimate.interval()  # type: ignore[union-attr]
 

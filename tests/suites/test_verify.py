@@ -272,7 +272,7 @@ def test_summed_counts_make_the_score_of_the_library(name: str) -> None:
         found = metrics.count([name], [[record] for record in records])
         assert [counts.score for counts in found] == list(metrics.load_metric(name).counted)
         for counts in found:
-            rows, form = np.array(counts.rows), aggregates.FORMS[counts.form]
+            rows, form = np.array(counts.rows), aggregates.AGGREGATES[counts.form]
             score = rows.mean() if form is None else form(rows.sum(axis=0))
             assert score == pytest.approx(metrics.score([name], records)[counts.score], abs=1e-10)
             assert len(counts.rows) == len(records)

@@ -16,7 +16,7 @@ from peftlab.data.examples import Row
 from peftlab.errors import UserError
 from peftlab.loading.model import load_tokenizer
 from peftlab.models.model import Files
-from peftlab.statistics.aggregates import FORMS
+from peftlab.statistics.aggregates import AGGREGATES
 from peftlab.statistics.intervals import bootstrap, mean_score
 from peftlab.suites.collect import counted
 from peftlab.tasks.task import IGNORED
@@ -184,7 +184,7 @@ def test_counts_of_plain_tags_are_of_sentences_and_make_the_accuracy() -> None:
     counts, *rest = counted(plain, records)
     assert [other.score for other in rest] == ["macro_f1", "micro_f1"]
     assert (counts.score, counts.form, counts.rows) == ("accuracy", "ratio", [[2, 3], [1, 1]])
-    form = FORMS[counts.form]
+    form = AGGREGATES[counts.form]
     assert form is not None
     resampled = bootstrap([counts.rows], form)
     assert resampled.counts.shape[1] == 2
