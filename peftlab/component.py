@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-FromHome = Annotated[str, AfterValidator(os.path.expanduser)]  # a path, or an id: ~ at its start is as in a shell
+ExpandedPath = Annotated[str, AfterValidator(os.path.expanduser)]  # a path, or an id: ~ at its start is as in a shell
 
 
 Precision = Literal["float32", "bfloat16"]  # dtype of the computation
@@ -80,7 +80,7 @@ class Reference:
     def entry(self) -> str:
         """The entry; the title's capitals are kept.
 
-        >>> print(Reference("a2020b", "A, B. and others", "T", 2020, "2001.00001").entry())
+        >>> print(Reference(key="a2020b", author="A, B. and others", title="T", year=2020, arxiv="2001.00001").entry())
         @misc{a2020b,
           author = {A, B. and others},
           title = {{T}},

@@ -13,7 +13,7 @@ from peftlab.data.examples import Encoded, Splits
 from peftlab.loading.model import Base, load_base, load_tokenizer
 from peftlab.methods import Method, TrainingPlan
 from peftlab.methods.lora import Lora
-from peftlab.models.model import Files, Model
+from peftlab.models.model import Model, ModelFiles
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import load_recipe
 from peftlab.results.environment import quiet_libraries
@@ -39,7 +39,7 @@ training: {steps: 6, evaluate_every: 3, batch_tokens: 256, learning_rate: 5e-3, 
 
 
 @pytest.fixture(scope="session")
-def minilm() -> Files:
+def minilm() -> ModelFiles:
     return MINILM.files()
 
 
@@ -56,7 +56,7 @@ def tagging(addresses: Splits) -> Task:
 
 
 @pytest.fixture(scope="session")
-def encoded(addresses: Splits, tagging: Task, minilm: Files) -> Encoded:
+def encoded(addresses: Splits, tagging: Task, minilm: ModelFiles) -> Encoded:
     return tagging.encode(addresses.rows["train"], load_tokenizer(minilm, tagging), 128)
 
 
@@ -74,7 +74,7 @@ def recipe_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def base_of(minilm: Files, tagging: Task) -> Callable[..., Base]:
+def base_of(minilm: ModelFiles, tagging: Task) -> Callable[..., Base]:
     """`base_of("nf4", seed=1)`: MiniLM with a head for the addresses' tags."""
 
     def load(quantization: str = "none", **settings: object) -> Base:
@@ -90,7 +90,10 @@ def attach() -> Callable[..., torch.nn.Module]:
 
     def apply(base: Base, method: Method | None = None, seed: int = 0) -> torch.nn.Module:
         torch.manual_seed(seed)
-        return (method or Lora(rank=4)).apply(base.model, TrainingPlan(10, "TOKEN_CLS", base.head, 64, seed))
+        return (method or Lora(rank=4)).apply(
+            base.model,
+            TrainingPlan(optimizer_steps=10, task_type="TOKEN_CLS", head=base.head, longest_input=64, seed=seed),
+        )
 
     return apply
 

@@ -44,7 +44,7 @@ def mistakes_in_a_line(kept: str | None = None) -> Iterator[None]:
 
 def _of_the_machine(error: Exception) -> UserError | None:
     """What is nobody's bug: a disk that takes no more, memory that is not there."""
-    refusal = atomic.refusal(error)
+    refusal = atomic.storage_error(error)
     if refusal is not None:
         named = getattr(error, "filename", None)
         return UserError(f"{named or 'a file'}: cannot be written: {refusal}")

@@ -260,10 +260,10 @@ def list_parts() -> None:
     for name in METRICS:
         print(f"  {name}")
     print(f"assets (in {assets.cache_folder()})")
-    for asset in assets.catalogue().values():
+    for asset in assets.catalog().values():
         state = "cached" if assets.cached(asset) else f"{asset.size / 1e6:.1f} MB to fetch"
-        unread = "" if asset.sort == "model" or asset.id in REGISTRY else "  (no task reads it yet)"
-        print(f"  {asset.id:<48}{asset.sort:<7}{state:<20}{asset.licence}{unread}")
+        unread = "" if asset.type == "model" or asset.id in REGISTRY else "  (no task reads it yet)"
+        print(f"  {asset.id:<48}{asset.type:<7}{state:<20}{asset.license}{unread}")
 
 
 @app.command()

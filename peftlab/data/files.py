@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from peftlab.component import FromHome
+from peftlab.component import ExpandedPath
 from peftlab.data.data import Data
 from peftlab.data.examples import Row
 from peftlab.data.readers import ENDINGS, READERS, Format, ending_format
@@ -16,9 +16,9 @@ class Files(Data):
     """A file a split, its format told by the ending, .gz or not; paths are relative to the working directory."""
 
     kind: Literal["files"] = "files"
-    train: FromHome
-    validation: FromHome | None = None
-    test: FromHome | None = None
+    train: ExpandedPath
+    validation: ExpandedPath | None = None
+    test: ExpandedPath | None = None
     format: Format | None = None  # where the ending does not tell it, e.g. conll for a .txt
 
     @property

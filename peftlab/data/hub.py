@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from peftlab.component import FromHome
+from peftlab.component import ExpandedPath
 from peftlab.data.data import SPLITS, Data, Split
 from peftlab.data.examples import Row
 from peftlab.data.readers.arrow import dataset_rows
@@ -35,7 +35,7 @@ class Hub(Data):
     """A hub id such as `eriktks/conll2003`; class numbers become class names."""
 
     kind: Literal["hub"] = "hub"
-    id: FromHome = Field(min_length=1)
+    id: ExpandedPath = Field(min_length=1)
     revision: str | None = None
     configuration: str | None = None  # the hub's "subset", e.g. "sst2" of GLUE
     splits: dict[Split, str] = Field(default={})  # the hub's name of a split, where it is another

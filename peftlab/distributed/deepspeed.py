@@ -52,7 +52,7 @@ class ZeroSettings:
         del environment[SWITCH]
         return cls(int(stage))
 
-    def update(
+    def make_optimizer_step(
         self,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,

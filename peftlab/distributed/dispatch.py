@@ -16,7 +16,7 @@ from peftlab.distributed import DeviceMap
 from peftlab.errors import UserError
 
 
-def loading(device_map: DeviceMap) -> dict[str, Any]:
+def load_kwargs(device_map: DeviceMap) -> dict[str, Any]:
     """For `from_pretrained`: the GPUs alone, each as far as it is free; nothing is left on the CPU or a disk."""
     from accelerate.utils import get_max_memory
 
@@ -27,7 +27,7 @@ def loading(device_map: DeviceMap) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def room(device_map: DeviceMap | None, source: str) -> Iterator[None]:
+def explain_out_of_memory(device_map: DeviceMap | None, source: str) -> Iterator[None]:
     """Around the loading: raises UserError if the GPUs cannot hold the base."""
     try:
         yield
@@ -37,7 +37,7 @@ def room(device_map: DeviceMap | None, source: str) -> Iterator[None]:
         raise _no_room(device_map, source) from None
 
 
-def check(model: torch.nn.Module, device_map: DeviceMap, source: str) -> None:
+def require_gpus_only(model: torch.nn.Module, device_map: DeviceMap, source: str) -> None:
     """Raise UserError if some of the loaded model is on no GPU."""
     places = getattr(model, "hf_device_map", {})
     if {"cpu", "disk"} & {str(place) for place in places.values()}:

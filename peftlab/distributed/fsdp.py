@@ -82,7 +82,7 @@ def layers(model: nn.Module) -> Iterator[nn.Module]:
             yield from layers(child)
 
 
-def sharded(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
     """Whether each process holds a share of `model`, so that a forward is a meeting of them."""
     from torch.distributed.fsdp import FSDPModule
 
@@ -120,7 +120,7 @@ def local_shard(parameter: Any) -> Tensor:
     return held
 
 
-def local(tensor: Tensor) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """The plain tensor of what this process has of `tensor`, whose storage is what it takes."""
     from torch.distributed.tensor import DTensor
 
@@ -143,12 +143,12 @@ def shard_like(tensor: Tensor, like: Any) -> Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
-def collect(model: nn.Module, names: Container[str], *, keep: bool) -> None:
+def gather_parameters(model: nn.Module, names: Container[str], *, keep: bool) -> None:
     """Make the parameters of these names whole, on the CPU and one after the other: a meeting of the processes.
 
     Where they are kept, `model` can be saved after it, and is of no other use.
     """
-    if not sharded(model):
+    if not is_sharded(model):
         return
     for engine in _zero_engines(model):
         engine.destroy()  # its hooks would gather for a method that computes something to save it

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from peftlab.distributed.fsdp import full_tensor, shard_like, sharded
+from peftlab.distributed.fsdp import full_tensor, is_sharded, shard_like
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,7 +30,7 @@ class OptimizerStep:
 
     def wrap_ddp(self, model: torch.nn.Module) -> torch.nn.Module:
         """`model` so that its backward is a meeting of the processes."""
-        copies = self.accelerator.num_processes > 1 and not sharded(model)
+        copies = self.accelerator.num_processes > 1 and not is_sharded(model)
         together: torch.nn.Module = self.accelerator.prepare_model(model) if copies else model
         return together
 

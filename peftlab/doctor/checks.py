@@ -255,7 +255,7 @@ def _change(patient: ProbeModel, accumulation: int) -> Tensor:
 def unused(trial: ProbeRun) -> set[str]:
     """What no forward uses of a base that is trained whole."""
     never = set.intersection(*(set(signs.missing) for signs in [*trial.before, *trial.after]))
-    return never if trial.patient.method.trains_whole_base else set()
+    return never if trial.patient.method.may_train_unused else set()
 
 
 def _alive(name: str, seen: Sequence[GradientStats], cure: str, unused: set[str]) -> Check:

@@ -87,7 +87,7 @@ def check_identity(patient: ProbeModel, model: nn.Module) -> Check:
     detail = "equal to the base to the bit" if away == 0 else f"logits {away:.1e} of their size from the base's"
     if not method.starts_as_base:
         return Check(name, None, f"not an identity by design: {detail}")
-    ok = away <= (1e-2 if patient.precision == "bfloat16" else 1e-5 if method.moves_base else 1e-6)
+    ok = away <= (1e-2 if patient.precision == "bfloat16" else 1e-5 if method.modifies_base else 1e-6)
     return Check(name, ok, detail, "" if ok else "the method must start from the base: check its initialisation")
 
 

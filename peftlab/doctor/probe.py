@@ -19,7 +19,7 @@ from peftlab.loading.attach import apply_method
 from peftlab.loading.head import with_head
 from peftlab.loading.model import Base, autocast, load_base, resolve_precision, within
 from peftlab.methods import Method, TrainingPlan
-from peftlab.models.model import Files
+from peftlab.models.model import ModelFiles
 from peftlab.models.tiny_model import byte_tokenizer, small_config
 from peftlab.recipe import Recipe
 from peftlab.tasks import Task
@@ -42,7 +42,7 @@ class ProbeModel:
     tokenize: Callable[[str], list[int]]
     device: torch.device
     precision: Precision
-    files: Files
+    files: ModelFiles
     load: Callable[[Recipe, torch.dtype], Base]  # a base of one's own
 
     @property
@@ -147,7 +147,7 @@ def make_probe_model(
     rows = recipe.task.sample()
     task = recipe.task.from_training(rows).bind(rows)
     examples = task.encode(rows, tokenizer, limit=max(SHORTEST_LIMIT, task.max_length or 512)).examples
-    files = Files(folder, f"a small {config.model_type}", "")
+    files = ModelFiles(folder=folder, source=f"a small {config.model_type}", fingerprint="")
     config = type(config).from_dict({**config.to_dict(), **task.model_settings()})
     torch.manual_seed(0)
     whole = with_head(config, task)

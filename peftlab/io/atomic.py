@@ -39,7 +39,7 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written: permission denied")
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def atomic_write(path: Path, content: bytes) -> None:
     """Replace a file by one with this content, or leave it as it is."""
     staged = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -52,7 +52,7 @@ def write_whole(path: Path, content: bytes) -> None:
         staged.unlink(missing_ok=True)
 
 
-def refusal(error: Exception) -> str | None:
+def storage_error(error: Exception) -> str | None:
     """What a full or broken disk is to Python, to safetensors and to tokenizers, in words; None if it is not that."""
     if isinstance(error, OSError):
         return error.strerror if error.errno in REFUSALS else None

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from peftlab.data.examples import Encoded, Example, Row
-from peftlab.io.atomic import write_whole
+from peftlab.io.atomic import atomic_write
 from peftlab.sources import assets
 
 MOST = 2 * 2**30  # bytes of all entries
@@ -53,7 +53,7 @@ def store(key: str, rows: Sequence[Row], encoded: Encoded) -> None:
     path = _path(key)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
+        atomic_write(path, content)
         _prune()
 
 

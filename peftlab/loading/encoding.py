@@ -16,7 +16,7 @@ from peftlab.data.examples import Encoded, Row
 from peftlab.data.splitting import canonical
 from peftlab.errors import UserError
 from peftlab.loading import encoded_cache
-from peftlab.models.model import Files
+from peftlab.models.model import ModelFiles
 from peftlab.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     limit: int,
     *,
-    files: Files,
+    files: ModelFiles,
     what: str,
     on_bad_row: OnBadRow,
 ) -> tuple[Encoded, dict[str, int]]:
@@ -73,7 +73,7 @@ def _sorted_out(rows: Sequence[Row], encode: Callable[[Sequence[Row]], object]) 
     return good, bad
 
 
-def _key(task: Task, rows: Sequence[Row], files: Files, limit: int) -> str:
+def _key(task: Task, rows: Sequence[Row], files: ModelFiles, limit: int) -> str:
     """What the examples depend on: the rows, the base's files, the task and its code, the libraries."""
     digest = hashlib.sha256(f"{limit} {tokenizers.__version__} {transformers.__version__}".encode())
     digest.update(task.model_dump_json().encode())

@@ -20,7 +20,7 @@ from peftlab.distributed import DeviceMap, dispatch
 from peftlab.errors import UserError
 from peftlab.loading.head import with_head
 from peftlab.models import remote_code
-from peftlab.models.model import Files, Model
+from peftlab.models.model import Model, ModelFiles
 from peftlab.quantization import Quantization
 from peftlab.tasks.task import Task
 from peftlab.training import out_of_memory
@@ -47,7 +47,7 @@ class Base:
     model: PreTrainedModel
     head: tuple[str, ...]  # modules of the task's new head, by full name
     parameters: int  # logical: a packed 4-bit weight counts as the weights it holds
-    files: Files
+    files: ModelFiles
 
 
 def within(name: str, modules: Iterable[str]) -> bool:
@@ -59,7 +59,7 @@ def within(name: str, modules: Iterable[str]) -> bool:
     return any(f".{module}." in f".{name}" for module in modules)
 
 
-def load_tokenizer(files: Files, task: Task) -> PreTrainedTokenizerBase:
+def load_tokenizer(files: ModelFiles, task: Task) -> PreTrainedTokenizerBase:
     """The base's fast tokenizer, without any truncation or padding that its file may prescribe."""
     with _readable(files, "tokenizer"):
         # Segments go only to a model that has an embedding for the second: some tokenizers number them for every model.
@@ -86,7 +86,7 @@ def load_tokenizer(files: Files, task: Task) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def longest_input(files: Files, task: Task, *, reserved: int = 0) -> int:
+def longest_input(files: ModelFiles, task: Task, *, reserved: int = 0) -> int:
     """How many tokens an example may have: the recipe's word, within the base's positions less those `reserved`."""
     with _readable(files, "config"):
         config = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
@@ -122,7 +122,7 @@ def refuse_unknown_tokens(base: Base, examples: Iterable[Example]) -> None:
 
 def load_base(
     model: Model,
-    files: Files,
+    files: ModelFiles,
     task: Task,
     quantization: Quantization,
     *,
@@ -163,9 +163,9 @@ def load_base(
         if quantized is not None:
             settings = {"quantization_config": quantized, "device_map": {"": device}}
         if device_map is not None:
-            settings |= dispatch.loading(device_map)
+            settings |= dispatch.load_kwargs(device_map)
         torch.manual_seed(seed)
-        with _readable(files, "weights in safetensors"), dispatch.room(device_map, files.source):
+        with _readable(files, "weights in safetensors"), dispatch.explain_out_of_memory(device_map, files.source):
             model, report = auto.from_pretrained(
                 files.folder,
                 config=config,
@@ -192,7 +192,7 @@ def load_base(
             "other shapes than its config.json says"
         )
     if device_map is not None:
-        dispatch.check(loaded, device_map, files.source)
+        dispatch.require_gpus_only(loaded, device_map, files.source)
     elif not quantization.quantizes:
         loaded.to(device)
     loaded.requires_grad_(False)
@@ -224,7 +224,7 @@ def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractC
 
 
 @contextlib.contextmanager
-def _readable(files: Files, what: str) -> Iterator[None]:
+def _readable(files: ModelFiles, what: str) -> Iterator[None]:
     """What the library says of files that it cannot make sense of, in one line."""
     try:
         yield
@@ -236,7 +236,7 @@ def _readable(files: Files, what: str) -> Iterator[None]:
     except Exception as error:
         if not files.trusted or out_of_memory.caused(error):
             raise
-        raise UserError(f"model: {files.source}: its own code gives no {what}: {remote_code.failure(error)}") from None
+        raise UserError(f"model: {files.source}: its own code gives no {what}: {remote_code.one_line(error)}") from None
 
 
 def head_modules(model: PreTrainedModel, task: Task) -> tuple[str, ...]:
@@ -289,7 +289,7 @@ def set_dropout(config: PretrainedConfig, rate: float) -> None:
     config.classifier_dropout = rate  # where a config does not name it, decoders' heads take 0.1
 
 
-def publish_dropout(folder: Path, files: Files) -> None:
+def publish_dropout(folder: Path, files: ModelFiles) -> None:
     """In the config of a model saved in `folder`, put the base's own dropout in place of the recipe's.
 
     The recipe's is of its training. Who trains the saved model on expects the base's, as after any other training.

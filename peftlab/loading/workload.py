@@ -14,7 +14,7 @@ from peftlab.distributed import DeviceMap
 from peftlab.loading.encoding import encode
 from peftlab.loading.model import Base, load_base, load_tokenizer, longest_input
 from peftlab.models import remote_code
-from peftlab.models.model import Files
+from peftlab.models.model import ModelFiles
 from peftlab.recipe import Recipe
 from peftlab.tasks import Task
 
@@ -25,7 +25,7 @@ class Workload:
 
     recipe: Recipe
     rows: Splits
-    files: Files
+    files: ModelFiles
     task: Task  # bind to the rows
     tokenizer: PreTrainedTokenizerBase
     limit: int  # tokens of the longest input

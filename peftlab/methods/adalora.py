@@ -32,11 +32,11 @@ class AdaLora(PeftMethod):
     title: ClassVar[str] = "AdaLoRA"
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
-            "zhang2023adalora",
-            "Zhang, Qingru and others",
-            "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning",
-            2023,
-            "2303.10512",
+            key="zhang2023adalora",
+            author="Zhang, Qingru and others",
+            title="AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning",
+            year=2023,
+            arxiv="2303.10512",
         ),
     )
     fidelity: ClassVar[str | None] = (
@@ -91,9 +91,9 @@ class AdaLora(PeftMethod):
         return before, after
 
     def incompatible_with(self, setting: MethodContext) -> str | None:
-        if setting.sharded or setting.zero is not None:
+        if setting.sharded or setting.zero_stage is not None:
             return "AdaLoRA weighs singular values and prunes them by whole tensors, and each process has shares alone"
-        if setting.spread:
+        if setting.dispatched:
             return "AdaLoRA weighs the singular values of all layers against each other, and they are on several GPUs"
         return super().incompatible_with(setting)
 
@@ -186,7 +186,7 @@ class AdaLora(PeftMethod):
         _put_zeros_back(model, folder)
         return model
 
-    def figures(self, model: nn.Module) -> dict[str, Any]:
+    def stats(self, model: nn.Module) -> dict[str, Any]:
         """Ranks by layer and adapter parameters, at the start and of the state that is kept."""
         ranks, initial, effective = {}, 0, 0
         sizes = {name: p.numel() for name, p in model.named_parameters()}

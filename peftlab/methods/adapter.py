@@ -32,25 +32,25 @@ class Adapter(PeftMethod):
     title: ClassVar[str] = "Adapter"
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
-            "houlsby2019adapters",
-            "Houlsby, Neil and others",
-            "Parameter-Efficient Transfer Learning for NLP",
-            2019,
-            "1902.00751",
+            key="houlsby2019adapters",
+            author="Houlsby, Neil and others",
+            title="Parameter-Efficient Transfer Learning for NLP",
+            year=2019,
+            arxiv="1902.00751",
         ),
         Reference(
-            "pfeiffer2021adapterfusion",
-            "Pfeiffer, Jonas and others",
-            "AdapterFusion: Non-Destructive Task Composition for Transfer Learning",
-            2021,
-            "2005.00247",
+            key="pfeiffer2021adapterfusion",
+            author="Pfeiffer, Jonas and others",
+            title="AdapterFusion: Non-Destructive Task Composition for Transfer Learning",
+            year=2021,
+            arxiv="2005.00247",
         ),
         Reference(
-            "he2022unified",
-            "He, Junxian and others",
-            "Towards a Unified View of Parameter-Efficient Transfer Learning",
-            2022,
-            "2110.04366",
+            key="he2022unified",
+            author="He, Junxian and others",
+            title="Towards a Unified View of Parameter-Efficient Transfer Learning",
+            year=2022,
+            arxiv="2110.04366",
         ),
     )
     fidelity: ClassVar[str | None] = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from peftlab.component import Reference
 from peftlab.errors import UserError
 from peftlab.methods.direct_method import DirectMethod
-from peftlab.methods.dtypes import keep_biases_float
+from peftlab.methods.dtypes import compute_in_float32
 from peftlab.methods.method import MethodContext, TrainingPlan
 
 if TYPE_CHECKING:
@@ -29,15 +29,15 @@ class BitFit(DirectMethod):
     title: ClassVar[str] = "BitFit"
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
-            "benzaken2021bitfit",
-            "Ben Zaken, Elad and others",
-            "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models",
-            2021,
-            "2106.10199",
+            key="benzaken2021bitfit",
+            author="Ben Zaken, Elad and others",
+            title="BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models",
+            year=2021,
+            arxiv="2106.10199",
         ),
     )
     learning_rate: ClassVar[float] = 1e-3
-    trains_whole_base: ClassVar[bool] = True
+    may_train_unused: ClassVar[bool] = True
 
     @property
     def trains_base(self) -> bool:
@@ -55,9 +55,9 @@ class BitFit(DirectMethod):
         head = tuple(f"{name}." for name in plan.head)
         if not any(self.trains(name, model) and not name.startswith(head) for name, _ in model.named_parameters()):
             raise UserError(f"method.kind: BitFit trains biases, and this {model.config.model_type} has none")
-        keep_biases_float(model)
+        compute_in_float32(model)
         return super().apply(model, plan)
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> nn.Module:
-        keep_biases_float(base)
+        compute_in_float32(base)
         return super().load(base, folder, trainable=trainable)

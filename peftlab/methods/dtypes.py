@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from peftlab.quantization.quantization import in_autocasts_dtype, quantized_linears
+from peftlab.quantization.quantization import quantized_linears, to_autocast_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def answer_as_asked(model: nn.Module) -> None:
+def match_output_dtype(model: nn.Module) -> None:
     """Have PEFT's layers over quantised ones answer in autocast's dtype, or that of their input, as over float ones.
 
     They ask whether autocast is on, mean the GPU's, and on a CPU turn bfloat16 into float32, which norms refuse; on a
@@ -24,7 +24,7 @@ def answer_as_asked(model: nn.Module) -> None:
             layer.register_forward_hook(_answer_as_float_ones)
 
 
-def keep_biases_float(model: nn.Module) -> None:
+def compute_in_float32(model: nn.Module) -> None:
     """Give quantised layers float32 inputs: they round their bias, in place, to the precision of what comes in."""
     for linear in quantized_linears(model).values():
         linear.register_forward_pre_hook(_take_float)
@@ -41,7 +41,7 @@ def _answer_in_dtype_of_input(module: nn.Module, inputs: tuple[Any, ...], output
 
 
 def _answer_as_float_ones(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    return in_autocasts_dtype(output.to(inputs[0].dtype))
+    return to_autocast_dtype(output.to(inputs[0].dtype))
 
 
 def _take_float(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -49,4 +49,4 @@ def _take_float(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _answer_in_autocasts_dtype(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    return in_autocasts_dtype(output)
+    return to_autocast_dtype(output)

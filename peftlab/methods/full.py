@@ -21,7 +21,7 @@ class Full(DirectMethod):
     title: ClassVar[str] = "full fine-tuning"
     learning_rate: ClassVar[float] = 5e-5
     file: ClassVar[str] = "model.safetensors"
-    trains_whole_base: ClassVar[bool] = True
+    may_train_unused: ClassVar[bool] = True
     folder: ClassVar[str] = "model"
 
     @property

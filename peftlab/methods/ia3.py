@@ -62,11 +62,11 @@ class Ia3(PeftMethod):
     title: ClassVar[str] = "IA3"
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
-            "liu2022ia3",
-            "Liu, Haokun and others",
-            "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning",
-            2022,
-            "2205.05638",
+            key="liu2022ia3",
+            author="Liu, Haokun and others",
+            title="Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning",
+            year=2022,
+            arxiv="2205.05638",
         ),
     )
     fidelity: ClassVar[str | None] = (

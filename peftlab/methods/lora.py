@@ -28,11 +28,11 @@ class Lora(PeftMethod):
     title: ClassVar[str] = "LoRA"
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
-            "hu2021lora",
-            "Hu, Edward J. and others",
-            "LoRA: Low-Rank Adaptation of Large Language Models",
-            2021,
-            "2106.09685",
+            key="hu2021lora",
+            author="Hu, Edward J. and others",
+            title="LoRA: Low-Rank Adaptation of Large Language Models",
+            year=2021,
+            arxiv="2106.09685",
         ),
     )
     learning_rate: ClassVar[float] = 5e-4
@@ -56,17 +56,17 @@ class Lora(PeftMethod):
     b_rate_ratio: float = Field(1.0, gt=0, le=1e4)  # LoRA+ (Hayou et al., 2024): learning rate of B over that of A
 
     @property
-    def moves_base(self) -> bool:
+    def modifies_base(self) -> bool:
         return self.initialization == "pissa"
 
     @property
     def trains_base(self) -> bool:
-        return self.moves_base  # which takes B A out of the weights: what bfloat16 rounds off is lost
+        return self.modifies_base  # which takes B A out of the weights: what bfloat16 rounds off is lost
 
     def incompatible_with(self, setting: MethodContext) -> str | None:
         if self.initialization == "pissa" and setting.quantization != "none":
             return "PiSSA needs the singular values of an unquantised weight; use quantization: none"
-        if self.weight_decomposed and setting.zero == 3 and setting.quantization != "none":
+        if self.weight_decomposed and setting.zero_stage == 3 and setting.quantization != "none":
             return "DoRA puts a tensor of its own in place of a quantised weight, which ZeRO-3 then has no share of"
         if self.initialization == "pissa" and self.weight_decomposed:
             return "PiSSA cannot be saved apart from the base together with weight_decomposed; use one of them"
@@ -89,7 +89,7 @@ class Lora(PeftMethod):
         )
 
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
-        if not self.moves_base:
+        if not self.modifies_base:
             return super().apply(model, plan)
         pissa.check_rank(model, chosen_layers(model, self.targets, plan.head), self.rank)
         wrapped = super().apply(model, plan)
@@ -133,10 +133,10 @@ class Lora(PeftMethod):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         super().save(model, folder)
-        if self.moves_base:
+        if self.modifies_base:
             pissa.save_as_difference(model, folder)
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
-        if not self.moves_base:
+        if not self.modifies_base:
             return super().load(base, folder, trainable=trainable)
         return ready(pissa.load_difference(base, folder, rank=self.rank, alpha=self.alpha, trainable=trainable))

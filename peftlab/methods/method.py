@@ -36,8 +36,8 @@ class MethodContext:
     gradient_checkpointing: bool = False
     packed: bool = False  # several rows share a sequence
     sharded: bool = False  # each process holds a share of every tensor
-    zero: int | None = None  # DeepSpeed's stage: from 2 on no process has all of a gradient
-    spread: bool = False  # the layers are on several devices
+    zero_stage: int | None = None  # DeepSpeed's stage: from 2 on no process has all of a gradient
+    dispatched: bool = False  # the layers are on several devices
 
 
 class Method(Component):
@@ -53,7 +53,7 @@ class Method(Component):
     learning_rate: ClassVar[float]  # sensible value for a BERT-sized encoder
     folder: ClassVar[str] = "adapter"  # of a run, for what `save` writes
     merges: ClassVar[bool] = False  # `merge` folds the method into the base's weights
-    trains_whole_base: ClassVar[bool] = False  # all it finds there, also parts that the task's forward does not use
+    may_train_unused: ClassVar[bool] = False  # all it finds there, also parts that the task's forward does not use
 
     size_setting: ClassVar[str | None] = None  # the setting in which its count of parameters grows evenly, if any
 
@@ -71,7 +71,7 @@ class Method(Component):
         return True
 
     @property
-    def moves_base(self) -> bool:
+    def modifies_base(self) -> bool:
         """Whether `apply` takes something out of the base's weights, which the method's parameters then hold."""
         return False
 
@@ -138,6 +138,6 @@ class Method(Component):
         """A context in which `model` computes what the base alone would (the head stays as trained)."""
         raise NotImplementedError
 
-    def figures(self, model: nn.Module) -> dict[str, Any]:
+    def stats(self, model: nn.Module) -> dict[str, Any]:
         """Figures of the method's own for the result, e.g. AdaLoRA's final ranks."""
         return {}

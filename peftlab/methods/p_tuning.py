@@ -21,7 +21,13 @@ class PTuning(EmbeddedTokens):
     kind: Literal["p_tuning"] = "p_tuning"
     title: ClassVar[str] = "P-tuning"
     references: ClassVar[tuple[Reference, ...]] = (
-        Reference("liu2021ptuning", "Liu, Xiao and others", "GPT Understands, Too", 2021, "2103.10385"),
+        Reference(
+            key="liu2021ptuning",
+            author="Liu, Xiao and others",
+            title="GPT Understands, Too",
+            year=2021,
+            arxiv="2103.10385",
+        ),
     )
     fidelity: ClassVar[str | None] = "all virtual tokens stand before the input (paper: anywhere in a template)"
     learning_rate: ClassVar[float] = 1e-3

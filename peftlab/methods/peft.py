@@ -129,7 +129,7 @@ class Peft(PeftMethod):
             _keep_norms_float(base)
         return super().load(base, folder, trainable=trainable)
 
-    def figures(self, model: nn.Module) -> dict[str, Any]:
+    def stats(self, model: nn.Module) -> dict[str, Any]:
         return {"type": self.type}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peftlab.methods.dtypes import answer_as_asked
+from peftlab.methods.dtypes import match_output_dtype
 from peftlab.methods.method import Method, TrainingPlan
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class PeftMethod(Method):
 
 def ready(model: PeftModel) -> PeftModel:
     """What PEFT has wrapped, mended where it falls short whatever the method."""
-    answer_as_asked(model)
+    match_output_dtype(model)
     return _with_token_types(model)
 
 

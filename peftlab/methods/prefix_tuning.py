@@ -31,11 +31,11 @@ class PrefixTuning(VirtualTokens):
     title: ClassVar[str] = "prefix tuning"
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
-            "li2021prefix",
-            "Li, Xiang Lisa and Liang, Percy",
-            "Prefix-Tuning: Optimizing Continuous Prompts for Generation",
-            2021,
-            "2101.00190",
+            key="li2021prefix",
+            author="Li, Xiang Lisa and Liang, Percy",
+            title="Prefix-Tuning: Optimizing Continuous Prompts for Generation",
+            year=2021,
+            arxiv="2101.00190",
         ),
     )
     fidelity: ClassVar[str | None] = (
@@ -82,7 +82,12 @@ class PrefixTuning(VirtualTokens):
 
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
         reason = self.incompatible_with(
-            MethodContext(model.config.model_type, "none", plan.task_type, _checkpoints(model))
+            MethodContext(
+                architecture=model.config.model_type,
+                quantization="none",
+                task_type=plan.task_type,
+                gradient_checkpointing=_checkpoints(model),
+            )
         )
         if reason is not None:
             raise UserError(f"method: {reason}")
@@ -104,7 +109,7 @@ class PrefixTuning(VirtualTokens):
         if model.config.is_encoder_decoder:  # type: ignore[union-attr]
             _as_peft_reads(folder)
 
-    def figures(self, model: nn.Module) -> dict[str, Any]:
+    def stats(self, model: nn.Module) -> dict[str, Any]:
         both = model.config.is_encoder_decoder  # type: ignore[union-attr]
         return {"reaches": "decoder self-attention" if both else "self-attention"}
 

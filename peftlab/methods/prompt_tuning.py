@@ -20,11 +20,11 @@ class PromptTuning(EmbeddedTokens):
     title: ClassVar[str] = "prompt tuning"
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
-            "lester2021prompt",
-            "Lester, Brian and others",
-            "The Power of Scale for Parameter-Efficient Prompt Tuning",
-            2021,
-            "2104.08691",
+            key="lester2021prompt",
+            author="Lester, Brian and others",
+            title="The Power of Scale for Parameter-Efficient Prompt Tuning",
+            year=2021,
+            arxiv="2104.08691",
         ),
     )
     learning_rate: ClassVar[float] = 3e-2

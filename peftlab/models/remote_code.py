@@ -16,7 +16,7 @@ USED = ("config.json", "tokenizer_config.json")  # of the files that name code: 
 _OWN = re.compile(r"(?!.*--)([\w-]+/)*[\w-]+\.\w+")  # `layers/modeling.MyModel`, in a file of the folder itself
 
 
-def trusted(folder: Path, source: str, revision: Callable[[], str], trust: str | None) -> str | None:
+def trusted_revision(folder: Path, source: str, revision: Callable[[], str], trust: str | None) -> str | None:
     """The `revision` of `folder`, the hub's commit or a fingerprint of all its files, if its code may run.
 
     Raises UserError if the base is nothing without its code and `trust` does not name this revision, and if the code is
@@ -59,15 +59,15 @@ def install(folder: Path) -> None:
         try:
             get_class_from_dynamic_module(name, folder)
         except Exception as error:  # a stranger's code may raise anything
-            raise UserError(f"model: {folder}: its own code has no usable {name}: {failure(error)}") from None
+            raise UserError(f"model: {folder}: its own code has no usable {name}: {one_line(error)}") from None
 
 
-def failure(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Of a stranger's code, in a line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether the code that its files name is there."""
     return all((folder / _file(name)).exists() for name in _classes(folder))
 

@@ -17,7 +17,7 @@ from peftlab.component import Precision
 from peftlab.data.examples import Example
 from peftlab.errors import UserError
 from peftlab.loading.model import longest, resolve_precision
-from peftlab.models.model import Files, Shape
+from peftlab.models.model import ModelFiles, Shape
 from peftlab.models.tiny_model import byte_tokenizer
 from peftlab.profiling.fake_model import (
     ShapeRecorder,
@@ -66,7 +66,7 @@ def estimate(
     if sharded and devices == 1:
         raise UserError("--sharded: one device has nobody to share with; say how many there are: --devices 2")
     others = [part(kind=kind) for kind, part in QUANTIZATIONS.items() if kind != recipe.quantization.kind]
-    for quantization in [recipe.quantization, *(other.shardable() if sharded else other for other in others)]:
+    for quantization in [recipe.quantization, *(other.as_shardable() if sharded else other for other in others)]:
         wanted = recipe.model_copy(update={"quantization": quantization})
         reason = wanted.incompatible_with(str(recipe.model.shape().values["model_type"]), sharded=sharded)
         if reason is not None:
@@ -178,7 +178,7 @@ def predict(recipe: Recipe, shape: Shape, batch: Batch, *, sharers: int = 1) -> 
     precision = _precision(recipe)
     base = meta_model(
         shape,
-        Files(Path(), shape.source, ""),
+        ModelFiles(folder=Path(), source=shape.source, fingerprint=""),
         batch.task,
         recipe.quantization,
         compute=getattr(torch, precision),

@@ -25,7 +25,7 @@ from peftlab.errors import UserError, nearest
 from peftlab.loading.head import with_head
 from peftlab.loading.model import Base, head_modules, kept_float, set_dropout
 from peftlab.loading.model import count as count_parameters
-from peftlab.models.model import Files, Shape
+from peftlab.models.model import ModelFiles, Shape
 from peftlab.profiling.memory import add_up
 from peftlab.profiling.profile import PhaseSnapshot
 from peftlab.quantization import Quantization
@@ -35,7 +35,7 @@ from peftlab.tasks import Task
 
 def meta_model(
     shape: Shape,
-    files: Files,
+    files: ModelFiles,
     task: Task,
     quantization: Quantization,
     *,
@@ -244,7 +244,7 @@ def to_shapes(
 
     for linear in quantized_linears(model).values():
         weight: Any = linear.weight
-        quantization.hollow(linear)
+        quantization.set_fake_weight(linear)
         made[id(linear.weight)] = linear.weight  # type: ignore[assignment]
         note(weight, linear.weight)  # type: ignore[arg-type]
     for module in model.modules():

@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from peftlab.component import Precision
 from peftlab.data.examples import Example
-from peftlab.distributed.fsdp import FsdpSettings, local
+from peftlab.distributed.fsdp import FsdpSettings, to_local
 from peftlab.errors import UserError
 from peftlab.loading.attach import apply_method
 from peftlab.loading.model import Base, autocast, resolve_precision
@@ -65,7 +65,7 @@ class Subject:
         parameters = self.model.named_parameters()
         of_base = [name for name, p in parameters if StorageWeakRef(p.untyped_storage()) in self.before]
         FsdpSettings().shard(self.model, mesh)
-        held = [StorageWeakRef(local(self.model.get_parameter(name)).untyped_storage()) for name in of_base]
+        held = [StorageWeakRef(to_local(self.model.get_parameter(name)).untyped_storage()) for name in of_base]
         return dataclasses.replace(self, before={**self.before, **dict.fromkeys(held)})
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -214,7 +214,7 @@ def measured(subject: Subject, *, timed: bool = True) -> Profile:
 def memory_pass(subject: Subject, follow: Recorder, *, evaluate: bool = True) -> Memory:
     """Bytes of the third step, and of a pass without gradients after it."""
     static = static_bytes(subject.model, subject.before, subject.head)
-    trained = [local(parameter) for parameter in subject.model.parameters() if parameter.requires_grad]
+    trained = [to_local(parameter) for parameter in subject.model.parameters() if parameter.requires_grad]
     trained_bytes = sum(tensor.numel() * tensor.element_size() for tensor in trained)
     held: list[int] = []
 

@@ -15,7 +15,7 @@ from bitsandbytes.functional import QuantState
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from peftlab.distributed.fsdp import local
+from peftlab.distributed.fsdp import to_local
 from peftlab.loading.model import within
 from peftlab.profiling.profile import PhaseSnapshot
 
@@ -161,7 +161,7 @@ def holdings(model: nn.Module) -> dict[StorageWeakRef, Holding]:
     found: dict[StorageWeakRef, Holding] = {}
 
     def add(name: str, tensor: Tensor, constant: bool) -> None:
-        storage = local(tensor).untyped_storage()
+        storage = to_local(tensor).untyped_storage()
         holding = Holding(name, storage.nbytes(), constant, tensor.requires_grad)
         found.setdefault(StorageWeakRef(storage), holding)
 
@@ -198,7 +198,7 @@ def static_bytes(model: nn.Module, base: Container[StorageWeakRef], head: Sequen
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """Of the tensors' storages, each once."""
-    storages = (local(tensor).untyped_storage() for tensor in tensors)
+    storages = (to_local(tensor).untyped_storage() for tensor in tensors)
     return sum({StorageWeakRef(storage): storage.nbytes() for storage in storages}.values())
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from peftlab.component import Reference
-from peftlab.quantization.quantization import Quantization, heed_autocast, quantized_linears
+from peftlab.quantization.quantization import Quantization, follow_autocast, quantized_linears
 
 if TYPE_CHECKING:
     import torch
@@ -21,11 +21,11 @@ class FourBit(Quantization):
 
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
-            "dettmers2023qlora",
-            "Dettmers, Tim and others",
-            "QLoRA: Efficient Finetuning of Quantized LLMs",
-            2023,
-            "2305.14314",
+            key="dettmers2023qlora",
+            author="Dettmers, Tim and others",
+            title="QLoRA: Efficient Finetuning of Quantized LLMs",
+            year=2023,
+            arxiv="2305.14314",
         ),
     )
     double_quantization: bool = True  # quantise the scales too: 0.37 bits a weight less
@@ -43,22 +43,22 @@ class FourBit(Quantization):
             llm_int8_skip_modules=list(keep),
         )
 
-    def unshardable(self) -> str | None:
+    def incompatible_with_sharding(self) -> str | None:
         if self.storage == "uint8":
             return f"of {self.kind}, only floating storage can be cut into shares: set storage: bfloat16"
         return None
 
-    def shardable(self) -> Self:
-        return self.model_copy(update={"storage": "bfloat16"}) if self.unshardable() else self
+    def as_shardable(self) -> Self:
+        return self.model_copy(update={"storage": "bfloat16"}) if self.incompatible_with_sharding() else self
 
     def prepare(self, model: nn.Module) -> None:
-        heed_autocast(model)
+        follow_autocast(model)
         # On a CPU with AVX512-BF16 the first evaluation would repack the weights for a kernel without a backward,
         # and every step after it would train nothing.
         for linear in quantized_linears(model).values():
             linear.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
-    def hollow(self, linear: nn.Module) -> None:
+    def set_fake_weight(self, linear: nn.Module) -> None:
         import torch
         from bitsandbytes.functional import QuantState
         from torch import nn

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from peftlab.component import Reference
-from peftlab.quantization.quantization import Quantization, heed_autocast, quantized_linears
+from peftlab.quantization.quantization import Quantization, follow_autocast, quantized_linears
 
 if TYPE_CHECKING:
     import torch
@@ -23,11 +23,11 @@ class Int8(Quantization):
     title: ClassVar[str] = "int8"
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
-            "dettmers2022int8",
-            "Dettmers, Tim and others",
-            "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale",
-            2022,
-            "2208.07339",
+            key="dettmers2022int8",
+            author="Dettmers, Tim and others",
+            title="LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale",
+            year=2022,
+            arxiv="2208.07339",
         ),
     )
     outlier_threshold: float = Field(6.0, ge=0)  # input magnitude from which a column is multiplied in float; GPU only
@@ -44,16 +44,16 @@ class Int8(Quantization):
             load_in_8bit=True, llm_int8_threshold=self.outlier_threshold, llm_int8_skip_modules=list(keep)
         )
 
-    def unshardable(self) -> str | None:
+    def incompatible_with_sharding(self) -> str | None:
         return "int8 weights cannot be cut into shares: their scales stand beside them; use nf4"
 
     def prepare(self, model: nn.Module) -> None:
-        heed_autocast(model)
+        follow_autocast(model)
         for linear in quantized_linears(model).values():
             linear.register_forward_pre_hook(_keep_scales)
             linear.register_forward_hook(_forget_input)
 
-    def hollow(self, linear: nn.Module) -> None:
+    def set_fake_weight(self, linear: nn.Module) -> None:
         import torch
         from torch import nn
 

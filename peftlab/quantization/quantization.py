@@ -30,23 +30,23 @@ class Quantization(Component):
             return "on a CPU this saves memory, not time"
         return None
 
-    def unshardable(self) -> str | None:
+    def incompatible_with_sharding(self) -> str | None:
         """Why FSDP cannot cut such a base into shares, in one line, or None if it can."""
         return None
 
-    def shardable(self) -> Self:
+    def as_shardable(self) -> Self:
         """The same as FSDP can cut it, if that is a matter of settings."""
         return self
 
     def prepare(self, model: nn.Module) -> None:
         """Called once on the loaded base: whatever it takes to train through it."""
 
-    def hollow(self, linear: nn.Module) -> None:
+    def set_fake_weight(self, linear: nn.Module) -> None:
         """Give a linear layer of `config` whose weight was never loaded what it would hold, as empty tensors."""
         raise NotImplementedError
 
 
-def heed_autocast(model: nn.Module) -> None:
+def follow_autocast(model: nn.Module) -> None:
     """Have quantised layers compute and answer in autocast's dtype, as float ones do: bitsandbytes' know nothing of it.
 
     A base that trains is held in float32, and so is what PEFT hands to some of its layers, though it runs in bfloat16.
@@ -55,7 +55,7 @@ def heed_autocast(model: nn.Module) -> None:
         linear.register_forward_pre_hook(_take_in_autocasts)
 
 
-def in_autocasts_dtype(tensor: torch.Tensor) -> torch.Tensor:
+def to_autocast_dtype(tensor: torch.Tensor) -> torch.Tensor:
     """As it is where autocast is off."""
     import torch
 
@@ -64,7 +64,7 @@ def in_autocasts_dtype(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _take_in_autocasts(linear: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (in_autocasts_dtype(inputs[0]), *inputs[1:])
+    return (to_autocast_dtype(inputs[0]), *inputs[1:])
 
 
 def quantized_linears(model: nn.Module) -> dict[str, nn.Module]:

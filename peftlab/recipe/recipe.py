@@ -92,7 +92,7 @@ class Recipe(Settings):
         spread: bool = False,
     ) -> str | None:
         """Why this combination cannot run, as far as can be told before anything loads."""
-        if sharded and (storage := self.quantization.unshardable()) is not None:
+        if sharded and (storage := self.quantization.incompatible_with_sharding()) is not None:
             return storage
         reason = self.method.incompatible_with(
             MethodContext(
@@ -102,8 +102,8 @@ class Recipe(Settings):
                 gradient_checkpointing=self.training.gradient_checkpointing,
                 packed=self.task.packs,
                 sharded=sharded,
-                zero=zero,
-                spread=spread,
+                zero_stage=zero,
+                dispatched=spread,
             )
         )
         if reason is None and self.training.layer_decay is not None and self.method.positions:

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from peftlab.component import Precision, Settings
 from peftlab.errors import UserError, first_error
-from peftlab.io.atomic import write_whole
+from peftlab.io.atomic import atomic_write
 
 VERSION: Literal[1] = 1
 FILE = "result.json"
@@ -146,7 +146,7 @@ class RunResult(Settings):
 def write_result(result: RunResult, folder: Path) -> Path:
     """Write result.json: whole or not at all."""
     path = folder / FILE
-    write_whole(path, (result.model_dump_json(indent=2) + "\n").encode())
+    atomic_write(path, (result.model_dump_json(indent=2) + "\n").encode())
     return path
 
 

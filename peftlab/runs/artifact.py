@@ -16,7 +16,7 @@ from peftlab.io import untrusted
 from peftlab.io.atomic import sha256
 from peftlab.loading.model import Base, autocast, load_base, load_tokenizer, publish_dropout
 from peftlab.methods import METHODS, AnyMethod
-from peftlab.models.model import AnyModel, Files
+from peftlab.models.model import AnyModel, ModelFiles
 from peftlab.quantization import AnyQuantization, Quantization
 from peftlab.tasks import AnyTask, Task
 
@@ -55,7 +55,7 @@ class Tuned:
         return autocast(self.card.precision, self.base.model.device)
 
 
-def save(card: Card, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, base: Files, folder: Path) -> int:
+def save(card: Card, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, base: ModelFiles, folder: Path) -> int:
     """Write everything into `folder`; return the bytes of the tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     card.method.save(model, folder)
@@ -134,7 +134,7 @@ def load(
     return Tuned(card, model, tokenizer, base)
 
 
-def _tokenizer(folder: Path, base: Files, task: Task) -> PreTrainedTokenizerBase:
+def _tokenizer(folder: Path, base: ModelFiles, task: Task) -> PreTrainedTokenizerBase:
     """The one that was saved. Where it is of a class of the base's own, the code is the base's, not a copy of it."""
     import transformers
 

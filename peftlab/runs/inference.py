@@ -86,7 +86,7 @@ def merge(folder: Path, output: Path, trust: str | None = None) -> float:
             difference = _merge(folder, card, staged, trust)
             staged.replace(output)
         except Exception as error:
-            reason = atomic.refusal(error)
+            reason = atomic.storage_error(error)
             if reason is None:
                 raise
             raise UserError(f"--output {output}: cannot be written: {reason}") from None

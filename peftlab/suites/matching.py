@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from peftlab.errors import UserError, first_error
 from peftlab.io.atomic import check_writable
 from peftlab.methods import TrainingPlan
-from peftlab.models.model import Files
+from peftlab.models.model import ModelFiles
 from peftlab.recipe import Recipe
 from peftlab.suites import gpus, workers
 from peftlab.suites.sizes import Size, write_sizes
@@ -92,7 +92,7 @@ def parameters(recipe: Recipe) -> int:
     batch = sample_batch(recipe, shape)
     base = meta_model(
         shape,
-        Files(Path(), shape.source, ""),
+        ModelFiles(folder=Path(), source=shape.source, fingerprint=""),
         batch.task,
         recipe.quantization,
         compute=torch.float32,

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from peftlab.component import Settings
 from peftlab.errors import UserError, first_error
-from peftlab.io.atomic import write_whole
+from peftlab.io.atomic import atomic_write
 from peftlab.profiling.profile import Profile
 from peftlab.recipe import Recipe
 from peftlab.results.run_result import Environment
@@ -76,7 +76,7 @@ class ProfileStore:
         digest = profile_digest(recipe)
         old = self.read().get(digest)
         path = self.folder / f"{recipe.name}-{digest}.json"
-        write_whole(path, (record.model_dump_json(indent=1) + "\n").encode())
+        atomic_write(path, (record.model_dump_json(indent=1) + "\n").encode())
         if old is not None and old.path != path:  # named by the digest that the same recipe had then
             old.path.unlink(missing_ok=True)
         return path

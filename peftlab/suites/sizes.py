@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from peftlab.component import Settings
 from peftlab.errors import UserError
-from peftlab.io.atomic import write_whole
+from peftlab.io.atomic import atomic_write
 
 FILE = "matched.json"
 
@@ -59,4 +59,4 @@ def read_sizes(folder: Path) -> list[Size]:
 
 def write_sizes(sizes: Sequence[Size], folder: Path) -> None:
     """Replace the file by one rename."""
-    write_whole(folder / FILE, (Sizes(sizes=list(sizes)).model_dump_json(indent=1) + "\n").encode())
+    atomic_write(folder / FILE, (Sizes(sizes=list(sizes)).model_dump_json(indent=1) + "\n").encode())

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from peftlab.component import Settings
 from peftlab.errors import UserError, first_error
-from peftlab.io.atomic import write_whole
+from peftlab.io.atomic import atomic_write
 from peftlab.recipe import Recipe
 from peftlab.results.run_result import Environment, RunResult
 
@@ -131,8 +131,8 @@ class Store:
         old = self.records().get(recipe.digest)
         path = self.folder / f"{file_stem(recipe)}.json"
         if predictions is not None:
-            write_whole(path.with_name(path.stem + PREDICTIONS), packed(predictions))
-        write_whole(path, (record.model_dump_json(indent=1) + "\n").encode())
+            atomic_write(path.with_name(path.stem + PREDICTIONS), packed(predictions))
+        atomic_write(path, (record.model_dump_json(indent=1) + "\n").encode())
         if old is not None and old.path != path:  # named by the digest that the same recipe had then
             old.path.unlink(missing_ok=True)
             old.predictions_path.unlink(missing_ok=True)

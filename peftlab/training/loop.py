@@ -103,7 +103,7 @@ def train(
     if zero is None:
         update = OptimizerStep(model, optimizer, accelerator, settings.clip)
     else:
-        update = zero.update(model, optimizer, accelerator, settings.clip, precision)
+        update = zero.make_optimizer_step(model, optimizer, accelerator, settings.clip, precision)
     progress = TrainState(model, method, update, schedule, accelerator, settings.accumulation)
     torch.manual_seed(seeds.dropout + accelerator.process_index)
     if resumed is not None:
@@ -135,7 +135,7 @@ def train(
                     number,
                     progress.alive,
                     loss=value,
-                    whole_base=method.trains_whole_base,
+                    whole_base=method.may_train_unused,
                     gradient=update.gradient,
                 )
             norm = update.step() if math.isfinite(value) else math.nan
@@ -220,7 +220,7 @@ def _turns(
 ) -> Iterator[tuple[Batch, bool]]:
     """What this process predicts, and whether it counts: whole batches, so that no example's neighbours change."""
     rank, processes = accelerator.process_index, accelerator.num_processes
-    if not fsdp.sharded(model):
+    if not fsdp.is_sharded(model):
         yield from ((batch, True) for batch in batches[rank::processes])
     elif generates:  # a text takes as many forwards as it has tokens: they go through all of them side by side
         yield from ((batch, rank == 0) for batch in batches)
@@ -232,7 +232,7 @@ def _turns(
 
 def _told_to_stop(model: torch.nn.Module, accelerator: Accelerator) -> bool:
     """This process, or where they must go on side by side, one of them."""
-    if not fsdp.sharded(model):
+    if not fsdp.is_sharded(model):
         return asked() is not None
     told = torch.tensor(float(asked() is not None), device=accelerator.device)
     return bool(accelerator.reduce(told, reduction="sum"))

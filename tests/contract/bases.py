@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 from peftlab.loading.model import load_base
 from peftlab.methods import METHODS, Method, TrainingPlan
 from peftlab.methods.method import MethodContext
-from peftlab.models.model import Files, Model
+from peftlab.models.model import Model, ModelFiles
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.tasks.token_classification import TokenClassification
 
@@ -67,7 +67,7 @@ def load(folder: Path, family: str, precision: str) -> PreTrainedModel:
     """A fresh base with its head, frozen, as a run loads it."""
     quantization, cpu = QUANTIZATIONS[precision](), torch.device("cpu")
     if family == "encoder":
-        files = Files(folder / family, "a test", "")
+        files = ModelFiles(folder=folder / family, source="a test", fingerprint="")
         name = Model(id=str(folder / family))
         return load_base(name, files, TASK, quantization, device=cpu, compute=torch.float32).model.eval()
     config = quantization.config(["lm_head"], torch.float32)
@@ -145,7 +145,9 @@ class Combination:
     @property
     def reason(self) -> str | None:
         """Why it is refused, if it is."""
-        setting = MethodContext(ARCHITECTURES[self.family], self.precision, FAMILIES[self.family])
+        setting = MethodContext(
+            architecture=ARCHITECTURES[self.family], quantization=self.precision, task_type=FAMILIES[self.family]
+        )
         return self.method.incompatible_with(setting)
 
 

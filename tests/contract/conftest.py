@@ -55,7 +55,7 @@ def trained(
     head = {id(p) for name, (p, _) in before.items() if name.startswith(tuple(f"{part}." for part in plan.head))}
     torch.manual_seed(3)
     model = method.apply(base, plan)
-    if method.moves_base:
+    if method.modifies_base:
         before = {name: (p, p.detach().clone()) for name, (p, _) in before.items()}
     folder = tmp_path_factory.mktemp("adapter")
     snapshots = [_trainable(model)]

@@ -23,7 +23,10 @@ Fresh = Callable[[str, str], PreTrainedModel]
 
 def reason(combination: Combination) -> str | None:
     setting = MethodContext(
-        ARCHITECTURES[combination.family], combination.precision, FAMILIES[combination.family], spread=True
+        architecture=ARCHITECTURES[combination.family],
+        quantization=combination.precision,
+        task_type=FAMILIES[combination.family],
+        dispatched=True,
     )
     return combination.method.incompatible_with(setting)
 
@@ -46,7 +49,7 @@ HALVES = {
 CPU = torch.device("cpu")  # the word would mean what waits there for a GPU
 LAYER = re.compile(r"\w+\.(?:layer|layers|block)\.\d+\.")  # with the stack that it is in
 # Virtual tokens are in no layer; PiSSA takes a base apart, which has to have numbers.
-IN_LAYERS = [c for c in SPREAD if c.precision == "none" and not c.method.positions and not c.method.moves_base]
+IN_LAYERS = [c for c in SPREAD if c.precision == "none" and not c.method.positions and not c.method.modifies_base]
 
 
 def over(base: PreTrainedModel, second: torch.device) -> PreTrainedModel:

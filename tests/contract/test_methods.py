@@ -22,7 +22,7 @@ def test_only_the_method_and_the_head_train(trained: Trained) -> None:
     own = {id(p): name for name, (p, _) in trained.base.items() if id(p) not in trained.head}
     trainable = [p for p in trained.model.parameters() if p.requires_grad]
     assert trainable
-    trains_base = trained.method.trains_base and not trained.method.moves_base
+    trains_base = trained.method.trains_base and not trained.method.modifies_base
     assert trains_base or not [own[id(p)] for p in trainable if id(p) in own]
     assert all(p.dtype == torch.float32 for p in trainable)
     for part in bases.plan(trained.combination.family).head:
@@ -66,7 +66,7 @@ def test_untrained_it_is_the_base_if_it_says_so(supported: Combination, fresh: F
     model = method.apply(fresh(family, supported.precision), bases.plan(family))
     away = (bases.logits(model, family) - expected).abs().max() / expected.abs().max()
     if method.starts_as_base:
-        assert away <= (1e-5 if method.moves_base else 1e-6)
+        assert away <= (1e-5 if method.modifies_base else 1e-6)
     else:
         assert away > 1e-3
 
@@ -86,7 +86,7 @@ def test_without_it_the_base_alone_computes(trained: Trained, fresh: Fresh) -> N
     expected = bases.logits(base, family)
     with trained.method.disabled(trained.model):
         away = (bases.logits(trained.model, family) - expected).abs().max()
-    assert away <= (1e-5 if trained.method.moves_base else 0)
+    assert away <= (1e-5 if trained.method.modifies_base else 0)
     assert not torch.equal(bases.logits(trained.model, family), expected)
 
 
@@ -124,8 +124,8 @@ def test_two_on_one_base_do_not_disturb_each_other(trained: Trained, fresh: Fres
     method, family = trained.method, trained.combination.family
     base = fresh(family, trained.combination.precision)
     # What a method took out of the base is in its files: as PEFT alone reads them they leave the base where it is.
-    load = PeftModel.from_pretrained if method.moves_base else method.load
-    atol = 1e-4 if method.moves_base else 1e-5
+    load = PeftModel.from_pretrained if method.modifies_base else method.load
+    atol = 1e-4 if method.modifies_base else 1e-5
     model = load(base, trained.halfway)
     if not hasattr(model, "load_adapter") or not hasattr(model, "peft_config"):
         pytest.skip("not an adapter of PEFT's")

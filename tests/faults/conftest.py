@@ -43,7 +43,10 @@ COMBINATIONS = [
     combination
     for combination in bases.SUPPORTED
     if combination.family == "encoder"
-    and combination.method.incompatible_with(MethodContext("bert", combination.precision, "TOKEN_CLS")) is None
+    and combination.method.incompatible_with(
+        MethodContext(architecture="bert", quantization=combination.precision, task_type="TOKEN_CLS")
+    )
+    is None
 ]
 
 

@@ -19,7 +19,7 @@ from peftlab.data.hub import Hub
 from peftlab.errors import UserError
 from peftlab.loading.encoding import encode
 from peftlab.loading.model import load_tokenizer
-from peftlab.models.model import Files as ModelFiles
+from peftlab.models.model import ModelFiles
 from peftlab.recipe import load_recipe
 from peftlab.tasks import Task
 from peftlab.tasks.sequence_classification import SequenceClassification

@@ -11,7 +11,7 @@ from peftlab.data.examples import Encoded, Example, Row, Splits
 from peftlab.loading import encoded_cache
 from peftlab.loading.encoding import encode
 from peftlab.loading.model import load_tokenizer
-from peftlab.models.model import Files
+from peftlab.models.model import ModelFiles
 from peftlab.tasks import Task
 from peftlab.tasks.token_classification import TokenClassification
 
@@ -37,12 +37,14 @@ class Counting:
 
 
 @pytest.fixture
-def once(tagging: Task, addresses: Splits, minilm: Files, monkeypatch: pytest.MonkeyPatch) -> Any:
+def once(tagging: Task, addresses: Splits, minilm: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`once(limit=64)` encodes the addresses; `.calls` says how often the task had to."""
     counting = Counting(tagging, monkeypatch)
     tokenizer = load_tokenizer(minilm, tagging)
 
-    def run(task: Task = tagging, limit: int = 128, rows: list[Row] | None = None, files: Files = minilm) -> Encoded:
+    def run(
+        task: Task = tagging, limit: int = 128, rows: list[Row] | None = None, files: ModelFiles = minilm
+    ) -> Encoded:
         given = addresses.rows["train"] if rows is None else rows
         return encode(task, given, tokenizer, limit, files=files, what="train", on_bad_row="error")[0]
 
@@ -60,7 +62,7 @@ def test_what_is_found_is_what_was_encoded(once: Any, cache: Path) -> None:
 
 
 def test_whatever_changes_the_examples_is_encoded_anew(
-    once: Any, tagging: Task, addresses: Splits, minilm: Files
+    once: Any, tagging: Task, addresses: Splits, minilm: ModelFiles
 ) -> None:
     once()
     changed = [

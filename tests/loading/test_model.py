@@ -20,7 +20,7 @@ from peftlab.loading.attach import apply_method
 from peftlab.loading.model import Base, load_base, load_tokenizer, longest_input
 from peftlab.methods import TrainingPlan
 from peftlab.methods.lora import Lora
-from peftlab.models.model import Files, Model
+from peftlab.models.model import Model, ModelFiles
 from peftlab.quantization import Quantization
 from peftlab.quantization.four_bit import NF4
 from peftlab.quantization.int8 import Int8
@@ -53,7 +53,7 @@ def test_every_linear_is_quantised_but_the_head(base_of: Load, quantization: str
 @pytest.mark.parametrize("quantization", [Int8(), NF4()], ids=lambda quantization: quantization.kind)
 def test_an_output_embedding_stays_float(quantization: Quantization, tmp_path: Path) -> None:
     tiny("llama", "AutoModelForCausalLM", num_key_value_heads=2, tie_word_embeddings=False).save_pretrained(tmp_path)
-    files = Files(tmp_path, "a test", "")
+    files = ModelFiles(folder=tmp_path, source="a test", fingerprint="")
     name = Model(id=str(tmp_path))
     base = load_base(name, files, CausalLM(), quantization, device=torch.device("cpu"), compute=torch.float32)
     assert type(base.model.lm_head) is torch.nn.Linear
@@ -129,7 +129,9 @@ def test_no_gradient_is_computed_below_the_lowest_trained_layer(
 ) -> None:
     changes = ["method.targets=[layer.4.attention.self.query]", "training.gradient_checkpointing=true"]
     base = base_of("nf4")
-    model = apply_method(load_recipe(recipe_file, changes), base, TrainingPlan(10, "TOKEN_CLS", base.head)).train()
+    model = apply_method(
+        load_recipe(recipe_file, changes), base, TrainingPlan(optimizer_steps=10, task_type="TOKEN_CLS", head=base.head)
+    ).train()
     needs: list[bool] = []
     computed: list[int] = []
     for layer in base.model.bert.encoder.layer:
@@ -146,7 +148,9 @@ def test_a_method_starts_from_the_recipes_seed_whatever_was_drawn_before(base_of
     for drawn_before in (0, 7):
         base = base_of()
         torch.rand(drawn_before)
-        model = apply_method(load_recipe(recipe_file), base, TrainingPlan(10, "TOKEN_CLS", base.head))
+        model = apply_method(
+            load_recipe(recipe_file), base, TrainingPlan(optimizer_steps=10, task_type="TOKEN_CLS", head=base.head)
+        )
         starts.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
     assert any(".lora_A." in name for name in starts[0])
     assert [name for name, p in starts[0].items() if not torch.equal(p, starts[1][name])] == []
@@ -178,12 +182,12 @@ def test_dropout_is_what_the_recipe_says_and_null_leaves_the_models_own(base_of:
     assert rates(dropout=None) == {0.1}
 
 
-def test_the_tokenizers_own_truncation_is_off(minilm: Files, tagging: Task) -> None:
+def test_the_tokenizers_own_truncation_is_off(minilm: ModelFiles, tagging: Task) -> None:
     tokenizer = load_tokenizer(minilm, tagging)  # its file says to truncate at 128
     assert len(tokenizer(["word"] * 200, is_split_into_words=True)["input_ids"]) == 202
 
 
-def test_the_longest_input_is_the_recipes_within_the_models_positions(minilm: Files) -> None:
+def test_the_longest_input_is_the_recipes_within_the_models_positions(minilm: ModelFiles) -> None:
     assert longest_input(minilm, TokenClassification()) == 512
     assert longest_input(minilm, TokenClassification(max_length=64)) == 64
     with pytest.raises(UserError, match=r"task.max_length: 513 tokens, but .* has 512 positions"):
@@ -216,7 +220,7 @@ def test_weights_without_room_in_memory_are_no_broken_file(tmp_path: Path) -> No
     ],
 )
 def test_a_base_that_cannot_be_read_is_one_line(
-    minilm: Files, tagging: Task, tmp_path: Path, damage: dict[str, bytes | None], says: str
+    minilm: ModelFiles, tagging: Task, tmp_path: Path, damage: dict[str, bytes | None], says: str
 ) -> None:
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         if name not in damage:
@@ -225,23 +229,25 @@ def test_a_base_that_cannot_be_read_is_one_line(
         if content is not None:
             (tmp_path / name).write_bytes(content)
 
-    def used(files: Files) -> None:
+    def used(files: ModelFiles) -> None:
         longest_input(files, tagging)
         load_base(Model(id="mine"), files, tagging, NoQuantization(), device=torch.device("cpu"), compute=torch.float32)
 
     with pytest.raises(UserError, match=says) as caught:
-        used(Files(tmp_path, "mine", "0"))
+        used(ModelFiles(folder=tmp_path, source="mine", fingerprint="0"))
     assert "\n" not in str(caught.value)
 
 
-def test_a_base_that_lacks_tensors_is_not_filled_with_random_ones(minilm: Files, tagging: Task, tmp_path: Path) -> None:
+def test_a_base_that_lacks_tensors_is_not_filled_with_random_ones(
+    minilm: ModelFiles, tagging: Task, tmp_path: Path
+) -> None:
     (tmp_path / "config.json").symlink_to(minilm.folder / "config.json")
     tensors = load_file(minilm.folder / "model.safetensors")
     save_file({f"other.{name}": t for name, t in tensors.items()}, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"mine lacks \d+ of the base's tensors, e.g. 'bert.embeddings"):
         load_base(
             Model(id="mine"),
-            Files(tmp_path, "mine", "0"),
+            ModelFiles(folder=tmp_path, source="mine", fingerprint="0"),
             tagging,
             NoQuantization(),
             device=torch.device("cpu"),
@@ -281,13 +287,13 @@ def test_a_base_that_the_gpus_have_no_room_for_is_one_line(
 def test_a_device_map_leaves_nothing_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {0: 3 * 2**30, 1: 2**30, "cpu": 2**40}
     monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: found)
-    assert dispatch.loading("sequential") == {"device_map": "sequential", "max_memory": {0: 3 * 2**30, 1: 2**30}}
+    assert dispatch.load_kwargs("sequential") == {"device_map": "sequential", "max_memory": {0: 3 * 2**30, 1: 2**30}}
 
 
-def test_a_base_without_a_tokenizer_is_one_line(minilm: Files, tagging: Task, tmp_path: Path) -> None:
+def test_a_base_without_a_tokenizer_is_one_line(minilm: ModelFiles, tagging: Task, tmp_path: Path) -> None:
     (tmp_path / "config.json").symlink_to(minilm.folder / "config.json")
     with pytest.raises(UserError, match="model: mine has no usable tokenizer"):
-        load_tokenizer(Files(tmp_path, "mine", "0"), tagging)
+        load_tokenizer(ModelFiles(folder=tmp_path, source="mine", fingerprint="0"), tagging)
 
 
 def test_the_base_is_named_by_its_id_not_by_a_folder_of_this_machine(base_of: Load) -> None:

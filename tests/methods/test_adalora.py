@@ -37,7 +37,7 @@ def base() -> BertForTokenClassification:
 
 def adapted(method: AdaLora = METHOD, steps: int = STEPS) -> Any:
     torch.manual_seed(1)
-    return method.apply(base(), TrainingPlan(steps, "TOKEN_CLS", ("classifier",)))
+    return method.apply(base(), TrainingPlan(optimizer_steps=steps, task_type="TOKEN_CLS", head=("classifier",)))
 
 
 def logits(model: nn.Module) -> torch.Tensor:
@@ -81,7 +81,7 @@ def test_a_run_prunes_to_the_target_rank_and_says_what_is_left() -> None:
         evaluate=lambda: ({"entity_f1": 0.0}, []),
         observer=Silence(),
     )
-    figures = METHOD.figures(model)
+    figures = METHOD.stats(model)
     ranks = figures["ranks"].values()
     assert figures["final_rank"] == 3
     assert len(ranks) == 12
@@ -98,9 +98,9 @@ def test_a_run_prunes_to_the_target_rank_and_says_what_is_left() -> None:
 def test_the_ranks_are_constant_in_the_last_phase() -> None:
     method = METHOD.model_copy(update={"after_pruning": 0.5})
     model, optimizer = trained(method, 5)
-    pruned = method.figures(model)["ranks"]
+    pruned = method.stats(model)["ranks"]
     steps(model, optimizer, range(6, 11), method)
-    assert method.figures(model)["ranks"] == pruned
+    assert method.stats(model)["ranks"] == pruned
 
 
 def test_the_penalty_is_pefts() -> None:
@@ -132,7 +132,7 @@ def test_pruned_it_reloads_in_pefts_own_format(tmp_path: Path) -> None:
     assert (logits(alone) - logits(model)).abs().max() <= 1e-5
     assert alone.peft_config["default"].orth_reg_weight == METHOD.orthogonality
     ranks = [p.shape[0] for name, p in alone.named_parameters() if ".lora_E." in name]
-    assert ranks == list(METHOD.figures(model)["ranks"].values())
+    assert ranks == list(METHOD.stats(model)["ranks"].values())
 
 
 def test_a_better_state_from_before_the_pruning_is_saved_whole(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_better_state_from_before_the_pruning_is_saved_whole(tmp_path: Path) -
             model.get_parameter(name).copy_(tensor)
     METHOD.save(model, tmp_path)
     assert (logits(METHOD.load(base(), tmp_path)) - logits(model)).abs().max() <= 1e-5
-    assert METHOD.figures(model)["final_rank"] > 3
+    assert METHOD.stats(model)["final_rank"] > 3
 
 
 def test_saving_in_the_middle_changes_nothing(tmp_path: Path) -> None:

@@ -91,10 +91,16 @@ def test_pissa_starts_from_the_base_and_is_saved_as_a_lora_on_it(
 
 def test_pissa_is_refused_where_it_cannot_be() -> None:
     method = Lora(initialization="pissa")
-    assert "use quantization: none" in str(method.incompatible_with(MethodContext("bert", "nf4", "TOKEN_CLS")))
-    assert method.incompatible_with(MethodContext("bert", "none", "TOKEN_CLS")) is None
+    assert "use quantization: none" in str(
+        method.incompatible_with(MethodContext(architecture="bert", quantization="nf4", task_type="TOKEN_CLS"))
+    )
+    assert (
+        method.incompatible_with(MethodContext(architecture="bert", quantization="none", task_type="TOKEN_CLS")) is None
+    )
     both = Lora(initialization="pissa", weight_decomposed=True)
-    assert "use one of them" in str(both.incompatible_with(MethodContext("bert", "none", "TOKEN_CLS")))
+    assert "use one of them" in str(
+        both.incompatible_with(MethodContext(architecture="bert", quantization="none", task_type="TOKEN_CLS"))
+    )
 
 
 def test_pissa_has_no_more_components_than_the_weight_has(base_of: Load, attach: Attach) -> None:

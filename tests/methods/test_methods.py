@@ -25,8 +25,8 @@ from peftlab.methods.peft import OWN, QUANTIZED, REFUSED, Peft
 from tests.contract import bases
 from tests.contract.bases import tiny
 
-TAGS = TrainingPlan(4, "TOKEN_CLS", ("classifier",), 11)
-TEXT = TrainingPlan(4, "CAUSAL_LM")
+TAGS = TrainingPlan(optimizer_steps=4, task_type="TOKEN_CLS", head=("classifier",), longest_input=11)
+TEXT = TrainingPlan(optimizer_steps=4, task_type="CAUSAL_LM")
 
 
 def bert() -> PreTrainedModel:
@@ -73,7 +73,9 @@ def test_ia3_finds_its_places_in_every_architecture_it_knows(architecture: str) 
         own = {"d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
     if architecture == "albert":
         own = {"num_hidden_groups": 2}
-    model = Ia3().apply(tiny(architecture, "AutoModel", **own), TrainingPlan(4, "FEATURE_EXTRACTION"))
+    model = Ia3().apply(
+        tiny(architecture, "AutoModel", **own), TrainingPlan(optimizer_steps=4, task_type="FEATURE_EXTRACTION")
+    )
     count = len(trainable(model))
     blocks = {"bart": 6, "mbart": 6, "t5": 6, "mt5": 6}.get(architecture, 2)  # an attention over the encoder's output
     fused = len(PLACES[architecture][0]) == 1
@@ -93,11 +95,13 @@ def test_ia3_scales_are_not_decayed_towards_zero() -> None:
 
 
 def test_ia3_in_an_unknown_architecture_asks_for_names() -> None:
-    reason = Ia3().incompatible_with(MethodContext("gptj", "none", "CAUSAL_LM"))
+    reason = Ia3().incompatible_with(MethodContext(architecture="gptj", quantization="none", task_type="CAUSAL_LM"))
     assert reason is not None
     assert "name targets" in reason
     named = Ia3(targets=["k_proj", "v_proj"], input_targets=["fc_out"])
-    assert named.incompatible_with(MethodContext("gptj", "none", "CAUSAL_LM")) is None
+    assert (
+        named.incompatible_with(MethodContext(architecture="gptj", quantization="none", task_type="CAUSAL_LM")) is None
+    )
     base = tiny("gptj", "AutoModelForCausalLM", rotary_dim=8)
     assert len(trainable(named.apply(base, TEXT))) == 6
     with pytest.raises(UserError, match=r"method.targets: 'nowhere' matches no linear layer"):
@@ -121,7 +125,9 @@ def test_bitfit_trains_biases_that_are_no_layers() -> None:
 
 @pytest.mark.parametrize("architecture", sorted(BIAS_FREE))
 def test_a_base_without_biases_is_refused(architecture: str) -> None:
-    reason = BitFit().incompatible_with(MethodContext(architecture, "none", "CAUSAL_LM"))
+    reason = BitFit().incompatible_with(
+        MethodContext(architecture=architecture, quantization="none", task_type="CAUSAL_LM")
+    )
     assert reason is not None
     assert architecture in reason
     base = tiny(architecture, "AutoModel", num_labels=3)
@@ -159,11 +165,13 @@ def test_the_head_alone_trains_nothing_but_the_head() -> None:
 
 @pytest.mark.parametrize("task_type", ["CAUSAL_LM", "SEQ_2_SEQ_LM"])
 def test_without_a_new_head_there_is_none_to_train_alone(task_type: str) -> None:
-    assert Head().incompatible_with(MethodContext("gpt2", "none", "TOKEN_CLS")) is None
-    reason = Head().incompatible_with(MethodContext("gpt2", "none", task_type))
+    assert (
+        Head().incompatible_with(MethodContext(architecture="gpt2", quantization="none", task_type="TOKEN_CLS")) is None
+    )
+    reason = Head().incompatible_with(MethodContext(architecture="gpt2", quantization="none", task_type=task_type))
     assert reason is not None
     with pytest.raises(UserError, match="no head to train alone"):
-        Head().apply(bert(), TrainingPlan(4, task_type))
+        Head().apply(bert(), TrainingPlan(optimizer_steps=4, task_type=task_type))
 
 
 # --- the gate to PEFT ------------------------------------------------------------------------------------------------
@@ -228,7 +236,7 @@ def test_the_gate_says_what_is_wrong(given: dict[str, Any], said: str) -> None:
 def test_the_gate_keeps_types_from_quantised_bases_they_cannot_read() -> None:
     for name in open_types():
         reason = Peft(type=name, settings=SETTINGS.get(name, {})).incompatible_with(
-            MethodContext("bert", "nf4", "TOKEN_CLS")
+            MethodContext(architecture="bert", quantization="nf4", task_type="TOKEN_CLS")
         )
         assert (reason is None) == (name in QUANTIZED)
 

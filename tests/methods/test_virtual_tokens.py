@@ -33,7 +33,11 @@ IDS = torch.arange(3, 25).view(2, 11)
 
 def plan(task_type: str, head: Iterable[str] = (), longest: int | None = 11) -> TrainingPlan:
     return TrainingPlan(
-        4, task_type, tuple(head), longest, tokenize=lambda text: [3 + ord(letter) % 90 for letter in text]
+        optimizer_steps=4,
+        task_type=task_type,
+        head=tuple(head),
+        longest_input=longest,
+        tokenize=lambda text: [3 + ord(letter) % 90 for letter in text],
     )
 
 
@@ -85,7 +89,12 @@ def model_of(architecture: str) -> tuple[PreTrainedModel, TrainingPlan]:
 def test_a_prefix_learns_in_every_architecture_that_takes_one(architecture: str) -> None:
     base, given = model_of(architecture)
     method = PrefixTuning(length=4)
-    assert method.incompatible_with(MethodContext(architecture, "none", given.task_type)) is None
+    assert (
+        method.incompatible_with(
+            MethodContext(architecture=architecture, quantization="none", task_type=given.task_type)
+        )
+        is None
+    )
     model = method.apply(base, given)
     model(**inputs(model)).logits.square().mean().backward()
     gradient = model.prompt_encoder["default"].embedding.weight.grad
@@ -97,7 +106,9 @@ def test_a_prefix_learns_in_every_architecture_that_takes_one(architecture: str)
 def test_an_architecture_that_takes_no_prefix_is_refused_and_does_raise(architecture: str) -> None:
     from peft import PrefixTuningConfig, get_peft_model
 
-    reason = PrefixTuning().incompatible_with(MethodContext(architecture, "none", "TOKEN_CLS"))
+    reason = PrefixTuning().incompatible_with(
+        MethodContext(architecture=architecture, quantization="none", task_type="TOKEN_CLS")
+    )
     assert reason is not None
     assert architecture in reason
     base = tiny(architecture, "AutoModelForTokenClassification")
@@ -142,10 +153,15 @@ def test_behind_a_deep_head_it_is_the_virtual_tokens_that_learn(architecture: st
 @pytest.mark.parametrize("method", [PromptTuning(length=4), PTuning(length=4)], ids=lambda method: method.kind)
 def test_sequences_pooled_at_their_last_token_are_refused(architecture: str, method: Method) -> None:
     assert architecture in LAST_TOKEN
-    reason = method.incompatible_with(MethodContext(architecture, "none", "SEQ_CLS"))
+    reason = method.incompatible_with(
+        MethodContext(architecture=architecture, quantization="none", task_type="SEQ_CLS")
+    )
     assert reason is not None
     assert architecture in reason
-    assert method.incompatible_with(MethodContext(architecture, "none", "CAUSAL_LM")) is None
+    assert (
+        method.incompatible_with(MethodContext(architecture=architecture, quantization="none", task_type="CAUSAL_LM"))
+        is None
+    )
     sizes = BOTH if architecture == "bart" else {}
     base = tiny(architecture, "AutoModelForSequenceClassification", **sizes)
     with pytest.raises(UserError, match=architecture):
@@ -157,7 +173,9 @@ def test_sequences_pooled_at_their_last_token_are_refused(architecture: str, met
 
 @pytest.mark.parametrize("architecture", ["t5", "bart"])
 def test_a_prefix_for_an_encoder_decoder_that_classifies_is_refused_with_the_reason(architecture: str) -> None:
-    reason = PrefixTuning(length=4).incompatible_with(MethodContext(architecture, "none", "SEQ_CLS"))
+    reason = PrefixTuning(length=4).incompatible_with(
+        MethodContext(architecture=architecture, quantization="none", task_type="SEQ_CLS")
+    )
     assert reason == f"PEFT masks the encoder's input for a prefix that {architecture}'s decoder has; use lora"
 
 
@@ -207,14 +225,14 @@ def test_in_t5_the_prefix_reaches_the_decoder_alone_and_says_so() -> None:
             base = model(**inputs(model))
         assert torch.equal(states, base.encoder_last_hidden_state)
         assert not torch.allclose(logits(model), base.logits, atol=1e-3)
-    assert method.figures(model) == {"reaches": "decoder self-attention"}
+    assert method.stats(model) == {"reaches": "decoder self-attention"}
     assert method.fidelity is not None
     assert "decoder's self-attention alone" in method.fidelity
 
 
 def test_in_bert_it_reaches_every_layer_and_says_so() -> None:
     method = PrefixTuning(length=4)
-    assert method.figures(method.apply(*model_of("bert"))) == {"reaches": "self-attention"}
+    assert method.stats(method.apply(*model_of("bert"))) == {"reaches": "self-attention"}
 
 
 @pytest.mark.parametrize("method", [PromptTuning(length=4), PTuning(length=4)], ids=lambda method: method.kind)
@@ -291,7 +309,7 @@ def test_text_needs_tokens_and_no_projection() -> None:
     with pytest.raises(UserError, match="'' has no tokens"):
         PrefixTuning(initial_text="").apply(base, given)
     with pytest.raises(UserError, match="no tokenizer"):
-        PromptTuning(initial_text="once").apply(base, TrainingPlan(4, "CAUSAL_LM"))
+        PromptTuning(initial_text="once").apply(base, TrainingPlan(optimizer_steps=4, task_type="CAUSAL_LM"))
     with pytest.raises(ValidationError, match="projection"):
         PrefixTuning(initial_text="once", projection=True)
 

@@ -13,7 +13,7 @@ from peftlab.errors import UserError
 from peftlab.io.atomic import sha256
 from peftlab.loading import head
 from peftlab.loading.head import with_head
-from peftlab.models.model import Files, Model
+from peftlab.models.model import Model, ModelFiles
 from peftlab.profiling.fake_model import full_config
 from peftlab.recipe import Recipe, load_recipe
 from peftlab.results.run_result import RunResult
@@ -50,7 +50,7 @@ def witness(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def base(tmp_path: Path, witness: Path, minilm: Files, monkeypatch: pytest.MonkeyPatch) -> Path:
+def base(tmp_path: Path, witness: Path, minilm: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two layers of an architecture that transformers does not know, with MiniLM's tokenizer."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", [str(tmp_path / "modules"), *sys.path])
@@ -214,7 +214,7 @@ def test_nobody_is_asked_whether_code_may_run(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "ran").exists()
 
 
-def test_what_needs_no_code_of_its_own_is_not_given_trust(minilm: Files) -> None:
+def test_what_needs_no_code_of_its_own_is_not_given_trust(minilm: ModelFiles) -> None:
     with pytest.raises(UserError, match="brings no code of its own"):
         Model(id="sentence-transformers/all-MiniLM-L6-v2").files("0123456789ab")
     with pytest.raises(UserError, match="brings no code of its own"):

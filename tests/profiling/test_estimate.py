@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from peftlab.errors import UserError
 from peftlab.loading.model import load_base
-from peftlab.models.model import Files, Shape
+from peftlab.models.model import ModelFiles, Shape
 from peftlab.profiling import estimate
 from peftlab.profiling.estimate import Batch
 from peftlab.profiling.fake_model import fake_process_group
@@ -79,7 +79,7 @@ def measured(wanted: Recipe, folder: Path, batch: Batch, *, mesh: DeviceMesh | N
     """The ledger's bytes on the batch that the planner takes, of one process or in shares."""
     base = load_base(
         wanted.model,
-        Files(folder, "random", ""),
+        ModelFiles(folder=folder, source="random", fingerprint=""),
         batch.task,
         wanted.quantization,
         device=torch.device("cpu"),

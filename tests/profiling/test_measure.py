@@ -17,7 +17,7 @@ from peftlab.data.examples import Example, Row
 from peftlab.errors import UserError
 from peftlab.loading.model import Base
 from peftlab.methods import METHODS
-from peftlab.models.model import Files
+from peftlab.models.model import ModelFiles
 from peftlab.profiling.measure import Subject, batch_shape, flops_pass, inference_pass, measured, memory_pass, subject
 from peftlab.profiling.memory import HostRecorder, recorder
 from peftlab.profiling.profile import MIB, Flops, PhaseSnapshot, read_step
@@ -104,7 +104,7 @@ def golden(golden_base: Path) -> Golden:
         return subject(
             recipe,
             Labelled(),
-            Base(model, ("classifier",), 0, Files(golden_base, "golden", "")),
+            Base(model, ("classifier",), 0, ModelFiles(folder=golden_base, source="golden", fingerprint="")),
             [Example({"input_ids": row, "label": i % 2}, Row("", {})) for i, row in enumerate(ids)],
             tokenize=lambda text: [],
             padding_token=0,

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForTokenClassification
 
 from peftlab.errors import UserError
 from peftlab.metrics import load_metric
-from peftlab.models.model import Files
+from peftlab.models.model import ModelFiles
 from peftlab.recipe import load_recipe
 from peftlab.results.run_result import RunResult, read_result
 from peftlab.runs import artifact
@@ -175,7 +175,7 @@ def test_a_run_in_bfloat16_is_merged_at_the_precision_of_the_published_base(tmp_
     assert {t.dtype for t in load_file(tmp_path / "merged" / "model.safetensors").values()} == {torch.float32}
 
 
-def test_what_rounding_to_the_published_dtype_changes_is_in_the_difference(tmp_path: Path, minilm: Files) -> None:
+def test_what_rounding_to_the_published_dtype_changes_is_in_the_difference(tmp_path: Path, minilm: ModelFiles) -> None:
     base = tmp_path / "base"
     shutil.copytree(minilm.folder, base, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
     AutoModel.from_pretrained(minilm.folder, dtype=torch.bfloat16).save_pretrained(base)

@@ -18,7 +18,7 @@ import transformers
 
 from peftlab.errors import UserError
 from peftlab.sources import assets
-from peftlab.sources.assets import Asset, cached, catalogue, fetch, fingerprint, verify
+from peftlab.sources.assets import Asset, cached, catalog, fetch, fingerprint, verify
 from peftlab.sources.conversion import gguf, t5_onnx
 from tests.contract.bases import tiny
 
@@ -47,14 +47,14 @@ def describe(archive: Path, **fields: object) -> Asset:
     unpacked = sum(len(content) for name, content in FILES.items() if "/data/" in name)
     values = {
         "id": "someone/shelf",
-        "sort": "data",
+        "type": "data",
         "package": "shelf",
         "version": "1.0",
         "archive": "wheel" if archive.suffix == ".whl" else "sdist",
         "sha256": hashlib.sha256(archive.read_bytes()).hexdigest(),
         "size": archive.stat().st_size,
         "unpacked": unpacked,
-        "licence": "MIT",
+        "license": "MIT",
         "notice": "for research only",
     }
     return Asset.model_validate(values | fields)
@@ -291,11 +291,11 @@ def test_a_fingerprint_is_of_names_and_contents(index, tmp_path, monkeypatch):
 
 
 def test_no_two_assets_share_a_name_and_each_place_is_safe():
-    names = [name for asset in catalogue().values() for name in (asset.id, *asset.aliases)]
+    names = [name for asset in catalog().values() for name in (asset.id, *asset.aliases)]
     assert len(names) == len(set(names))
-    for asset in catalogue().values():
+    for asset in catalog().values():
         assert all(assets._inside(f"{place}x") for place in asset.members.values())
-        assert asset.sort == "data" or asset.architecture
+        assert asset.type == "data" or asset.architecture
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):

@@ -428,7 +428,7 @@ def test_the_state_of_least_perplexity_is_the_best(tokenizer: PreTrainedTokenize
     model = tiny("llama", "AutoModelForCausalLM", vocab_size=len(tokenizer), **LLAMA)
     left = iter([3.0, 2.0, 5.0])
     lora = METHODS["lora"](rank=2)  # type: ignore[call-arg]
-    wrapped = lora.apply(model, TrainingPlan(6, "CAUSAL_LM"))
+    wrapped = lora.apply(model, TrainingPlan(optimizer_steps=6, task_type="CAUSAL_LM"))
     log = fit(
         wrapped, task, found, lora, training={"steps": 6}, evaluate=lambda: ({"perplexity": next(left)}, [{"a": 1}])
     )
@@ -452,7 +452,8 @@ def test_embedded_virtual_tokens_do_not_shift_the_labels(
     method = kind(length=5)
     base = tiny("llama", "AutoModelForCausalLM", vocab_size=len(tokenizer), **LLAMA)
     model = method.apply(
-        base, TrainingPlan(4, "CAUSAL_LM", tokenize=lambda words: tokenizer(words)["input_ids"])
+        base,
+        TrainingPlan(optimizer_steps=4, task_type="CAUSAL_LM", tokenize=lambda words: tokenizer(words)["input_ids"]),
     ).eval()
     prompts = model.get_prompt(batch_size=1)
     expected = 0.0
@@ -477,7 +478,7 @@ def test_a_prefix_does_not_shift_the_labels(tokenizer: PreTrainedTokenizerFast) 
         whole = base.get_input_embeddings()(torch.cat([torch.tensor(ids), tokens])[None])
         expected += manual(base, whole, labels, len(ids))
     method = PrefixTuning(length=len(ids), initial_text="Tell me more, please.")
-    plan = TrainingPlan(4, "CAUSAL_LM", tokenize=lambda words: tokenizer(words)["input_ids"])
+    plan = TrainingPlan(optimizer_steps=4, task_type="CAUSAL_LM", tokenize=lambda words: tokenizer(words)["input_ids"])
     model = method.apply(base, plan).eval()
     batch = task.collate(found.examples, 0)
     with torch.no_grad():
@@ -504,7 +505,10 @@ def test_an_answer_is_what_the_forward_says_token_by_token(kind: str, tokenizer:
     if kind != "none":
         method = METHODS[kind].model_validate({"length": 5} if kind != "lora" else {"rank": 2})
         model = method.apply(
-            model, TrainingPlan(4, "CAUSAL_LM", tokenize=lambda words: tokenizer(words)["input_ids"])
+            model,
+            TrainingPlan(
+                optimizer_steps=4, task_type="CAUSAL_LM", tokenize=lambda words: tokenizer(words)["input_ids"]
+            ),
         ).eval()
         with torch.no_grad():
             for p in model.parameters():
@@ -542,7 +546,7 @@ def test_an_answer_learnt_by_heart_is_given_and_ends(tokenizer: PreTrainedTokeni
     task, found = encoded(rows, tokenizer, generate=2, new_tokens=30)
     model = tiny("llama", "AutoModelForCausalLM", vocab_size=len(tokenizer), **LLAMA)
     method = Full()
-    model = method.apply(model, TrainingPlan(40, "CAUSAL_LM"))  # type: ignore[assignment]
+    model = method.apply(model, TrainingPlan(optimizer_steps=40, task_type="CAUSAL_LM"))  # type: ignore[assignment]
     fit(model, task, found, method, training={"steps": 40, "evaluate_every": 40})
     told = records(model.eval(), task, found, tokenizer, 4096)
     assert [record["predicted"] for record in told] == [TALK[2]["content"], TALK[4]["content"]]
@@ -560,7 +564,7 @@ def test_full_fine_tuning_keeps_tied_embeddings_tied(tokenizer: PreTrainedTokeni
     base = tiny("llama", "AutoModelForCausalLM", vocab_size=len(tokenizer), **LLAMA)
     start = base.get_input_embeddings().weight.detach().clone()
     method = Full()
-    model: Any = method.apply(base, TrainingPlan(4, "CAUSAL_LM"))
+    model: Any = method.apply(base, TrainingPlan(optimizer_steps=4, task_type="CAUSAL_LM"))
     fit(model, task, found, method)
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert not torch.equal(model.lm_head.weight, start)
@@ -578,7 +582,11 @@ def test_full_fine_tuning_keeps_tied_embeddings_tied(tokenizer: PreTrainedTokeni
 def test_an_answer_is_made_within_the_base_s_positions(virtual: int, asked: int) -> None:
     model: Any = tiny("gpt2", "AutoModelForCausalLM", n_positions=64, n_embd=64, n_layer=2, n_head=4)
     if virtual:
-        model = PromptTuning(length=virtual).apply(model, TrainingPlan(4, "CAUSAL_LM", (), 8)).eval()
+        model = (
+            PromptTuning(length=virtual)
+            .apply(model, TrainingPlan(optimizer_steps=4, task_type="CAUSAL_LM", head=(), longest_input=8))
+            .eval()
+        )
     task, prompt = CausalLM(form="text", new_tokens=128), torch.arange(asked) % 90 + 3
     kept, room = task._within_positions(model, prompt)
     assert torch.equal(kept, prompt[-len(kept) :])

@@ -25,7 +25,7 @@ from peftlab.methods.lora import Lora
 from peftlab.methods.method import Method
 from peftlab.methods.prefix_tuning import PrefixTuning
 from peftlab.methods.prompt_tuning import PromptTuning
-from peftlab.models.model import Files
+from peftlab.models.model import ModelFiles
 from peftlab.models.shapes import shapes
 from peftlab.models.tiny_model import small_config
 from peftlab.quantization.none import NoQuantization
@@ -49,12 +49,12 @@ def row(answer: str | None = "in Vienna", context: str = CONTEXT, question: str 
 
 
 @pytest.fixture(scope="module")
-def tokenizer(minilm: Files) -> PreTrainedTokenizerBase:
+def tokenizer(minilm: ModelFiles) -> PreTrainedTokenizerBase:
     return load_tokenizer(minilm, QuestionAnswering())
 
 
 @pytest.fixture
-def base(minilm: Files) -> Base:
+def base(minilm: ModelFiles) -> Base:
     return load_base(MINILM, minilm, QuestionAnswering(), NoQuantization(), device=CPU, compute=torch.float32)
 
 
@@ -261,7 +261,9 @@ def test_token_types_reach_the_base_through_peft(
         expected = base.model(**inputs)
         other = base.model(**{**inputs, "token_type_ids": torch.zeros_like(inputs["token_type_ids"])})
         assert (expected.start_logits - other.start_logits).abs().max() > 1e-4  # or this test could not fail
-        model = method.apply(base.model, TrainingPlan(10, task.task_type, base.head, 128)).eval()
+        model = method.apply(
+            base.model, TrainingPlan(optimizer_steps=10, task_type=task.task_type, head=base.head, longest_input=128)
+        ).eval()
         found = model(**inputs)
         blind = model(**{**inputs, "token_type_ids": torch.zeros_like(inputs["token_type_ids"])})
         if method.merges:
@@ -274,11 +276,13 @@ def test_token_types_reach_the_base_through_peft(
 
 
 def test_a_reloaded_adapter_sees_token_types_too(
-    base: Base, tokenizer: PreTrainedTokenizerBase, tmp_path: Any, minilm: Files
+    base: Base, tokenizer: PreTrainedTokenizerBase, tmp_path: Any, minilm: ModelFiles
 ) -> None:
     task, method = QuestionAnswering(), Lora(rank=4)
     inputs = task.inputs(task.collate(task.encode([row()], tokenizer, 128).examples, 0), base.model)
-    model = method.apply(base.model, TrainingPlan(10, task.task_type, base.head, 128)).eval()
+    model = method.apply(
+        base.model, TrainingPlan(optimizer_steps=10, task_type=task.task_type, head=base.head, longest_input=128)
+    ).eval()
     method.save(model, tmp_path)
     again = load_base(MINILM, minilm, task, NoQuantization(), device=CPU, compute=torch.float32, seed=5)
     loaded = method.load(again.model, tmp_path).eval()
@@ -292,7 +296,9 @@ def test_with_peft_alone_the_base_model_sees_token_types_as_the_readme_says(
     task, method = QuestionAnswering(), Lora(rank=4)
     inputs = task.inputs(task.collate(task.encode([row()], tokenizer, 128).examples, 0), base.model)
     plain = copy.deepcopy(base.model)
-    model = method.apply(base.model, TrainingPlan(10, task.task_type, base.head, 128)).eval()
+    model = method.apply(
+        base.model, TrainingPlan(optimizer_steps=10, task_type=task.task_type, head=base.head, longest_input=128)
+    ).eval()
     method.save(model, tmp_path)
     alone = PeftModel.from_pretrained(plain, tmp_path).eval()
     with torch.no_grad():

@@ -14,7 +14,7 @@ from peftlab.data.examples import Row
 from peftlab.data.hub import Hub
 from peftlab.errors import UserError
 from peftlab.loading.model import Base, load_base, load_tokenizer, longest_input
-from peftlab.models.model import Files, Model
+from peftlab.models.model import Model, ModelFiles
 from peftlab.models.shapes import shapes
 from peftlab.models.tiny_model import byte_tokenizer, small_config
 from peftlab.quantization import QUANTIZATIONS
@@ -42,29 +42,29 @@ ROWS = [row(*pair) for pair in PAIRS]
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Files:
+def small(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
     """A T5 of two layers with random weights, as a folder that a recipe can name."""
     folder = tmp_path_factory.mktemp("t5")
     config = small_config(shapes()["google/flan-t5-small"], 64)
     torch.manual_seed(0)
     T5ForConditionalGeneration(config).save_pretrained(folder)
     byte_tokenizer(config).save_pretrained(folder)
-    return Files(folder, "a small t5", "")
+    return ModelFiles(folder=folder, source="a small t5", fingerprint="")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(small: Files) -> PreTrainedTokenizerBase:
+def tokenizer(small: ModelFiles) -> PreTrainedTokenizerBase:
     return load_tokenizer(small, Seq2Seq())
 
 
-def base_of(files: Files, quantization: str = "none", model: Model = TITLES) -> Base:
+def base_of(files: ModelFiles, quantization: str = "none", model: Model = TITLES) -> Base:
     return load_base(
         model, files, Seq2Seq(), QUANTIZATIONS[quantization](), device=CPU, compute=torch.float32
     )  # fmt: skip
 
 
 def test_padding_is_ignored_and_the_decoder_reads_the_labels_shifted(
-    small: Files, tokenizer: PreTrainedTokenizerBase
+    small: ModelFiles, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     task, model = Seq2Seq(), base_of(small).model
     examples = task.encode(ROWS, tokenizer, 128).examples
@@ -78,7 +78,7 @@ def test_padding_is_ignored_and_the_decoder_reads_the_labels_shifted(
     assert IGNORED not in inputs["decoder_input_ids"]
 
 
-def test_the_loss_is_the_models_own_summed_over_targets(small: Files, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_loss_is_the_models_own_summed_over_targets(small: ModelFiles, tokenizer: PreTrainedTokenizerBase) -> None:
     task, model = Seq2Seq(), base_of(small).model.eval()
     batch = task.collate(task.encode(ROWS, tokenizer, 128).examples, tokenizer.pad_token_id)
     with torch.no_grad():
@@ -161,7 +161,7 @@ def predicted(task: Seq2Seq, base: Base, tokenizer: PreTrainedTokenizerBase, tok
     ],
 )
 def test_the_recipe_says_how_texts_are_generated_and_the_base_has_no_say(
-    small: Files, tokenizer: PreTrainedTokenizerBase, name: str, value: float, setting: dict[str, Any] | None
+    small: ModelFiles, tokenizer: PreTrainedTokenizerBase, name: str, value: float, setting: dict[str, Any] | None
 ) -> None:
     base = base_of(small)
     base.model.lm_head.weight.data *= 0.05  # less sure of itself, so that beams find other texts
@@ -179,13 +179,13 @@ def test_the_recipe_says_how_texts_are_generated_and_the_base_has_no_say(
 
 
 @pytest.fixture(scope="module")
-def titles() -> Files:
+def titles() -> ModelFiles:
     """flan-t5-small, dequantised; fetched and converted once."""
     return TITLES.files()
 
 
 @pytest.mark.slow
-def test_every_tensor_of_the_graphs_has_its_place(titles: Files) -> None:
+def test_every_tensor_of_the_graphs_has_its_place(titles: ModelFiles) -> None:
     from safetensors import safe_open
 
     with safe_open(titles.folder / "model.safetensors", "pt") as tensors:
@@ -198,14 +198,14 @@ def test_every_tensor_of_the_graphs_has_its_place(titles: Files) -> None:
     assert base.parameters == sum(p.numel() for p in base.model.parameters()) == 76_961_152
 
 
-def test_its_source_says_that_it_was_dequantised(titles: Files) -> None:
+def test_its_source_says_that_it_was_dequantised(titles: ModelFiles) -> None:
     assert "traceforge-title-model 0.2.0, dequantised from int8" in titles.source
     assert assets.verify(assets.find(TITLES.id)) == []  # type: ignore[arg-type]
     assert not list(titles.folder.glob("*.onnx"))
 
 
 @pytest.mark.slow
-def test_untouched_it_makes_sense(titles: Files) -> None:
+def test_untouched_it_makes_sense(titles: ModelFiles) -> None:
     tokenizer = load_tokenizer(titles, Seq2Seq())
     task = Seq2Seq(max_new_tokens=20)
     assert tokenizer("Rain.")["input_ids"][-1] == tokenizer.eos_token_id
@@ -223,7 +223,7 @@ def test_untouched_it_makes_sense(titles: Files) -> None:
     assert "login" in records[1]["predicted"].lower() or "authentication" in records[1]["predicted"].lower()
 
 
-def test_relative_positions_have_no_end(titles: Files) -> None:
+def test_relative_positions_have_no_end(titles: ModelFiles) -> None:
     assert longest_input(titles, Seq2Seq()) == 512
     assert longest_input(titles, Seq2Seq(max_length=900)) == 900
 
@@ -238,7 +238,7 @@ training: {{steps: 60, evaluate_every: 60, batch_examples: 3, learning_rate: 3e-
 
 
 @pytest.fixture(scope="module")
-def finished(small: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(small: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     (folder / "mine.jsonl").write_text(
         "".join(json.dumps({"source": source, "target": target}) + "\n" for source, target in PAIRS)
@@ -270,7 +270,7 @@ def test_tokens_are_those_of_sources_and_targets(finished: Path, tokenizer: PreT
 
 
 def test_the_untouched_base_scores_what_it_says_by_itself(
-    finished: Path, small: Files, tokenizer: PreTrainedTokenizerBase
+    finished: Path, small: ModelFiles, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     result = read_result(finished)
     task = Seq2Seq(max_new_tokens=8, beams=2)

@@ -19,7 +19,7 @@ from peftlab.errors import UserError
 from peftlab.loading.model import load_base, load_tokenizer
 from peftlab.methods import METHODS, TrainingPlan
 from peftlab.metrics import score
-from peftlab.models.model import Files, Model
+from peftlab.models.model import Model, ModelFiles
 from peftlab.models.tiny_model import byte_tokenizer
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe, load_recipe
@@ -227,7 +227,7 @@ def test_a_regression_sums_squares_and_any_number_may_be_a_target() -> None:
 # Inputs
 
 
-def test_a_pair_goes_in_as_two_segments(minilm: Files) -> None:
+def test_a_pair_goes_in_as_two_segments(minilm: ModelFiles) -> None:
     task = Task().bind([row(text_pair="it was fun"), row("neg", text_pair="no")])
     assert task.input == "pair"
     tokenizer = load_tokenizer(minilm, task)
@@ -244,7 +244,7 @@ def test_a_pair_goes_in_as_two_segments(minilm: Files) -> None:
     [("Ada lived in Ulm.", [0, 3], [13, 16]), (["Ada", "lived", "in", "Ulm", "."], [0, 1], [3, 4])],
 )
 def test_entities_are_marked_in_the_text_and_no_vocabulary_grows(
-    text: Any, head: list[int], tail: list[int], minilm: Files
+    text: Any, head: list[int], tail: list[int], minilm: ModelFiles
 ) -> None:
     relation = row("lived_in", text, head=head, tail=tail)
     task = Task(labels=["lived_in", "none"]).bind([relation])
@@ -258,7 +258,7 @@ def test_entities_are_marked_in_the_text_and_no_vocabulary_grows(
     assert len(tokenizer) == before
 
 
-def test_what_looks_like_a_special_token_in_a_text_is_text(minilm: Files) -> None:
+def test_what_looks_like_a_special_token_in_a_text_is_text(minilm: ModelFiles) -> None:
     task = Task().bind(rows("a", "b"))
     tokenizer = load_tokenizer(minilm, task)
     ids = task.encode([row(None, "so [SEP] what")], tokenizer, 64).examples[0].features["input_ids"]
@@ -273,7 +273,7 @@ def test_what_looks_like_a_special_token_in_a_text_is_text(minilm: Files) -> Non
     assert model(**{k: v for k, v in batch.items() if k != "labels"}).logits.shape == (2, 2)
 
 
-def test_a_text_that_is_too_long_is_an_error_unless_it_may_be_cut_and_then_it_is_counted(minilm: Files) -> None:
+def test_a_text_that_is_too_long_is_an_error_unless_it_may_be_cut_and_then_it_is_counted(minilm: ModelFiles) -> None:
     found = [row("a", "one two three four five six seven"), row("b", "one")]
     strict, lenient = Task().bind(found), Task(truncate=True).bind(found)
     tokenizer = load_tokenizer(minilm, strict)
@@ -287,7 +287,7 @@ def test_a_text_that_is_too_long_is_an_error_unless_it_may_be_cut_and_then_it_is
     assert strict.encode(found, tokenizer, 9).counts["truncated_texts"] == 0  # the tokenizer cuts nothing by itself now
 
 
-def test_a_cut_that_loses_an_entity_is_counted(minilm: Files) -> None:
+def test_a_cut_that_loses_an_entity_is_counted(minilm: ModelFiles) -> None:
     text = "one two three four five six seven Ulm"
     found = [row("a", text, head=[0, 3], tail=[34, 37]), row("b", text, head=[0, 3], tail=[4, 7])]
     task = Task(truncate=True).bind(found)
@@ -386,7 +386,7 @@ def test_a_decoder_classifies_by_the_last_token_whatever_its_config_says_of_padd
     assert AutoConfig.from_pretrained(tmp_path).pad_token_id == 0
     task = Task().bind(rows("a", "b"))
     settings: Any = {"device": torch.device("cpu"), "compute": torch.float32, "padding_token": 9}
-    files = Files(tmp_path, "a test", "")
+    files = ModelFiles(folder=tmp_path, source="a test", fingerprint="")
     base = load_base(Model(id=str(tmp_path)), files, task, QUANTIZATIONS["none"](), **settings)
     examples = task.encode([row(None, "long, longer"), row(None, "hi")], byte_tokenizer(base.model.config), 64).examples
     model = base.model.eval()
@@ -405,7 +405,7 @@ def test_a_pooler_that_the_base_lacks_is_trained_saved_and_kept_float_with_the_h
         hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=97
     )
     BertForMaskedLM(config).save_pretrained(tmp_path / "base")  # has none, as all bases of masked language modelling
-    task, files = Task().bind(rows("a", "b")), Files(tmp_path / "base", "a test", "")
+    task, files = Task().bind(rows("a", "b")), ModelFiles(folder=tmp_path / "base", source="a test", fingerprint="")
 
     def load(seed: int) -> peftlab.loading.model.Base:
         settings: Any = {"device": torch.device("cpu"), "compute": torch.float32, "seed": seed}
@@ -433,7 +433,7 @@ def test_a_head_for_other_labels_gives_way_to_a_new_one_and_its_trunk_stays(tmp_
     five = BertForSequenceClassification(BertConfig(**shape, vocab_size=97, num_labels=5))
     five.save_pretrained(tmp_path)
     settings: Any = {"device": torch.device("cpu"), "compute": torch.float32, "seed": 3}
-    task, files = Task().bind(rows("a", "b", "c")), Files(tmp_path, "a test", "")
+    task, files = Task().bind(rows("a", "b", "c")), ModelFiles(folder=tmp_path, source="a test", fingerprint="")
     first, again = (load_base(Model(id="a"), files, task, QUANTIZATIONS["none"](), **settings).model for _ in range(2))
     head = first.get_parameter("classifier.weight")
     assert head.shape == (3, 64)
@@ -446,7 +446,7 @@ def test_a_head_for_other_labels_gives_way_to_a_new_one_and_its_trunk_stays(tmp_
 def test_over_a_quantised_base_the_new_head_is_the_same_one(architecture: str, tmp_path: Path) -> None:
     tiny(architecture, "AutoModelForSequenceClassification", num_labels=5).save_pretrained(tmp_path)
     settings: Any = {"device": torch.device("cpu"), "compute": torch.float32, "seed": 3}
-    task, files = Task().bind(rows("a", "b", "c")), Files(tmp_path, "a test", "")
+    task, files = Task().bind(rows("a", "b", "c")), ModelFiles(folder=tmp_path, source="a test", fingerprint="")
     heads = []
     for quantization in ("none", "int8", "nf4"):
         base = load_base(Model(id="a"), files, task, QUANTIZATIONS[quantization](), **settings)
@@ -472,7 +472,7 @@ def test_a_trunk_of_another_shape_is_still_refused(quantization: str, tmp_path: 
     with pytest.raises(UserError, match=r"e.g. 'bert.encoder.layer.0.intermediate.*, or has them in other shapes"):
         load_base(
             Model(id="a"),
-            Files(tmp_path, "a", ""),
+            ModelFiles(folder=tmp_path, source="a", fingerprint=""),
             Task().bind(rows("a", "b")),
             QUANTIZATIONS[quantization](),
             **settings,
@@ -490,7 +490,7 @@ def test_other_tensors_that_a_base_lacks_are_still_refused(tmp_path: Path) -> No
     del tensors["bert.encoder.layer.1.output.dense.weight"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     settings: Any = {"device": torch.device("cpu"), "compute": torch.float32}
-    files = Files(tmp_path, "a test", "")
+    files = ModelFiles(folder=tmp_path, source="a test", fingerprint="")
     with pytest.raises(UserError, match=r"a test lacks 1 of the base's tensors, e.g. 'bert.encoder.layer.1.output"):
         load_base(Model(id=str(tmp_path)), files, Task().bind(rows("a", "b")), QUANTIZATIONS["none"](), **settings)
 

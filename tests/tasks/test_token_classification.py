@@ -15,7 +15,7 @@ from peftlab import metrics
 from peftlab.data.examples import Row
 from peftlab.errors import UserError
 from peftlab.loading.model import load_tokenizer
-from peftlab.models.model import Files
+from peftlab.models.model import ModelFiles
 from peftlab.statistics.aggregates import AGGREGATES
 from peftlab.statistics.intervals import bootstrap, mean_score
 from peftlab.suites.collect import counted
@@ -39,7 +39,7 @@ def test_labels_are_those_of_the_data_in_a_stable_order() -> None:
     assert task(labels=["I-PER", "B-PER", "O", "B-LOC", "I-LOC"]).labels[0] == "I-PER"  # type: ignore[index]
 
 
-def test_the_first_sub_word_carries_the_tag_and_the_rest_is_ignored(minilm: Files) -> None:
+def test_the_first_sub_word_carries_the_tag_and_the_rest_is_ignored(minilm: ModelFiles) -> None:
     bind = task()
     tokenizer = load_tokenizer(minilm, bind)
     example = bind.encode([row()], tokenizer, 128).examples[0]
@@ -62,7 +62,7 @@ def test_words_are_not_glued_by_a_byte_level_tokenizer_without_a_flag() -> None:
     assert tokenizer.convert_ids_to_tokens(example.features["input_ids"])[-2:] == ["Ġmain", "Ġroad"]
 
 
-def test_padding_is_ignored_by_loss_and_by_the_count_of_targets(minilm: Files) -> None:
+def test_padding_is_ignored_by_loss_and_by_the_count_of_targets(minilm: ModelFiles) -> None:
     bind = task()
     examples = bind.encode([row(), row(["Hi"], ["O"])], load_tokenizer(minilm, bind), 128).examples
     batch = bind.collate(examples, 0)
@@ -74,7 +74,7 @@ def test_padding_is_ignored_by_loss_and_by_the_count_of_targets(minilm: Files) -
     assert bind.loss(TokenClassifierOutput(logits=logits), batch) == loss
 
 
-def test_decoding_gives_back_the_tags_that_the_logits_say(minilm: Files) -> None:
+def test_decoding_gives_back_the_tags_that_the_logits_say(minilm: ModelFiles) -> None:
     bind = task()
     words = ["Wolfgang", "\u200d", "Amadeus"]  # a word of a control character only has no token
     examples = bind.encode([row(words, ["B-PER", "O", "I-PER"])], load_tokenizer(minilm, bind), 128).examples
@@ -85,7 +85,9 @@ def test_decoding_gives_back_the_tags_that_the_logits_say(minilm: Files) -> None
     assert record == {"tokens": words, "predicted": tags, "expected": tags, "words_unseen": 1}
 
 
-def test_a_sentence_that_is_too_long_is_an_error_unless_it_may_be_cut_and_then_it_is_counted(minilm: Files) -> None:
+def test_a_sentence_that_is_too_long_is_an_error_unless_it_may_be_cut_and_then_it_is_counted(
+    minilm: ModelFiles,
+) -> None:
     strict, lenient = task(), task(truncate=True)
     tokenizer = load_tokenizer(minilm, strict)
     with pytest.raises(UserError, match=r"mine.jsonl:7: 10 tokens, but at most 8 fit; set task.truncate: true"):
@@ -158,7 +160,7 @@ def test_text_is_cut_into_words_and_marks() -> None:
     assert task().row(text, "text:1").fields["tokens"] == words
 
 
-def test_plain_tags_are_graded_word_by_word(minilm: Files) -> None:
+def test_plain_tags_are_graded_word_by_word(minilm: ModelFiles) -> None:
     tags = ["NNP", "NNP", "VBD", "NNP", "NNP", "."]
     bind = TokenClassification(scheme="plain", truncate=True).bind([row(tags=tags)])
     assert (bind.labels, bind.selection) == ([".", "NNP", "VBD"], "accuracy")
@@ -210,7 +212,7 @@ def test_other_tags_than_iob2_need_a_word_for_it() -> None:
         ("bilou", ["B-PER", "L-PER", "O", "U-LOC", "U-LOC", "O"]),
     ],
 )
-def test_tags_of_another_scheme_are_learnt_and_told_as_iob2(scheme: str, tags: list[str], minilm: Files) -> None:
+def test_tags_of_another_scheme_are_learnt_and_told_as_iob2(scheme: str, tags: list[str], minilm: ModelFiles) -> None:
     wanted = ["B-PER", "I-PER", "O", "B-LOC", "B-LOC", "O"]
     bind = TokenClassification.model_validate({"scheme": scheme}).bind([row(tags=tags)])
     assert (bind.labels, bind.selection) == (["O", "B-LOC", "B-PER", "I-PER"], "entity_f1")

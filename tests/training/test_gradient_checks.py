@@ -54,7 +54,7 @@ def trains(base_of: Callable[..., Base], tagging: Task, encoded: Encoded) -> Tra
     def run(hook: Hook | None = None, *, when: str = "start", method: type[Lora] = Lora) -> TrainLog:
         base = base_of()
         lora = method(rank=2, targets="attention")
-        model = lora.apply(base.model, TrainingPlan(4, tagging.task_type, base.head))
+        model = lora.apply(base.model, TrainingPlan(optimizer_steps=4, task_type=tagging.task_type, head=base.head))
         layer = next(module for name, module in model.named_modules() if name.endswith("lora_B.default"))
 
         def put(now: str) -> None:
@@ -133,7 +133,7 @@ def trained(
         return {labels.selection: 0.0}, []
 
     return train(
-        method.apply(model, TrainingPlan(4, "TOKEN_CLS", ("classifier",))),  # type: ignore[arg-type]
+        method.apply(model, TrainingPlan(optimizer_steps=4, task_type="TOKEN_CLS", head=("classifier",))),  # type: ignore[arg-type]
         method=method,
         task=labels,
         examples=[Example({"input_ids": ids, "labels": tags}, Row("test", {})) for ids, tags in rows],

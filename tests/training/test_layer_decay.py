@@ -84,7 +84,7 @@ def test_what_a_method_adds_to_a_layer_has_the_layers_rate(method: Method, base_
 
     base = base_of()
     torch.manual_seed(0)
-    model = method.apply(base.model, TrainingPlan(10, "TOKEN_CLS", base.head))
+    model = method.apply(base.model, TrainingPlan(optimizer_steps=10, task_type="TOKEN_CLS", head=base.head))
     for name, rate in rates(method, model, 0.9).items():
         layer = re.search(r"layer\.(\d)\.", name)
         expected = 0.9 ** (6 - int(layer[1])) if layer else 0.9**7 if "embeddings" in name else 1.0
@@ -109,7 +109,7 @@ def test_where_nothing_is_in_a_layer_it_is_refused(base_of: Load, tmp_path: Path
     from peftlab.methods import TrainingPlan
 
     base = base_of()
-    model = Head().apply(base.model, TrainingPlan(10, "TOKEN_CLS", base.head))
+    model = Head().apply(base.model, TrainingPlan(optimizer_steps=10, task_type="TOKEN_CLS", head=base.head))
     with pytest.raises(UserError, match="what is trained here is not in different layers"):
         rates(Head(), model, 0.9)
     path = tmp_path / "mine.yaml"

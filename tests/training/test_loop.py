@@ -49,7 +49,7 @@ def trained(
     """Weights after a short training of LoRA; `scores` are what the evaluations will say."""
     method = Lora(rank=4, targets="attention", dropout=dropout)
     torch.manual_seed(seeds.initialization)
-    model = method.apply(base.model, TrainingPlan(4, task.task_type, base.head))
+    model = method.apply(base.model, TrainingPlan(optimizer_steps=4, task_type=task.task_type, head=base.head))
     accelerator = Accelerator()
     coming = iter(scores or [])
 
