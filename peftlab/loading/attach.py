@@ -42,5 +42,9 @@ def count_parameters(model: torch.nn.Module, base: Base) -> Parameters:
     head = sum(count for name, count in trainable.items() if within(name, base.head))
     total = sum(trainable.values())
     return Parameters(
-        method=total - head, head=head, trainable=total, base=base.parameters, share=round(total / base.parameters, 6)
+        method=total - head,
+        head=head,
+        trainable=total,
+        base=base.parameters,
+        trainable_fraction=round(total / base.parameters, 6),
     )

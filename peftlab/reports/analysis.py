@@ -125,7 +125,9 @@ class Analysis:
 
     def floor(self, task: str) -> float | None:
         """What one answer for all examples scores, train's mean or most frequent, if any of the results says it."""
-        found = (result.floor.get(self.suite.split, {}) for line in self.of_task(task) for result in line.results)
+        found = (
+            result.constant_baseline.get(self.suite.split, {}) for line in self.of_task(task) for result in line.results
+        )
         return next((floor[self.metric(task)] for floor in found if self.metric(task) in floor), None)
 
     def begun(self, task: str) -> bool:
@@ -217,7 +219,7 @@ def _is_blank(line: Line, split: str, stored: Stored, predictions: Predictions) 
     """Whether a run answers each example alike, or scores no more than one answer for all would."""
     result, metric = stored.record.result, line.recipe.task.selection
     assert result is not None
-    floor = result.floor.get(split, {}).get(metric)
+    floor = result.constant_baseline.get(split, {}).get(metric)
     if floor is not None and line.sign * result.metrics[split][metric] <= line.sign * floor:
         return True
     answers = predictions.kept.get(split, {}).get("predicted", [])

@@ -26,7 +26,9 @@ def result_columns(findings: Analysis, task: str) -> list[Column]:
     suite = findings.suite
     return [
         Column("trainable", lambda line: _count(line, lambda result: result.parameters.trainable), trainable),
-        Column("share", lambda line: percent(_first(line, lambda result: result.parameters.share)), trainable),
+        Column(
+            "share", lambda line: percent(_first(line, lambda result: result.parameters.trainable_fraction)), trainable
+        ),
         Column("saved", lambda line: size(saved_bytes(line)), saved_bytes),
         Column("n", runs, lambda line: line.states["done"]),
         Column(f"{suite.split} {findings.metric(task)}", score, _mean, bold=True),
@@ -50,7 +52,7 @@ def cost_columns(findings: Analysis, task: str) -> list[Column]:
         Column("head", lambda line: _count(line, lambda result: result.parameters.head)),
         *([Column("trainable at the end", _at_the_end, effective_parameters)] if pruned else []),
         Column("peak of the process", lambda line: size(line.high_water_bytes), lambda line: line.high_water_bytes),
-        Column("padding", lambda line: percent(_middle(line, lambda result: result.cost.padding_share))),
+        Column("padding", lambda line: percent(_middle(line, lambda result: result.cost.padding_fraction))),
         Column("tokens", lambda line: _count(line, lambda result: result.cost.tokens)),
         Column("best after", lambda line: percent(_best_after(line)), _best_after),
         Column("training s", lambda line: _rounded(line, lambda r: r.cost.train_seconds) if times else ""),
@@ -212,7 +214,7 @@ def effective_parameters(line: Line) -> float | None:
     """Those that training left in use, head included, where a method says so; the median of the runs."""
 
     def of_run(result: RunResult) -> float | None:
-        effective = result.method_figures.get("effective_parameters")
+        effective = result.method_stats.get("effective_parameters")
         return None if effective is None else effective + result.parameters.head
 
     return middle(of_run(result) for result in line.results or line.trial_results)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from peftlab.component import Precision, Settings
 from peftlab.errors import UserError, first_error
 from peftlab.io.atomic import atomic_write
+from peftlab.results.version_1 import upgraded
 
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 FILE = "result.json"
 
 
@@ -61,7 +62,7 @@ class Parameters(Settings):
     head: int  # trainable, the task's
     trainable: int
     base: int  # the base with its head, before the method
-    share: float  # trainable / base
+    trainable_fraction: float  # trainable / base
 
 
 class Cost(Settings):
@@ -73,7 +74,7 @@ class Cost(Settings):
     optimizer_steps: int
     tokens: int  # trained on, without padding; of an encoder-decoder source and target
     tokens_per_second: float  # of training
-    padding_share: float  # of all positions computed
+    padding_fraction: float  # of all positions computed
     adapter_bytes: int  # of the saved tensors, head included
 
 
@@ -111,7 +112,7 @@ class MicroBatchReduction(Settings):
 class RunResult(Settings):
     """One finished run."""
 
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     name: str
     digest: str
     recipe: dict[str, Any]  # resolved
@@ -120,8 +121,8 @@ class RunResult(Settings):
     metrics: dict[str, dict[str, float]]  # split -> metric -> value
     metric_signatures: dict[str, str] = Field(default={})  # how the libraries counted, of those metrics that say it
     # The same of one answer always, train's mean or most frequent, and of the base before it was tuned.
-    floor: dict[str, dict[str, float]] = Field(default={})
-    untouched: dict[str, dict[str, float]] = Field(default={})
+    constant_baseline: dict[str, dict[str, float]] = Field(default={})
+    base_model: dict[str, dict[str, float]] = Field(default={})
     selection: str  # the metric by which the best state was chosen, on validation
     selection_minimized: bool = False  # smaller is better of it
     best_step: int | None
@@ -129,7 +130,7 @@ class RunResult(Settings):
     curve: Curve
     parameters: Parameters
     unused: list[str] = Field(default=[])  # tensors of a base trained whole that no forward used: frozen
-    method_figures: dict[str, Any]
+    method_stats: dict[str, Any]
     fidelity: str | None
     cost: Cost
     splits: dict[str, SplitCounts]
@@ -140,7 +141,12 @@ class RunResult(Settings):
     data_fingerprint: str
     environment: Environment
     resumes: list[Resume] = Field(default=[])
-    micro_batch_halvings: list[MicroBatchReduction] = Field(default=[])
+    micro_batch_reductions: list[MicroBatchReduction] = Field(default=[])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_version_1(cls, values: Any) -> Any:
+        return upgraded(values) if isinstance(values, dict) and values.get("version") == 1 else values
 
 
 def write_result(result: RunResult, folder: Path) -> Path:
@@ -200,17 +206,17 @@ def summary(result: RunResult) -> list[tuple[str, str]]:
         (split, "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if "/" not in name))
         for split, scores in result.metrics.items()
     ]
-    for label, found, what in (
-        ("floor", result.floor, "for always giving the same answer, train's mean or most frequent"),
-        ("untouched", result.untouched, "of the base before it was tuned"),
+    for label, baseline, predictor in (
+        ("baseline", result.constant_baseline, "when always predicting train's mean or most frequent label"),
+        ("base model", result.base_model, "before fine-tuning"),
     ):
-        for split, scores in found.items():
+        for split, scores in baseline.items():
             if result.selection in scores:
-                lines.append((label, f"{split}: {result.selection} {scores[result.selection]:.4f} {what}"))
+                lines.append((label, f"{split}: {result.selection} {scores[result.selection]:.4f} {predictor}"))
     lines.append(
         (
             "parameters",
-            f"{parameters.trainable:,} trainable ({parameters.share:.2%} of {parameters.base:,}): "
+            f"{parameters.trainable:,} trainable ({parameters.trainable_fraction:.2%} of {parameters.base:,}): "
             f"{parameters.method:,} {result.recipe['method']['kind']}, {parameters.head:,} head; "
             f"{cost.adapter_bytes / 2**20:.1f} MiB saved",
         )
@@ -220,7 +226,7 @@ def summary(result: RunResult) -> list[tuple[str, str]]:
             "time",
             f"load {cost.load_seconds:.0f} s, train {cost.train_seconds:.0f} s, "
             f"evaluate {cost.evaluate_seconds:.0f} s; {cost.tokens_per_second:,.0f} tokens/s without padding, "
-            f"{cost.padding_share:.1%} padding",
+            f"{cost.padding_fraction:.1%} padding",
         )
     )
     if result.resumes:

@@ -205,8 +205,8 @@ class _Run:
             command=_command(),
             metrics=scores,
             metric_signatures=metrics.signatures(task.metrics),
-            floor=floors,
-            untouched=ready.untouched,
+            constant_baseline=floors,
+            base_model=ready.untouched,
             selection=task.selection,
             selection_minimized=task.minimized,
             best_step=log.best_step if self.recipe.training.keep_best else None,
@@ -218,7 +218,7 @@ class _Run:
             ),
             parameters=parameters,
             unused=log.unused,
-            method_figures=self.recipe.method.stats(ready.model),
+            method_stats=self.recipe.method.stats(ready.model),
             fidelity=self.recipe.method.fidelity,
             cost=Cost(
                 load_seconds=round(self.history.load_seconds, 3),
@@ -227,7 +227,7 @@ class _Run:
                 optimizer_steps=len(log.steps),
                 tokens=log.tokens,
                 tokens_per_second=round(log.tokens / log.seconds, 1),
-                padding_share=round(1 - log.tokens / log.padded_tokens, 4),
+                padding_fraction=round(1 - log.tokens / log.padded_tokens, 4),
                 adapter_bytes=adapter_bytes,
             ),
             splits={
@@ -247,7 +247,7 @@ class _Run:
             data_fingerprint=rows.fingerprint,
             environment=self.environment,
             resumes=self.history.resumes,
-            micro_batch_halvings=[MicroBatchReduction(**dataclasses.asdict(halving)) for halving in log.halvings],
+            micro_batch_reductions=[MicroBatchReduction(**dataclasses.asdict(halving)) for halving in log.halvings],
         )
 
     def _encoded(self, material: Workload) -> tuple[dict[str, Encoded], dict[str, dict[str, int]]]:

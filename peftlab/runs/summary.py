@@ -37,7 +37,7 @@ def model_lines(recipe: Recipe, parameters: Parameters, accelerator: Accelerator
     yield (
         "method",
         f"{recipe.method.title}: {parameters.trainable:,} trainable of {parameters.base:,} "
-        f"({parameters.share:.2%}), {parameters.head:,} of them the head",
+        f"({parameters.trainable_fraction:.2%}), {parameters.head:,} of them the head",
     )
     device, count, quantization = accelerator.device, accelerator.num_processes, recipe.quantization
     placed = ", in shares (FSDP2)" if environment.sharded else ""

@@ -169,7 +169,7 @@ def test_a_piped_run_prints_plain_lines_and_no_library_says_a_word(
     labels = [line[:11].strip() for line in done.stdout.splitlines() if line and not line.startswith("step ")]
     assert labels == [
         "recipe", "model", "data", "labels", "method", "device", "validation", "validation",
-        "validation", "test", "floor", "floor", "parameters", "time", "saved",
+        "validation", "test", "baseline", "baseline", "parameters", "time", "saved",
     ]  # fmt: skip
     assert "on a CPU this saves memory, not time" in done.stdout
 

@@ -171,7 +171,7 @@ def test_halved_micro_batches_go_on_from_the_same_step_with_the_same_update(
     assert done.code == 0, done.err
     assert f"out of it at step {step}: goes on with accumulation 2" in done.out
     after = finished(output).result
-    assert [(h.step, h.accumulation) for h in after.micro_batch_halvings] == [(step, 2), (step, 4)]
+    assert [(h.step, h.accumulation) for h in after.micro_batch_reductions] == [(step, 2), (step, 4)]
     assert after.curve.losses == pytest.approx(whole.curve.losses, abs=1e-5)
     assert after.metrics == whole.metrics
 
@@ -185,7 +185,7 @@ def test_halved_micro_batches_stay_halved_when_resumed(lab: Lab, output: Path) -
     whole = lab.server.run(*lab.words(output / "whole", "training.auto_micro_batch=true"), faults=short)
     assert whole.code == 0, whole.err
     assert finished(output / "whole").digest == again.digest
-    assert [(h.step, h.accumulation) for h in again.result.micro_batch_halvings] == [(3, 2)]
+    assert [(h.step, h.accumulation) for h in again.result.micro_batch_reductions] == [(3, 2)]
 
 
 @pytest.mark.parametrize("step", range(1, counted(2, STEPS) + 1))
@@ -209,7 +209,7 @@ def test_a_real_limit_of_addresses(automatic: bool, lab: Lab, output: Path) -> N
     assert "Traceback" not in done.err
     if automatic:
         assert done.code == 0, done.err
-        assert finished(output).result.micro_batch_halvings
+        assert finished(output).result.micro_batch_reductions
     else:
         assert done.code == 4, done.err
         assert one_line(done.err).startswith("out of memory at step 1, in micro-batches of up to 160 examples x ")

@@ -39,10 +39,10 @@ def result(recipe: Any, score: float) -> RunResult:
         "metrics": {"validation": {"entity_f1": score}} | ({"test": {"entity_f1": score}} if recipe.score_test else {}),
         "selection": "entity_f1", "best_step": 2, "stopped_early": False,
         "curve": {"steps": [1, 2], "scores": [score / 2, score], "losses": [1.0, 0.5]},
-        "parameters": {"method": 1000, "head": 10, "trainable": 1010, "base": 101000, "share": 0.01},
-        "method_figures": {}, "fidelity": None,
+        "parameters": {"method": 1000, "head": 10, "trainable": 1010, "base": 101000, "trainable_fraction": 0.01},
+        "method_stats": {}, "fidelity": None,
         "cost": {"load_seconds": 1.0, "train_seconds": 7777.0, "evaluate_seconds": 1.0, "optimizer_steps": 2,
-                 "tokens": 400, "tokens_per_second": 200.0, "padding_share": 0.1, "adapter_bytes": 4096},
+                 "tokens": 400, "tokens_per_second": 200.0, "padding_fraction": 0.1, "adapter_bytes": 4096},
         "splits": {"train": {"examples": 20, "tokens": 400, "dropped": {"lost_words": 2}}},
         "model_source": "m", "model_fingerprint": "a" * 64, "data_source": "d", "data_fingerprint": "b" * 64,
         "environment": {

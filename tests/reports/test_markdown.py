@@ -136,7 +136,7 @@ def test_a_committed_table_is_what_its_results_give(folder: Path) -> None:
 
 
 def test_parameters_that_pruning_leaves_are_shown_where_a_method_says_so(suite_folder: Path, tmp_path: Path) -> None:
-    copy = changed(suite_folder, tmp_path, {"method_figures": {"effective_parameters": 600}})
+    copy = changed(suite_folder, tmp_path, {"method_stats": {"effective_parameters": 600}})
     files = tables(read_analysis(copy))
     rows = table_rows(files["table.md"].split("### Cost")[1], 2)  # a column of that table is called so too
     assert "| method | base | method | head | trainable at the end |" in files["table.md"]
@@ -317,7 +317,7 @@ def test_runs_that_learnt_nothing_are_told(suite_folder: Path, tmp_path: Path, h
         if stored.record.result is not None and stored.path.name.startswith("addresses-lora-none-seed1-")
     ]
     floor = {"one answer": 0.1, "the floor": score, "nearly the floor": score - 1e-3}[how]
-    copy = changed(suite_folder, tmp_path, {"floor": {"test": {"entity_f1": floor}}})
+    copy = changed(suite_folder, tmp_path, {"constant_baseline": {"test": {"entity_f1": floor}}})
     if how == "one answer":
         path = next((copy / "results").glob("addresses-lora-none-seed1-*.json.gz"))
         values = json.loads(gzip.decompress(path.read_bytes()))

@@ -31,7 +31,7 @@ def test_a_row_says_what_the_result_says(result: RunResult, tmp_path: Path) -> N
     folder = result_folder(tmp_path, result.name, result.digest)
     folder.mkdir(parents=True)
     untouched = {"test": {result.selection: 0.125}}
-    write_result(result.model_copy(update={"untouched": untouched}), folder)
+    write_result(result.model_copy(update={"base_model": untouched}), folder)
     row = cells(
         overview([ROOT / "recipes" / f"{name}.yaml" for name in ("lora-mine", "lora-ner")], tmp_path), "lora-mine"
     )

@@ -68,7 +68,7 @@ def test_the_result_records_what_was_run_and_what_it_cost(lora: tuple[RunResult,
     }  # fmt: skip
     assert result.environment.libraries["torch"] == torch.__version__
     assert result.recipe["method"]["alpha"] == 32.0  # defaults are filled in
-    assert 0 <= result.cost.padding_share < 0.5
+    assert 0 <= result.cost.padding_fraction < 0.5
     assert result.best_step in (3, 6)
 
 
@@ -154,7 +154,7 @@ def test_a_quantised_run_is_merged_at_the_original_precision_and_the_difference_
 def test_full_fine_tuning_is_saved_as_the_whole_model(tmp_path: Path, probe_input: dict[str, torch.Tensor]) -> None:
     result, folder = finished(tmp_path, "method=full", "training.steps=2", "training.learning_rate=1e-4")
     assert result.parameters.trainable == result.parameters.base
-    assert result.parameters.share == 1.0
+    assert result.parameters.trainable_fraction == 1.0
     plain = AutoModelForTokenClassification.from_pretrained(folder / "model").eval()
     with torch.no_grad():
         assert torch.equal(plain(**probe_input).logits, artifact.load(folder, device=CPU).model(**probe_input).logits)

@@ -266,7 +266,7 @@ def test_tokens_are_those_of_sources_and_targets(finished: Path, tokenizer: PreT
     tokens, positions = (sum(measure(column) for column in columns) for measure in (sum, lambda c: len(c) * max(c)))
     assert result.splits["train"].tokens == tokens
     assert result.cost.tokens == 60 * tokens  # each step sees all of them
-    assert result.cost.padding_share == round(1 - tokens / positions, 4)
+    assert result.cost.padding_fraction == round(1 - tokens / positions, 4)
 
 
 def test_the_untouched_base_scores_what_it_says_by_itself(
@@ -283,8 +283,8 @@ def test_the_untouched_base_scores_what_it_says_by_itself(
         accelerator=Accelerator(),
         autocast=contextlib.nullcontext,
     )
-    assert result.untouched == dict.fromkeys(("validation", "test"), score(task, records))
-    assert result.untouched["test"] != result.metrics["test"]
+    assert result.base_model == dict.fromkeys(("validation", "test"), score(task, records))
+    assert result.base_model["test"] != result.metrics["test"]
 
 
 def test_a_tuned_model_answers_text(finished: Path) -> None:

@@ -528,7 +528,7 @@ def test_a_recipe_over_ones_own_file_runs_and_answers_new_pairs(problem: str, tm
     loaded: Recipe = load_recipe(recipe)
     result = run(loaded, tmp_path / "run")
     assert result.selection in result.metrics["validation"]
-    assert result.selection in result.floor["test"]
+    assert result.selection in result.constant_baseline["test"]
     kept = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     for split, scores in result.metrics.items():
         assert score(loaded.task.metrics, [record for record in kept if record["split"] == split]) == scores
