@@ -1,38 +1,94 @@
-# make recipe name=lora-ner [force=1] [resume=1]   train, evaluate and save what recipes/lora-ner.yaml says
-# make recipes                                   the same for all that need no hub and no GPU, and docs/recipes.md of them
-# make bench suite=quick [jobs=2]                run what the suite has no result of, and write its tables and figures
-# make test | test-all | test-night | check       the tests; all of them; those of faults in a night's counts; lint, types and tests
-# make audit                                     whether a pinned dependency has a known vulnerability; asks the network
+## peftlab: parameter-efficient fine-tuning, compared fairly.
+##
+## Train
+##   make recipe name=X        train, evaluate and save what recipes/X.yaml says; a finished run is not repeated
+##        set="key=value ..."  override keys, e.g. set="quantization=nf4 method.rank=8"
+##        device=cpu|cuda      stay on the CPU, or insist on a GPU; default: the GPU if there is one
+##        processes=N          N processes on this machine, through accelerate launch
+##        resume=1             resume from the newest checkpoint
+##        force=1              run again even if the result exists
+##   make recipes              all recipes that need neither the Hub nor a GPU, then docs/recipes.md
+##
+## Compare
+##   make bench suite=quick    run what the suite has no result of, then write its tables and figures
+##        jobs=N               runs at the same time; default: 2
+##
+## Develop
+##   make install              the environment in .venv; every target that needs it does this first
+##   make check                lint, types, import layers and make test
+##   make test                 tests of every change: at most 5 minutes on two cores
+##   make test-all             all tests: the whole contract grid and the slow ones
+##   make test-rest            what test-all runs in addition to test
+##   make test-night           fault injection with the counts of a night
+##   make schema               docs/recipe.schema.json, from the code
+##   make audit                known vulnerabilities of the pinned dependencies; needs the network
+##
+## PYTHON=python3.12 names the interpreter for .venv. After installation `peftlab --help` lists all commands.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+.DEFAULT_GOAL := help
+.PHONY: help install recipe recipes bench test test-rest test-all test-night check audit schema
 
-.PHONY: recipe recipes bench test test-all test-night check audit schema
+help:
+	@sed -n 's/^## \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
+install: $(READY)
+
+# Variants of recipes that differ by one override: NAME:KEY=VALUE.
+VARIANTS := $(foreach name,adalora-ner adapter-ner prefix-ner,$(name):quantization=int8 $(name):quantization=nf4)
+
+# The overrides are validated first: accelerate's launcher would bury the line under a traceback.
 recipe: $(READY)
-	@test -n "$(name)" || { echo "make recipe needs a name, e.g. make recipe name=lora-ner; there are:"; ls recipes | sed -n 's/\.yaml$$//p'; exit 2; }
-	@$(BIN)/peftlab run recipes/$(name).yaml $(if $(force),--force) $(if $(resume),--resume)
+	@fail() { echo "make recipe: $$1" >&2; exit 2; }; \
+	gpu() { $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; }; \
+	recipes=$$(ls recipes | sed -n 's/\.yaml$$//p' | tr '\n' ' '); \
+	test -n "$(name)" || fail "name a recipe, e.g. make recipe name=lora-ner; there are: $$recipes"; \
+	case "$(processes)" in ""|[1-9]|[1-9][0-9]) ;; *) fail "processes=$(processes): expected a number, 1 or more" ;; esac; \
+	case "$(device)" in \
+		"") ;; \
+		cpu) export ACCELERATE_USE_CPU=true ;; \
+		cuda) gpu || fail "device=cuda: torch finds no GPU" ;; \
+		*) fail "device=$(device): expected cpu or cuda" ;; \
+	esac; \
+	set -f; set -- $(set); for override in "$$@"; do shift; set -- "$$@" --set "$$override"; done; \
+	set -- recipes/$(name).yaml "$$@"; \
+	if [ $(or $(processes),1) = 1 ]; then launch=$(BIN)/python; else \
+		$(BIN)/peftlab validate "$$@" >/dev/null || exit 2; \
+		if [ "$(device)" != cpu ] && gpu; then config=ddp; else config=cpu-2; fi; \
+		launch="$(BIN)/accelerate launch --config_file recipes/accelerate/$$config.yaml --num_processes $(processes)"; \
+	fi; \
+	exec $$launch -m peftlab run "$$@" $(if $(force),--force) $(if $(resume),--resume)
 
-# What has its result is not run again.
+# A recipe that has its result is not run again.
 recipes: $(READY)
-	@for recipe in $$(grep -lE '^model: .*(all-MiniLM-L6-v2|SmolLM2-135M-Instruct|flan-t5-small-titles)' recipes/*.yaml); do \
-		$(BIN)/peftlab run $$recipe --output benchmarks/recipes --score-base || exit; done
-	@$(BIN)/peftlab overview recipes/*.yaml --results benchmarks/recipes > docs/recipes.md
+	@run() { $(BIN)/peftlab run "$$@" --output benchmarks/recipes --score-base || exit; }; \
+	for recipe in $$(grep -lE '^model: .*(all-MiniLM-L6-v2|SmolLM2-135M-Instruct|flan-t5-small-titles)' recipes/*.yaml); do \
+		run $$recipe; done; \
+	for variant in $(VARIANTS); do run recipes/$${variant%%:*}.yaml --set $${variant#*:}; done
+	@$(BIN)/peftlab overview recipes/*.yaml --results benchmarks/recipes \
+		$(foreach variant,$(VARIANTS),--variant "$(subst :, ,$(variant))") > docs/recipes.md
 
 bench: $(READY)
-	@test -n "$(suite)" || { echo "make bench needs a suite, e.g. make bench suite=quick; there are:"; ls -d benchmarks/*/ | cut -d/ -f2; exit 2; }
+	@test -f "benchmarks/$(suite)/suite.yaml" || { echo "make bench: no suite '$(suite)', e.g. make bench suite=quick;" \
+		"there are: $$(ls benchmarks/*/suite.yaml | cut -d/ -f2 | tr '\n' ' ')" >&2; exit 2; }
 	@$(BIN)/peftlab bench benchmarks/$(suite) --jobs $(or $(jobs),2)
 	@$(BIN)/peftlab table benchmarks/$(suite)
 
-# The tests of two cores: a process each, one thread each.
+# One test process per core, one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup
+
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup -m "not slow"
+	$(PYTEST) -m "not slow and not grid"
+
+test-rest: $(READY)
+	$(PYTEST) -m "slow or grid"
 
 test-all: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup
+	$(PYTEST)
 
-# The counts of a night: thousands of kills, damages and fuzzed recipes.
+# Thousands of kills, damaged files and fuzzed recipes.
 test-night: $(READY)
 	PEFTLAB_FAULTS=all OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/faults
 
@@ -43,13 +99,13 @@ check: $(READY)
 	$(BIN)/lint-imports
 	$(MAKE) test
 
-# One that the advisories do not know is a failure too: nothing was audited then.
+schema: $(READY)
+	$(BIN)/peftlab schema > docs/recipe.schema.json
+
+# A dependency that the advisories do not list fails too: it was not audited.
 audit:
 	@test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install --quiet pip-audit; }
 	$(VENV)-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
-
-schema: $(READY)
-	$(BIN)/peftlab schema > docs/recipe.schema.json
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "peftlab needs Python 3.11 or newer; name one with PYTHON=..."; exit 2; }

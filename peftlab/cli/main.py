@@ -149,12 +149,18 @@ def validate(
 def overview(
     recipes: Annotated[list[Path], typer.Argument(help="Recipe files.", show_default=False)],
     results: Annotated[Path, typer.Option(help="Folder of their results.")] = Path("runs"),
+    variants: Annotated[
+        list[str],
+        typer.Option(
+            "--variant", metavar="'NAME KEY=VALUE'", help="Add a row for a recipe under an override; repeatable."
+        ),
+    ] = [],  # noqa: B006
 ) -> None:
     """Print a Markdown table of what recipes gave."""
     with mistakes_in_a_line():
         from peftlab.reports.overview import overview as table
 
-        print(table(recipes, results), end="")
+        print(table(recipes, results, variants), end="")
 
 
 @app.command()

@@ -17,7 +17,8 @@ HEADING = (
     "Written by `make recipes`; do not edit. One run each: the seed's luck is in it. *One answer always* is the most",
     "frequent one of train, or its mean; *base untouched* the base before any training, if its head is its own, on",
     "test. Tokens are those trained on in a second, without padding; the machine may have had other work. A dash was",
-    "not measured.",
+    "not measured. A row such as *adapter-ner `quantization=nf4`* is",
+    '`make recipe name=adapter-ner set="quantization=nf4"`.',
     "",
 )
 COLUMNS = (
@@ -36,15 +37,32 @@ COLUMNS = (
 )
 
 
-def overview(paths: Sequence[Path], results: Path) -> str:
-    """Markdown: a row a recipe file, in their order. Raises UserError."""
-    recipes = [load_recipe(path) for path in paths]
-    found = [_result(recipe, results) for recipe in recipes]
-    rows = [_row(recipe, result) for recipe, result in zip(recipes, found, strict=True)]
+def overview(paths: Sequence[Path], results: Path, variants: Sequence[str] = ()) -> str:
+    """Markdown table with one row per recipe file, in the order given, each followed by its variants.
+
+    A variant is the name of a recipe and an override, e.g. "adapter-ner quantization=nf4".
+    Raises UserError if there is no result at all or a variant names none of the recipes.
+    """
+    overrides: dict[str, list[str]] = {}
+    for variant in variants:
+        name, _, override = variant.partition(" ")
+        overrides.setdefault(name, []).append(override)
+    rows = []
+    for path in paths:
+        recipe = load_recipe(path)
+        rows.append((recipe.name, recipe))
+        for override in overrides.pop(recipe.name, ()):
+            rows.append((f"{recipe.name} `{override}`", load_recipe(path, [override])))
+    if overrides:
+        raise UserError(f"--variant {next(iter(overrides))}: no recipe of this name is given")
+    found = [_result(recipe, results) for _, recipe in rows]
     if not any(found):
-        raise UserError(f"{results}: no result of these {len(recipes)} recipes; `peftlab run FILE --output {results}`")
+        raise UserError(f"{results}: no result of these {len(rows)} recipes; `peftlab run FILE --output {results}`")
     rule = "|---|---|" + "---:|" * (len(COLUMNS) - 2)
-    table = [f"| {' | '.join(cells)} |" for cells in rows]
+    table = [
+        f"| {' | '.join([label, *_cells(recipe, result)])} |"
+        for (label, recipe), result in zip(rows, found, strict=True)
+    ]
     return "\n".join([*HEADING, f"| {' | '.join(COLUMNS)} |", rule, *table, "", *_ground(found), ""])
 
 
@@ -53,9 +71,9 @@ def _result(recipe: Recipe, results: Path) -> RunResult | None:
     return read_result(folder) if is_finished(folder) else None
 
 
-def _row(recipe: Recipe, result: RunResult | None) -> list[str]:
+def _cells(recipe: Recipe, result: RunResult | None) -> list[str]:
     if result is None:
-        return [recipe.name, recipe.task.selection] + [DASH] * (len(COLUMNS) - 2)
+        return [recipe.task.selection] + [DASH] * (len(COLUMNS) - 2)
     metric = result.selection
     last = "test" if "test" in result.metrics else "validation"
 
@@ -64,7 +82,6 @@ def _row(recipe: Recipe, result: RunResult | None) -> list[str]:
         return DASH if value is None else f"{value:.4f}"
 
     return [
-        recipe.name,
         f"{metric} (smaller is better)" if result.selection_minimized else metric,
         score(result.constant_baseline, last),
         score(result.base_model, last),

@@ -12,7 +12,10 @@ from peftlab.results.run_result import RunResult, read_result, result_folder, wr
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-FILES = [ROOT / "recipes" / f"{name}.yaml" for name in ("lora-mine", "lora-ner")]
+FILES = [ROOT / "recipes" / f"{name}.yaml" for name in ("lora-custom-data", "lora-ner")]
+VARIANTS = [  # as `make recipes` has them
+    f"{name} quantization={kind}" for name in ("adalora-ner", "adapter-ner", "prefix-ner") for kind in ("int8", "nf4")
+]
 RESULTS = ROOT / "benchmarks" / "recipes"
 
 
@@ -23,17 +26,18 @@ def cells(table: str, name: str) -> dict[str, str]:
 
 @pytest.fixture
 def result() -> RunResult:
-    recipe = load_recipe(ROOT / "recipes" / "lora-mine.yaml")
+    recipe = load_recipe(ROOT / "recipes" / "lora-custom-data.yaml")
     return read_result(result_folder(RESULTS, recipe.name, recipe.digest))
 
 
 def test_a_row_says_what_the_result_says(result: RunResult, tmp_path: Path) -> None:
-    folder = result_folder(tmp_path, result.name, result.digest)
+    folder = result_folder(tmp_path, "lora-custom-data", result.digest)
     folder.mkdir(parents=True)
     untouched = {"test": {result.selection: 0.125}}
     write_result(result.model_copy(update={"base_model": untouched}), folder)
     row = cells(
-        overview([ROOT / "recipes" / f"{name}.yaml" for name in ("lora-mine", "lora-ner")], tmp_path), "lora-mine"
+        overview([ROOT / "recipes" / f"{name}.yaml" for name in ("lora-custom-data", "lora-ner")], tmp_path),
+        "lora-custom-data",
     )
     assert row["test"] == f"{result.metrics['test'][result.selection]:.4f}"
     assert row["validation"] == f"{result.metrics['validation'][result.selection]:.4f}"
@@ -44,11 +48,24 @@ def test_a_row_says_what_the_result_says(result: RunResult, tmp_path: Path) -> N
 def test_what_was_not_run_is_a_dash_and_nothing_at_all_is_an_error(result: RunResult, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no result of these 2 recipes"):
         overview(FILES, tmp_path)
-    folder = result_folder(tmp_path, result.name, result.digest)
-    shutil.copytree(result_folder(RESULTS, result.name, result.digest), folder)
+    folder = result_folder(tmp_path, "lora-custom-data", result.digest)
+    shutil.copytree(result_folder(RESULTS, "lora-custom-data", result.digest), folder)
     row = cells(overview(FILES, tmp_path), "lora-ner")
     assert set(list(row.values())[2:]) == {DASH}
 
 
+def test_a_variant_gets_a_row_with_the_result_of_its_override() -> None:
+    file = ROOT / "recipes" / "adapter-ner.yaml"
+    table = overview([file], RESULTS, ["adapter-ner quantization=nf4"])
+    digest = load_recipe(file, ["quantization=nf4"]).digest
+    result = read_result(result_folder(RESULTS, "adapter-ner", digest))
+    assert cells(table, "adapter-ner `quantization=nf4`")["test"] == f"{result.metrics['test'][result.selection]:.4f}"
+
+
+def test_a_variant_of_a_recipe_that_is_not_given_is_refused() -> None:
+    with pytest.raises(UserError, match="--variant lora-nre: no recipe of this name is given"):
+        overview(FILES, RESULTS, ["lora-nre quantization=nf4"])
+
+
 def test_the_committed_table_is_that_of_the_committed_results() -> None:
-    assert overview(RECIPES, RESULTS) == (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert overview(RECIPES, RESULTS, VARIANTS) == (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
