@@ -54,7 +54,8 @@ def test_every_part_says_what_it_is() -> None:
 def test_what_comes_after_the_run_needs_no_torch() -> None:
     modules = (
         "results.run_result",
-        "statistics.intervals",
+        "statistics.hypothesis_tests",
+        "statistics.power",
         "reports.markdown",
         "reports.latex",
         "reports.figures",

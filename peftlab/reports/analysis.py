@@ -13,8 +13,11 @@ from peftlab.errors import UserError
 from peftlab.profiling.profile import Profile
 from peftlab.recipe import Recipe
 from peftlab.results.run_result import Environment, RunResult
-from peftlab.statistics import aggregates, intervals
-from peftlab.statistics.intervals import Comparison, Estimate, Resampled, Summary
+from peftlab.statistics import aggregates
+from peftlab.statistics.bootstrap import Resampled, bootstrap
+from peftlab.statistics.hypothesis_tests import Comparison, compare, equivalence, holm, noninferiority, tied_for_best
+from peftlab.statistics.intervals import Estimate, Summary, mean_score, summarize
+from peftlab.statistics.power import minimum_detectable_difference
 from peftlab.suites.profiles import StoredProfile, profile_digest
 from peftlab.suites.store import Predictions, Stored, validation_scores
 from peftlab.suites.suite import Plan, Row, Search, Suite, make_plan
@@ -195,7 +198,7 @@ def _measure(suite: Suite, line: Line) -> Line:
     if not scores:
         return line
     predictions = [stored.predictions() for stored in done]
-    score = intervals.summarize(scores)
+    score = summarize(scores)
     line = replace(line, blank=sum(_is_blank(line, suite.split, *run) for run in zip(done, predictions, strict=True)))
     counts = [next((c for c in run.counts.get(suite.split, []) if c.score == metric), None) for run in predictions]
     known = [c for c in counts if c is not None]
@@ -204,14 +207,14 @@ def _measure(suite: Suite, line: Line) -> Line:
         return replace(line, score=score)
     form = aggregates.AGGREGATES[known[0].form]
     rows = aggregates.stacked([c.rows for c in known])
-    resampled = intervals.bootstrap(rows[..., 0] if form is None else rows, form)
+    resampled = bootstrap(rows[..., 0] if form is None else rows, form)
     for own, stored in zip(resampled.scores, done, strict=True):
         result = stored.record.result
         assert result is not None
         told = result.metrics[suite.split][metric]
         if not math.isclose(own, told, rel_tol=1e-9, abs_tol=1e-9):
             raise UserError(f"{stored.path}: {metric} is {told}, but by its predictions' counts {own}")
-    estimate = intervals.mean_score(resampled)
+    estimate = mean_score(resampled)
     return replace(line, score=score, resampled=resampled, estimate=estimate, bounds=aggregates.RANGES[known[0].form])
 
 
@@ -239,20 +242,17 @@ def _judge(suite: Suite, lines: list[Line]) -> list[Line]:
         if reference is not None and line is not reference and _comparable(line, reference):
             assert line.resampled is not None
             assert reference.resampled is not None
-            compared[line.row] = intervals.compare(line.resampled, reference.resampled)
+            compared[line.row] = compare(line.resampled, reference.resampled)
     p = _holm({row: comparison.p for row, comparison in compared.items()})
     larger = all(line.sign > 0 for line in lines)  # is better
     no_worse = _holm(
-        {
-            row: intervals.noninferiority(c.difference, suite.margin, higher_is_better=larger)
-            for row, c in compared.items()
-        }
+        {row: noninferiority(c.difference, suite.margin, higher_is_better=larger) for row, c in compared.items()}
     )
-    equivalent = _holm({row: intervals.equivalence(c.difference, suite.margin) for row, c in compared.items()})
+    equivalent = _holm({row: equivalence(c.difference, suite.margin) for row, c in compared.items()})
     several = any(line.score is not None and line.score.n > 1 for line in lines)
     ranked = [line for line in lines if line.resampled is not None and (line.resampled.scores.size > 1) == several]
     resampled = [line.resampled for line in ranked if line.resampled is not None]
-    best = intervals.tied_for_best(resampled, higher_is_better=larger) if ranked else []
+    best = tied_for_best(resampled, higher_is_better=larger) if ranked else []
     tied = dict(zip([line.row for line in ranked], best, strict=True))
     return [
         replace(
@@ -278,7 +278,7 @@ def _comparable(line: Line, reference: Line) -> bool:
 def _holm(p_values: Mapping[Row, float]) -> dict[Row, float]:
     if not p_values:
         return {}
-    return dict(zip(p_values, intervals.holm(list(p_values.values())), strict=True))
+    return dict(zip(p_values, holm(list(p_values.values())), strict=True))
 
 
 @dataclass(frozen=True)
@@ -297,8 +297,8 @@ def power(findings: Analysis, task: str) -> Power | None:
     if not uncertain:
         return None
     level = 0.05 / len(compared)
-    visible = [intervals.minimum_detectable_difference(difference, level=level) for difference in uncertain]
-    one_sided = [intervals.minimum_detectable_difference(difference, level=2 * level) for difference in uncertain]
+    visible = [minimum_detectable_difference(difference, level=level) for difference in uncertain]
+    one_sided = [minimum_detectable_difference(difference, level=2 * level) for difference in uncertain]
     return Power(min(visible), max(visible), min(one_sided))
 
 

@@ -145,7 +145,7 @@ def score(line: Line) -> str:
     """Mean and sample deviation."""
     if line.score is None:
         return ""
-    spread = "" if line.score.deviation is None else f" ± {line.score.deviation:.4f}"
+    spread = "" if line.score.std is None else f" ± {line.score.std:.4f}"
     return f"{line.score.mean:.4f}{spread}"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.profiling.profile import MIB, Profile
 from peftlab.reports.analysis import Analysis, Line
 from peftlab.reports.columns import title, trainable
-from peftlab.statistics.intervals import expected_best
+from peftlab.statistics.expected_best import expected_best
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

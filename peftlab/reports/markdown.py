@@ -163,7 +163,7 @@ def _values(findings: Analysis, line: Line) -> dict[str, Any]:
         "diverged": line.states["diverged"],
         "otherwise": sum(line.states.values()) - line.states["done"] - line.states["diverged"],
         "mean": None if line.score is None else line.score.mean,
-        "deviation": None if line.score is None else line.score.deviation,
+        "deviation": None if line.score is None else line.score.std,
         "low": low,
         "high": high,
         "difference": None if gap is None else gap.value,

@@ -66,4 +66,4 @@ def _beside(findings: Analysis, row: Published, task: str | None) -> PublishedRo
 def _error(line: Line) -> float:
     """The standard error over seeds; with one seed nothing is known of it."""
     score = line.score
-    return 0.0 if score is None or score.deviation is None else score.deviation / math.sqrt(score.n)
+    return 0.0 if score is None or score.std is None else score.std / math.sqrt(score.n)

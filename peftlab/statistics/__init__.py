@@ -1,1 +1,1 @@
-"""Statistics of scores: aggregates, intervals, tests."""
+"""Statistics of scores: aggregates, bootstrap, intervals, hypothesis tests, power."""

@@ -13,7 +13,9 @@ import numpy as np
 from peftlab.errors import UserError
 from peftlab.recipe import Recipe
 from peftlab.results.run_result import RunResult
-from peftlab.statistics import aggregates, intervals
+from peftlab.statistics import aggregates
+from peftlab.statistics.bootstrap import bootstrap
+from peftlab.statistics.intervals import mean_score
 from peftlab.suites import gpus, workers
 from peftlab.suites.collect import collect
 from peftlab.suites.placement import Placement
@@ -83,8 +85,8 @@ def compare(stored: Stored, predictions: Predictions, record: Record, again: Pre
     if counted is not None and len(counted.rows) > 1:
         form = aggregates.AGGREGATES[counted.form]
         rows = np.array([counted.rows], dtype=np.float64)
-        resampled = intervals.bootstrap(rows[..., 0] if form is None else rows, form)
-        interval = intervals.mean_score(resampled).interval()
+        resampled = bootstrap(rows[..., 0] if form is None else rows, form)
+        interval = mean_score(resampled).interval()
     score = found.metrics[split].get(name, math.nan)
     tensors = not stored.record.tensors or stored.record.tensors == record.tensors
     return Reproduction(

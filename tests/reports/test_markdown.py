@@ -159,7 +159,7 @@ def test_one_seed_is_told_apart_from_several(suite_folder: Path) -> None:
     few = {d: s for d, s in records.items() if s.recipe.method.kind != "lora" or s.recipe.seeds.initialization < 2}
     line = next(line for line in analyze(suite, few).lines if line.row.name == "addresses-lora-none")
     assert line.score is not None
-    assert (line.score.n, line.score.deviation, line.comparison, line.tied) == (1, None, None, False)
+    assert (line.score.n, line.score.std, line.comparison, line.tied) == (1, None, None, False)
     assert "A line with n = 1 speaks of that one trained model" in markdown(analyze(suite, few))
     assert "two-level t test" in markdown(analyze(suite, records))
 

@@ -54,6 +54,6 @@ def test_ours_agrees_within_what_its_seeds_leave_open_where_that_is_more(suite_f
     (beside,) = published(findings, "addresses")
     score = next(line.score for line in findings.lines if line.row.name == "addresses-lora-none")
     assert score is not None
-    assert score.deviation is not None
-    assert float(beside.tolerance) == pytest.approx(1.96 * score.deviation / 2, abs=1e-4)  # of four seeds
+    assert score.std is not None
+    assert float(beside.tolerance) == pytest.approx(1.96 * score.std / 2, abs=1e-4)  # of four seeds
     assert beside.agrees == ("yes" if abs(score.mean - 0.8) <= float(beside.tolerance) else "no")

@@ -17,7 +17,8 @@ from peftlab.errors import UserError
 from peftlab.loading.model import load_tokenizer
 from peftlab.models.model import ModelFiles
 from peftlab.statistics.aggregates import AGGREGATES
-from peftlab.statistics.intervals import bootstrap, mean_score
+from peftlab.statistics.bootstrap import bootstrap
+from peftlab.statistics.intervals import mean_score
 from peftlab.suites.collect import counted
 from peftlab.tasks.task import IGNORED
 from peftlab.tasks.token_classification import TokenClassification
