@@ -6,7 +6,7 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -27,7 +27,17 @@ class Settings(BaseModel):
 class Component(Settings):
     """One choice among several of its sort. A subclass fixes `kind: Literal["lora"] = "lora"`."""
 
+    required_attributes: ClassVar[tuple[str, ...]] = ()
+    """Class attributes that every concrete subclass must define; a class without one is refused at its definition."""
+
     kind: str
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        missing = [name for name in cls.required_attributes if not hasattr(cls, name)]
+        if missing and isinstance(cls.model_fields["kind"].default, str):
+            raise TypeError(f"{cls.__name__} lacks the class attribute {', '.join(missing)}")
 
 
 P = TypeVar("P", bound=Component)

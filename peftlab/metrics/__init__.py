@@ -1,103 +1,109 @@
-"""The metrics: one `evaluate.Metric` a file, around the library that the field cites; none needs a network."""
+"""Metrics, one per file, each computed by the library that papers cite; none needs a network."""
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import pkgutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    import evaluate
+from peftlab.component import discover
+from peftlab.metrics.metric import Metric
 
-METRICS = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+METRICS: dict[str, type[Metric]] = discover(sys.modules[__name__], Metric)  # type: ignore[type-abstract]
+
+RECORD_KEYS = {"predictions": "predicted", "references": "expected"}
+"""Keys of a record by the names that metrics give them; any other column has the name of its key."""
 
 
-def load_metric(name: str) -> evaluate.Metric:
-    """The metric of this name, as `evaluate.load` would give it. Importing `evaluate` takes half a second."""
-    return importlib.import_module(f"{__name__}.{name}").Metric(keep_in_memory=True)
+def load_metric(name: str) -> Metric:
+    """The metric of this name, with its default settings."""
+    return METRICS[name].model_validate({})
 
 
 def signatures(names: Iterable[str]) -> dict[str, str]:
-    """How the libraries counted, in their own words (tokenizer, smoothing, version), for the metrics that say it."""
-    found = {name: getattr(load_metric(name), "signature", None) for name in names}
-    return {name: say() for name, say in found.items() if say is not None}
-
-
-KEYS = {"predictions": "predicted", "references": "expected"}  # of a record, by the names that metrics give them
+    """Signatures of those metrics whose library gives one: tokenizer, smoothing, version."""
+    texts = {name: load_metric(name).signature() for name in names}
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 def score(names: Iterable[str], records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """These metrics over decoded records. One that is undefined for them (one class only, say) is absent.
+    """Scores of decoded records by these metrics. A score that is undefined for them is absent.
 
-    A metric is given `predicted` and `expected` of each record, and whatever else its features name. It does not count
-    records that say None there, e.g. of examples for which no text was generated.
+    A metric reads `predicted`, `expected` and the other keys that it lists in `columns`. It skips records in which one
+    of these is None, e.g. examples for which no text was generated.
     """
     scores: dict[str, float] = {}
     for name in names:
         metric = load_metric(name)
-        inputs = _inputs(metric, records)
-        if any(inputs.values()):
-            scores |= metric.compute(**inputs)
+        columns = _columns(metric, records)
+        if any(columns.values()):
+            scores |= metric.compute(**columns)
     return scores
 
 
-class Counts(NamedTuple):
-    """What a score is computed of, example by example: enough to resample it without the data."""
+class SufficientStatistics(NamedTuple):
+    """Numbers per example from which a score can be computed for any resample of the examples."""
 
-    score: str  # e.g. "entity_f1"
-    form: str  # of `aggregates.AGGREGATES`: how summed rows make the score
-    rows: list[list[float]]  # one an example
+    score: str
+    """Name of the score, e.g. "entity_f1"."""
+    aggregate: str
+    """Function of `statistics.aggregates.AGGREGATES` that turns summed rows into the score."""
+    rows: list[list[float]]
+    """One row per example."""
 
 
-def count(names: Iterable[str], rows: Iterable[Sequence[Mapping[str, Any]]]) -> list[Counts]:
-    """The counts of those of the metrics that have some: a score that is no function of sums over examples has none.
+def sufficient_statistics(
+    names: Iterable[str], rows: Iterable[Sequence[Mapping[str, Any]]]
+) -> list[SufficientStatistics]:
+    """Sufficient statistics of these metrics' scores, one row per data row, as far as the metrics have any.
 
-    `rows` has each row's records. Where a row has several, as a sentence has a tag for each word, they are one example:
-    they are not independent of each other. A metric that has counts says `counted = {"entity_f1": "f1"}`, forms by
-    score, and its `counts` takes what `compute` takes and gives rows by score.
+    `rows` holds the records of each data row. The records of one row are not independent (the words of a sentence), so
+    that they count as one example.
     """
     rows = list(rows)
-    found = []
+    statistics = []
     for name in names:
-        metric: Any = load_metric(name)
-        if hasattr(metric, "counts"):
-            columns = [_inputs(metric, records) for records in rows]
-            sizes = [len(next(iter(inputs.values()))) for inputs in columns]
-            flat = {column: [value for inputs in columns for value in inputs[column]] for column in metric.features}
-            if any(sizes):
-                counts = metric.counts(**flat)
-                found += [Counts(score, *_by_row(metric.counted[score], counts[score], sizes)) for score in counts]
-    return found
+        metric = load_metric(name)
+        if not metric.aggregates:
+            continue
+        columns = [_columns(metric, records) for records in rows]
+        sizes = [len(next(iter(values.values()))) for values in columns]
+        flat = {column: [value for values in columns for value in values[column]] for column in metric.columns}
+        if any(sizes):
+            for score_name, per_record in metric.sufficient_statistics(**flat).items():
+                aggregate, per_row = _sum_by_row(metric.aggregates[score_name], per_record, sizes)
+                statistics.append(SufficientStatistics(score_name, aggregate, per_row))
+    return statistics
 
 
-def _by_row(form: str, counts: list[list[float]], sizes: Sequence[int]) -> tuple[str, list[list[float]]]:
-    """Counts of answers, `sizes` of them a row, as counts of rows. A mean over answers becomes a ratio of sums.
+def _sum_by_row(aggregate: str, rows: list[list[float]], sizes: Sequence[int]) -> tuple[str, list[list[float]]]:
+    """Statistics of records, summed over the `sizes` records of each data row. A mean becomes a ratio of sums.
 
-    >>> _by_row("mean", [[1.0], [0.0], [1.0]], [2, 1])
+    >>> _sum_by_row("mean", [[1.0], [0.0], [1.0]], [2, 1])
     ('ratio', [[1.0, 2], [1.0, 1]])
     """
     if all(size <= 1 for size in sizes):
-        return form, counts
-    if form == "mean":
-        form, counts = "ratio", [[*row, 1] for row in counts]
-    rest = iter(counts)
-    parts = [list(itertools.islice(rest, size)) for size in sizes]
-    return form, [[sum(column) for column in zip(*part, strict=True)] for part in parts if part]
+        return aggregate, rows
+    if aggregate == "mean":
+        aggregate, rows = "ratio", [[*row, 1] for row in rows]
+    remaining = iter(rows)
+    groups = [list(itertools.islice(remaining, size)) for size in sizes]
+    return aggregate, [[sum(column) for column in zip(*group, strict=True)] for group in groups if group]
 
 
-def needed(names: Iterable[str]) -> list[str]:
-    """The keys of a record that these metrics are given, beside what was expected: all of it the model's.
+def prediction_keys(names: Iterable[str]) -> list[str]:
+    """The keys of a record that these metrics read, except the expected answer: everything that the model predicted.
 
-    >>> needed(["entity_f1"])
+    >>> prediction_keys(["entity_f1"])
     ['predicted']
     """
-    columns = {KEYS.get(column, column) for name in names for column in load_metric(name).features}
-    return sorted(columns - {"expected"})
+    keys = {RECORD_KEYS.get(column, column) for name in names for column in METRICS[name].columns}
+    return sorted(keys - {"expected"})
 
 
-def _inputs(metric: evaluate.Metric, records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    columns = {column: KEYS.get(column, column) for column in metric.features}
-    whole = [record for record in records if all(record[key] is not None for key in columns.values())]
-    return {column: [record[key] for record in whole] for column, key in columns.items()}
+def _columns(metric: Metric, records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The metric's columns, from the records in which none of them is None."""
+    keys = {column: RECORD_KEYS.get(column, column) for column in metric.columns}
+    complete = [record for record in records if all(record[key] is not None for key in keys.values())]
+    return {column: [record[key] for record in complete] for column, key in keys.items()}

@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
-import datasets
-import evaluate
-from sacrebleu.metrics.bleu import BLEU
-
-_CITATION = "Post, 2018. A Call for Clarity in Reporting BLEU Scores. aclanthology.org/W18-6319"
+from peftlab.metrics.metric import ColumnType, Metric
 
 
-class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
-    """Of the corpus, from 0 to 100.
+class Bleu(Metric):
+    """BLEU: n-gram precision of generated texts against references, 0 to 100; higher is better.
 
-    >>> Metric(keep_in_memory=True).compute(predictions=["The dog bit the man."], references=[["The dog bit the man."]])
+    One score for the corpus. Each text has one or several references, the same number for every text.
+
+    >>> Bleu().compute(predictions=["The dog bit the man."], references=[["The dog bit the man."]])
     {'bleu': 100.00000000000004}
     """
 
-    counted: ClassVar[dict[str, str]] = {"bleu": "bleu"}
+    kind: Literal["bleu"] = "bleu"
+    citation: ClassVar[str] = "Post, 2018. A Call for Clarity in Reporting BLEU Scores. aclanthology.org/W18-6319"
+    columns: ClassVar[Mapping[str, ColumnType]] = {"predictions": "string", "references": "strings"}
+    scores: ClassVar[tuple[str, ...]] = ("bleu",)
+    aggregates: ClassVar[Mapping[str, str]] = {"bleu": "bleu"}
 
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=str(self.__doc__),
-            citation=_CITATION,
-            inputs_description="predictions: a text each; references: its references, as many for each",
-            features=datasets.Features({"predictions": text, "references": datasets.List(text)}),
-        )
+    def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+        from sacrebleu.metrics.bleu import BLEU
 
-    def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
         return {"bleu": BLEU().corpus_score(predictions, list(zip(*references, strict=True))).score}
 
-    def counts(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, list[list[float]]]:
-        """Of each text its length and the reference's, its n-grams of 1 to 4 that are found there, and all of them."""
-        scorer = BLEU(effective_order=True)  # it warns otherwise, of single sentences; the counts are the same
+    def sufficient_statistics(
+        self, *, predictions: list[str], references: list[list[str]]
+    ) -> dict[str, list[list[float]]]:
+        """Length of the text, length of the reference, matching n-grams of order 1 to 4, n-grams of order 1 to 4."""
+        from sacrebleu.metrics.bleu import BLEU
+
+        scorer = BLEU(effective_order=True)  # without it sacrebleu warns of single sentences; the counts are the same
         scores = [scorer.sentence_score(text, targets) for text, targets in zip(predictions, references, strict=True)]
         return {"bleu": [[float(n) for n in (s.sys_len, s.ref_len, *s.counts, *s.totals)] for s in scores]}
 
-    @staticmethod
-    def signature() -> str:
+    def signature(self) -> str:
+        from sacrebleu.metrics.bleu import BLEU
+
         bleu = BLEU()
-        bleu.corpus_score(["a"], [["a"]])  # or it would not know that there is one reference
+        bleu.corpus_score(["a"], [["a"]])  # sets the number of references that the signature states
         return str(bleu.get_signature())

@@ -1,39 +1,43 @@
-"""Expected calibration error (Guo et al., 2017): how far probabilities are from the share that is right, in 15 bins."""
+"""Expected calibration error (Guo et al., 2017), by scikit-learn's calibration curve."""
 
 from __future__ import annotations
 
-import datasets
-import evaluate
-import numpy as np
-from sklearn.calibration import calibration_curve
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
-_CITATION = "Guo et al., 2017. On Calibration of Modern Neural Networks. ICML, arXiv:1706.04599"
-BINS = 15  # as in the paper
+from pydantic import Field
+
+from peftlab.metrics.metric import ColumnType, Metric
 
 
-class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
-    """Labels and the probability of each predicted one in; the mean distance of bins from the diagonal, in [0, 1], out.
+class CalibrationError(Metric):
+    """Expected calibration error: gap between confidence and accuracy, in [0, 1]; lower is better.
 
-    >>> Metric(keep_in_memory=True).compute(predictions=["a", "a"], references=["a", "b"], probability=[0.9, 0.9])
+    Mean over bins of equal width of |accuracy - mean probability|, weighted by the number of predictions in each.
+
+    >>> CalibrationError().compute(predictions=["a", "a"], references=["a", "b"], probability=[0.9, 0.9])
     {'calibration_error': 0.4}
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        label = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=str(self.__doc__),
-            citation=_CITATION,
-            inputs_description="predictions, references: a label each; probability: that of the predicted label",
-            features=datasets.Features(
-                {"predictions": label, "references": label, "probability": datasets.Value("float64")}
-            ),
-        )
+    kind: Literal["calibration_error"] = "calibration_error"
+    citation: ClassVar[str] = "Guo et al., 2017. On Calibration of Modern Neural Networks. ICML, arXiv:1706.04599"
+    columns: ClassVar[Mapping[str, ColumnType]] = {
+        "predictions": "string",
+        "references": "string",
+        "probability": "float",
+    }
+    scores: ClassVar[tuple[str, ...]] = ("calibration_error",)
 
-    def _compute(
-        self, *, predictions: list[str], references: list[str], probability: list[float], bins: int = BINS
-    ) -> dict[str, float]:
-        right = np.array([one == other for one, other in zip(predictions, references, strict=True)])
-        share, confidence = calibration_curve(right, probability, pos_label=True, n_bins=bins)
-        # scikit-learn's bins, for how many are in each: it leaves the empty ones out.
-        inside = np.bincount(np.searchsorted(np.linspace(0.0, 1.0, bins + 1)[1:-1], probability), minlength=bins)
-        return {"calibration_error": float(np.average(np.abs(share - confidence), weights=inside[inside > 0]))}
+    bins: int = Field(15, ge=1)
+    """Number of bins between 0 and 1; 15 as in the paper."""
+
+    def _compute(self, *, predictions: list[str], references: list[str], probability: list[float]) -> dict[str, float]:
+        import numpy as np
+        from sklearn.calibration import calibration_curve
+
+        correct = np.array([p == r for p, r in zip(predictions, references, strict=True)])
+        accuracy, confidence = calibration_curve(correct, probability, pos_label=True, n_bins=self.bins)
+        # Sizes of scikit-learn's bins; its curve leaves out the empty ones.
+        edges = np.linspace(0.0, 1.0, self.bins + 1)[1:-1]
+        sizes = np.bincount(np.searchsorted(edges, probability), minlength=self.bins)
+        return {"calibration_error": float(np.average(np.abs(accuracy - confidence), weights=sizes[sizes > 0]))}

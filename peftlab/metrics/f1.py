@@ -1,60 +1,57 @@
-"""F1 of classes: macro, micro and each, by scikit-learn (Pedregosa et al., 2011)."""
+"""F1 of classes, by scikit-learn (Pedregosa et al., 2011)."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
-import datasets
-import evaluate
-from sklearn.metrics import f1_score
+from peftlab.metrics.metric import ColumnType, Metric
 
-_CITATION = "Pedregosa et al., 2011. Scikit-learn: Machine Learning in Python. JMLR 12, 2825-2830"
-
-MOST_CLASSES = 100  # of which each example's counts are kept
+MAX_CLASSES = 100  # above it, no statistics per class are stored
 
 
-class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
-    """Labels in, F1 in [0, 1] out: the mean over classes (macro), over all answers (micro), and of each class.
+class F1(Metric):
+    """F1 of classes: macro average, micro average and per class, in [0, 1]; higher is better.
 
-    The classes are those that occur among predictions or references; an empty prediction is no answer.
+    The classes are those that occur in predictions or references; an empty prediction is a missing one.
 
-    >>> scores = Metric(keep_in_memory=True).compute(predictions=["a", "b", ""], references=["a", "a", "b"])
+    >>> scores = F1().compute(predictions=["a", "b", ""], references=["a", "a", "b"])
     >>> {name: round(value, 3) for name, value in scores.items()}
     {'macro_f1': 0.333, 'micro_f1': 0.4, 'f1/a': 0.667, 'f1/b': 0.0}
     """
 
-    counted: ClassVar[dict[str, str]] = {"macro_f1": "macro_f1", "micro_f1": "f1"}
-
-    def _info(self) -> evaluate.MetricInfo:
-        label = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=str(self.__doc__),
-            citation=_CITATION,
-            inputs_description="predictions, references: a label each",
-            features=datasets.Features({"predictions": label, "references": label}),
-        )
+    kind: Literal["f1"] = "f1"
+    citation: ClassVar[str] = "Pedregosa et al., 2011. Scikit-learn: Machine Learning in Python. JMLR 12, 2825-2830"
+    columns: ClassVar[Mapping[str, ColumnType]] = {"predictions": "string", "references": "string"}
+    scores: ClassVar[tuple[str, ...]] = ("macro_f1", "micro_f1", "f1/*")
+    aggregates: ClassVar[Mapping[str, str]] = {"macro_f1": "macro_f1", "micro_f1": "f1"}
 
     def _compute(self, *, predictions: list[str], references: list[str]) -> dict[str, float]:
+        from sklearn.metrics import f1_score
+
         labels = sorted({*predictions, *references} - {""})
         scores = {
             f"{average}_f1": float(f1_score(references, predictions, labels=labels, average=average, zero_division=0))
             for average in ("macro", "micro")
         }
-        each = f1_score(references, predictions, labels=labels, average=None, zero_division=0)
-        return scores | {f"f1/{label}": float(value) for label, value in zip(labels, each, strict=True)}
+        per_class = f1_score(references, predictions, labels=labels, average=None, zero_division=0)
+        return scores | {f"f1/{label}": float(value) for label, value in zip(labels, per_class, strict=True)}
 
-    def counts(self, *, predictions: list[str], references: list[str]) -> dict[str, list[list[float]]]:
-        """Of each answer the labels found rightly, predicted, expected: of each class, and of all."""
-        return label_counts([[p] if p else [] for p in predictions], [[r] for r in references])
+    def sufficient_statistics(self, *, predictions: list[str], references: list[str]) -> dict[str, list[list[float]]]:
+        """As `label_set_statistics`, for sets of at most one label."""
+        return label_set_statistics([[p] if p else [] for p in predictions], [[r] for r in references])
 
 
-def label_counts(predictions: list[list[str]], references: list[list[str]]) -> dict[str, list[list[float]]]:
-    """What the F1 of sets of labels is made of; none of each class where there are more than `MOST_CLASSES`."""
-    pairs = [(set(one), set(other)) for one, other in zip(predictions, references, strict=True)]
-    counts = {"micro_f1": [[float(len(part)) for part in (one & other, one, other)] for one, other in pairs]}
-    expected = sorted(set().union(*references))  # of all runs the same, and so the same columns
+def label_set_statistics(predictions: list[list[str]], references: list[list[str]]) -> dict[str, list[list[float]]]:
+    """Per example: true positives, predicted labels, expected labels; of each class (macro) and of all (micro).
+
+    `macro_f1` is absent if there are more than `MAX_CLASSES` classes.
+    """
+    pairs = [(set(p), set(r)) for p, r in zip(predictions, references, strict=True)]
+    statistics = {"micro_f1": [[float(len(labels)) for labels in (p & r, p, r)] for p, r in pairs]}
+    expected = sorted(set().union(*references))  # first, so that all runs on the same data have the same columns
     labels = [*expected, *sorted(set().union(*predictions).difference(expected))]
-    if len(labels) > MOST_CLASSES:
-        return counts
-    each = [[float(label in part) for label in labels for part in (one & other, one, other)] for one, other in pairs]
-    return {"macro_f1": each} | counts
+    if len(labels) > MAX_CLASSES:
+        return statistics
+    macro = [[float(label in part) for label in labels for part in (p & r, p, r)] for p, r in pairs]
+    return {"macro_f1": macro} | statistics

@@ -1,37 +1,32 @@
-"""How far predicted numbers are from the right ones: R2, root mean squared and mean absolute error, by scikit-learn."""
+"""R2, root mean squared error and mean absolute error, by scikit-learn."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
-import datasets
-import evaluate
-from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
-
-_CITATION = "Pedregosa et al., 2011. Scikit-learn: Machine Learning in Python. JMLR 12, 2825-2830"
+from peftlab.metrics.metric import ColumnType, Metric
 
 
-class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
-    """Numbers in; errors in the references' unit out, and R2: 1 is perfect, 0 as good as the references' mean.
+class RegressionError(Metric):
+    """R2 (at most 1, higher is better), root mean squared and mean absolute error (from 0, lower is better).
 
-    R2 is undefined, and absent, if all references are one number.
+    Errors are in the unit of the references. R2 is 0 for a model as good as the references' mean; it is undefined, and
+    absent, if all references are the same number.
 
-    >>> Metric(keep_in_memory=True).compute(predictions=[2.0, 3.0], references=[1.0, 3.0])
+    >>> RegressionError().compute(predictions=[2.0, 3.0], references=[1.0, 3.0])
     {'rmse': 0.7071067811865476, 'mae': 0.5, 'r2': 0.5}
     """
 
-    counted: ClassVar[dict[str, str]] = {"r2": "r2"}
-
-    def _info(self) -> evaluate.MetricInfo:
-        number = datasets.Value("float64")
-        return evaluate.MetricInfo(
-            description=str(self.__doc__),
-            citation=_CITATION,
-            inputs_description="predictions, references: a number each",
-            features=datasets.Features({"predictions": number, "references": number}),
-        )
+    kind: Literal["regression_error"] = "regression_error"
+    citation: ClassVar[str] = "Pedregosa et al., 2011. Scikit-learn: Machine Learning in Python. JMLR 12, 2825-2830"
+    columns: ClassVar[Mapping[str, ColumnType]] = {"predictions": "float", "references": "float"}
+    scores: ClassVar[tuple[str, ...]] = ("r2", "rmse", "mae")
+    aggregates: ClassVar[Mapping[str, str]] = {"r2": "r2"}
 
     def _compute(self, *, predictions: list[float], references: list[float]) -> dict[str, float]:
+        from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
+
         scores = {
             "rmse": float(root_mean_squared_error(references, predictions)),
             "mae": float(mean_absolute_error(references, predictions)),
@@ -40,8 +35,10 @@ class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
             return scores
         return scores | {"r2": float(r2_score(references, predictions))}
 
-    def counts(self, *, predictions: list[float], references: list[float]) -> dict[str, list[list[float]]]:
-        """Of each pair the powers of the reference, about their mean, and the squared error."""
+    def sufficient_statistics(
+        self, *, predictions: list[float], references: list[float]
+    ) -> dict[str, list[list[float]]]:
+        """Per pair 1, y, y^2 and the squared error, for y the reference minus the references' mean."""
         mean = sum(references) / len(references)
         pairs = [(r - mean, p - r) for p, r in zip(predictions, references, strict=True)]
         return {"r2": [[1.0, y, y * y, error * error] for y, error in pairs]}

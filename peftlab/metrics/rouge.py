@@ -3,46 +3,44 @@
 from __future__ import annotations
 
 import importlib.metadata
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
-import datasets
-import evaluate
-from rouge_score.rouge_scorer import RougeScorer
-
-_CITATION = "Lin, 2004. ROUGE: A Package for Automatic Evaluation of Summaries. aclanthology.org/W04-1013"
-KINDS = ("rouge1", "rouge2", "rougeL")
+from peftlab.metrics.metric import ColumnType, Metric
 
 
-class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
-    """Mean F1 in [0, 1] over texts; words are stemmed, as papers on summaries do. Only a-z and 0-9 count as letters.
+class Rouge(Metric):
+    """ROUGE-1, ROUGE-2, ROUGE-L: F1 of shared n-grams and subsequences with references, in [0, 1]; higher is better.
 
-    >>> scores = Metric(keep_in_memory=True).compute(predictions=["two cats slept"], references=[["the cat sleeps"]])
+    Mean over texts, each against its best reference. Words are stemmed, as is usual for summaries; only a-z and 0-9
+    count as letters.
+
+    >>> scores = Rouge().compute(predictions=["two cats slept"], references=[["the cat sleeps"]])
     >>> round(scores["rouge1"], 4), scores["rouge2"]
     (0.3333, 0.0)
     """
 
-    counted: ClassVar[dict[str, str]] = dict.fromkeys(KINDS, "mean")
+    kind: Literal["rouge"] = "rouge"
+    citation: ClassVar[str] = (
+        "Lin, 2004. ROUGE: A Package for Automatic Evaluation of Summaries. aclanthology.org/W04-1013"
+    )
+    columns: ClassVar[Mapping[str, ColumnType]] = {"predictions": "string", "references": "strings"}
+    scores: ClassVar[tuple[str, ...]] = ("rouge1", "rouge2", "rougeL")
+    aggregates: ClassVar[Mapping[str, str]] = dict.fromkeys(scores, "mean")
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=str(self.__doc__),
-            citation=_CITATION,
-            inputs_description="predictions: a text each; references: its references, of which the nearest counts",
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.List(datasets.Value("string"))}
-            ),
-        )
+    def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+        statistics = self.sufficient_statistics(predictions=predictions, references=references)
+        return {name: float(sum(f1 for (f1,) in rows) / len(rows)) for name, rows in statistics.items()}
 
-    def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
-        counts = self.counts(predictions=predictions, references=references)
-        return {kind: float(sum(score for (score,) in rows) / len(rows)) for kind, rows in counts.items()}
+    def sufficient_statistics(
+        self, *, predictions: list[str], references: list[list[str]]
+    ) -> dict[str, list[list[float]]]:
+        """F1 of each text."""
+        from rouge_score.rouge_scorer import RougeScorer
 
-    def counts(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, list[list[float]]]:
-        """Of each text its F1."""
-        scorer = RougeScorer(list(KINDS), use_stemmer=True)
-        scores = [scorer.score_multi(targets, text) for text, targets in zip(predictions, references, strict=True)]
-        return {kind: [[score[kind].fmeasure] for score in scores] for kind in KINDS}
+        scorer = RougeScorer(list(self.scores), use_stemmer=True)
+        per_text = [scorer.score_multi(targets, text) for text, targets in zip(predictions, references, strict=True)]
+        return {name: [[scores[name].fmeasure] for scores in per_text] for name in self.scores}
 
-    @staticmethod
-    def signature() -> str:
+    def signature(self) -> str:
         return f"stemmer:yes|score:f1|mean:texts|rouge-score:{importlib.metadata.version('rouge-score')}"

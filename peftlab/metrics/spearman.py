@@ -1,33 +1,32 @@
-"""Spearman's rank correlation: how nearly predictions put the references in order, by SciPy."""
+"""Spearman rank correlation coefficient, by SciPy (Virtanen et al., 2020)."""
 
 from __future__ import annotations
 
-import datasets
-import evaluate
-from scipy.stats import spearmanr
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
-_CITATION = (
-    "Virtanen et al., 2020. SciPy 1.0: Fundamental Algorithms for Scientific Computing. Nature Methods 17, 261-272"
-)
+from peftlab.metrics.metric import ColumnType, Metric
 
 
-class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
-    """Numbers in, a correlation in [-1, 1] out; undefined, and absent, if all predictions or references are one number.
+class Spearman(Metric):
+    """Spearman rank correlation of predicted and reference values, in [-1, 1]; higher is better.
 
-    >>> Metric(keep_in_memory=True).compute(predictions=[1.0, 1.0], references=[1.0, 2.0])
+    Undefined, and absent, if all predictions or all references are the same number.
+
+    >>> Spearman().compute(predictions=[1.0, 1.0], references=[1.0, 2.0])
     {}
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        number = datasets.Value("float64")
-        return evaluate.MetricInfo(
-            description=str(self.__doc__),
-            citation=_CITATION,
-            inputs_description="predictions, references: a number each",
-            features=datasets.Features({"predictions": number, "references": number}),
-        )
+    kind: Literal["spearman"] = "spearman"
+    citation: ClassVar[str] = (
+        "Virtanen et al., 2020. SciPy 1.0: Fundamental Algorithms for Scientific Computing. Nature Methods 17, 261-272"
+    )
+    columns: ClassVar[Mapping[str, ColumnType]] = {"predictions": "float", "references": "float"}
+    scores: ClassVar[tuple[str, ...]] = ("spearman",)
 
     def _compute(self, *, predictions: list[float], references: list[float]) -> dict[str, float]:
+        from scipy.stats import spearmanr
+
         if min(len(set(predictions)), len(set(references))) < 2:
             return {}
         return {"spearman": float(spearmanr(references, predictions).statistic)}

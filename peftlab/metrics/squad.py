@@ -1,75 +1,70 @@
-"""Exact match and F1 of extracted answers, as SQuAD's official evaluation script has them (Rajpurkar et al., 2016)."""
+"""Exact match and F1 of extracted answers, as in SQuAD's evaluation script (Rajpurkar et al., 2016)."""
 
 from __future__ import annotations
 
 import collections
 import re
 import string
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
-import datasets
-import evaluate
-
-_CITATION = (
-    "Rajpurkar et al., 2016. SQuAD: 100,000+ Questions for Machine Comprehension of Text. arXiv:1606.05250; "
-    "Rajpurkar et al., 2018. Know What You Don't Know: Unanswerable Questions for SQuAD. arXiv:1806.03822"
-)
+from peftlab.metrics.metric import ColumnType, Metric
 
 
-class Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
-    """The best over a question's answers, then the mean over questions; scores in [0, 1]. No answer is no text.
+class Squad(Metric):
+    """Exact match and word F1 of extracted answers, as in SQuAD, in [0, 1]; higher is better.
 
-    Case, punctuation and English articles do not count. The two kinds of questions apart if there are both.
+    Mean over questions of the best value over a question's answers. Case, punctuation and English articles are ignored.
+    The empty text is the prediction, and an empty list the reference, for "no answer". If there are both answerable and
+    unanswerable questions, each kind has its scores too.
 
-    >>> metric = Metric(keep_in_memory=True)
-    >>> metric.compute(predictions=["the Broncos", ""], references=[["Denver Broncos"], []])["squad_f1"]
+    >>> Squad().compute(predictions=["the Broncos", ""], references=[["Denver Broncos"], []])["squad_f1"]
     0.8333333333333333
     """
 
-    counted: ClassVar[dict[str, str]] = {"squad_f1": "mean", "squad_exact_match": "mean"}
+    kind: Literal["squad"] = "squad"
+    citation: ClassVar[str] = (
+        "Rajpurkar et al., 2016. SQuAD: 100,000+ Questions for Machine Comprehension of Text. arXiv:1606.05250; "
+        "Rajpurkar et al., 2018. Know What You Don't Know: Unanswerable Questions for SQuAD. arXiv:1806.03822"
+    )
+    columns: ClassVar[Mapping[str, ColumnType]] = {"predictions": "string", "references": "strings"}
+    scores: ClassVar[tuple[str, ...]] = ("squad_f1", "squad_exact_match", "squad_f1/*", "squad_exact_match/*")
+    aggregates: ClassVar[Mapping[str, str]] = {"squad_f1": "mean", "squad_exact_match": "mean"}
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=str(self.__doc__),
-            citation=_CITATION,
-            inputs_description="predictions: a text for each question; references: its answers, none if it has none",
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.List(datasets.Value("string"))}
-            ),
-        )
-
-    def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
-        kinds: dict[str, list[tuple[float, float]]] = {"answerable": [], "unanswerable": []}
+    def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+        pairs: dict[str, list[tuple[float, float]]] = {"answerable": [], "unanswerable": []}
         for predicted, answers in zip(predictions, references, strict=True):
-            known = _known(answers)
-            kinds["answerable" if known else "unanswerable"].append(_best(predicted, known))
-        scores = _means([pair for pairs in kinds.values() for pair in pairs])
-        if all(kinds.values()):
-            for kind, pairs in kinds.items():
-                scores |= {f"{name}/{kind}": value for name, value in _means(pairs).items()}
+            answers = _real_answers(answers)
+            pairs["answerable" if answers else "unanswerable"].append(_best(predicted, answers))
+        scores = _means([pair for of_kind in pairs.values() for pair in of_kind])
+        if all(pairs.values()):
+            for kind, of_kind in pairs.items():
+                scores |= {f"{name}/{kind}": value for name, value in _means(of_kind).items()}
         return scores
 
-    def counts(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, list[list[float]]]:
-        """Of each question both."""
-        pairs = [_best(text, _known(answers)) for text, answers in zip(predictions, references, strict=True)]
+    def sufficient_statistics(
+        self, *, predictions: list[str], references: list[list[str]]
+    ) -> dict[str, list[list[float]]]:
+        """F1 and exact match of each question."""
+        pairs = [_best(text, _real_answers(answers)) for text, answers in zip(predictions, references, strict=True)]
         return {"squad_f1": [[f1] for _, f1 in pairs], "squad_exact_match": [[exact] for exact, _ in pairs]}
 
 
-def _known(answers: list[str]) -> list[str]:
-    """As in SQuAD 2's script: an answer that is nothing but articles and marks is no answer."""
-    return [answer for answer in answers if normalized(answer)]
+def _real_answers(answers: list[str]) -> list[str]:
+    """The answers without those that consist of articles and punctuation only, as in SQuAD 2's script."""
+    return [answer for answer in answers if normalize(answer)]
 
 
-def _best(predicted: str, known: list[str]) -> tuple[float, float]:
-    """Exact match and F1, each by the answer that is nearest in it."""
-    pairs = [(exact_match(predicted, answer), f1(predicted, answer)) for answer in known or [""]]
+def _best(predicted: str, answers: list[str]) -> tuple[float, float]:
+    """Best exact match and best F1 over the answers."""
+    pairs = [(exact_match(predicted, answer), f1(predicted, answer)) for answer in answers or [""]]
     return max(pair[0] for pair in pairs), max(pair[1] for pair in pairs)
 
 
-def normalized(text: str) -> str:
+def normalize(text: str) -> str:
     """Lower case, without punctuation and English articles, single spaces.
 
-    >>> normalized("The  Denver-Broncos, an NFL team.")
+    >>> normalize("The  Denver-Broncos, an NFL team.")
     'denverbroncos nfl team'
     """
     lower = "".join(letter for letter in text.lower() if letter not in string.punctuation)
@@ -77,20 +72,21 @@ def normalized(text: str) -> str:
 
 
 def exact_match(predicted: str, answer: str) -> float:
-    return float(normalized(predicted) == normalized(answer))
+    """1 if both are equal after `normalize`, else 0."""
+    return float(normalize(predicted) == normalize(answer))
 
 
 def f1(predicted: str, answer: str) -> float:
-    """Harmonic mean of precision and recall over words; where one has none, whether both have none.
+    """Harmonic mean of precision and recall over words. If one has no words: 1 if both have none, else 0.
 
     >>> f1("in the city of Denver", "Denver, Colorado")
     0.3333333333333333
     """
-    ours, theirs = normalized(predicted).split(), normalized(answer).split()
-    if not ours or not theirs:
-        return float(ours == theirs)
-    common = sum((collections.Counter(ours) & collections.Counter(theirs)).values())
-    return 2 * common / (len(ours) + len(theirs))
+    predicted_words, answer_words = normalize(predicted).split(), normalize(answer).split()
+    if not predicted_words or not answer_words:
+        return float(predicted_words == answer_words)
+    common = sum((collections.Counter(predicted_words) & collections.Counter(answer_words)).values())
+    return 2 * common / (len(predicted_words) + len(answer_words))
 
 
 def _means(pairs: list[tuple[float, float]]) -> dict[str, float]:

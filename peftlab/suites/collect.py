@@ -28,7 +28,7 @@ def collect(folder: Path) -> tuple[Record, Predictions]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     splits = {split: [record for record in records if record["split"] == split] for split in result.metrics}
-    keys = metrics.needed(task.metrics)
+    keys = metrics.prediction_keys(task.metrics)
     predictions = Predictions(
         kept={split: {key: [record[key] for record in part] for key in keys} for split, part in splits.items()},
         counts={split: counted(task, part) for split, part in splits.items()},
@@ -40,7 +40,10 @@ def collect(folder: Path) -> tuple[Record, Predictions]:
 def counted(task: Task, records: list[dict[str, Any]]) -> list[Counted]:
     """The counts, row by row, of those of the task's metrics that have some."""
     rows = [task.to_metric_inputs([record]) for record in records]
-    return [Counted(**counts._asdict()) for counts in metrics.count(task.metrics, rows)]
+    return [
+        Counted(score=statistics.score, form=statistics.aggregate, rows=statistics.rows)
+        for statistics in metrics.sufficient_statistics(task.metrics, rows)
+    ]
 
 
 def finished_runs(folder: Path) -> dict[str, list[Path]]:

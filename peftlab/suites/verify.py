@@ -55,7 +55,7 @@ def check(stored: Stored, predictions: Predictions, rows: Splits) -> list[str]:
     task = task.from_training(rows.rows["train"]).bind(row for part in rows.rows.values() for row in part)
     wrong = []
     for split, kept in predictions.kept.items():
-        if missing := [key for key in metrics.needed(task.metrics) if key not in kept]:
+        if missing := [key for key in metrics.prediction_keys(task.metrics) if key not in kept]:
             wrong.append(f"{split}: no {', '.join(missing)} among its predictions")
             continue
         if any(len(column) != len(rows.rows[split]) for column in kept.values()):

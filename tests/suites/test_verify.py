@@ -244,7 +244,7 @@ CASES: dict[str, dict[str, list[Any]]] = {
         "predicted": ["the Broncos", "x", ""] * 3, "expected": [["Denver Broncos", "x"], ["a y"], []] * 3,
     },
     "multilabel_f1": {
-        column: [[x for x in LABELS if CHANCE.random() < 0.5] for _ in range(50)] for column in metrics.KEYS.values()
+        key: [[x for x in LABELS if CHANCE.random() < 0.5] for _ in range(50)] for key in metrics.RECORD_KEYS.values()
     },
     "entity_f1": {
         "predicted": [CHANCE.choices(["O", "B-A", "I-A", "B-B"], k=9) for _ in range(50)],
@@ -269,11 +269,11 @@ def test_summed_counts_make_the_score_of_the_library(name: str) -> None:
     every = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     for draw in range(9):
         records = every if draw == 0 else CHANCE.choices(every, k=len(every))
-        found = metrics.count([name], [[record] for record in records])
-        assert [counts.score for counts in found] == list(metrics.load_metric(name).counted)
+        found = metrics.sufficient_statistics([name], [[record] for record in records])
+        assert [counts.score for counts in found] == list(metrics.METRICS[name].aggregates)
         for counts in found:
-            rows, form = np.array(counts.rows), aggregates.AGGREGATES[counts.form]
-            score = rows.mean() if form is None else form(rows.sum(axis=0))
+            rows, aggregate = np.array(counts.rows), aggregates.AGGREGATES[counts.aggregate]
+            score = rows.mean() if aggregate is None else aggregate(rows.sum(axis=0))
             assert score == pytest.approx(metrics.score([name], records)[counts.score], abs=1e-10)
             assert len(counts.rows) == len(records)
 
@@ -282,7 +282,7 @@ def test_bleu_of_few_words_is_the_librarys() -> None:
     """An order of n-grams without any found is smoothed; one that was never written makes it 0."""
     for predicted, expected in (("a b c d", "a b x y"), ("a b c d", "a x y z"), ("a b", "a b"), ("", "a"), ("x", "a")):
         records = [{"predicted": predicted, "expected": [expected]}] * 2
-        (counts,) = metrics.count(["bleu"], [[record] for record in records])
+        (counts,) = metrics.sufficient_statistics(["bleu"], [[record] for record in records])
         assert aggregates.bleu(np.sum(counts.rows, axis=0)) == pytest.approx(metrics.score(["bleu"], records)["bleu"])
 
 
@@ -290,13 +290,13 @@ def test_chrf_of_few_characters_is_the_librarys() -> None:
     """An order that one of the texts does not have is left out."""
     for predicted, expected in (("ab", "abc"), ("abcdefg", "abc"), ("", "a"), ("x", "a"), ("abcdef gh", "abcdxf gh")):
         records = [{"predicted": predicted, "expected": [expected]}] * 2
-        (counts,) = metrics.count(["chrf"], [[record] for record in records])
+        (counts,) = metrics.sufficient_statistics(["chrf"], [[record] for record in records])
         assert aggregates.chrf(np.sum(counts.rows, axis=0)) == pytest.approx(metrics.score(["chrf"], records)["chrf"])
 
 
 def test_mcc_of_three_classes_has_no_counts() -> None:
-    assert metrics.count(["mcc"], [[{"predicted": x, "expected": "a"}] for x in LABELS]) == []
+    assert metrics.sufficient_statistics(["mcc"], [[{"predicted": x, "expected": "a"}] for x in LABELS]) == []
 
 
 def test_every_metric_with_counts_is_tested_here() -> None:
-    assert {name for name in metrics.METRICS if hasattr(metrics.load_metric(name), "counts")} == CASES.keys()
+    assert {name for name, metric in metrics.METRICS.items() if metric.aggregates} == CASES.keys()

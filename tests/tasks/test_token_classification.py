@@ -146,7 +146,9 @@ def test_an_answer_is_word_level_entities() -> None:
 )
 def test_an_answer_lists_what_the_metric_counts(tags: list[str]) -> None:
     answer = task().answer({"tokens": WORDS, "predicted": tags})
-    ((_, predicted, _),) = metrics.count(["entity_f1"], [[{"predicted": tags, "expected": TAGS}]])[0].rows
+    ((_, predicted, _),) = metrics.sufficient_statistics(["entity_f1"], [[{"predicted": tags, "expected": TAGS}]])[
+        0
+    ].rows
     assert len(answer["entities"]) == predicted == sum(tag.startswith("B-") for tag in tags)
 
 
