@@ -162,6 +162,11 @@ SUPPORTED = [combination for combination in ALL if combination.reason is None]
 REFUSED = [combination for combination in ALL if combination.reason is not None]
 
 
+def coordinates(combination: Combination) -> tuple[str, str, str]:
+    """The axes of the grid: method with settings, quantization, family."""
+    return f"{combination.kind}{combination.sample}", combination.precision, combination.family
+
+
 @dataclass(frozen=True)
 class Trained:
     """What came of training one combination, evaluated between its third and fourth step."""

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tests.contract import bases
-from tests.contract.bases import REFUSED, STEPS, SUPPORTED, Combination, Trained
+from tests.contract.bases import REFUSED, STEPS, SUPPORTED, Combination, Trained, coordinates
+from tests.sampling import sampled
 
 
 @pytest.fixture(scope="session")
@@ -116,9 +117,9 @@ def elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "trained" in metafunc.fixturenames:
-        metafunc.parametrize("trained", SUPPORTED, ids=str, indirect=True, scope="module")
+        metafunc.parametrize("trained", sampled(SUPPORTED, coordinates), ids=str, indirect=True, scope="module")
     if "supported" in metafunc.fixturenames:
-        metafunc.parametrize("supported", SUPPORTED, ids=str)
+        metafunc.parametrize("supported", sampled(SUPPORTED, coordinates), ids=str)
     if "refused" in metafunc.fixturenames:
         metafunc.parametrize("refused", REFUSED, ids=str)
 

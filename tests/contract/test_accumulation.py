@@ -18,7 +18,8 @@ from peftlab.training.loop import train
 from peftlab.training.settings import Seeds, Training
 from peftlab.training.train_log import Evaluation, MicroBatchReduction, Step, TrainLog
 from tests.contract import bases
-from tests.contract.bases import SUPPORTED, Combination
+from tests.contract.bases import SUPPORTED, Combination, coordinates
+from tests.sampling import sampled
 
 STEPS = 4
 
@@ -69,7 +70,10 @@ def change(base: PreTrainedModel, method: Method, accumulation: int) -> dict[str
     return {name: p.detach() - start[name] for name, p in model.named_parameters() if name in start}
 
 
-@pytest.mark.parametrize("combination", [c for c in SUPPORTED if c.family == "encoder"], ids=str)
+ENCODER = [combination for combination in SUPPORTED if combination.family == "encoder"]
+
+
+@pytest.mark.parametrize("combination", sampled(ENCODER, coordinates, strength=1), ids=str)
 def test_four_pieces_train_as_one_does(combination: Combination, fresh: Callable[[str, str], PreTrainedModel]) -> None:
     whole = change(fresh("encoder", combination.precision), combination.method, 1)
     pieces = change(fresh("encoder", combination.precision), combination.method, 4)

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from peftlab.methods.method import MethodContext
 from tests.contract import bases
-from tests.contract.bases import ARCHITECTURES, FAMILIES, SUPPORTED, Combination
+from tests.contract.bases import ARCHITECTURES, FAMILIES, SUPPORTED, Combination, coordinates
+from tests.sampling import sampled
 
 Fresh = Callable[[str, str], PreTrainedModel]
 
@@ -77,7 +78,7 @@ def trained(combination: Combination, base: PreTrainedModel) -> list[torch.Tenso
     return [*losses, bases.logits(model, family)]
 
 
-@pytest.mark.parametrize("combination", SPREAD, ids=str)
+@pytest.mark.parametrize("combination", sampled(SPREAD, coordinates), ids=str)
 def test_what_is_sent_from_layer_to_layer_changes_nothing(combination: Combination, fresh: Fresh) -> None:
     expected = trained(combination, fresh(combination.family, combination.precision))
     base = over(fresh(combination.family, combination.precision), CPU)
@@ -85,7 +86,7 @@ def test_what_is_sent_from_layer_to_layer_changes_nothing(combination: Combinati
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("combination", IN_LAYERS, ids=str)
+@pytest.mark.parametrize("combination", sampled(IN_LAYERS, coordinates), ids=str)
 def test_what_a_method_adds_is_where_its_layer_is(combination: Combination, fresh: Fresh) -> None:
     method, family = combination.method, combination.family
     base = over(fresh(family, "none"), torch.device("meta"))

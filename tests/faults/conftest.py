@@ -50,6 +50,10 @@ COMBINATIONS = [
 ]
 
 
+def kind_and_quantization(combination: bases.Combination) -> tuple[str, str]:
+    return combination.kind, combination.precision
+
+
 @dataclass(frozen=True)
 class Trained:
     """What a finished run left."""

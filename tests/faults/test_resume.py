@@ -10,12 +10,23 @@ import pytest
 
 from peftlab.results.run_result import read_result
 from tests.contract.bases import Combination
-from tests.faults.conftest import COMBINATIONS, KILLED, STEPS, Lab, counted, finished, sets, steps
+from tests.faults.conftest import (
+    COMBINATIONS,
+    KILLED,
+    STEPS,
+    Lab,
+    counted,
+    finished,
+    kind_and_quantization,
+    sets,
+    steps,
+)
+from tests.sampling import sampled, slow_after
 
 EVERY = ("--checkpoint-every", "1", "--resume")
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS, ids=str)
+@pytest.mark.parametrize("combination", sampled(COMBINATIONS, kind_and_quantization, strength=1), ids=str)
 def test_killed_in_mid_epoch_every_method_goes_on_to_the_same_bits(
     combination: Combination, lab: Lab, output: Path
 ) -> None:
@@ -60,7 +71,7 @@ def test_under_other_ways_to_train_it_goes_on_to_the_same_bits(recipe: tuple[str
     )
 
 
-@pytest.mark.parametrize("number", range(counted(16, 1000)))
+@pytest.mark.parametrize("number", slow_after(3, range(counted(16, 1000))))
 def test_killed_at_any_time_the_newest_whole_checkpoint_is_found(number: int, lab: Lab, output: Path) -> None:
     """F1. Killed by the clock, again and again, until it gets through."""
     draw = random.Random(number)
@@ -77,7 +88,7 @@ def test_killed_at_any_time_the_newest_whole_checkpoint_is_found(number: int, la
     assert finished(output).digest == lab.whole(*recipe).digest
 
 
-@pytest.mark.parametrize("number", range(counted(20, 200)))
+@pytest.mark.parametrize("number", slow_after(2, range(counted(20, 200))))
 def test_three_kills_two_of_them_in_one_epoch(number: int, lab: Lab, output: Path) -> None:
     """F3."""
     draw = random.Random(number)
@@ -123,7 +134,7 @@ def test_what_killed_attempts_left_goes_at_the_next_start(lab: Lab, output: Path
     assert len(steps(output)) == 2
 
 
-@pytest.mark.parametrize("where", range(counted(6, 40)))
+@pytest.mark.parametrize("where", slow_after(3, range(counted(6, 40))))
 def test_killed_while_the_result_is_written_nothing_is_lost(where: int, lab: Lab, output: Path) -> None:
     words = [*lab.words(output), *EVERY]
     killed = lab.server.run(*words, faults=[["kill_while_publishing", 1 + 3 * where]])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import Lab, counted, finished, steps
+from tests.sampling import slow_after
 
 SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 IDS = [name for _, _, name in SIGNALS]
@@ -17,7 +18,7 @@ NEVER = ("--checkpoint-every", "never")
 
 
 @pytest.mark.parametrize(("sent", "code", "word"), SIGNALS, ids=IDS)
-@pytest.mark.parametrize("step", range(1, 9, counted(2, 1)))
+@pytest.mark.parametrize("step", slow_after(2, range(1, 9, counted(2, 1))))
 def test_in_a_step_the_state_after_it_is_kept(
     step: int, sent: int, code: int, word: str, lab: Lab, output: Path
 ) -> None:
@@ -87,7 +88,7 @@ def seconds(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> float:
     return time.monotonic() - begun
 
 
-@pytest.mark.parametrize("number", range(counted(5, 360)))
+@pytest.mark.parametrize("number", slow_after(2, range(counted(5, 360))))
 def test_at_any_time_it_ends_with_a_line_and_goes_on_to_the_same_bits(
     number: int, seconds: float, lab: Lab, output: Path
 ) -> None:
@@ -119,7 +120,7 @@ def test_while_the_result_is_written_it_is_written(sent: int, code: int, word: s
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("second", "code", "word"), SIGNALS, ids=IDS)
-@pytest.mark.parametrize("step", [1, 5])
+@pytest.mark.parametrize("step", slow_after(1, [5, 1]))
 def test_a_second_signal_ends_it_at_once(
     step: int, first: int, second: int, code: int, word: str, lab: Lab, output: Path
 ) -> None:

@@ -16,6 +16,7 @@ from peftlab.recipe import load_recipe
 from peftlab.training import out_of_memory
 from tests.contract.bases import Combination
 from tests.faults.conftest import COMBINATIONS, KILLED, STEPS, Lab, counted, finished, sets, steps
+from tests.sampling import slow_after
 
 EVERY = ("--checkpoint-every", "1")
 
@@ -76,7 +77,7 @@ def test_killed_while_there_is_no_room_the_last_good_state_is_gone_on_from(lab: 
     assert finished(output).digest == lab.whole().digest
 
 
-@pytest.mark.parametrize("size", spread(0, 4000, counted(5, 60)))
+@pytest.mark.parametrize("size", slow_after(2, spread(0, 4000, counted(5, 60))))
 def test_without_room_for_the_result_what_is_kept_is_gone_on_from_when_there_is(
     size: int, lab: Lab, output: Path
 ) -> None:
@@ -154,7 +155,7 @@ def test_out_of_memory_says_what_is_known_and_what_to_change(step: int, lab: Lab
 
 
 @pytest.mark.parametrize("step", [3, 1][: counted(1, 2)])
-@pytest.mark.parametrize("combination", COMBINATIONS[:: counted(15, 1)], ids=str)
+@pytest.mark.parametrize("combination", slow_after(2, COMBINATIONS[:: counted(15, 1)]), ids=str)
 def test_halved_micro_batches_go_on_from_the_same_step_with_the_same_update(
     combination: Combination, step: int, lab: Lab, output: Path
 ) -> None:
@@ -188,7 +189,7 @@ def test_halved_micro_batches_stay_halved_when_resumed(lab: Lab, output: Path) -
     assert [(h.step, h.accumulation) for h in again.result.micro_batch_reductions] == [(3, 2)]
 
 
-@pytest.mark.parametrize("step", range(1, counted(2, STEPS) + 1))
+@pytest.mark.parametrize("step", slow_after(1, range(1, counted(2, STEPS) + 1)))
 def test_a_single_example_that_does_not_fit_is_the_end(step: int, lab: Lab, output: Path) -> None:
     words = lab.words(output, "training.auto_micro_batch=true")
     done = lab.server.run(*words, faults=[["out_of_memory_at_step", step, 0]])

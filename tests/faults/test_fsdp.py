@@ -15,9 +15,11 @@ from peftlab.errors import UserError
 from peftlab.models.tiny_model import byte_tokenizer
 from tests.contract.bases import Combination, tiny
 from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Lab, both, finished, sets, steps
+from tests.sampling import sampled, slow_after
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-COMPILES = pytest.mark.skipif(shutil.which("g++") is None, reason="on a CPU DeepSpeed compiles its operations")
+COMPILER = shutil.which("g++")
+NO_COMPILER = "DeepSpeed compiles its operations on a CPU, which needs g++"
 SHARDABLE = [c for c in COMBINATIONS if c.precision != "int8" and c.kind != "adalora"]
 SOME = [
     *("lora-none-encoder", "lora-nf4-encoder", "full-none-encoder", "prefix_tuning-none-encoder"),
@@ -61,8 +63,13 @@ def test_shares_train_as_the_whole_does(combination: Combination, lab: Lab, outp
             "training.accumulation=2",
             'quantization={"kind": "nf4", "storage": "bfloat16"}',
         ),
-        ("training.adversarial=1.0", "training.embedding_noise=5", "training.layer_decay=0.8"),
-        ('method={"kind": "lora", "initialization": "pissa"}', "training.keep_best=true"),
+        pytest.param(
+            ("training.adversarial=1.0", "training.embedding_noise=5", "training.layer_decay=0.8"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ('method={"kind": "lora", "initialization": "pissa"}', "training.keep_best=true"), marks=pytest.mark.slow
+        ),
     ],
     ids=str,
 )
@@ -90,7 +97,7 @@ def test_what_is_saved_is_whole(lab: Lab, output: Path) -> None:
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("combination", [c for c in CHANGE if c.kind in ("lora", "full")], ids=str)
+@pytest.mark.parametrize("combination", slow_after(1, [c for c in CHANGE if c.kind in ("lora", "full")]), ids=str)
 def test_both_killed_they_go_on_to_the_same_bits(combination: Combination, lab: Lab, output: Path) -> None:
     method, _ = sets(combination)  # with dropout
     recipe = (method, recipe_of(combination)[1])
@@ -143,10 +150,16 @@ training: {{steps: 2, batch_examples: 4, learning_rate: 1e-3, precision: float32
 ZERO_3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("task", TEXTS)
-@pytest.mark.parametrize("place", [FSDP, pytest.param(ZERO_3, marks=COMPILES)], ids=["fsdp2", "zero-3"])
-def test_texts_are_written_side_by_side(place: dict[str, str], task: str, method: str, lab: Lab, output: Path) -> None:
+PLACES = {"fsdp2": FSDP, "zero-3": ZERO_3}
+
+
+@pytest.mark.parametrize(
+    ("place", "task", "method"),
+    sampled([(p, t, m) for p in PLACES for t in TEXTS for m in ("lora", "full")], tuple, strength=1),
+)
+def test_texts_are_written_side_by_side(place: str, task: str, method: str, lab: Lab, output: Path) -> None:
+    if place == "zero-3" and not COMPILER:
+        pytest.skip(NO_COMPILER)
     architecture, auto, fields, setting = TEXTS[task]
     name = f"writing-{architecture}"
     if not (lab.folder / name).exists():
@@ -160,7 +173,7 @@ def test_texts_are_written_side_by_side(place: dict[str, str], task: str, method
     recipe.write_text(WRITING.format(name=name, task=task, setting=setting, method=method))
     folders = [output / "one", output / "two"]
     assert lab.server.run("run", recipe, "--output", folders[0]).code == 0
-    done = both(lab, ["run", recipe, "--output", folders[1]], **place)
+    done = both(lab, ["run", recipe, "--output", folders[1]], **PLACES[place])
     assert [d.code for d in done] == [0, 0], done
     one, other = ([json.loads(line) for line in next(f.rglob("predictions.jsonl")).open()] for f in folders)
     assert [record["predicted"] for record in other] == [record["predicted"] for record in one]

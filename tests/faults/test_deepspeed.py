@@ -11,10 +11,22 @@ from safetensors.torch import load_file
 from peftlab.distributed.deepspeed import ZeroSettings
 from peftlab.errors import UserError
 from tests.contract.bases import Combination
-from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Done, Lab, both, finished, sets, steps
-from tests.faults.test_shares import COMPILES, recipe_of
+from tests.faults.conftest import (
+    COMBINATIONS,
+    KILLED,
+    NIGHT,
+    Done,
+    Lab,
+    both,
+    finished,
+    kind_and_quantization,
+    sets,
+    steps,
+)
+from tests.faults.test_fsdp import COMPILER, NO_COMPILER, recipe_of
+from tests.sampling import sampled, slow_after
 
-pytestmark = COMPILES
+pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
 STAGE = "ACCELERATE_DEEPSPEED_ZERO_STAGE"
 SHARED = [
@@ -27,13 +39,16 @@ SHARED = [
 ]
 SOME = ("lora-none-encoder", "lora-nf4-encoder", "full-none-encoder", "prefix_tuning-none-encoder")
 CHANGE = SHARED if NIGHT else [(stage, c) for stage, c in SHARED if str(c) in SOME]
+LORA_AND_FULL = [(stage, c) for stage, c in CHANGE if c.kind in ("lora", "full")]
 
 
 def errors(done: list[Done]) -> str:
     return "\n".join(process.err for process in done)
 
 
-@pytest.mark.parametrize(("stage", "combination"), CHANGE, ids=str)
+@pytest.mark.parametrize(
+    ("stage", "combination"), sampled(CHANGE, lambda cell: (cell[0], *kind_and_quantization(cell[1])), 1), ids=str
+)
 def test_it_trains_as_one_process_does(stage: str, combination: Combination, lab: Lab, output: Path) -> None:
     recipe = recipe_of(combination)
     one = lab.whole(*recipe).result
@@ -51,7 +66,7 @@ def test_it_trains_as_one_process_does(stage: str, combination: Combination, lab
     assert other.unused == one.unused
 
 
-@pytest.mark.parametrize("stage", ["2", "3"])
+@pytest.mark.parametrize("stage", slow_after(1, ["3", "2"]))
 def test_what_is_saved_is_whole(stage: str, lab: Lab, output: Path) -> None:
     recipe = recipe_of(next(c for c in COMBINATIONS if str(c) == "full-none-encoder"))
     alone = output.with_name(f"{output.name}-alone")
@@ -65,7 +80,7 @@ def test_what_is_saved_is_whole(stage: str, lab: Lab, output: Path) -> None:
         assert (other[name] - tensor).abs().max() < 1e-4, name
 
 
-@pytest.mark.parametrize(("stage", "combination"), [(s, c) for s, c in CHANGE if c.kind in ("lora", "full")], ids=str)
+@pytest.mark.parametrize(("stage", "combination"), slow_after(1, LORA_AND_FULL), ids=str)
 def test_both_killed_they_go_on_to_the_same_bits(stage: str, combination: Combination, lab: Lab, output: Path) -> None:
     method, _ = sets(combination)  # with dropout
     recipe = (method, recipe_of(combination)[1])
@@ -81,23 +96,23 @@ def test_both_killed_they_go_on_to_the_same_bits(stage: str, combination: Combin
     assert finished(output).digest == finished(whole).digest
 
 
+OPTIONS = {
+    "several": (
+        "training.accumulation=2",
+        "training.adversarial=1.0",
+        "training.embedding_noise=5",
+        "training.layer_decay=0.8",
+    ),
+    "PiSSA, clip": ('method={"kind": "lora", "initialization": "pissa"}', "training.clip=0.05"),
+    "gradient checkpointing": ("training.gradient_checkpointing=true",),
+}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        (
-            "training.accumulation=2",
-            "training.adversarial=1.0",
-            "training.embedding_noise=5",
-            "training.layer_decay=0.8",
-        ),
-        ('method={"kind": "lora", "initialization": "pissa"}', "training.clip=0.05"),
-        ("training.gradient_checkpointing=true",),
-    ],
-    ids=str,
+    ("stage", "options"), slow_after(1, [(stage, name) for stage in ("2", "3") for name in OPTIONS])
 )
-@pytest.mark.parametrize("stage", ["2", "3"])
-def test_it_trains_with_every_option(stage: str, options: tuple[str, ...], lab: Lab, output: Path) -> None:
-    recipe = ("method.dropout=0.0", "training.dropout=0.0", *options)
+def test_it_trains_with_every_option(stage: str, options: str, lab: Lab, output: Path) -> None:
+    recipe = ("method.dropout=0.0", "training.dropout=0.0", *OPTIONS[options])
     one = lab.whole(*recipe).result
     done = both(lab, lab.words(output, *recipe), **ZERO, **{STAGE: stage})
     assert [d.code for d in done] == [0, 0], errors(done)
@@ -106,6 +121,7 @@ def test_it_trains_with_every_option(stage: str, options: tuple[str, ...], lab: 
     assert other.metrics == one.metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["2", "3"])
 def test_it_trains_in_bfloat16(stage: str, lab: Lab, output: Path) -> None:
     recipe = (
@@ -127,8 +143,10 @@ def test_it_trains_in_bfloat16(stage: str, lab: Lab, output: Path) -> None:
     assert one.curve.losses != pytest.approx(in_float32.curve.losses, abs=1e-4)
 
 
-@pytest.mark.parametrize("poison", ["not_a_number_at_step", "infinite_backward_at_step"])
-@pytest.mark.parametrize("stage", ["2", "3"])
+@pytest.mark.parametrize(
+    ("stage", "poison"),
+    sampled([(s, p) for s in ("2", "3") for p in ("not_a_number_at_step", "infinite_backward_at_step")], tuple, 1),
+)
 def test_what_is_not_finite_stops_it_with_the_last_finite_state(
     stage: str, poison: str, lab: Lab, output: Path
 ) -> None:
@@ -144,7 +162,7 @@ def test_what_is_not_finite_stops_it_with_the_last_finite_state(
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize(("stage", "combination"), [(s, c) for s, c in CHANGE if c.kind in ("lora", "full")], ids=str)
+@pytest.mark.parametrize(("stage", "combination"), LORA_AND_FULL, ids=str)
 def test_two_gpus_train_as_with_copies(stage: str, combination: Combination, lab: Lab, output: Path) -> None:
     recipe = recipe_of(combination)
     losses = []

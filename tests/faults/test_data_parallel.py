@@ -13,6 +13,7 @@ import torch
 from peftlab.models.tiny_model import byte_tokenizer
 from tests.contract.bases import Combination, tiny
 from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Lab, Trained, both, finished, sets, steps, two
+from tests.sampling import sampled, slow_after
 
 EVERY = ("--checkpoint-every", "1", "--resume")
 LOST = "another process of this run is gone, or was silent"
@@ -56,7 +57,7 @@ def test_two_processes_train_a_base_that_has_a_part_no_forward_uses(method: str,
     assert other.curve.losses == pytest.approx(one.curve.losses, abs=1e-5)
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS if NIGHT else SOME[:2], ids=str)
+@pytest.mark.parametrize("combination", slow_after(1, COMBINATIONS if NIGHT else SOME[:2]), ids=str)
 def test_both_killed_two_go_on_to_the_same_bits(combination: Combination, lab: Lab, output: Path) -> None:
     recipe = sets(combination)
     words = [*lab.words(output, *recipe), *EVERY]
@@ -84,9 +85,12 @@ GONE = [
 ]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize(
-    "fault", GONE, ids=lambda fault: f"{fault[-1] if fault[0] == 'signal_at' else fault[0]}-{fault[1]}"
+    ("fault", "victim"),
+    sampled([(fault, victim) for fault in GONE for victim in (0, 1)], lambda cell: (str(cell[0]), cell[1]), strength=1),
+    ids=lambda value: (
+        value if isinstance(value, int) else f"{value[-1] if value[0] == 'signal_at' else value[0]}-{value[1]}"
+    ),
 )
 def test_one_is_gone_and_the_other_ends_with_a_line(fault: list[Any], victim: int, lab: Lab, output: Path) -> None:
     words = [*lab.words(output), *EVERY]
