@@ -75,7 +75,7 @@ def fits(rows: Sequence[Row], given: Mapping[str, str], kind: str | None = None)
     """The tasks that rows like these can be of, likeliest first; `given` maps fields to columns."""
     found = []
     for name in [kind] if kind is not None else TASKS:
-        for settings, fields in TASKS[name].forms():
+        for settings, fields in TASKS[name].row_formats():
             columns = _columns(rows, fields, given, TASKS[name].fields)
             if columns is None:
                 continue
@@ -96,7 +96,9 @@ def choose(rows: Sequence[Row], given: Mapping[str, str], kind: str | None) -> F
             )
     found = fits(rows, given, kind)
     if not found:
-        wanted = "; ".join(f"{name}: {', '.join(TASKS[name].forms()[0][1])}" for name in ([kind] if kind else TASKS))
+        wanted = "; ".join(
+            f"{name}: {', '.join(TASKS[name].row_formats()[0][1])}" for name in ([kind] if kind else TASKS)
+        )
         raise UserError(
             f"{rows[0].where}: {has}, which fits no task ({wanted}); --column FIELD=COLUMN says which is which"
         )
@@ -136,8 +138,8 @@ def write(
     try:
         splits = recipe.rows()
         task = recipe.task.from_training(splits.rows["train"])
-        bind = task.bind(row for split in splits.rows.values() for row in split)
-        remark = bind.check_training(splits.rows["train"])
+        bound = task.bind(row for split in splits.rows.values() for row in split)
+        remark = bound.check_training_rows(splits.rows["train"])
     except UserError as error:
         return [f"{output}: written, but it will not run yet:", *str(error).splitlines()]
     sizes = ", ".join(f"{len(part)} {split}" for split, part in splits.rows.items())
@@ -246,7 +248,7 @@ def _bad(task: Any, rows: Sequence[Row], columns: Mapping[str, str]) -> int:
     bad = 0
     for row in rows:
         try:
-            task.check(Row(row.where, {field: row.fields.get(column) for field, column in columns.items()}))
+            task.check_row(Row(row.where, {field: row.fields.get(column) for field, column in columns.items()}))
         except UserError:
             bad += 1
     return bad

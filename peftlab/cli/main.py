@@ -337,7 +337,7 @@ def _refuse_outdated(result: run_result.RunResult, recipe: Recipe, trust: str | 
     Returns those that are not there any more, of which nothing can be said. Raises UserError for the others.
     """
     sources = [recipe.data, *([recipe.replay.data] if recipe.replay is not None else [])]
-    missing = [path for source in sources for path in source.missing()]
+    missing = [path for source in sources for path in source.missing_files()]
     known = any(source.local for source in sources) and not missing
     data = recipe.rows().fingerprint if known else result.data_fingerprint
     model = recipe.model.files(trust).fingerprint if recipe.model.local else result.model_fingerprint

@@ -53,7 +53,7 @@ class Data(Component):
         """Whether the rows are in files of the user's own, which may change under the same name."""
         return False
 
-    def missing(self) -> list[str]:
+    def missing_files(self) -> list[str]:
         """The user's own files that are not there."""
         return []
 
@@ -67,13 +67,13 @@ class Data(Component):
         optional: Iterable[str] = (),
         *,
         check: Callable[[Row], object] = lambda row: None,
-        given: Sequence[str] = (),
+        visible: Sequence[str] = (),
         scored: Sequence[Split] = SPLITS,
     ) -> Splits:
         """Rows that carry `fields`, and those of `optional` that they have.
 
-        `check` raises UserError for a row that will not do; rows that are alike in the fields `given` to the model
-        (all, if none is named) are the same question. Raises UserError if a column is missing, a split empty, a row
+        `check` raises UserError for a row that will not do; rows that are alike in the fields `visible` to
+        the model (default: all) are the same question. Raises UserError if a column is missing, a split empty, a row
         bad; of splits that are not `scored` none need be there.
         """
         fields, optional = tuple(fields), tuple(optional)
@@ -103,10 +103,10 @@ class Data(Component):
                 share = {"validation": self.validation_share, "test": self.test_share}.get(split)
                 cure = f"; data.{split}_share: 0 cuts none from train" if share == 0 and split not in read else ""
                 raise UserError(f"data: the {split} split of {source} is empty{cure}")
-        given = tuple(given) or (*fields, *optional)
+        visible = tuple(visible) or (*fields, *optional)
         if self.drop_leaks:
-            asked = leaks.keys((row for split in SPLITS[1:] for _, row in pairs[split]), given)
-            fresh = [pair for pair in pairs["train"] if leaks.key(pair[1], given) not in asked]
+            asked = leaks.keys((row for split in SPLITS[1:] for _, row in pairs[split]), visible)
+            fresh = [pair for pair in pairs["train"] if leaks.key(pair[1], visible) not in asked]
             if not fresh:
                 raise UserError(f"data.drop_leaks: all of train of {source} is in validation or test too")
             dropped = len(pairs["train"]) - len(fresh)
@@ -116,9 +116,9 @@ class Data(Component):
         kept: dict[str, list[Row]] = {
             split: self._keep(pairs[split], count) for split, count in zip(SPLITS, wanted, strict=True)
         }
-        seen = leaks.keys(kept["train"], given)
+        seen = leaks.keys(kept["train"], visible)
         found: dict[str, int] = {
-            split: sum(leaks.key(row, given) in seen for row in kept[split]) for split in SPLITS[1:]
+            split: sum(leaks.key(row, visible) in seen for row in kept[split]) for split in SPLITS[1:]
         }
         return Splits(kept, source, fingerprint(kept), skipped, found)
 

@@ -18,10 +18,10 @@ class Row:
     fault: str | None = None  # "not JSON: ...": why nothing can be made of it, if so
 
     @property
-    def place(self) -> str:
+    def file_and_line(self) -> str:
         """`where` without the folders, which are this machine's own.
 
-        >>> Row("mine/train.jsonl:12", {}).place
+        >>> Row("mine/train.jsonl:12", {}).file_and_line
         'train.jsonl:12'
         """
         return PurePath(self.where).name

@@ -25,7 +25,7 @@ class Files(Data):
     def local(self) -> bool:
         return True
 
-    def missing(self) -> list[str]:
+    def missing_files(self) -> list[str]:
         return [path for path in self._paths().values() if not Path(path).exists()]
 
     def read(self) -> tuple[dict[str, list[Row]], str]:

@@ -75,7 +75,7 @@ class ProbeModel:
 
     def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> Any:
         with autocast(self.precision, self.device):
-            return model(**self.task.inputs(batch, model))
+            return model(**self.task.model_inputs(batch, model))
 
     def logits(self, model: nn.Module) -> Tensor:
         """All the float outputs in evaluation, at positions that are no padding if they are by position."""
@@ -99,7 +99,7 @@ class ProbeModel:
         model.train()
         batch = self.batch()
         with autocast(self.precision, self.device):
-            loss = self.task.loss(self.outputs(model, batch), batch) / self.task.targets(batch)
+            loss = self.task.loss(self.outputs(model, batch), batch) / self.task.count_targets(batch)
         loss.backward()
         penalty = self.method.penalty(model)
         if penalty is not None:
@@ -144,7 +144,7 @@ def make_probe_model(
     """Write a base of two layers with random weights into `folder`. Raises UserError if there is no such model."""
     config = small_config(shape, width)
     tokenizer = byte_tokenizer(config)
-    rows = recipe.task.sample()
+    rows = recipe.task.sample_rows()
     task = recipe.task.from_training(rows).bind(rows)
     examples = task.encode(rows, tokenizer, limit=max(SHORTEST_LIMIT, task.max_length or 512)).examples
     files = ModelFiles(folder=folder, source=f"a small {config.model_type}", fingerprint="")

@@ -162,7 +162,7 @@ def sample_batch(
     recipe: Recipe, shape: Shape, *, devices: int = 1, examples: int | None = None, length: int | None = None
 ) -> Batch:
     """The recipe's batch in size, or of `examples` of `length` tokens."""
-    rows = recipe.task.sample()
+    rows = recipe.task.sample_rows()
     task = recipe.task.from_training(rows).bind(rows)
     limit = longest(shape.values, shape.source, task, reserved=recipe.method.positions)
     count, length = batch_shape(recipe.training, limit, examples=examples, length=length)

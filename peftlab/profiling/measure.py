@@ -105,7 +105,7 @@ class Subject:
         batch = self.task.collate(self.examples, self.padding_token)
         batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
         with torch.no_grad(), self.autocast():
-            return model(**self.task.inputs(batch, self.model))
+            return model(**self.task.model_inputs(batch, self.model))
 
 
 def measure(recipe: Recipe, *, examples: int | None = None, length: int | None = None, timed: bool = True) -> Profile:

@@ -71,8 +71,8 @@ class Recipe(Settings):
             return data.load(
                 task.fields,
                 task.optional_fields,
-                check=task.check,
-                given=task.given_fields,
+                check=task.check_row,
+                visible=task.visible_fields,
                 scored=SPLITS if self.score_test else SPLITS[:2],
             )
 
@@ -80,7 +80,7 @@ class Recipe(Settings):
         if self.replay is None:
             return new
         return self.replay.mixed(
-            new, load(self.replay.data), self.task.given_fields or (*self.task.fields, *self.task.optional_fields)
+            new, load(self.replay.data), self.task.visible_fields or (*self.task.fields, *self.task.optional_fields)
         )
 
     def incompatible_with(

@@ -51,7 +51,7 @@ class Line:
     @property
     def sign(self) -> int:
         """-1 where a smaller score is better."""
-        return -1 if self.recipe.task.minimized else 1
+        return -1 if self.recipe.task.lower_is_better else 1
 
     @property
     def interval(self) -> tuple[float, float] | None:

@@ -29,14 +29,14 @@ COPIES = 8  # of a task's sample rows, each with other tokens
 
 def of_lines(task: Task, lines: Sequence[str], where: str) -> list[Row]:
     """A row of each line that is not blank. Raises UserError."""
-    return [task.row(line, f"{where}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    return [task.row_from_text(line, f"{where}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def of_file(task: Task, rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
     """Rows of a data file, named as the run's data were (`columns`: field -> column) or as the task's fields are."""
     by_column = {column: field for field, column in columns.items()}
     return [
-        task.asked(Row(row.where, {by_column.get(name, name): value for name, value in row.fields.items()}))
+        task.inputs(Row(row.where, {by_column.get(name, name): value for name, value in row.fields.items()}))
         for row in rows
     ]
 
@@ -123,7 +123,7 @@ def _sample(tuned: Tuned, device: torch.device) -> dict[str, torch.Tensor]:
     """
     card, tokenizer = tuned.card, tuned.tokenizer
     task = card.task.model_copy(update={"truncate": True})
-    examples = task.encode(task.sample() * COPIES, tokenizer, card.limit).examples
+    examples = task.encode(task.sample_rows() * COPIES, tokenizer, card.limit).examples
     special = set(tokenizer.all_special_ids)
     embeddings: Any = tuned.base.model.get_input_embeddings()
     size = min(len(tokenizer), int(embeddings.num_embeddings))
@@ -136,7 +136,7 @@ def _sample(tuned: Tuned, device: torch.device) -> dict[str, torch.Tensor]:
         ids = [old if old in special else new for old, new in zip(own, others, strict=True)]
         drawn.append(Example({**example.features, "input_ids": ids}, example.row))
     batch = task.collate(drawn, tokenizer.pad_token_id)
-    return to_device(task.inputs(batch, tuned.model), device)
+    return to_device(task.model_inputs(batch, tuned.model), device)
 
 
 def _logits(outputs: Any) -> torch.Tensor:

@@ -208,7 +208,7 @@ class _Run:
             constant_baseline=floors,
             base_model=ready.untouched,
             selection=task.selection,
-            selection_minimized=task.minimized,
+            selection_minimized=task.lower_is_better,
             best_step=log.best_step if self.recipe.training.keep_best else None,
             stopped_early=log.stopped_early,
             curve=Curve(
@@ -258,7 +258,7 @@ class _Run:
             skipped[split] = {**rows.skipped.get(split, {}), **unfit}
         self._say(summary.data_lines(self.recipe, material.files.source, rows, encoded))
         learnt = [row for split in LEARNT for row in rows.rows.get(split, [])]
-        remark = material.task.check_training(learnt)
+        remark = material.task.check_training_rows(learnt)
         if remark is not None:
             self.screen.line("labels", remark)
         return encoded, skipped
@@ -266,7 +266,7 @@ class _Run:
     def _floors(self, material: Workload) -> dict[str, dict[str, float]]:
         """What a constant answer scores. Raises UserError if no answer can be scored on the validation split."""
         rows, task = material.rows.rows, material.task
-        floors = {split: task.floor(rows["train"], rows[split]) for split in self.scored}
+        floors = {split: task.constant_baseline(rows["train"], rows[split]) for split in self.scored}
         scoring.check_possible(task, floors["validation"], rows["validation"])
         return {split: floor for split, floor in floors.items() if floor is not None}
 

@@ -24,15 +24,15 @@ def score(task: Task, records: Sequence[dict[str, Any]]) -> dict[str, float]:
 def selectable(task: Task, records: Records) -> tuple[dict[str, float], Records]:
     """Scores of the validation split, by which the best state can be chosen, and the records."""
     scores = score(task, records)
-    if task.constant_score is not None:
-        scores.setdefault(task.selection, task.constant_score)
+    if task.undefined_score is not None:
+        scores.setdefault(task.selection, task.undefined_score)
     check_selectable(task, scores, len(records))
     return scores, records
 
 
 def check_possible(task: Task, floor: Mapping[str, float] | None, rows: Sequence[Row]) -> None:
     """Raise UserError if no model can have a score on these rows, as that of a constant answer or of the truth says."""
-    if floor is not None and task.constant_score is not None:
+    if floor is not None and task.undefined_score is not None:
         truths = map(task.reference, rows)
         floor = metrics.score(task.metrics, [{"predicted": t["expected"], "probability": 1.0, **t} for t in truths])
     check_selectable(task, floor, len(rows))
@@ -52,5 +52,5 @@ def write(predictions: Mapping[str, Records], encoded: Mapping[str, Encoded], pa
     with path.open("w", encoding="utf-8") as file:
         for split, records in predictions.items():
             for number, (record, row) in enumerate(zip(records, encoded[split].rows, strict=True)):
-                line = {"split": split, "example": number, "where": row.place, **record}
+                line = {"split": split, "example": number, "where": row.file_and_line, **record}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -36,9 +36,9 @@ class CausalLM(Task):
     task_type: ClassVar[str] = "CAUSAL_LM"
     fields: ClassVar[tuple[str, ...]] = ()
     optional_fields: ClassVar[tuple[str, ...]] = ("messages", "instruction", "input", "output", "text")
-    given_fields: ClassVar[tuple[str, ...]] = ("messages", "instruction", "input", "text")
+    visible_fields: ClassVar[tuple[str, ...]] = ("messages", "instruction", "input", "text")
     default_model: ClassVar[str | None] = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    minimized: ClassVar[bool] = True
+    lower_is_better: ClassVar[bool] = True
     new_head: ClassVar[bool] = False
 
     form: Form | None = None  # the first of these whose fields the rows have, if not given
@@ -59,7 +59,7 @@ class CausalLM(Task):
     def packs(self) -> bool:
         return self.packing
 
-    def check(self, row: Row) -> None:
+    def check_row(self, row: Row) -> None:
         form = self.form or _form(row)
         if form is None:
             wanted = ", or ".join(" and ".join(fields) for fields in FIELDS.values())
@@ -67,14 +67,14 @@ class CausalLM(Task):
         _check(row, form)
 
     @classmethod
-    def forms(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
-        rows = {form: cls(form=form).sample()[0].fields for form in FIELDS}
+    def row_formats(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
+        rows = {form: cls(form=form).sample_rows()[0].fields for form in FIELDS}
         return [({"form": form}, fields) for form, fields in rows.items()]
 
     def bind(self, rows: Iterable[Row]) -> CausalLM:
         task = self
         for row in rows:
-            task.check(row)
+            task.check_row(row)
             if task.form is None:
                 task = self.model_copy(update={"form": _form(row)})
         return task
@@ -144,7 +144,7 @@ class CausalLM(Task):
             batch["ask"] = pad([example.features["ask"] or [IGNORED] for example in examples], IGNORED)
         return batch
 
-    def inputs(self, batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    def model_inputs(self, batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
         left_out = {"labels", "ask"}
         if "position_ids" in batch:  # transformers tells packed rows apart only where there is no mask
             left_out.add("attention_mask")
@@ -193,17 +193,17 @@ class CausalLM(Task):
     def to_metric_inputs(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         return [{**record, "expected": [record["expected"]]} for record in records]
 
-    def row(self, text: str, where: str) -> Row:
+    def row_from_text(self, text: str, where: str) -> Row:
         if self.form == "chat":
             return Row(where, {"messages": [{"role": "user", "content": text}]})
         return Row(where, {"instruction": text} if self.form == "instruction" else {"text": text, "continue": True})
 
     @property
-    def asked_fields(self) -> tuple[str, ...]:
+    def input_fields(self) -> tuple[str, ...]:
         return ("messages",) if self.form == "chat" else (self.form or "text",)
 
-    def asked(self, row: Row) -> Row:
-        fields = super().asked(row).fields
+    def inputs(self, row: Row) -> Row:
+        fields = super().inputs(row).fields
         if self.form == "text":
             return Row(row.where, {"text": fields["text"], "continue": True})
         if self.form == "instruction":
@@ -214,7 +214,7 @@ class CausalLM(Task):
         _check_messages(Row(row.where, {"messages": [*messages, {"role": ANSWERS, "content": ""}]}))
         return Row(row.where, {"messages": messages})
 
-    def sample(self) -> list[Row]:
+    def sample_rows(self) -> list[Row]:
         texts = ["Ada met Max in Ulm", "It rained", "Yes", "They went home"]
         rows: list[dict[str, Any]] = [{"text": text} for text in texts]
         if self.form == "instruction":

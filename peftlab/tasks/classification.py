@@ -86,7 +86,7 @@ class Classification(Task):
             label_smoothing=self.label_smoothing,
         )
 
-    def check_training(self, rows: Sequence[Row]) -> str | None:
+    def check_training_rows(self, rows: Sequence[Row]) -> str | None:
         lessons = {tuple(lesson) for row in rows for lesson in self._lessons(row)}
         if len(lessons) == 1:
             (only,) = lessons

@@ -39,7 +39,7 @@ class MultipleChoice(Task):
     task_type: ClassVar[str] = "CAUSAL_LM"
     fields: ClassVar[tuple[str, ...]] = ("prompt", "answer")
     optional_fields: ClassVar[tuple[str, ...]] = ("choices",)
-    given_fields: ClassVar[tuple[str, ...]] = ("prompt", "choices")
+    visible_fields: ClassVar[tuple[str, ...]] = ("prompt", "choices")
     default_model: ClassVar[str | None] = "HuggingFaceTB/SmolLM2-135M-Instruct"
     new_head: ClassVar[bool] = False
 
@@ -48,7 +48,7 @@ class MultipleChoice(Task):
     template: str | None = None  # Jinja, in place of the tokenizer's own chat template
 
     @classmethod
-    def forms(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
+    def row_formats(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
         asked = {"prompt": "Is it wet?", "choices": ["yes", "no"]}
         return [
             ({}, {"prompt": "Is it wet?", "answer": "yes"}),
@@ -64,13 +64,13 @@ class MultipleChoice(Task):
     def metrics(self) -> tuple[str, ...]:
         return ("accuracy", "calibration_error")
 
-    def check(self, row: Row) -> None:
+    def check_row(self, row: Row) -> None:
         _check(row, self.choices)
 
     def bind(self, rows: Iterable[Row]) -> MultipleChoice:
         seen: set[str] = set()
         for row in rows:
-            self.check(row)
+            self.check_row(row)
             if "choices" not in row.fields:
                 seen.add(row.fields["answer"])
         if self.choices is not None or not seen:
@@ -155,16 +155,16 @@ class MultipleChoice(Task):
     def reference(self, row: Row) -> dict[str, Any]:
         return {"expected": self._answer(row)}
 
-    def row(self, text: str, where: str) -> Row:
+    def row_from_text(self, text: str, where: str) -> Row:
         if self.choices is None:
             raise UserError(f"{where}: the choices were each row's own; there are none for a text alone")
         return Row(where, {"prompt": text})
 
     @property
-    def asked_fields(self) -> tuple[str, ...]:
+    def input_fields(self) -> tuple[str, ...]:
         return ("prompt",) if self.choices is not None else ("prompt", "choices")
 
-    def sample(self) -> list[Row]:
+    def sample_rows(self) -> list[Row]:
         choices = self.choices or ["yes", "no"]
         prompts = ["Wet?", "Is it?", "So?", "Ada met Max?"]
         return [

@@ -32,7 +32,7 @@ class QuestionAnswering(Task):
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
     task_type: ClassVar[str] = "QUESTION_ANS"
     fields: ClassVar[tuple[str, ...]] = ("question", "context", "answers")
-    given_fields: ClassVar[tuple[str, ...]] = ("question", "context")
+    visible_fields: ClassVar[tuple[str, ...]] = ("question", "context")
     default_model: ClassVar[str | None] = "sentence-transformers/all-MiniLM-L6-v2"
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"no_answer": True})
 
@@ -135,14 +135,14 @@ class QuestionAnswering(Task):
     def to_metric_inputs(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         return [{**record, "expected": record["answers"]} for record in records]
 
-    def floor(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float]:
+    def constant_baseline(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float]:
         given = collections.Counter((_answers(row) or [""])[0] for row in train)
         ((best, _),) = given.most_common(1)
         return metrics.score(
             self.metrics, self.to_metric_inputs([{"predicted": best, **self.reference(row)} for row in rows])
         )
 
-    def row(self, text: str, where: str) -> Row:
+    def row_from_text(self, text: str, where: str) -> Row:
         try:
             fields = json.loads(text)
         except ValueError:
@@ -151,7 +151,7 @@ class QuestionAnswering(Task):
             raise UserError(f'{where}: want a JSON object {{"question": "...", "context": "..."}}, found {text[:60]!r}')
         return Row(where, {"question": fields["question"], "context": fields["context"]})
 
-    def sample(self) -> list[Row]:
+    def sample_rows(self) -> list[Row]:
         rows = [
             _row("Who met Max?", "Ada met Max in Ulm.", "Ada"),
             _row("Where?", "Ada met Max in Ulm.", "in Ulm"),

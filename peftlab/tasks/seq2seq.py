@@ -26,7 +26,7 @@ class Seq2Seq(Task):
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     task_type: ClassVar[str] = "SEQ_2_SEQ_LM"
     fields: ClassVar[tuple[str, ...]] = ("source", "target")
-    given_fields: ClassVar[tuple[str, ...]] = ("source",)
+    visible_fields: ClassVar[tuple[str, ...]] = ("source",)
     default_model: ClassVar[str | None] = "traceforge/flan-t5-small-titles"
     new_head: ClassVar[bool] = False
 
@@ -79,9 +79,9 @@ class Seq2Seq(Task):
             "labels": pad([example.features["labels"] for example in examples], IGNORED),
         }
 
-    def inputs(self, batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    def model_inputs(self, batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
         shifted = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])  # type: ignore[operator]
-        return {**super().inputs(batch, model), "decoder_input_ids": shifted}
+        return {**super().model_inputs(batch, model), "decoder_input_ids": shifted}
 
     def stretched(self, example: Example, length: int) -> Example:
         longer = super().stretched(example, length)
@@ -131,10 +131,10 @@ class Seq2Seq(Task):
     def to_metric_inputs(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         return [{**record, "expected": [record["expected"]]} for record in records]
 
-    def row(self, text: str, where: str) -> Row:
+    def row_from_text(self, text: str, where: str) -> Row:
         return Row(where, {"source": text})
 
-    def sample(self) -> list[Row]:
+    def sample_rows(self) -> list[Row]:
         pairs = [
             ("Ada met Max in Ulm.", "Ada met Max"),
             ("Max was not in Bonn.", "no Max"),

@@ -44,7 +44,7 @@ class SequenceClassification(Classification):
     fields: ClassVar[tuple[str, ...]] = ("text", "label")
     # head and tail: [start, end) of an entity, in characters of a text, or in words if the text is a list of them.
     optional_fields: ClassVar[tuple[str, ...]] = ("text_pair", "head", "tail")
-    given_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair", "head", "tail")
+    visible_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair", "head", "tail")
     default_model: ClassVar[str | None] = "sentence-transformers/all-MiniLM-L6-v2"
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
@@ -76,7 +76,7 @@ class SequenceClassification(Classification):
         return self.select_by or SELECTABLE[self.problem][0]
 
     @property
-    def constant_score(self) -> float | None:
+    def undefined_score(self) -> float | None:
         return 0.0 if self.selection in ("mcc", "pearson", "spearman") else None  # it goes along with nothing
 
     @property
@@ -84,7 +84,7 @@ class SequenceClassification(Classification):
         return METRICS[self.problem]
 
     @classmethod
-    def forms(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
+    def row_formats(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
         pair = {"text": "Ada sings.", "text_pair": "Who sings?"}
         return [
             ({}, {**pair, "label": "yes"}),
@@ -95,21 +95,21 @@ class SequenceClassification(Classification):
             ({"problem": "regression"}, {"text": "Ada sings.", "label": 0.5}),
         ]
 
-    def check(self, row: Row) -> None:
+    def check_row(self, row: Row) -> None:
         self._text(row)
         self._labels_of(row)
 
     def from_training(self, train: Sequence[Row]) -> SequenceClassification:
-        bind = self.bind(train)
+        bound = self.bind(train)
         if self.problem == "regression":
-            return bind
-        labels = [label for row in train for label in bind._labels_of(row)]
-        if self.labels is None and len(bind._labels()) > max(50, len(train) / 2):
+            return bound
+        labels = [label for row in train for label in bound._labels_of(row)]
+        if self.labels is None and len(bound._labels()) > max(50, len(train) / 2):
             raise UserError(
-                f"data: {len(bind._labels())} different labels in {len(train)} training rows, e.g. {labels[0]!r}; "
+                f"data: {len(bound._labels())} different labels in {len(train)} training rows, e.g. {labels[0]!r}; "
                 "numbers need task.problem: regression, and what are labels indeed can be listed in task.labels"
             )
-        return bind._counted(labels)
+        return bound._counted(labels)
 
     def bind(self, rows: Iterable[Row]) -> SequenceClassification:
         task, seen = self, set()
@@ -190,8 +190,8 @@ class SequenceClassification(Classification):
         there = labels != IGNORED
         return binary_cross_entropy_with_logits(logits[there], labels[there].float(), reduction="sum")
 
-    def targets(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return (~batch["labels"].isnan()).sum() if self.problem == "regression" else super().targets(batch)
+    def count_targets(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (~batch["labels"].isnan()).sum() if self.problem == "regression" else super().count_targets(batch)
 
     def without_targets(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if self.problem != "regression":
@@ -212,7 +212,7 @@ class SequenceClassification(Classification):
     def reference(self, row: Row) -> dict[str, Any]:
         return {"expected": self._expected(row)}
 
-    def floor(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float]:
+    def constant_baseline(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float]:
         """Of the mean, the most frequent label with its share as probability, or the labels of more than half."""
         constant: dict[str, Any]
         if self.problem == "regression":
@@ -225,7 +225,7 @@ class SequenceClassification(Classification):
                 constant = {"predicted": [label for label in self._labels() if counts[label] > len(train) / 2]}
         return metrics.score(self.metrics, [{**constant, "expected": self._expected(row)} for row in rows])
 
-    def row(self, text: str, where: str) -> Row:
+    def row_from_text(self, text: str, where: str) -> Row:
         """From a line of text, of two texts with a tab between them, or of JSON with the task's fields."""
         wanted = ("text", *INPUTS[self.input or "text"])
         if text.lstrip().startswith("{"):
@@ -243,10 +243,10 @@ class SequenceClassification(Classification):
         return Row(where, {"text": text})
 
     @property
-    def asked_fields(self) -> tuple[str, ...]:
+    def input_fields(self) -> tuple[str, ...]:
         return ("text", *INPUTS[self.input or "text"])
 
-    def sample(self) -> list[Row]:
+    def sample_rows(self) -> list[Row]:
         texts = ("Good", "A dull film", "Fine, and short", "Bad")
         labels = self.labels or ["negative", "positive"]
         rows = []

@@ -21,15 +21,17 @@ Self = TypeVar("Self", bound="Task")
 
 
 class Task(Component):
-    """Between rows and a model. Once `bind`, a task knows its labels, and is saved with the adapter."""
+    """Between rows and a model. Once bound, a task knows its labels, and is saved with the adapter."""
 
     auto_class: ClassVar[str]  # transformers' class of base and head
     task_type: ClassVar[str]  # PEFT's name for it
     fields: ClassVar[tuple[str, ...]]  # what a row must carry
     optional_fields: ClassVar[tuple[str, ...]] = ()  # what it may carry besides
-    given_fields: ClassVar[tuple[str, ...]] = ()  # of all these, what the model is given; all of them if none is named
+    visible_fields: ClassVar[
+        tuple[str, ...]
+    ] = ()  # of all these, what the model is given; all of them if none is named
     default_model: ClassVar[str | None] = None  # a small base to begin with, by hub id
-    minimized: ClassVar[bool] = False  # smaller is better of the selection metric
+    lower_is_better: ClassVar[bool] = False  # smaller is better of the selection metric
     new_head: ClassVar[bool] = True  # the head is not pretrained
     pretokenized: ClassVar[bool] = False  # rows hold words, not text
 
@@ -40,9 +42,9 @@ class Task(Component):
     truncate: bool = False  # cut what is longer, and count it; otherwise it is an error
 
     @classmethod
-    def forms(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
+    def row_formats(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
         """What rows can look like: settings, and the fields of a row that fits them. The simplest comes first."""
-        return [({}, cls.model_validate({}).sample()[0].fields)]
+        return [({}, cls.model_validate({}).sample_rows()[0].fields)]
 
     @property
     def packs(self) -> bool:
@@ -55,7 +57,7 @@ class Task(Component):
         raise NotImplementedError
 
     @property
-    def constant_score(self) -> float | None:
+    def undefined_score(self) -> float | None:
         """What a model that always answers the same counts as where states are chosen, if its score is undefined."""
         return None
 
@@ -72,7 +74,7 @@ class Task(Component):
         """A copy that knows what is to be learnt, e.g. its labels. Raises UserError at the first bad row."""
         raise NotImplementedError
 
-    def check(self, row: Row) -> None:
+    def check_row(self, row: Row) -> None:
         """Raise UserError, `where: field: what is wrong`, if the row will not do, whatever the other rows are."""
         try:
             self.bind([row])
@@ -80,8 +82,8 @@ class Task(Component):
             if str(error).startswith(f"{row.where}: "):  # else it is something that one row cannot have right
                 raise
 
-    def check_training(self, rows: Sequence[Row]) -> str | None:
-        """What a user should know of the training rows, e.g. labels that none of them has. The task is `bind`.
+    def check_training_rows(self, rows: Sequence[Row]) -> str | None:
+        """What a user should know of the training rows, e.g. labels that none of them has. The task is bound.
 
         Raises UserError if they have nothing to learn, whatever the method.
         """
@@ -115,7 +117,7 @@ class Task(Component):
         """Sum (not mean) of the loss over the batch's targets, a float32 scalar in nats."""
         raise NotImplementedError
 
-    def targets(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def count_targets(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """How many targets `loss` sums over, an int64 scalar."""
         return (batch["labels"] != IGNORED).sum()
 
@@ -125,7 +127,7 @@ class Task(Component):
 
         return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
 
-    def inputs(self, batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    def model_inputs(self, batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
         """What the model's forward is given of a batch: all but the labels."""
         return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
@@ -133,7 +135,7 @@ class Task(Component):
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase
     ) -> Any:
         """What `decode` takes: the outputs of one forward, or of as many as a generated text needs."""
-        return model(**self.inputs(batch, model))
+        return model(**self.model_inputs(batch, model))
 
     def generates(self, examples: Sequence[Example]) -> bool:
         """Whether `predict` writes text for some of these, in as many forwards as a text takes."""
@@ -154,32 +156,32 @@ class Task(Component):
     def rank(self, scores: Mapping[str, float]) -> float:
         """The selection metric, turned so that larger is better."""
         value = (
-            scores[self.selection] if self.constant_score is None else scores.get(self.selection, self.constant_score)
+            scores[self.selection] if self.undefined_score is None else scores.get(self.selection, self.undefined_score)
         )
-        return -value if self.minimized else value
+        return -value if self.lower_is_better else value
 
     def to_metric_inputs(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         """The records as the metrics see them: one for each answer, those of a record next to each other."""
         return records
 
-    def floor(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float] | None:
+    def constant_baseline(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float] | None:
         """The metrics on `rows` of the answer that is right most often in `train`, whatever the input."""
         return None
 
-    def row(self, text: str, where: str) -> Row:
+    def row_from_text(self, text: str, where: str) -> Row:
         """A row without targets, from what a user typed."""
         raise NotImplementedError
 
     @property
-    def asked_fields(self) -> tuple[str, ...]:
+    def input_fields(self) -> tuple[str, ...]:
         """What a row must carry for an answer."""
-        return tuple(field for field in self.fields if field in self.given_fields)
+        return tuple(field for field in self.fields if field in self.visible_fields)
 
-    def asked(self, row: Row) -> Row:
+    def inputs(self, row: Row) -> Row:
         """The row without its targets: what is asked of a tuned model. Raises UserError if it cannot be asked."""
-        found = {name: row.fields[name] for name in self.given_fields if row.fields.get(name) is not None}
-        examples = self.sample()[0].fields
-        for name in self.asked_fields:
+        found = {name: row.fields[name] for name in self.visible_fields if row.fields.get(name) is not None}
+        examples = self.sample_rows()[0].fields
+        for name in self.input_fields:
             if name not in found:
                 raise UserError(
                     f"{row.where}: no {name!r}{nearest(name, row.fields)}; it has: {', '.join(map(str, row.fields))}"
@@ -189,7 +191,7 @@ class Task(Component):
                 raise UserError(f"{row.where}: {name}: want {kind}, found {str(found[name])[:60]!r}")
         return Row(row.where, found)
 
-    def sample(self) -> list[Row]:
+    def sample_rows(self) -> list[Row]:
         """A few short rows with targets that fit these settings: what the doctor trains on. Lengths differ."""
         raise NotImplementedError
 

@@ -33,7 +33,7 @@ class TokenClassification(Classification):
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
     task_type: ClassVar[str] = "TOKEN_CLS"
     fields: ClassVar[tuple[str, ...]] = ("tokens", "labels")
-    given_fields: ClassVar[tuple[str, ...]] = ("tokens",)
+    visible_fields: ClassVar[tuple[str, ...]] = ("tokens",)
     default_model: ClassVar[str | None] = "sentence-transformers/all-MiniLM-L6-v2"
     pretokenized: ClassVar[bool] = True
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -63,7 +63,7 @@ class TokenClassification(Classification):
         return ("entity_f1",) if self._spans else ("accuracy", "f1")
 
     @classmethod
-    def forms(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
+    def row_formats(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
         words = ["Ada", "sings"]
         return [
             ({}, {"tokens": words, "labels": ["B-PER", "O"]}),
@@ -76,13 +76,13 @@ class TokenClassification(Classification):
             _check(row, self.labels, self.scheme)
         return self._counted([tag for row in train for tag in self._tags(row)])
 
-    def check(self, row: Row) -> None:
+    def check_row(self, row: Row) -> None:
         _check(row, self.labels, self.scheme)
 
     def bind(self, rows: Iterable[Row]) -> TokenClassification:
         seen: set[str] = set()
         for row in rows:
-            self.check(row)
+            self.check_row(row)
             seen.update(self._tags(row))
         ordered = sorted(seen)
         if self._spans:  # "O" first, then by entity type: B-LOC I-LOC B-MISC ...
@@ -98,8 +98,8 @@ class TokenClassification(Classification):
         """The row's tags as they are learnt."""
         return to_iob2(row.fields["labels"], self.scheme) if self._spans else list(row.fields["labels"])
 
-    def check_training(self, rows: Sequence[Row]) -> str | None:
-        remark = super().check_training(rows)
+    def check_training_rows(self, rows: Sequence[Row]) -> str | None:
+        remark = super().check_training_rows(rows)
         if remark is None and not self._spans and "O" in self._labels():
             return (
                 "O among them may mean entities: scheme: plain scores words, and whole entities need tags B-x and I-x"
@@ -179,21 +179,21 @@ class TokenClassification(Classification):
             for predicted, expected in zip(record["predicted"], record["expected"], strict=True)
         ]
 
-    def floor(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float]:
+    def constant_baseline(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float]:
         counts = collections.Counter(tag for row in train for tag in self._tags(row))
         best = max(self._labels(), key=lambda tag: counts[tag])
         found = [self._tags(row) for row in rows]
         records = [{"predicted": [best] * len(tags), "expected": tags} for tags in found]
         return metrics.score(self.metrics, self.to_metric_inputs(records))
 
-    def row(self, text: str, where: str) -> Row:
+    def row_from_text(self, text: str, where: str) -> Row:
         return Row(where, {"tokens": re.findall(r"\w+(?:[-'’.]\w+)*|[^\w\s]", text)})
 
-    def asked(self, row: Row) -> Row:
+    def inputs(self, row: Row) -> Row:
         text = row.fields.get("tokens")
-        return self.row(text, row.where) if isinstance(text, str) else super().asked(row)
+        return self.row_from_text(text, row.where) if isinstance(text, str) else super().inputs(row)
 
-    def sample(self) -> list[Row]:
+    def sample_rows(self) -> list[Row]:
         tags = self.labels or ["NOUN", "VERB", "PUNCT"]
         if self._spans:
             tags = [tag for tag in self.labels or ["O", "B-PER", "B-LOC"] if not tag.startswith("I-")] or ["O"]

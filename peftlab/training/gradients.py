@@ -49,7 +49,7 @@ class Gradients:
             own.append(part or batch[:1])
             micro = self.task.collate([self.examples[i] for i in own[-1]], self.padding_token)
             micro_batches.append(to_device(micro if part else self.task.without_targets(micro), accelerator.device))
-        counts = torch.stack([self.task.targets(micro) for micro in micro_batches]).sum()
+        counts = torch.stack([self.task.count_targets(micro) for micro in micro_batches]).sum()
         targets = max(1, int(accelerator.reduce(counts, reduction="sum")))
         loss = torch.zeros((), device=accelerator.device)
         self.mark("inputs")
@@ -59,7 +59,7 @@ class Gradients:
                 with disturbed, self.update.no_sync_context(last=last_one):
                     with self.autocast():
                         # No name for the outputs: logits of a large vocabulary would be kept until the next are there.
-                        inputs = self.task.inputs(micro, self.model)
+                        inputs = self.task.model_inputs(micro, self.model)
                         share = self.task.loss(self.update.forward(**inputs), micro) / targets
                     self.mark("forward")
                     # They are averaged over processes, the step's loss is a sum over them.

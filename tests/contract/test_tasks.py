@@ -46,11 +46,11 @@ def test_the_loss_of_a_batch_is_the_sum_of_its_examples_losses_whatever_the_padd
     with torch.no_grad():
         for examples in batches:
             batch = task.collate(examples, patient.padding_token)
-            outputs = model(**task.inputs(batch, model))
+            outputs = model(**task.model_inputs(batch, model))
             losses.append(float(task.loss(outputs, batch)))
-            counts.append(int(task.targets(batch)))
+            counts.append(int(task.count_targets(batch)))
             nothing = task.without_targets(batch)
-            assert (float(task.loss(outputs, nothing)), int(task.targets(nothing))) == (0.0, 0)
+            assert (float(task.loss(outputs, nothing)), int(task.count_targets(nothing))) == (0.0, 0)
     assert len({len(example) for example in patient.examples}) > 1
     assert losses[0] == pytest.approx(sum(losses[1:]), rel=1e-4)
     assert counts[0] == sum(counts[1:]) > 0
@@ -80,11 +80,11 @@ def test_records_are_json_and_the_metrics_take_them(patient: ProbeModel) -> None
 def test_once_fitted_a_task_is_the_same_after_it_was_written_and_read(settings: dict[str, Any]) -> None:
     kind = TASKS[settings["kind"]]
     task = kind.model_validate(settings)
-    rows = task.sample()
-    bind = task.from_training(rows).bind(rows)
-    again = kind.model_validate_json(bind.model_dump_json())
-    assert again == bind
-    assert again.model_settings() == bind.model_settings()
-    assert bind.bind(rows) == bind
-    floor = bind.floor(rows, rows)
+    rows = task.sample_rows()
+    bound = task.from_training(rows).bind(rows)
+    again = kind.model_validate_json(bound.model_dump_json())
+    assert again == bound
+    assert again.model_settings() == bound.model_settings()
+    assert bound.bind(rows) == bound
+    floor = bound.constant_baseline(rows, rows)
     assert floor is None or task.selection in floor

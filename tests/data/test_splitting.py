@@ -24,7 +24,7 @@ def rows(count: int = 600) -> list[dict[str, Any]]:
 def load(folder: Path, content: list[dict[str, Any]], **settings: Any) -> Splits:
     path = folder / "mine.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in content))
-    return Files.model_validate({"train": str(path), **settings}).load(FIELDS, given=("text",))
+    return Files.model_validate({"train": str(path), **settings}).load(FIELDS, visible=("text",))
 
 
 def texts(splits: Splits) -> dict[str, set[str]]:
@@ -138,7 +138,7 @@ def test_where_all_is_leaked_there_is_nothing_to_train_on(tmp_path: Path) -> Non
 def test_conll_2003_leaks_as_is_known() -> None:
     from peftlab.data.hub import Hub
 
-    splits = Hub(id="eriktks/conll2003", columns={"labels": "ner_tags"}).load(("tokens", "labels"), given=("tokens",))
+    splits = Hub(id="eriktks/conll2003", columns={"labels": "ner_tags"}).load(("tokens", "labels"), visible=("tokens",))
     assert splits.leaks == {"validation": 196, "test": 132}
     fewer = Hub(id="eriktks/conll2003", columns={"labels": "ner_tags"}, drop_leaks=True)
-    assert fewer.load(("tokens", "labels"), given=("tokens",)).leaks == {"validation": 0, "test": 0}
+    assert fewer.load(("tokens", "labels"), visible=("tokens",)).leaks == {"validation": 0, "test": 0}

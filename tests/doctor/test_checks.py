@@ -263,11 +263,11 @@ def test_a_loss_that_depends_on_the_pieces_is_seen(patient: Callable[..., ProbeM
         kind: Literal["token_classification"] = "token_classification"
 
         def loss(self, outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-            return super().loss(outputs, batch) / self.targets(batch)
+            return super().loss(outputs, batch) / self.count_targets(batch)
 
     trial = make_probe_run(patient())
     assert checks.check_accumulation(trial).ok
-    wrong = dataclasses.replace(trial.patient, task=Mean().bind(TokenClassification().sample()))
+    wrong = dataclasses.replace(trial.patient, task=Mean().bind(TokenClassification().sample_rows()))
     red(checks.check_accumulation(dataclasses.replace(trial, patient=wrong)))
 
 

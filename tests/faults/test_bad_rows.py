@@ -41,7 +41,7 @@ def line(value: object) -> bytes:
 def load(path: Path, task: Task | None = None, **settings: Any) -> Splits:
     task = task or TokenClassification()
     given = {"train": str(path), "validation_share": 0.2, "test_share": 0.2, **settings}
-    return Files.model_validate(given).load(task.fields, check=task.check, given=task.given_fields)
+    return Files.model_validate(given).load(task.fields, check=task.check_row, visible=task.visible_fields)
 
 
 def refusal(path: Path, task: Task | None = None, **settings: Any) -> str:
@@ -272,7 +272,7 @@ def test_bad_rows_of_a_folder_are_named_by_their_number(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_bytes(b"".join(line(row) for row in rows))
     task = TokenClassification()
     with pytest.raises(UserError, match=r"train row 4: labels: 1 tags for 4 tokens"):
-        Hub(id=str(tmp_path)).load(task.fields, check=task.check)
+        Hub(id=str(tmp_path)).load(task.fields, check=task.check_row)
 
 
 def test_a_row_of_100_000_tokens_is_named_before_training_or_counted(tmp_path: Path, minilm: ModelFiles) -> None:

@@ -168,7 +168,7 @@ def test_where_less_is_better_the_least_wins_the_trials(suite_folder: Path, monk
     suite, records = load_suite(suite_folder), Store(suite_folder).records()
     row = Row("addresses", "lora", "none")
     assert len(make_plan(suite, validation_scores(records)).searches[row].trials) == 3  # the middle scores most
-    monkeypatch.setattr(TokenClassification, "minimized", True)
+    monkeypatch.setattr(TokenClassification, "lower_is_better", True)
     assert len(make_plan(suite, validation_scores(records)).searches[row].trials) == 4  # an edge wins: one more
 
 

@@ -104,7 +104,9 @@ def test_a_reloaded_model_predicts_what_the_run_predicted(which: str, request: p
     head = tuned.model.get_submodule("base_model.model.classifier").modules_to_save.default.weight
     assert head.dtype == torch.float32
     assert torch.equal(head, saved["base_model.model.classifier.weight"])
-    row = tuned.card.task.row("", "x").__class__("x", {"tokens": record["tokens"], "labels": record["expected"]})
+    row = tuned.card.task.row_from_text("", "x").__class__(
+        "x", {"tokens": record["tokens"], "labels": record["expected"]}
+    )
     examples = tuned.card.task.encode([row], tuned.tokenizer, tuned.card.limit).examples
     inputs = tuned.card.task.collate(examples, 0)
     with torch.no_grad():

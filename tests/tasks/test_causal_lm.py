@@ -133,7 +133,9 @@ def test_padding_with_the_token_that_ends_an_answer_does_not_hide_it(tokenizer: 
     batch = task.collate(found.examples, tokenizer.pad_token_id)
     assert (batch["labels"] == tokenizer.eos_token_id).sum(dim=1).tolist() == [2, 1]
     assert batch["labels"][batch["attention_mask"] == 0].unique().tolist() == [IGNORED]
-    assert int(task.targets(batch)) == sum(label != IGNORED for e in found.examples for label in e.features["labels"])
+    assert int(task.count_targets(batch)) == sum(
+        label != IGNORED for e in found.examples for label in e.features["labels"]
+    )
 
 
 @pytest.mark.parametrize("trim", [False, True])
@@ -199,8 +201,8 @@ def test_the_loss_is_the_sum_over_shifted_targets(tokenizer: PreTrainedTokenizer
     batch = task.collate(found.examples, tokenizer.pad_token_id)
     with torch.no_grad():
         reference = llama(**batch).loss  # transformers' own mean
-        ours = task.loss(llama(**task.inputs(batch, llama)), batch)
-    assert float(ours) == pytest.approx(float(reference * task.targets(batch)), rel=1e-6)
+        ours = task.loss(llama(**task.model_inputs(batch, llama)), batch)
+    assert float(ours) == pytest.approx(float(reference * task.count_targets(batch)), rel=1e-6)
 
 
 def test_a_batch_without_targets_has_a_loss_of_zero_with_a_gradient(
@@ -208,9 +210,9 @@ def test_a_batch_without_targets_has_a_loss_of_zero_with_a_gradient(
 ) -> None:
     task, found = encoded([chat()], tokenizer)
     batch = task.without_targets(task.collate(found.examples, 0))
-    loss = task.loss(llama(**task.inputs(batch, llama)), batch)
+    loss = task.loss(llama(**task.model_inputs(batch, llama)), batch)
     assert float(loss.detach()) == 0
-    assert int(task.targets(batch)) == 0
+    assert int(task.count_targets(batch)) == 0
     assert loss.requires_grad  # every process must go through the backward pass
 
 
@@ -221,7 +223,7 @@ def row_nats(task: CausalLM, model: PreTrainedModel, example: Example, padding: 
     """Nats of the targets, row by row of a pack."""
     batch = task.collate([example], padding)
     with torch.no_grad():
-        logits = model(**task.inputs(batch, model)).logits[0, :-1]
+        logits = model(**task.model_inputs(batch, model)).logits[0, :-1]
     nats = cross_entropy(logits, batch["labels"][0, 1:], reduction="none", ignore_index=IGNORED)
     starts = [k for k, at in enumerate(example.features.get("position_ids", [0])) if at == 0]
     ends = [*starts[1:], len(example)]
@@ -263,9 +265,9 @@ def test_a_batch_of_packs_is_padded_without_disturbing_them(
     llama.config.use_cache = False
     with torch.no_grad():
         whole = task.collate(packs, 0)
-        together = float(task.loss(llama(**task.inputs(whole, llama)), whole))
+        together = float(task.loss(llama(**task.model_inputs(whole, llama)), whole))
         single = [task.collate([pack], 0) for pack in packs]
-        apart = sum(float(task.loss(llama(**task.inputs(batch, llama)), batch)) for batch in single)
+        apart = sum(float(task.loss(llama(**task.model_inputs(batch, llama)), batch)) for batch in single)
     llama.config.use_cache = True
     assert together == pytest.approx(apart, rel=1e-6)
 
@@ -463,7 +465,7 @@ def test_embedded_virtual_tokens_do_not_shift_the_labels(
         expected += manual(model.get_base_model(), embeddings, labels, 5)
     batch = task.collate(found.examples, 0)  # padded, two rows
     with torch.no_grad():
-        found_loss = float(task.loss(model(**task.inputs(batch, model)), batch))
+        found_loss = float(task.loss(model(**task.model_inputs(batch, model)), batch))
     assert found_loss == pytest.approx(expected, rel=1e-5)
 
 
@@ -482,7 +484,7 @@ def test_a_prefix_does_not_shift_the_labels(tokenizer: PreTrainedTokenizerFast) 
     model = method.apply(base, plan).eval()
     batch = task.collate(found.examples, 0)
     with torch.no_grad():
-        found_loss = float(task.loss(model(**task.inputs(batch, model)), batch))
+        found_loss = float(task.loss(model(**task.model_inputs(batch, model)), batch))
     assert found_loss == pytest.approx(expected, rel=1e-4)
 
 
@@ -515,7 +517,7 @@ def test_an_answer_is_what_the_forward_says_token_by_token(kind: str, tokenizer:
                 if p.requires_grad:
                     p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
     task = CausalLM(form="chat", new_tokens=8)
-    rows = [task.row("What is it?", "typed:1"), task.row("Tell me more.", "typed:2")]
+    rows = [task.row_from_text("What is it?", "typed:1"), task.row_from_text("Tell me more.", "typed:2")]
     found = task.encode(rows, tokenizer, 256)
     asks = [example.features["input_ids"] for example in found.examples]
     assert asks[0] == tokenizer.apply_chat_template(

@@ -127,7 +127,7 @@ def test_an_answer_is_a_choice_its_number_or_its_letter(answer: object, choice: 
     assert task._answer(row) == choice
     assert task.reference(row) == {"expected": choice}
     with pytest.raises(UserError, match="a: answer: 'D' is no choice"):
-        task.check(Row("a", {**row.fields, "answer": "D"}))
+        task.check_row(Row("a", {**row.fields, "answer": "D"}))
 
 
 def test_one_answer_in_all_rows_is_no_choice() -> None:

@@ -224,8 +224,8 @@ def test_the_loss_is_over_start_and_end_and_knows_no_padding(tokenizer: PreTrain
     task = QuestionAnswering()
     examples = task.encode([row(), row(context=CONTEXT * 2)], tokenizer, 128).examples
     batch = task.collate(examples, 0)
-    assert int(task.targets(batch)) == 4
-    assert int(task.targets(task.without_targets(batch))) == 0
+    assert int(task.count_targets(batch)) == 4
+    assert int(task.count_targets(task.without_targets(batch))) == 0
     generator = torch.Generator().manual_seed(0)
     start, end = (torch.randn(batch["input_ids"].shape, generator=generator) for _ in range(2))
     together = task.loss(QuestionAnsweringModelOutput(start_logits=start, end_logits=end), batch)
@@ -254,7 +254,7 @@ def test_token_types_reach_the_base_through_peft(
     """PEFT's PeftModelForQuestionAnswering takes them and drops them."""
     task = QuestionAnswering()
     batch = task.collate(task.encode([row(), row(context=CONTEXT * 2)], tokenizer, 128).examples, 0)
-    inputs = task.inputs(batch, base.model)
+    inputs = task.model_inputs(batch, base.model)
     assert inputs["token_type_ids"].unique().tolist() == [0, 1]
     base.model.eval()
     with torch.no_grad():
@@ -279,7 +279,7 @@ def test_a_reloaded_adapter_sees_token_types_too(
     base: Base, tokenizer: PreTrainedTokenizerBase, tmp_path: Any, minilm: ModelFiles
 ) -> None:
     task, method = QuestionAnswering(), Lora(rank=4)
-    inputs = task.inputs(task.collate(task.encode([row()], tokenizer, 128).examples, 0), base.model)
+    inputs = task.model_inputs(task.collate(task.encode([row()], tokenizer, 128).examples, 0), base.model)
     model = method.apply(
         base.model, TrainingPlan(optimizer_steps=10, task_type=task.task_type, head=base.head, longest_input=128)
     ).eval()
@@ -294,7 +294,7 @@ def test_with_peft_alone_the_base_model_sees_token_types_as_the_readme_says(
     base: Base, tokenizer: PreTrainedTokenizerBase, tmp_path: Any
 ) -> None:
     task, method = QuestionAnswering(), Lora(rank=4)
-    inputs = task.inputs(task.collate(task.encode([row()], tokenizer, 128).examples, 0), base.model)
+    inputs = task.model_inputs(task.collate(task.encode([row()], tokenizer, 128).examples, 0), base.model)
     plain = copy.deepcopy(base.model)
     model = method.apply(
         base.model, TrainingPlan(optimizer_steps=10, task_type=task.task_type, head=base.head, longest_input=128)
@@ -386,11 +386,16 @@ def test_a_bad_row_names_file_line_and_field(change: dict[str, Any], says: str) 
 
 def test_the_floor_is_the_answer_given_most_often() -> None:
     train = [row("Vienna"), row("in Vienna"), row("in Vienna")]
-    floor = QuestionAnswering().floor(train, [row("Vienna"), row("in Vienna"), row("Mozart")])
+    floor = QuestionAnswering().constant_baseline(train, [row("Vienna"), row("in Vienna"), row("Mozart")])
     assert floor["squad_exact_match"] == pytest.approx(1 / 3)
     assert floor["squad_f1"] == pytest.approx((2 / 3 + 1) / 3)
     lacking = QuestionAnswering(no_answer=True)
-    assert lacking.floor([row(None), row(None), row("Vienna")], [row(None), row("Vienna")])["squad_exact_match"] == 0.5
+    assert (
+        lacking.constant_baseline([row(None), row(None), row("Vienna")], [row(None), row("Vienna")])[
+            "squad_exact_match"
+        ]
+        == 0.5
+    )
 
 
 def test_a_question_without_answer_is_good_where_it_is_allowed() -> None:
@@ -400,12 +405,12 @@ def test_a_question_without_answer_is_good_where_it_is_allowed() -> None:
 @pytest.mark.parametrize("text", ["Where?", '{"question": "Where?"}', "[1]", '{"question": "", "context": "x"}'])
 def test_what_is_asked_must_be_json_with_question_and_context(text: str) -> None:
     with pytest.raises(UserError, match=r'text:1: want a JSON object \{"question": "...", "context": "..."\}'):
-        QuestionAnswering().row(text, "text:1")
+        QuestionAnswering().row_from_text(text, "text:1")
 
 
 def test_a_row_that_is_asked_has_no_target_and_is_answered(base: Base, tokenizer: PreTrainedTokenizerBase) -> None:
     task = QuestionAnswering()
-    asked = task.row(json.dumps({"question": "Where?", "context": LONG}), "text:1")
+    asked = task.row_from_text(json.dumps({"question": "Where?", "context": LONG}), "text:1")
     records = predict(
         base.model,
         task=task,

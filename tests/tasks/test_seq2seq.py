@@ -69,9 +69,9 @@ def test_padding_is_ignored_and_the_decoder_reads_the_labels_shifted(
     task, model = Seq2Seq(), base_of(small).model
     examples = task.encode(ROWS, tokenizer, 128).examples
     batch = task.collate(examples, tokenizer.pad_token_id)
-    assert int(task.targets(batch)) == sum(len(e.features["labels"]) for e in examples)
+    assert int(task.count_targets(batch)) == sum(len(e.features["labels"]) for e in examples)
     assert batch["labels"][2, -1] == IGNORED
-    inputs = task.inputs(batch, model)
+    inputs = task.model_inputs(batch, model)
     assert "labels" not in inputs
     assert inputs["decoder_input_ids"][:, 0].tolist() == [model.config.decoder_start_token_id] * 3
     assert inputs["decoder_input_ids"][0, 1:].tolist() == batch["labels"][0, :-1].tolist()
@@ -83,7 +83,7 @@ def test_the_loss_is_the_models_own_summed_over_targets(small: ModelFiles, token
     batch = task.collate(task.encode(ROWS, tokenizer, 128).examples, tokenizer.pad_token_id)
     with torch.no_grad():
         own = model(**batch).loss  # transformers' mean
-        ours = task.loss(model(**task.inputs(batch, model)), batch) / task.targets(batch)
+        ours = task.loss(model(**task.model_inputs(batch, model)), batch) / task.count_targets(batch)
     assert float(ours) == pytest.approx(float(own), rel=1e-5)
 
 
@@ -213,7 +213,7 @@ def test_untouched_it_makes_sense(titles: ModelFiles) -> None:
     records = predict(
         base_of(titles).model,
         task=task,
-        examples=task.encode([task.row(text, "here") for text in texts], tokenizer, 64).examples,
+        examples=task.encode([task.row_from_text(text, "here") for text in texts], tokenizer, 64).examples,
         tokenizer=tokenizer,
         batch_tokens=512,
         accelerator=Accelerator(),
@@ -302,5 +302,5 @@ def test_a_tuned_model_is_merged_into_its_base(
     task = Seq2Seq()
     batch = task.collate(task.encode(ROWS, tokenizer, 64).examples, tokenizer.pad_token_id)
     with torch.no_grad():
-        expected = tuned.model(**task.inputs(batch, merged)).logits
-        torch.testing.assert_close(merged(**task.inputs(batch, merged)).logits, expected, atol=1e-3, rtol=0)
+        expected = tuned.model(**task.model_inputs(batch, merged)).logits
+        torch.testing.assert_close(merged(**task.model_inputs(batch, merged)).logits, expected, atol=1e-3, rtol=0)

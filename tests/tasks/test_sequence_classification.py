@@ -131,15 +131,15 @@ def test_training_labels_that_are_all_the_same_are_refused_though_others_are_kno
 ) -> None:
     task = Task.model_validate(settings).bind(rows(*labels))
     with pytest.raises(UserError, match=f"^data: every label of train is {found}: there is nothing to learn$"):
-        task.check_training(rows(*labels))
+        task.check_training_rows(rows(*labels))
 
 
 def test_a_label_that_no_training_row_has_is_said() -> None:
     task = Task(labels=["a", "b", "c"]).bind(rows("a", "b", "c"))
-    assert task.check_training(rows("a", "b")) == "c: no training row has it, so it is never learnt"
-    assert task.check_training(rows("a", "b", "c")) is None
+    assert task.check_training_rows(rows("a", "b")) == "c: no training row has it, so it is never learnt"
+    assert task.check_training_rows(rows("a", "b", "c")) is None
     regression = Task(problem="regression")
-    assert regression.check_training(rows(0.5, 1)) is None
+    assert regression.check_training_rows(rows(0.5, 1)) is None
 
 
 @pytest.mark.parametrize(
@@ -164,10 +164,10 @@ def test_the_loss_is_the_sum_of_cross_entropies_over_the_texts_that_have_a_label
     batch = targets(task, [row("b"), row("a"), row(None)])
     logits = [[0.0, math.log(3)], [0.0, math.log(3)], [5.0, 0.0]]
     assert batch["labels"].tolist() == [1, 0, IGNORED]
-    assert int(task.targets(batch)) == 2
+    assert int(task.count_targets(batch)) == 2
     assert float(task.loss(outputs(logits), batch)) == pytest.approx(-math.log(3 / 4) - math.log(1 / 4))
     nothing = task.without_targets(batch)
-    assert (float(task.loss(outputs(logits), nothing)), int(task.targets(nothing))) == (0.0, 0)
+    assert (float(task.loss(outputs(logits), nothing)), int(task.count_targets(nothing))) == (0.0, 0)
 
 
 def test_label_smoothing_spreads_a_share_of_each_target_evenly() -> None:
@@ -205,7 +205,7 @@ def test_several_labels_are_as_many_yes_or_no_questions() -> None:
     task = Task(problem="multi_label").bind(rows(["b", "a"], []))
     batch = targets(task, [row(["b"]), row([]), row(None)])
     assert batch["labels"].tolist() == [[0, 1], [0, 0], [IGNORED, IGNORED]]
-    assert int(task.targets(batch)) == 4
+    assert int(task.count_targets(batch)) == 4
     logits = torch.tensor([[0.5, 2.0], [-1.0, 0.0], [9.0, 9.0]])
     by_hand = sum(
         -functional.logsigmoid(logits[i, j] if yes else -logits[i, j])
@@ -218,10 +218,10 @@ def test_several_labels_are_as_many_yes_or_no_questions() -> None:
 def test_a_regression_sums_squares_and_any_number_may_be_a_target() -> None:
     task = Task(problem="regression").bind(rows("0.5", -100, 2))
     batch = targets(task, [*rows("0.5", IGNORED), row(None)])  # -100 is a number like any other here
-    assert int(task.targets(batch)) == 2
+    assert int(task.count_targets(batch)) == 2
     assert float(task.loss(outputs([[1.0], [-98.0], [7.0]]), batch)) == pytest.approx(0.25 + 4)
     nothing = task.without_targets(batch)
-    assert (float(task.loss(outputs([[1.0], [-98.0], [7.0]]), nothing)), int(task.targets(nothing))) == (0.0, 0)
+    assert (float(task.loss(outputs([[1.0], [-98.0], [7.0]]), nothing)), int(task.count_targets(nothing))) == (0.0, 0)
 
 
 # Inputs
@@ -332,14 +332,14 @@ def test_answers_of_several_labels_and_of_numbers() -> None:
     ],
 )  # fmt: skip
 def test_what_a_user_types_becomes_a_row(input_: Any, line: str, fields: dict[str, Any]) -> None:
-    assert Task(input=input_, labels=["a", "b"]).row(line, "text:1").fields == fields
+    assert Task(input=input_, labels=["a", "b"]).row_from_text(line, "text:1").fields == fields
 
 
 def test_what_is_no_pair_or_has_no_entities_is_refused() -> None:
     with pytest.raises(UserError, match=r"text:1: wanted a JSON object with text, text_pair or two texts with a tab"):
-        Task(input="pair", labels=["a", "b"]).row("only one", "text:1")
+        Task(input="pair", labels=["a", "b"]).row_from_text("only one", "text:1")
     with pytest.raises(UserError, match=r"text:1: wanted a JSON object with text, head, tail, found"):
-        Task(input="entities", labels=["a", "b"]).row("Ada lived in Ulm", "text:1")
+        Task(input="entities", labels=["a", "b"]).row_from_text("Ada lived in Ulm", "text:1")
 
 
 @pytest.mark.parametrize(
@@ -364,13 +364,13 @@ def test_a_metric_of_another_problem_is_refused_with_the_nearest() -> None:
 
 def test_the_floor_is_what_always_giving_the_most_frequent_answer_scores() -> None:
     task = Task().bind(rows("a", "b"))
-    floor = task.floor(rows("b", "b", "b", "a"), rows("b", "a"))
+    floor = task.constant_baseline(rows("b", "b", "b", "a"), rows("b", "a"))
     assert (floor["accuracy"], floor["macro_f1"]) == (0.5, pytest.approx(1 / 3))
     assert floor["calibration_error"] == pytest.approx(0.25)  # it says 0.75, and is right in half
     number = Task(problem="regression").bind(rows(1, 2))
-    assert number.floor(rows(1, 3), rows(1, 3))["r2"] == pytest.approx(0.0)
+    assert number.constant_baseline(rows(1, 3), rows(1, 3))["r2"] == pytest.approx(0.0)
     several = Task(problem="multi_label").bind(rows(["a", "b"]))
-    assert several.floor(rows(["a"], ["a", "b"], []), rows(["a"], ["b"]))["exact_match"] == 0.5
+    assert several.constant_baseline(rows(["a"], ["a", "b"], []), rows(["a"], ["b"]))["exact_match"] == 0.5
 
 
 # Bases

@@ -41,15 +41,15 @@ def test_labels_are_those_of_the_data_in_a_stable_order() -> None:
 
 
 def test_the_first_sub_word_carries_the_tag_and_the_rest_is_ignored(minilm: ModelFiles) -> None:
-    bind = task()
-    tokenizer = load_tokenizer(minilm, bind)
-    example = bind.encode([row()], tokenizer, 128).examples[0]
+    bound = task()
+    tokenizer = load_tokenizer(minilm, bound)
+    example = bound.encode([row()], tokenizer, 128).examples[0]
     pieces = tokenizer.convert_ids_to_tokens(example.features["input_ids"])
     tagged = {piece: label for piece, label in zip(pieces, example.features["labels"], strict=True) if label != IGNORED}
     starts = [piece for piece in pieces if not piece.startswith("##") and piece not in ("[CLS]", "[SEP]")]
     assert list(tagged) == starts
     assert any(piece.startswith("##") for piece in pieces)
-    assert [bind.labels[label] for label in tagged.values()] == TAGS  # type: ignore[index]
+    assert [bound.labels[label] for label in tagged.values()] == TAGS  # type: ignore[index]
 
 
 def test_words_are_not_glued_by_a_byte_level_tokenizer_without_a_flag() -> None:
@@ -64,24 +64,24 @@ def test_words_are_not_glued_by_a_byte_level_tokenizer_without_a_flag() -> None:
 
 
 def test_padding_is_ignored_by_loss_and_by_the_count_of_targets(minilm: ModelFiles) -> None:
-    bind = task()
-    examples = bind.encode([row(), row(["Hi"], ["O"])], load_tokenizer(minilm, bind), 128).examples
-    batch = bind.collate(examples, 0)
-    assert int(bind.targets(batch)) == 7
+    bound = task()
+    examples = bound.encode([row(), row(["Hi"], ["O"])], load_tokenizer(minilm, bound), 128).examples
+    batch = bound.collate(examples, 0)
+    assert int(bound.count_targets(batch)) == 7
     assert batch["attention_mask"].sum().item() == sum(len(e) for e in examples)
     logits = torch.randn(*batch["labels"].shape, 5, generator=torch.Generator().manual_seed(0))
-    loss = bind.loss(TokenClassifierOutput(logits=logits), batch)
+    loss = bound.loss(TokenClassifierOutput(logits=logits), batch)
     logits[batch["labels"] == IGNORED] = 100.0
-    assert bind.loss(TokenClassifierOutput(logits=logits), batch) == loss
+    assert bound.loss(TokenClassifierOutput(logits=logits), batch) == loss
 
 
 def test_decoding_gives_back_the_tags_that_the_logits_say(minilm: ModelFiles) -> None:
-    bind = task()
+    bound = task()
     words = ["Wolfgang", "\u200d", "Amadeus"]  # a word of a control character only has no token
-    examples = bind.encode([row(words, ["B-PER", "O", "I-PER"])], load_tokenizer(minilm, bind), 128).examples
+    examples = bound.encode([row(words, ["B-PER", "O", "I-PER"])], load_tokenizer(minilm, bound), 128).examples
     labels = torch.tensor([example.features["labels"] for example in examples]).clamp(min=0)
     logits = torch.nn.functional.one_hot(labels, 5).float()
-    record = bind.decode(TokenClassifierOutput(logits=logits), examples)[0]
+    record = bound.decode(TokenClassifierOutput(logits=logits), examples)[0]
     tags = ["B-PER", "O", "I-PER"]
     assert record == {"tokens": words, "predicted": tags, "expected": tags, "words_unseen": 1}
 
@@ -160,23 +160,23 @@ def test_an_entity_type_may_have_a_hyphen() -> None:
 def test_text_is_cut_into_words_and_marks() -> None:
     text = "Mr. O'Neill paid U.S. banks 3.50, didn't he?"
     words = ["Mr", ".", "O'Neill", "paid", "U.S", ".", "banks", "3.50", ",", "didn't", "he", "?"]
-    assert task().row(text, "text:1").fields["tokens"] == words
+    assert task().row_from_text(text, "text:1").fields["tokens"] == words
 
 
 def test_plain_tags_are_graded_word_by_word(minilm: ModelFiles) -> None:
     tags = ["NNP", "NNP", "VBD", "NNP", "NNP", "."]
-    bind = TokenClassification(scheme="plain", truncate=True).bind([row(tags=tags)])
-    assert (bind.labels, bind.selection) == ([".", "NNP", "VBD"], "accuracy")
-    encoded = bind.encode([row(tags=tags)], load_tokenizer(minilm, bind), 5)  # three words fit
+    bound = TokenClassification(scheme="plain", truncate=True).bind([row(tags=tags)])
+    assert (bound.labels, bound.selection) == ([".", "NNP", "VBD"], "accuracy")
+    encoded = bound.encode([row(tags=tags)], load_tokenizer(minilm, bound), 5)  # three words fit
     assert encoded.counts == {"truncated_sentences": 1, "lost_words": 3}
     logits = torch.nn.functional.one_hot(torch.tensor([[0, 1, 1, 2, 0]]), 3).float()
-    record = bind.decode(TokenClassifierOutput(logits=logits), encoded.examples)[0]
+    record = bound.decode(TokenClassifierOutput(logits=logits), encoded.examples)[0]
     assert record["predicted"] == ["NNP", "NNP", "VBD", "", "", ""]  # a word that was cut off has no tag, and is wrong
-    scores = metrics.score(bind.metrics, bind.to_metric_inputs([record]))
+    scores = metrics.score(bound.metrics, bound.to_metric_inputs([record]))
     assert scores["accuracy"] == 0.5
     assert (scores["f1/VBD"], scores["f1/."]) == (1.0, 0.0)
     assert "f1/" not in scores
-    assert bind.answer(record) == {"words": WORDS, "tags": ["NNP", "NNP", "VBD", None, None, None], "words_unseen": 3}
+    assert bound.answer(record) == {"words": WORDS, "tags": ["NNP", "NNP", "VBD", None, None, None], "words_unseen": 3}
 
 
 def test_counts_of_plain_tags_are_of_sentences_and_make_the_accuracy() -> None:
@@ -217,18 +217,18 @@ def test_other_tags_than_iob2_need_a_word_for_it() -> None:
 )
 def test_tags_of_another_scheme_are_learnt_and_told_as_iob2(scheme: str, tags: list[str], minilm: ModelFiles) -> None:
     wanted = ["B-PER", "I-PER", "O", "B-LOC", "B-LOC", "O"]
-    bind = TokenClassification.model_validate({"scheme": scheme}).bind([row(tags=tags)])
-    assert (bind.labels, bind.selection) == (["O", "B-LOC", "B-PER", "I-PER"], "entity_f1")
-    example = bind.encode([row(tags=tags)], load_tokenizer(minilm, bind), 64).examples[0]
-    assert bind.labels is not None
-    assert [bind.labels[number] for number in example.features["labels"] if number != IGNORED] == wanted
+    bound = TokenClassification.model_validate({"scheme": scheme}).bind([row(tags=tags)])
+    assert (bound.labels, bound.selection) == (["O", "B-LOC", "B-PER", "I-PER"], "entity_f1")
+    example = bound.encode([row(tags=tags)], load_tokenizer(minilm, bound), 64).examples[0]
+    assert bound.labels is not None
+    assert [bound.labels[number] for number in example.features["labels"] if number != IGNORED] == wanted
     logits = torch.zeros(1, len(example), 4)
-    assert bind.decode(TokenClassifierOutput(logits=logits), [example])[0]["expected"] == wanted
-    assert bind.reference(row(tags=tags)) == {"expected": wanted}
-    assert list(bind._lessons(row(tags=tags))) == [[tag] for tag in wanted]
-    assert bind.floor([row(tags=tags)], [row(tags=tags)])["token_accuracy"] == pytest.approx(2 / 6)
-    bind.bind(bind.sample())
-    bind.from_training([row(tags=tags)])
+    assert bound.decode(TokenClassifierOutput(logits=logits), [example])[0]["expected"] == wanted
+    assert bound.reference(row(tags=tags)) == {"expected": wanted}
+    assert list(bound._lessons(row(tags=tags))) == [[tag] for tag in wanted]
+    assert bound.constant_baseline([row(tags=tags)], [row(tags=tags)])["token_accuracy"] == pytest.approx(2 / 6)
+    bound.bind(bound.sample_rows())
+    bound.from_training([row(tags=tags)])
 
 
 @pytest.mark.parametrize(
@@ -252,16 +252,16 @@ def test_tags_of_another_scheme_are_learnt_and_told_as_iob2(scheme: str, tags: l
 )
 def test_tags_that_are_not_of_the_scheme_are_refused(scheme: str, tags: list[str], says: str) -> None:
     with pytest.raises(UserError) as caught:
-        TokenClassification.model_validate({"scheme": scheme}).check(row(["a", "b"], tags))
+        TokenClassification.model_validate({"scheme": scheme}).check_row(row(["a", "b"], tags))
     assert str(caught.value).startswith(f"mine.jsonl:7: labels: {says}")
 
 
 def test_plain_tags_that_may_be_entities_are_remarked_upon() -> None:
     plain = TokenClassification(scheme="plain")
     found = [row(["a", "b"], ["O", "PER"])]
-    assert "O among them may mean entities: scheme: plain scores" in str(plain.bind(found).check_training(found))
+    assert "O among them may mean entities: scheme: plain scores" in str(plain.bind(found).check_training_rows(found))
     found = [row(["a", "b"], ["NN", "VB"])]
-    assert plain.bind(found).check_training(found) is None
+    assert plain.bind(found).check_training_rows(found) is None
 
 
 def test_class_weights_and_smoothing_are_of_words_and_balanced_ones_counted_in_train() -> None:
@@ -277,6 +277,6 @@ def test_class_weights_and_smoothing_are_of_words_and_balanced_ones_counted_in_t
 
 def test_the_floor_is_the_most_frequent_tag_for_every_word() -> None:
     plain = TokenClassification(scheme="plain").bind([row(["a", "b"], ["X", "Y"])])
-    floor = plain.floor([row(["a", "b", "c"], ["Y", "Y", "X"])], [row(["a", "b"], ["X", "Y"])])
+    floor = plain.constant_baseline([row(["a", "b", "c"], ["Y", "Y", "X"])], [row(["a", "b"], ["X", "Y"])])
     assert floor["accuracy"] == 0.5
-    assert task().floor([row(["a", "b"], ["O", "O"])], [row()])["token_accuracy"] == pytest.approx(2 / 6)
+    assert task().constant_baseline([row(["a", "b"], ["O", "O"])], [row()])["token_accuracy"] == pytest.approx(2 / 6)
