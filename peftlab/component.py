@@ -1,36 +1,51 @@
-"""A part: one choice of a recipe, a frozen pydantic model with a `kind`, which does its own work."""
+"""Components: the building blocks of a recipe. Each is a frozen pydantic model with a `kind` and does its own work."""
 
 import importlib
 import os
 import pkgutil
+from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-ExpandedPath = Annotated[str, AfterValidator(os.path.expanduser)]  # a path, or an id: ~ at its start is as in a shell
+ExpandedPath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path or a Hub id. A leading ~ is expanded."""
 
-
-Precision = Literal["float32", "bfloat16"]  # dtype of the computation
+Precision = Literal["float32", "bfloat16"]
+"""Dtype in which the model computes."""
 
 
 class Settings(BaseModel):
-    """Frozen, strictly typed values that cross a file; an unknown key is an error."""
+    """Frozen, strictly typed values that are read from or written to a file. An unknown key is an error."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
 
-class Component(Settings):
-    """One choice among several of its sort. A subclass fixes `kind: Literal["lora"] = "lora"`."""
+class Component(Settings, ABC):
+    """One choice of a recipe, e.g. a method or a task.
+
+    A subclass fixes `kind: Literal["lora"] = "lora"`, implements the abstract methods and assigns every ClassVar that
+    its base class declares without a value. Instantiating a subclass that lacks one of them raises TypeError.
+    """
 
     required_attributes: ClassVar[tuple[str, ...]] = ()
     """Class attributes that every concrete subclass must define; a class without one is refused at its definition."""
 
     kind: str
+    """Name of the component in a recipe."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _require_class_attributes(cls, values: Any) -> Any:
+        missing = sorted(name for name in cls.__class_vars__ if not hasattr(cls, name))
+        if missing:
+            raise TypeError(f"Can't instantiate class {cls.__name__} without class attribute {', '.join(missing)}")
+        return values
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -40,55 +55,58 @@ class Component(Settings):
             raise TypeError(f"{cls.__name__} lacks the class attribute {', '.join(missing)}")
 
 
-P = TypeVar("P", bound=Component)
+C = TypeVar("C", bound=Component)
 
 
-def discover(package: ModuleType, base: type[P]) -> dict[str, type[P]]:
-    """Import every module of `package` and return its concrete subclasses of `base`, by kind, in order of kind."""
+def discover(package: ModuleType, base: type[C]) -> dict[str, type[C]]:
+    """Import every module of `package` and return the concrete subclasses of `base` defined there, sorted by kind."""
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         importlib.import_module(module.name)
-    found: dict[str, type[P]] = {}
-    pending: list[type[P]] = [base]
+    components: dict[str, type[C]] = {}
+    pending: list[type[C]] = [base]
     while pending:
-        part = pending.pop()
-        pending += part.__subclasses__()
-        kind = part.model_fields["kind"].default
-        if isinstance(kind, str) and part.__module__.startswith(f"{package.__name__}."):
-            found[kind] = part
-    return dict(sorted(found.items()))
+        component = pending.pop()
+        pending += component.__subclasses__()
+        kind = component.model_fields["kind"].default
+        if isinstance(kind, str) and component.__module__.startswith(f"{package.__name__}."):
+            components[kind] = component
+    return dict(sorted(components.items()))
 
 
-def tagged_union(parts: Mapping[str, type[Component]], *, default: str | None = None, key: str = "kind") -> Any:
-    """The type of a recipe field that takes any of `parts`: a mapping with a `kind`, or a bare word for its `key`.
+def tagged_union(components: Mapping[str, type[Component]], *, default: str | None = None, key: str = "kind") -> Any:
+    """Type of a recipe field that accepts any of `components`: a mapping with a `kind`, or a bare word for its `key`.
 
-    Without a kind the part is the one that has all of the given keys, or else the `default` one, if there is one.
+    A mapping without a kind selects the only component that has all of its keys, or else the `default` one, if given.
     """
 
     def expand(value: object) -> object:
         if isinstance(value, str):
             value = {key: value}
         if isinstance(value, dict) and "kind" not in value and default is not None:
-            fitting = [kind for kind, part in parts.items() if value.keys() <= part.model_fields.keys()]
-            value = {"kind": fitting[0] if len(fitting) == 1 else default, **value}
+            candidates = [kind for kind, part in components.items() if value.keys() <= part.model_fields.keys()]
+            value = {"kind": candidates[0] if len(candidates) == 1 else default, **value}
         return value
 
-    union: Any = Union[tuple(parts.values())]  # noqa: UP007 (built at run time)
-    tagged: Any = Annotated[union, Field(discriminator="kind")] if len(parts) > 1 else union
+    union: Any = Union[tuple(components.values())]  # noqa: UP007 (built at run time)
+    tagged: Any = Annotated[union, Field(discriminator="kind")] if len(components) > 1 else union
     return Annotated[tagged, BeforeValidator(expand, json_schema_input_type=tagged | str)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reference:
     """One entry of a .bib file."""
 
-    key: str  # "hu2021lora"
-    author: str  # as BibTeX wants it: "Hu, Edward J. and others"
+    key: str
+    """Citation key, e.g. "hu2021lora"."""
+    author: str
+    """Authors in BibTeX notation: "Hu, Edward J. and others"."""
     title: str
     year: int
     arxiv: str
+    """arXiv identifier."""
 
     def entry(self) -> str:
-        """The entry; the title's capitals are kept.
+        """BibTeX entry; the capitals of the title are preserved.
 
         >>> print(Reference(key="a2020b", author="A, B. and others", title="T", year=2020, arxiv="2001.00001").entry())
         @misc{a2020b,

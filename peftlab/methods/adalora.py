@@ -1,4 +1,4 @@
-"""AdaLoRA (Zhang et al., 2023): LoRA as a singular value decomposition whose least important triplets are pruned."""
+"""AdaLoRA (Zhang et al., 2023): LoRA in singular value form; the least important triplets are pruned."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-MOMENTS = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # PEFT's names of a parameter's importance and its two averages
+# PEFT's names for the importance of a parameter and the two running averages of it.
+MOMENTS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 class AdaLora(PeftMethod):
-    """W x + (alpha / initial_rank) B diag(E) A x. Ranks move to the layers that use them: target_rank is their mean.
+    """LoRA that redistributes ranks between layers during training (AdaLoRA, Zhang et al., 2023).
 
-    A triplet is a row of A, a column of B and the number of E between; pruned, its E is zero.
+    Computes W x + (alpha / initial_rank) B diag(E) A x. A triplet is a row of A, the matching column of B and element
+    of E; a pruned triplet has E = 0. `target_rank` is the mean number of triplets per layer after the last pruning.
     """
 
     kind: Literal["adalora"] = "adalora"
@@ -48,16 +50,27 @@ class AdaLora(PeftMethod):
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({"initial_rank": 6, "target_rank": 3},)
 
     initial_rank: int = Field(12, ge=2, le=4096)
-    target_rank: int = Field(8, ge=1)  # mean over layers at the end
+    """Rank of every layer before the first pruning."""
+    target_rank: int = Field(8, ge=1)
+    """Mean rank over all layers after the last pruning."""
     alpha: float = Field(32.0, gt=0)
+    """Numerator of the scale alpha / initial_rank by which the update is multiplied."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout probability on the input of A."""
     targets: Targets = "all-linear"
-    before_pruning: float = Field(0.1, ge=0, lt=1)  # fraction of optimiser steps at the initial rank
-    after_pruning: float = Field(0.3, ge=0, lt=1)  # fraction of optimiser steps at the final ranks
-    pruning_interval: int = Field(10, ge=1)  # optimiser steps
-    orthogonality: float = Field(0.5, ge=0)  # weight of the penalty that keeps A and B orthogonal
-    sensitivity_decay: float = Field(0.85, gt=0, lt=1)  # of the running mean of importance
-    uncertainty_decay: float = Field(0.85, gt=0, lt=1)  # of the running mean of its spread
+    """Layers to adapt: `all-linear`, `attention` (query and value projections) or a list of module names."""
+    before_pruning: float = Field(0.1, ge=0, lt=1)
+    """Fraction of optimizer steps before the first pruning."""
+    after_pruning: float = Field(0.3, ge=0, lt=1)
+    """Fraction of optimizer steps after the last pruning."""
+    pruning_interval: int = Field(10, ge=1)
+    """Optimizer steps between two prunings."""
+    orthogonality: float = Field(0.5, ge=0)
+    """Weight of the penalty that keeps A and B orthogonal."""
+    sensitivity_decay: float = Field(0.85, gt=0, lt=1)
+    """Decay of the running average of a parameter's importance (beta1 of the paper)."""
+    uncertainty_decay: float = Field(0.85, gt=0, lt=1)
+    """Decay of the running average of the importance's deviation (beta2 of the paper)."""
 
     @model_validator(mode="after")
     def _something_to_prune(self) -> Self:
@@ -72,12 +85,12 @@ class AdaLora(PeftMethod):
         return self
 
     def resized(self, size: int) -> Self:
-        """The target rank keeps its ratio to the initial one."""
+        """Return this method with another initial rank and a target rank in the same ratio to it."""
         target = min(max(1, round(size * self.target_rank / self.initial_rank)), size - 1)
         return self.model_validate({**self.model_dump(), "initial_rank": size, "target_rank": target})
 
     def phases(self, steps: int) -> tuple[int, int]:
-        """Optimiser steps before the first pruning and after the last one. Raises UserError if none is left between.
+        """Optimizer steps before the first and after the last pruning. Raises UserError if fewer than two remain.
 
         >>> AdaLora().phases(100)
         (10, 30)
@@ -85,17 +98,17 @@ class AdaLora(PeftMethod):
         before, after = round(self.before_pruning * steps), round(self.after_pruning * steps)
         if steps - before - after < 2:
             raise UserError(
-                f"method: AdaLoRA has {steps} optimiser steps, {before} before_pruning and {after} after_pruning: "
-                "too few to prune in; train for longer"
+                f"method: AdaLoRA has {steps} optimizer steps, {before} before_pruning and {after} after_pruning: "
+                "too few remain to prune in; train for longer"
             )
         return before, after
 
-    def incompatible_with(self, setting: MethodContext) -> str | None:
-        if setting.sharded or setting.zero_stage is not None:
-            return "AdaLoRA weighs singular values and prunes them by whole tensors, and each process has shares alone"
-        if setting.dispatched:
-            return "AdaLoRA weighs the singular values of all layers against each other, and they are on several GPUs"
-        return super().incompatible_with(setting)
+    def incompatible_with(self, context: MethodContext) -> str | None:
+        if context.sharded or context.zero_stage is not None:
+            return "AdaLoRA compares the singular values of full tensors, and each process holds only shards of them"
+        if context.dispatched:
+            return "AdaLoRA compares the singular values of all layers, which are on several GPUs"
+        return super().incompatible_with(context)
 
     def config(self, model: PreTrainedModel, plan: TrainingPlan) -> AdaLoraConfig:
         from peft import AdaLoraConfig
@@ -105,7 +118,7 @@ class AdaLora(PeftMethod):
             task_type=plan.task_type,
             init_r=self.initial_rank,
             target_r=self.target_rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT multiplies by it, so a float serves
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT multiplies by it, so a float is accepted
             lora_dropout=self.dropout,
             target_modules=chosen_layers(model, self.targets, plan.head),
             exclude_modules=list(plan.head) or None,
@@ -116,14 +129,14 @@ class AdaLora(PeftMethod):
             deltaT=self.pruning_interval,
             beta1=self.sensitivity_decay,
             beta2=self.uncertainty_decay,
-            orth_reg_weight=0.0,  # PEFT adds it to `outputs.loss` at every forward, in evaluation too; see `penalty`
+            orth_reg_weight=0.0,  # PEFT adds it to `outputs.loss` in every forward pass, evaluation included
         )
 
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
-        return _freeze_rank_numbers(super().apply(model, plan))
+        return _freeze_ranknum(super().apply(model, plan))
 
     def penalty(self, model: nn.Module) -> Tensor | None:
-        """orthogonality * mean over the matrices P in A, B of ||P P^T - I||_F, as PEFT's forward computes it."""
+        """orthogonality * mean over all matrices P (A and B^T) of ||P P^T - I||_F, as in PEFT's forward pass."""
         import torch
 
         if self.orthogonality == 0:
@@ -136,7 +149,7 @@ class AdaLora(PeftMethod):
         return self.orthogonality * torch.stack(norms).mean()
 
     def selectable(self, step: int, steps: int) -> bool:
-        # Before the last pruning there are more ranks than the budget allows.
+        # Before the last pruning there are more triplets than the budget allows.
         return step >= steps - round(self.after_pruning * steps)
 
     def after_step(self, model: nn.Module, step: int) -> None:
@@ -153,41 +166,39 @@ class AdaLora(PeftMethod):
         _config(model).rank_pattern = state["rank_pattern"]
         devices = {name: p.device for name, p in model.base_model.model.named_parameters()}  # type: ignore[union-attr]
         for moment in MOMENTS:
-            known = {
-                key.removeprefix(f"{moment}."): tensor for key, tensor in state.items() if key.startswith(f"{moment}.")
-            }
+            names = [key.removeprefix(f"{moment}.") for key in state if key.startswith(f"{moment}.")]
             setattr(
                 model.base_model.rankallocator,  # type: ignore[union-attr]
                 moment,
-                {name: tensor.to(devices[name]) for name, tensor in known.items()},
+                {name: state[f"{moment}.{name}"].to(devices[name]) for name in names},
             )
 
     def save(self, model: nn.Module, folder: Path) -> None:
         config = _config(model)
-        kept, weight = config.rank_pattern, config.orth_reg_weight
-        if kept is not None:
-            # Of the tensors as they are: they may be a better state of before the last pruning, and what a pruning
-            # took may have grown back until the next.
+        rank_pattern, weight = config.rank_pattern, config.orth_reg_weight
+        if rank_pattern is not None:
+            # Derive the pattern from the tensors: they may be an earlier checkpoint, or pruned triplets may have
+            # grown again since the last pruning.
             config.rank_pattern = {
                 name.removeprefix("base_model.model."): (values != 0).view(-1).tolist()
                 for name, values in _singular_values(model).items()
             }
         config.orth_reg_weight = self.orthogonality
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="(?s).*invalid shape")  # of layers pruned to rank 0
+            warnings.filterwarnings("ignore", message="(?s).*invalid shape")  # for layers pruned to rank 0
             super().save(model, folder)
-        config.rank_pattern, config.orth_reg_weight = kept, weight
+        config.rank_pattern, config.orth_reg_weight = rank_pattern, weight
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
-        model = _freeze_rank_numbers(super().load(base, folder, trainable=trainable))
-        # Without these PEFT's forward fails when it is given labels, or adds the penalty to the loss.
+        model = _freeze_ranknum(super().load(base, folder, trainable=trainable))
+        # Otherwise PEFT's forward pass fails when given labels, or adds the penalty to the loss.
         model.base_model.trainable_adapter_name = "default"  # type: ignore[assignment]
         _config(model).orth_reg_weight = 0.0
-        _put_zeros_back(model, folder)
+        _restore_pruned_triplets(model, folder)
         return model
 
     def stats(self, model: nn.Module) -> dict[str, Any]:
-        """Ranks by layer and adapter parameters, at the start and of the state that is kept."""
+        """Rank of each layer, and the number of adapter parameters before pruning and in the current state."""
         ranks, initial, effective = {}, 0, 0
         sizes = {name: p.numel() for name, p in model.named_parameters()}
         for name, values in _singular_values(model).items():
@@ -215,29 +226,29 @@ def _singular_values(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if ".lora_E.default" in name}
 
 
-def _freeze_rank_numbers(model: PeftModel) -> PeftModel:
-    """What PEFT divides by must not train: over a base in bfloat16 it would, and it is not saved."""
+def _freeze_ranknum(model: PeftModel) -> PeftModel:
+    """Freeze the rank that PEFT divides by. Over a bfloat16 base model it would be trained, and it is not saved."""
     for name, parameter in model.named_parameters():
         if ".ranknum." in name:
             parameter.requires_grad_(False)
     return model
 
 
-def _put_zeros_back(model: nn.Module, folder: Path) -> None:
-    """Give a loaded adapter the triplets that were pruned, and the numbers that are in the file.
+def _restore_pruned_triplets(model: nn.Module, folder: Path) -> None:
+    """Add the pruned triplets to a loaded adapter, as zeros, and copy the other values from the file.
 
-    PEFT leaves the pruned out, so that in bfloat16 sums round differently, and rounds the rest to the base's dtype.
+    PEFT omits pruned triplets, which changes the rounding of sums in bfloat16, and casts the rest to the base's dtype.
     """
     import torch
     from safetensors.torch import load_file
 
     tensors = load_file(folder / "adapter_model.safetensors")
-    for name, kept in (_config(model).rank_pattern or {}).items():
+    for name, alive in (_config(model).rank_pattern or {}).items():
         layer = f"base_model.model.{name.removesuffix('.lora_E')}"
-        alive = torch.tensor([row for row, is_alive in enumerate(kept) if is_alive], dtype=torch.long)
+        rows = torch.tensor([row for row, is_alive in enumerate(alive) if is_alive], dtype=torch.long)
         for part in ("lora_A", "lora_B", "lora_E"):
             saved = tensors[f"{layer}.{part}"]
-            of_rank = 1 if part == "lora_B" else 0
-            shape = [len(kept) if axis == of_rank else size for axis, size in enumerate(saved.shape)]
+            rank_axis = 1 if part == "lora_B" else 0
+            shape = [len(alive) if axis == rank_axis else size for axis, size in enumerate(saved.shape)]
             parameter = model.get_parameter(f"{layer}.{part}.default")
-            parameter.data = saved.new_zeros(shape).index_copy(of_rank, alive, saved).to(parameter.device)
+            parameter.data = saved.new_zeros(shape).index_copy(rank_axis, rows, saved).to(parameter.device)

@@ -1,4 +1,4 @@
-"""Bottleneck adapters (Houlsby et al., 2019; Pfeiffer et al., 2021; He et al., 2022): small layers in a frozen base."""
+"""Bottleneck adapters (Houlsby et al., 2019; Pfeiffer et al., 2021; He et al., 2022) in a frozen base model."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# What a variant's own paper and AdapterHub chose, where it is not the default.
+# Settings of a variant in its paper and in AdapterHub that differ from the defaults.
 PUBLISHED: dict[str, dict[str, Any]] = {"houlsby": {"activation": "silu"}, "parallel": {"scaling": 4.0}}
 
 
 class Adapter(PeftMethod):
-    """hidden + scaling * up(activation(down(input))), before the residual sum of a sublayer.
+    """Adds small two-layer networks to each transformer layer (bottleneck adapters, Houlsby et al., 2019).
 
-    input is hidden itself (houlsby, after self-attention and after the feed-forward block), the sum as it would leave
-    the layer (pfeiffer, feed-forward block alone) or what came into the sublayer (parallel, likewise).
+    Computes hidden + scaling * up(activation(down(input))) before the residual sum of a sublayer. `input` is `hidden`
+    (houlsby: after self-attention and after the feed-forward block), the output the layer would have (pfeiffer: after
+    the feed-forward block) or the input of the sublayer (parallel: next to the feed-forward block).
     """
 
     kind: Literal["adapter"] = "adapter"
@@ -63,12 +64,19 @@ class Adapter(PeftMethod):
     size_setting: ClassVar[str | None] = "bottleneck"
 
     variant: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
-    bottleneck: Annotated[int, Field(gt=0)] | None = None  # width; or else
-    reduction_factor: Annotated[int, Field(gt=0)] | None = None  # model width / bottleneck; 16 if neither is given
+    """Placement: `houlsby` (two per layer), `pfeiffer` (one per layer) or `parallel` (to the feed-forward block)."""
+    bottleneck: Annotated[int, Field(gt=0)] | None = None
+    """Width of the bottleneck. Give either this or `reduction_factor`."""
+    reduction_factor: Annotated[int, Field(gt=0)] | None = None
+    """Model width divided by bottleneck width; 16 if neither is given."""
     activation: Literal["relu", "silu", "gelu"] = "relu"
+    """Activation between the two projections; silu by default for houlsby."""
     scaling: float = 1.0
-    dropout: float = Field(default=0.0, ge=0, lt=1)  # on the bottleneck
-    train_layer_norms: bool = False  # all the base's: each adapter has its own copies
+    """Factor on the adapter's output; 4 by default for parallel."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout probability on the bottleneck."""
+    train_layer_norms: bool = False
+    """Also train all layer norms of the base model. Each adapter holds its own copies."""
 
     @model_validator(mode="before")
     @classmethod
@@ -82,18 +90,18 @@ class Adapter(PeftMethod):
     def _one_width(self) -> Self:
         if (self.bottleneck is None) == (self.reduction_factor is None):
             raise ValueError(
-                f"adapter: give either bottleneck (found {self.bottleneck}) "
-                f"or reduction_factor (found {self.reduction_factor})"
+                f"adapter: give either bottleneck (got {self.bottleneck}) "
+                f"or reduction_factor (got {self.reduction_factor})"
             )
         return self
 
     def resized(self, size: int) -> Self:
         return self.model_validate({**self.model_dump(), "bottleneck": size, "reduction_factor": None})
 
-    def incompatible_with(self, setting: MethodContext) -> str | None:
-        if setting.architecture is None or setting.architecture in SUBLAYERS:
+    def incompatible_with(self, context: MethodContext) -> str | None:
+        if context.architecture is None or context.architecture in SUBLAYERS:
             return None
-        return f"adapter: unknown architecture {setting.architecture!r}; known are {', '.join(SUBLAYERS)}"
+        return f"adapter: unknown architecture {context.architecture!r}; supported are {', '.join(SUBLAYERS)}"
 
     def config(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftConfig:
         from peftlab.methods.tuners.adapter import AdapterConfig
@@ -110,7 +118,7 @@ class Adapter(PeftMethod):
         )
 
     def width(self, hidden_size: int) -> int:
-        """The bottleneck's width in a model of this width.
+        """Width of the bottleneck in a model of width `hidden_size`.
 
         >>> Adapter(reduction_factor=16).width(768), Adapter(bottleneck=64).width(768)
         (48, 64)
@@ -121,6 +129,6 @@ class Adapter(PeftMethod):
         return self.bottleneck
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
-        import peftlab.methods.tuners.adapter  # noqa: F401 (makes its type known to PEFT)
+        import peftlab.methods.tuners.adapter  # noqa: F401 (registers the tuner with PEFT)
 
         return super().load(base, folder, trainable=trainable)

@@ -1,4 +1,4 @@
-"""BitFit (Ben Zaken et al., 2021): train the biases, freeze the weights."""
+"""BitFit (Ben Zaken et al., 2021): trains the biases and freezes the weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-# No layer of theirs has one. (Qwen2 has them in attention, Falcon in its norms.)
+# Architectures in which no layer has a bias. (Qwen2 has biases in attention, Falcon in its norms.)
 BIAS_FREE = {
     *("gemma", "gemma2", "gemma3_text", "llama", "mistral", "mixtral", "modernbert", "mt5", "olmo2", "phi3", "qwen3"),
     "t5",
@@ -23,7 +23,7 @@ BIAS_FREE = {
 
 
 class BitFit(DirectMethod):
-    """Every bias of the base, those of the layer norms too: one number a feature."""
+    """Trains only the bias vectors of the base model, those of its norms included (BitFit, Ben Zaken et al., 2021)."""
 
     kind: Literal["bitfit"] = "bitfit"
     title: ClassVar[str] = "BitFit"
@@ -39,17 +39,13 @@ class BitFit(DirectMethod):
     learning_rate: ClassVar[float] = 1e-3
     may_train_unused: ClassVar[bool] = True
 
-    @property
-    def trains_base(self) -> bool:
-        return True
-
-    def incompatible_with(self, setting: MethodContext) -> str | None:
-        if setting.architecture in BIAS_FREE:
-            return f"BitFit trains biases, and {setting.architecture} has none; use lora or ia3"
+    def incompatible_with(self, context: MethodContext) -> str | None:
+        if context.architecture in BIAS_FREE:
+            return f"BitFit trains biases, and {context.architecture} has none; use lora or ia3"
         return None
 
     def trains(self, name: str, model: nn.Module) -> bool:
-        return name.endswith("bias")  # DeBERTa's q_bias and v_bias are of no layer
+        return name.endswith("bias")  # DeBERTa's q_bias and v_bias are parameters outside of any linear layer
 
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> nn.Module:
         head = tuple(f"{name}." for name in plan.head)

@@ -1,7 +1,8 @@
-"""Methods that add nothing: they train some of the model's own parameters and save just those."""
+"""Methods that add no modules: they train some of the model's own parameters and save only those."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,14 +15,19 @@ if TYPE_CHECKING:
 
 
 class DirectMethod(Method):
-    """A subclass says which of the base's own parameters train; the head always does."""
+    """Trains the head and those of the base model's own parameters that a subclass selects."""
 
     merges: ClassVar[bool] = True
-    file: ClassVar[str] = "trained.safetensors"  # of the tensors
+    file: ClassVar[str] = "trained.safetensors"
+    """Name of the file that holds the trained tensors."""
 
+    @property
+    def trains_base(self) -> bool:
+        return True
+
+    @abstractmethod
     def trains(self, name: str, model: nn.Module) -> bool:
-        """Whether the base's parameter of this full name is trained."""
-        raise NotImplementedError
+        """True if the base model's parameter with this full name is trained."""
 
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> nn.Module:
         head = tuple(f"{name}." for name in plan.head)
@@ -41,19 +47,19 @@ class DirectMethod(Method):
         import torch
         from safetensors.torch import load_file
 
-        own = dict(base.named_parameters())
-        buffers = dict(base.named_buffers())  # a whole model is saved with them, e.g. BART's final_logits_bias
+        parameters = dict(base.named_parameters())
+        # A full model is saved with its buffers, e.g. BART's final_logits_bias.
+        targets: dict[str, torch.Tensor] = {**dict(base.named_buffers()), **parameters}
         saved = load_file(folder / self.file)
-        known: dict[str, torch.Tensor] = {**buffers, **own}
-        unexpected_trainable = [
-            name for name, tensor in saved.items() if name not in known or known[name].shape != tensor.shape
+        unexpected = [
+            name for name, tensor in saved.items() if name not in targets or targets[name].shape != tensor.shape
         ]
-        if unexpected_trainable:
-            raise UserError(f"{folder / self.file}: {unexpected_trainable[0]!r} does not fit this base")
+        if unexpected:
+            raise UserError(f"{folder / self.file}: {unexpected[0]!r} does not fit this base model")
         with torch.no_grad():
             for name, tensor in saved.items():
-                known[name].copy_(tensor)
-            for name, parameter in own.items():
+                targets[name].copy_(tensor)
+            for name, parameter in parameters.items():
                 parameter.requires_grad_(trainable and name in saved)
         return base
 

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every parameter trains. The reference of every table."""
+"""Full fine-tuning: every parameter is trained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class Full(DirectMethod):
-    """No base is kept apart: what is saved is the whole model."""
+    """Trains every parameter: the reference that parameter-efficient methods are compared with.
+
+    The full model is saved, not a difference from the base model.
+    """
 
     kind: Literal["full"] = "full"
     title: ClassVar[str] = "full fine-tuning"
@@ -24,35 +27,34 @@ class Full(DirectMethod):
     may_train_unused: ClassVar[bool] = True
     folder: ClassVar[str] = "model"
 
-    @property
-    def trains_base(self) -> bool:
-        return True
-
-    def incompatible_with(self, setting: MethodContext) -> str | None:
-        if setting.quantization != "none":
-            frozen = setting.quantization
-            return f"full fine-tuning changes the base's weights, which {frozen} freezes; use quantization: none"
+    def incompatible_with(self, context: MethodContext) -> str | None:
+        if context.quantization != "none":
+            return (
+                f"full fine-tuning changes the base model's weights, which {context.quantization} freezes; "
+                "use quantization: none"
+            )
         return None
 
     def save(self, model: nn.Module, folder: Path) -> None:
         model.save_pretrained(folder)  # type: ignore[operator]
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> nn.Module:
-        """Through transformers: in the files some tensors have other names than in the model (GPT-NeoX's lm_head)."""
+        """Load through transformers, which maps names that differ between file and model (GPT-NeoX's lm_head)."""
         import torch
 
-        own: Any = type(base)
+        model_class: Any = type(base)
         try:
-            saved, found = own.from_pretrained(
+            saved, info = model_class.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
-            unexpected_trainable = sorted(found["missing_keys"] | found["unexpected_keys"])
-            if not unexpected_trainable:
+            mismatched = sorted(info["missing_keys"] | info["unexpected_keys"])
+            if not mismatched:
                 base.load_state_dict(saved.state_dict())
         except RuntimeError as error:  # another shape
-            raise UserError(f"{folder / self.file}: does not fit this base: {str(error).splitlines()[-1]}") from None
-        if unexpected_trainable:
-            raise UserError(f"{folder / self.file}: {unexpected_trainable[0]!r} does not fit this base")
+            reason = str(error).splitlines()[-1]
+            raise UserError(f"{folder / self.file}: does not fit this base model: {reason}") from None
+        if mismatched:
+            raise UserError(f"{folder / self.file}: {mismatched[0]!r} does not fit this base model")
         base.requires_grad_(trainable)
         return base
 

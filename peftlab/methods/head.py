@@ -1,4 +1,4 @@
-"""The head alone on a frozen base: the floor of every table."""
+"""Head only: trains the task head on a frozen base model. The baseline of every table."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-REASON = "this task uses the base's own pretrained output, so there is no head to train alone"
+REASON = "this task uses the base model's own output layer, so there is no new head to train"
 
 
 class Head(DirectMethod):
-    """What a method gains is what it scores above this one, which sees the base's features as they are."""
+    """Trains only the task head: the baseline every method must beat."""
 
     kind: Literal["head"] = "head"
     title: ClassVar[str] = "head alone"
     learning_rate: ClassVar[float] = 1e-3
 
-    def incompatible_with(self, setting: MethodContext) -> str | None:
-        return REASON if setting.task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM") else None
+    @property
+    def trains_base(self) -> bool:
+        return False
+
+    def incompatible_with(self, context: MethodContext) -> str | None:
+        return REASON if context.task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM") else None
 
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> nn.Module:
         if not plan.head:

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-# Where keys and values come out, and what the activation of the feed-forward block goes into. PEFT's own list scales
-# queries in place of keys in some architectures, and in BERT's the input of attention's output as well.
+# Linear layers whose outputs are keys and values, and the linear layer after the feed-forward activation. PEFT's own
+# table scales queries instead of keys in some architectures, and in BERT also the input of the attention output.
 _BERT = (("key", "value"), ("output.dense",))
 _BART = (("k_proj", "v_proj"), ("fc2",))
 _LLAMA = (("k_proj", "v_proj"), ("down_proj",))
 _NEOX = (("query_key_value",), ("dense_4h_to_h",))
 _T5 = (("k", "v"), ("wo",))
-PLACES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+SCALED_LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "albert": (("key", "value"), ("ffn_output",)),
     "bart": _BART,
     "bert": _BERT,
@@ -56,7 +56,10 @@ PLACES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 class Ia3(PeftMethod):
-    """d_key + d_value + d_feed_forward numbers a layer, all one at the start, which leaves the base as it is."""
+    """Trains vectors that scale keys, values and feed-forward activations ((IA)^3, Liu et al., 2022).
+
+    Each layer has d_key + d_value + d_feed_forward parameters, initialized to one, so the base model is unchanged.
+    """
 
     kind: Literal["ia3"] = "ia3"
     title: ClassVar[str] = "IA3"
@@ -75,21 +78,23 @@ class Ia3(PeftMethod):
     learning_rate: ClassVar[float] = 5e-3
     merges: ClassVar[bool] = True
 
-    targets: Literal["paper"] | list[str] = "paper"  # or names of linear layers whose output is scaled
-    input_targets: list[str] = Field(default=[])  # names of linear layers whose input is scaled
+    targets: Literal["paper"] | list[str] = "paper"
+    """`paper` for the layers of the publication, or a list of names of linear layers whose output is scaled."""
+    input_targets: list[str] = Field(default=[])
+    """Names of linear layers whose input is scaled. Only together with a list of `targets`."""
 
     @model_validator(mode="after")
     def _all_or_none(self) -> Self:
         if self.targets == "paper" and self.input_targets:
-            raise ValueError("input_targets go with a list of targets, not with 'paper'")
+            raise ValueError("input_targets requires a list of targets, not 'paper'")
         if not self.targets and not self.input_targets:
-            raise ValueError("neither targets nor input_targets: nothing would be scaled")
+            raise ValueError("targets and input_targets are both empty: nothing would be scaled")
         return self
 
-    def incompatible_with(self, setting: MethodContext) -> str | None:
-        if self.targets != "paper" or setting.architecture is None or setting.architecture in PLACES:
+    def incompatible_with(self, context: MethodContext) -> str | None:
+        if self.targets != "paper" or context.architecture is None or context.architecture in SCALED_LAYERS:
             return None
-        return _unknown(setting.architecture)
+        return _unknown_architecture(context.architecture)
 
     def config(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftConfig:
         from peft import IA3Config
@@ -97,31 +102,32 @@ class Ia3(PeftMethod):
         outputs, inputs = self.targets, self.input_targets
         if outputs == "paper":
             architecture = model.config.model_type
-            if architecture not in PLACES:
-                raise UserError(f"method.targets: {_unknown(architecture)}")
-            outputs, inputs = map(list, PLACES[architecture])
-        scaled = named_layers(model, outputs, plan.head)
-        feeding = named_layers(model, inputs, plan.head)
-        if self.targets == "paper":  # BERT calls the last layer of either sublayer output.dense
-            feeding = [name for name in feeding if ".attention." not in name]
+            if architecture not in SCALED_LAYERS:
+                raise UserError(f"method.targets: {_unknown_architecture(architecture)}")
+            outputs, inputs = map(list, SCALED_LAYERS[architecture])
+        keys_and_values = named_layers(model, outputs, plan.head)
+        feed_forward = named_layers(model, inputs, plan.head)
+        if self.targets == "paper":  # in BERT the last layer of both sublayers is called output.dense
+            feed_forward = [name for name in feed_forward if ".attention." not in name]
         return IA3Config(
             task_type=plan.task_type,
-            target_modules=[*scaled, *feeding],
-            feedforward_modules=feeding,
+            target_modules=[*keys_and_values, *feed_forward],
+            feedforward_modules=feed_forward,
             exclude_modules=list(plan.head) or None,
             modules_to_save=list(plan.head) or None,
         )
 
     def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-        """No decay of the scales: it would pull them to zero, and it is one that leaves the base as it is."""
+        """Exclude the scales from weight decay: their neutral value is one, not zero."""
         groups = super().parameter_groups(model, learning_rate, weight_decay)
         scales = [p for name, p in model.named_parameters() if ".ia3_l." in name and p.requires_grad]
-        known = {id(p) for p in scales}
-        rest = [{**group, "params": [p for p in group["params"] if id(p) not in known]} for group in groups]
-        return [*rest, {"params": scales, "lr": learning_rate, "weight_decay": 0.0}]
+        scale_ids = {id(p) for p in scales}
+        others = [{**group, "params": [p for p in group["params"] if id(p) not in scale_ids]} for group in groups]
+        return [*others, {"params": scales, "lr": learning_rate, "weight_decay": 0.0}]
 
 
-def _unknown(architecture: str) -> str:
+def _unknown_architecture(architecture: str) -> str:
     return (
-        f"where IA3 goes in {architecture!r} is not known; name targets and input_targets, or use {', '.join(PLACES)}"
+        f"the layers that IA3 scales are not known for {architecture!r}; set targets and input_targets, or use one of "
+        f"{', '.join(SCALED_LAYERS)}"
     )

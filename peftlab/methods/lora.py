@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., 2021): a low-rank product B A beside each frozen weight, B zero at the start."""
+"""LoRA (Hu et al., 2021): adds a trainable low-rank product B A to each frozen weight; B starts at zero."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field
 from peftlab.component import Reference
 from peftlab.methods import pissa
 from peftlab.methods.method import MethodContext, TrainingPlan
-from peftlab.methods.peft_method import PeftMethod, ready
+from peftlab.methods.peft_method import PeftMethod, patch
 from peftlab.methods.targets import Targets, chosen_layers
 
 if TYPE_CHECKING:
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class Lora(PeftMethod):
-    """W x + (alpha / rank) B A x, with A (rank, in) and B (out, rank): rank * (in + out) parameters a layer."""
+    """Adds a trainable low-rank product to frozen linear layers (LoRA, Hu et al., 2021).
+
+    Computes W x + (alpha / rank) B A x with A (rank, in) and B (out, rank): rank * (in + out) parameters per layer.
+    """
 
     kind: Literal["lora"] = "lora"
     title: ClassVar[str] = "LoRA"
@@ -47,13 +50,21 @@ class Lora(PeftMethod):
     )
 
     rank: int = Field(16, ge=1, le=4096)
+    """Rank of the update: the number of rows of A and of columns of B."""
     alpha: float = Field(32.0, gt=0)
+    """Numerator of the scale alpha / rank by which the update is multiplied."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout probability on the input of A."""
     targets: Targets = "all-linear"
-    rank_stabilized: bool = False  # rsLoRA (Kalajdzievski, 2023): scale by alpha / sqrt(rank)
-    weight_decomposed: bool = False  # DoRA (Liu et al., 2024): a trained magnitude a column beside the direction
-    initialization: Literal["zero", "pissa"] = "zero"  # PiSSA (Meng et al., 2024): the weight's principal components
-    b_rate_ratio: float = Field(1.0, gt=0, le=1e4)  # LoRA+ (Hayou et al., 2024): learning rate of B over that of A
+    """Layers to adapt: `all-linear`, `attention` (query and value projections) or a list of module names."""
+    rank_stabilized: bool = False
+    """Scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski, 2023)."""
+    weight_decomposed: bool = False
+    """Also train a magnitude per column of the weight (DoRA, Liu et al., 2024)."""
+    initialization: Literal["zero", "pissa"] = "zero"
+    """`zero` starts with B = 0, `pissa` with the principal components of the weight (PiSSA, Meng et al., 2024)."""
+    b_rate_ratio: float = Field(1.0, gt=0, le=1e4)
+    """Learning rate of B divided by that of A (LoRA+, Hayou et al., 2024)."""
 
     @property
     def modifies_base(self) -> bool:
@@ -61,15 +72,15 @@ class Lora(PeftMethod):
 
     @property
     def trains_base(self) -> bool:
-        return self.modifies_base  # which takes B A out of the weights: what bfloat16 rounds off is lost
+        return self.modifies_base  # PiSSA subtracts B A from the weights; in bfloat16 the rounding error would be lost
 
-    def incompatible_with(self, setting: MethodContext) -> str | None:
-        if self.initialization == "pissa" and setting.quantization != "none":
-            return "PiSSA needs the singular values of an unquantised weight; use quantization: none"
-        if self.weight_decomposed and setting.zero_stage == 3 and setting.quantization != "none":
-            return "DoRA puts a tensor of its own in place of a quantised weight, which ZeRO-3 then has no share of"
+    def incompatible_with(self, context: MethodContext) -> str | None:
+        if self.initialization == "pissa" and context.quantization != "none":
+            return "PiSSA needs the singular values of an unquantized weight; use quantization: none"
+        if self.weight_decomposed and context.zero_stage == 3 and context.quantization != "none":
+            return "DoRA replaces a quantized weight with a new tensor, which ZeRO-3 has not partitioned"
         if self.initialization == "pissa" and self.weight_decomposed:
-            return "PiSSA cannot be saved apart from the base together with weight_decomposed; use one of them"
+            return "PiSSA with weight_decomposed cannot be saved separately from the base model; use one of them"
         return None
 
     def config(self, model: PreTrainedModel, plan: TrainingPlan) -> LoraConfig:
@@ -78,7 +89,7 @@ class Lora(PeftMethod):
         return LoraConfig(
             task_type=plan.task_type,
             r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT divides it, so a float serves
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT divides it, so a float is accepted
             lora_dropout=self.dropout,
             target_modules=chosen_layers(model, self.targets, plan.head),
             exclude_modules=list(plan.head) or None,
@@ -93,50 +104,46 @@ class Lora(PeftMethod):
             return super().apply(model, plan)
         pissa.check_rank(model, chosen_layers(model, self.targets, plan.head), self.rank)
         wrapped = super().apply(model, plan)
-        pissa.remember_start(wrapped)
+        pissa.store_initial_factors(wrapped)
         return wrapped
 
     @contextlib.contextmanager
     def disabled(self, model: nn.Module) -> Iterator[None]:
-        start = pissa.start_of(model)
-        if start is None:
+        initial = pissa.initial_factors(model)
+        if initial is None:
             with super().disabled(model):
                 yield
             return
-        # PiSSA's base lacks what A and B started with.
-        trained = {name: p for name, p in model.named_parameters() if name in start}
-        kept = {name: p.data for name, p in trained.items()}
-        for name, p in trained.items():
-            p.data = start[name]
+        # PiSSA subtracted the initial B A from the base model's weights.
+        factors = {name: p for name, p in model.named_parameters() if name in initial}
+        trained = {name: p.data for name, p in factors.items()}
+        for name, p in factors.items():
+            p.data = initial[name]
         try:
             yield
         finally:
-            for name, p in trained.items():
-                p.data = kept[name]
+            for name, p in factors.items():
+                p.data = trained[name]
 
     def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
         groups = super().parameter_groups(model, learning_rate, weight_decay)
         if self.b_rate_ratio == 1.0:
             return groups
-        faster = {id(p) for name, p in model.named_parameters() if ".lora_B." in name}
+        b_factors = {id(p) for name, p in model.named_parameters() if ".lora_B." in name}
         split = []
         for group in groups:
-            split.append({**group, "params": [p for p in group["params"] if id(p) not in faster]})
-            split.append(
-                {
-                    **group,
-                    "params": [p for p in group["params"] if id(p) in faster],
-                    "lr": learning_rate * self.b_rate_ratio,
-                }
-            )
+            others = [p for p in group["params"] if id(p) not in b_factors]
+            scaled = [p for p in group["params"] if id(p) in b_factors]
+            split.append({**group, "params": others})
+            split.append({**group, "params": scaled, "lr": learning_rate * self.b_rate_ratio})
         return [group for group in split if group["params"]]
 
     def save(self, model: nn.Module, folder: Path) -> None:
         super().save(model, folder)
         if self.modifies_base:
-            pissa.save_as_difference(model, folder)
+            pissa.save_as_lora(model, folder)
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
         if not self.modifies_base:
             return super().load(base, folder, trainable=trainable)
-        return ready(pissa.load_difference(base, folder, rank=self.rank, alpha=self.alpha, trainable=trainable))
+        return patch(pissa.load_from_lora(base, folder, rank=self.rank, alpha=self.alpha, trainable=trainable))

@@ -1,7 +1,8 @@
-"""What a method of fine-tuning is asked, by a loop that does not know which one it is."""
+"""Interface that every fine-tuning method implements."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,90 +15,113 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """What a method may know of the run before it starts."""
+    """Facts about a run that a method may use when it is attached to the model."""
 
     optimizer_steps: int
-    task_type: str  # one of PEFT's TaskType names, e.g. "TOKEN_CLS"
-    head: tuple[str, ...] = ()  # modules of the new task head, by full name: trained and saved with the method
-    longest_input: int | None = None  # tokens of the longest example
-    seed: int = 0  # of the initialisation
-    tokenize: Callable[[str], list[int]] | None = None  # the base's tokenizer, without special tokens
+    task_type: str
+    """One of PEFT's TaskType names, e.g. "TOKEN_CLS"."""
+    head: tuple[str, ...] = ()
+    """Full names of the modules of the new task head. They are trained and saved with the method."""
+    longest_input: int | None = None
+    """Length of the longest example in tokens."""
+    seed: int = 0
+    """Seed of the initialization."""
+    tokenize: Callable[[str], list[int]] | None = None
+    """The base model's tokenizer, without special tokens."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MethodContext:
-    """What is known of a run at validation, before anything loads."""
+    """Facts about a run that are known at validation, before anything is loaded."""
 
-    architecture: str | None  # transformers' model_type, e.g. "bert"; None if it cannot be known offline
-    quantization: str  # kind
-    task_type: str  # one of PEFT's TaskType names
+    architecture: str | None
+    """transformers' model_type, e.g. "bert". None if it cannot be determined offline."""
+    quantization: str
+    """Kind of the quantization."""
+    task_type: str
+    """One of PEFT's TaskType names."""
     gradient_checkpointing: bool = False
-    packed: bool = False  # several rows share a sequence
-    sharded: bool = False  # each process holds a share of every tensor
-    zero_stage: int | None = None  # DeepSpeed's stage: from 2 on no process has all of a gradient
-    dispatched: bool = False  # the layers are on several devices
+    packed: bool = False
+    """True if several rows share a sequence."""
+    sharded: bool = False
+    """True if each process holds a shard of every tensor."""
+    zero_stage: int | None = None
+    """Stage of DeepSpeed ZeRO. From stage 2 on, no process holds a full gradient."""
+    dispatched: bool = False
+    """True if the layers are distributed over several devices of one process."""
 
 
 class Method(Component):
-    """Turns a base model into one with few trainable parameters. Subclasses are frozen settings that do the work.
+    """Turns a base model into one with few trainable parameters. A subclass holds the settings and does the work.
 
-    The loop calls `apply` once, then for each optimiser step: forwards and backwards on the task's loss alone,
-    a backward on `penalty` if there is one, the optimiser's step, `after_step`, and only then `zero_grad`.
+    A subclass must implement `apply`, `save` and `load` and assign `kind`, `title` and `learning_rate`. Everything else
+    has a default.
+
+    The training loop calls `apply` once. Each optimizer step then consists of forward and backward passes on the task
+    loss, a backward pass on `penalty` if there is one, the optimizer's step, `after_step` and finally `zero_grad`.
     """
 
-    title: ClassVar[str]  # as in a table: "LoRA"
-    references: ClassVar[tuple[Reference, ...]] = ()  # for a bibliography
-    fidelity: ClassVar[str | None] = None  # what this implementation does that the paper does not, or the reverse
-    learning_rate: ClassVar[float]  # sensible value for a BERT-sized encoder
-    folder: ClassVar[str] = "adapter"  # of a run, for what `save` writes
-    merges: ClassVar[bool] = False  # `merge` folds the method into the base's weights
-    may_train_unused: ClassVar[bool] = False  # all it finds there, also parts that the task's forward does not use
-
-    size_setting: ClassVar[str | None] = None  # the setting in which its count of parameters grows evenly, if any
-
-    # Settings that fit a model 64 wide, one for each way through the code: what the contract tests and the doctor try.
+    title: ClassVar[str]
+    """Name in tables, e.g. "LoRA"."""
+    learning_rate: ClassVar[float]
+    """Default learning rate, chosen for a BERT-sized encoder."""
+    references: ClassVar[tuple[Reference, ...]] = ()
+    """Papers, for the bibliography."""
+    fidelity: ClassVar[str | None] = None
+    """Known differences from the paper."""
+    folder: ClassVar[str] = "adapter"
+    """Subfolder of a run that `save` writes to."""
+    merges: ClassVar[bool] = False
+    """True if `merge` can fold the method into the base model's weights."""
+    may_train_unused: ClassVar[bool] = False
+    """True if the method may also train parameters that the task's forward pass does not use."""
+    size_setting: ClassVar[str | None] = None
+    """Setting in which the number of trainable parameters grows linearly, e.g. "rank"."""
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    """Settings that fit a model of width 64, one for each code path. Used by the contract tests and the doctor."""
 
     @property
     def trains_base(self) -> bool:
-        """Whether some of the base's own weights change, so that it is loaded in float32."""
+        """True if some of the base model's own weights change. The base model is then loaded in float32."""
         return False
 
     @property
     def starts_as_base(self) -> bool:
-        """Whether it computes what the base does until it is trained."""
+        """True if the untrained method computes the same outputs as the base model."""
         return True
 
     @property
     def modifies_base(self) -> bool:
-        """Whether `apply` takes something out of the base's weights, which the method's parameters then hold."""
+        """True if `apply` subtracts the initial values of the method's parameters from the base model's weights."""
         return False
 
     @property
     def positions(self) -> int:
-        """How many of the model's positions the method takes from every input."""
+        """Number of the model's positions that the method occupies in every input."""
         return 0
 
     def resized(self, size: int) -> Self:
-        """The same method with this `size_setting`. Raises ValidationError if it cannot be such."""
+        """Return this method with its `size_setting` set to `size`. Raises ValidationError if the value is invalid."""
         assert self.size_setting is not None
         return self.model_validate({**self.model_dump(), self.size_setting: size})
 
-    def incompatible_with(self, setting: MethodContext) -> str | None:
-        """Why this method cannot run in `setting`, in one line, or None if it can."""
+    def incompatible_with(self, context: MethodContext) -> str | None:
+        """Reason in one line why this method cannot run in `context`, or None if it can."""
         return None
 
+    @abstractmethod
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> nn.Module:
-        """Return `model` with this method attached: only the method's parameters and the head require a gradient.
+        """Attach this method to `model`: only the method's parameters and the head require a gradient.
 
         Draws initial values from torch's global generator. Raises ValueError if nothing can be attached.
         """
-        raise NotImplementedError
 
     def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-        """The optimiser's groups. Vectors (biases, norms) are not decayed, as in BERT's reference code."""
+        """Parameter groups for the optimizer. One-dimensional tensors (biases, norms) are excluded from weight decay,
+        as in BERT's reference implementation.
+        """
         trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         return [
             {"params": [p for _, p in trainable if p.ndim >= 2], "lr": learning_rate, "weight_decay": weight_decay},
@@ -105,39 +129,42 @@ class Method(Component):
         ]
 
     def penalty(self, model: nn.Module) -> Tensor | None:
-        """A scalar added to the loss once per optimiser step, or None."""
+        """Scalar that is added to the loss once per optimizer step, or None."""
         return None
 
     def after_step(self, model: nn.Module, step: int) -> None:
-        """Called with the 1-based step after the optimiser's step, while the gradients are still there."""
+        """Hook called after optimizer step number `step` (1-based), before the gradients are cleared."""
 
     def selectable(self, step: int, steps: int) -> bool:
-        """Whether the state after this 1-based step of `steps` may be kept as the best: e.g. it has its final size."""
+        """True if the state after this 1-based step of `steps` may be selected as the best checkpoint."""
         return True
 
     def state(self, model: nn.Module) -> dict[str, Any]:
-        """What beside parameters and optimiser an exact resume needs: tensors and JSON values, by name."""
+        """State that an exact resume needs in addition to parameters and optimizer: tensors and JSON values by name."""
         return {}
 
     def load_state(self, model: nn.Module, state: dict[str, Any]) -> None:
-        """Put back what `state` gave."""
+        """Restore what `state` returned."""
 
+    @abstractmethod
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write the trained parameters, head included, into `folder` as safetensors."""
-        raise NotImplementedError
+        """Write the trained parameters, head included, to `folder` as safetensors."""
 
+    @abstractmethod
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> nn.Module:
-        """Attach to a fresh base what `save` wrote; the same logits come out to the bit."""
-        raise NotImplementedError
+        """Attach what `save` wrote to a fresh base model. The logits equal those at the time of saving bit for bit."""
 
     def merge(self, model: nn.Module) -> nn.Module:
-        """The base with the method folded into its weights. Only where `merges`."""
-        raise NotImplementedError(f"{self.kind} cannot be merged into the base")
+        """Return the base model with the method folded into its weights. Implemented only where `merges` is True."""
+        raise NotImplementedError(f"{self.kind} cannot be merged into the base model")
 
     def disabled(self, model: nn.Module) -> Any:
-        """A context in which `model` computes what the base alone would (the head stays as trained)."""
-        raise NotImplementedError
+        """Context manager in which `model` computes the base model's outputs with the trained head.
+
+        Not implemented by methods that train the base model's own weights.
+        """
+        raise NotImplementedError(f"{self.kind} cannot be disabled")
 
     def stats(self, model: nn.Module) -> dict[str, Any]:
-        """Figures of the method's own for the result, e.g. AdaLoRA's final ranks."""
+        """Figures specific to the method for the result record, e.g. AdaLoRA's final ranks."""
         return {}

@@ -1,4 +1,4 @@
-"""P-tuning (Liu et al., 2021): embeddings before the input's, made by a small trained network."""
+"""P-tuning (Liu et al., 2021): virtual token embeddings before the input, computed by a small trainable network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field
 
 from peftlab.component import Reference
 from peftlab.methods.method import TrainingPlan
-from peftlab.methods.virtual_tokens import EmbeddedTokens, embedded_shape
+from peftlab.methods.virtual_tokens import EmbeddedTokens, prompt_shape
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class PTuning(EmbeddedTokens):
-    """Only what the network makes is saved: length * width numbers."""
+    """Trains a small network that computes virtual token embeddings before the input (P-tuning, Liu et al., 2021).
+
+    Only the embeddings are saved: length * width values.
+    """
 
     kind: Literal["p_tuning"] = "p_tuning"
     title: ClassVar[str] = "P-tuning"
@@ -29,19 +32,22 @@ class PTuning(EmbeddedTokens):
             arxiv="2103.10385",
         ),
     )
-    fidelity: ClassVar[str | None] = "all virtual tokens stand before the input (paper: anywhere in a template)"
+    fidelity: ClassVar[str | None] = "all virtual tokens precede the input (paper: anywhere in a template)"
     learning_rate: ClassVar[float] = 1e-3
-    size_setting: ClassVar[str | None] = None  # its size is the network's
+    size_setting: ClassVar[str | None] = None  # most parameters are the network's, whatever the length
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 4}, {"length": 4, "encoder": "mlp"})
 
-    encoder: Literal["lstm", "mlp"] = "lstm"  # bidirectional with two linear layers behind it, or three linear layers
-    encoder_width: int | None = Field(None, ge=1)  # the embeddings' own if not given
-    encoder_dropout: float = Field(0.0, ge=0, lt=1)  # between the layers of the LSTM
+    encoder: Literal["lstm", "mlp"] = "lstm"
+    """`lstm`: a bidirectional LSTM followed by two linear layers. `mlp`: three linear layers."""
+    encoder_width: int | None = Field(None, ge=1)
+    """Hidden units of the network; the width of the embeddings by default."""
+    encoder_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout probability between the layers of the LSTM."""
 
     def config(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftConfig:
         from peft import PromptEncoderConfig
 
-        shape = embedded_shape(model)
+        shape = prompt_shape(model)
         return PromptEncoderConfig(
             task_type=plan.task_type,
             num_virtual_tokens=self.length,

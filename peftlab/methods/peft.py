@@ -1,8 +1,9 @@
-"""A gate to every other method of the PEFT library, by the name of its type and with its own config keys."""
+"""Access to the other methods of the PEFT library by type name, with the keys of their own configs."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -19,39 +20,40 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-OWN = {  # types that have a method of their own here
+IMPLEMENTED = {  # types with a dedicated method in peftlab
     **{"ADALORA": "adalora", "BOTTLENECK_ADAPTER": "adapter", "CARTRIDGE": "prefix_tuning", "IA3": "ia3"},
     **{"LORA": "lora", "P_TUNING": "p_tuning", "PREFIX_TUNING": "prefix_tuning", "PROMPT_TUNING": "prompt_tuning"},
 }
 REFUSED = {
-    "CPT": "it needs a text with marked parts before each example",
-    "GLORA": "a part of its parameters never gets a gradient",
-    "MULTITASK_PROMPT_TUNING": "it needs the number of a task with each example",
-    "OSF": "it takes the base's weights apart, which another machine may do with other signs",
-    "POLY": "it needs the number of a task with each example",
-    "SHADOW": "it passes an object of its own from layer to layer, which breaks BERT, and part of it gets no gradient",
+    "CPT": "it needs a text with marked spans before each example",
+    "GLORA": "some of its parameters never receive a gradient",
+    "MULTITASK_PROMPT_TUNING": "it needs a task id with each example",
+    "OSF": "it factorizes the base model's weights, and the signs of the factors may differ on another machine",
+    "POLY": "it needs a task id with each example",
+    "SHADOW": "it passes a custom object between layers, which breaks BERT, and some of its parameters get no gradient",
     "TRAINABLE_TOKENS": "it trains the embeddings of tokens that were added to the tokenizer",
-    "XLORA": "it mixes adapters that are trained already",
+    "XLORA": "it mixes adapters that are already trained",
 }
-UNTRAINED = {  # settings of those that are let through
+UNSUPPORTED_SETTINGS = {  # of types that are supported otherwise
     ("ADAMSS", "use_asa"): "the training loop would have to call it at every step to choose subspaces",
 }
-# Those that only add to a layer's output, or know how to unpack its weight. The others compute with the packed weight
-# itself: most raise, and HRA and DEFT over int8 start from another model than the base.
+# Types that only add to a layer's output, or that dequantize its weight. The others compute with the packed weight:
+# most raise an error, and HRA and DEFT over int8 do not start as the base model.
 QUANTIZED = {
     *("BEFT", "FOURIERFT", "HIRA", "LILY", "LN_TUNING", "MISS", "OFT", "PVERA", "RANDLORA", "ROAD", "VBLORA"),
     *("VERA", "WAVEFT"),
 }
-SET_HERE = {
+MANAGED = {  # config keys that peftlab sets
     *("auto_mapping", "base_model_name_or_path", "bias", "exclude_modules", "inference_mode", "modules_to_save"),
     *("peft_type", "peft_version", "revision", "task_type"),
 }
 
 
 class Peft(PeftMethod):
-    """`type` is as in adapter_config.json, e.g. VERA. Without target_modules it is all linear layers that are adapted.
+    """Any other method of the PEFT library, selected by its type, e.g. VERA (paper: see PEFT's documentation).
 
-    Of LN_TUNING it is the norms, and ADAPTION_PROMPT knows its own places.
+    Without `target_modules` all linear layers are adapted. LN_TUNING adapts the norms; ADAPTION_PROMPT has fixed
+    locations.
     """
 
     kind: Literal["peft"] = "peft"
@@ -60,50 +62,56 @@ class Peft(PeftMethod):
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({"type": "VERA"}, {"type": "LN_TUNING"})
 
     type: str
-    settings: dict[str, Any] = Field(default={})  # of PEFT's config of that type
+    """PEFT's name of the method, as in adapter_config.json, e.g. VERA or LN_TUNING."""
+    settings: dict[str, Any] = Field(default={})
+    """Keys and values of PEFT's config class for this type."""
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
+    def _check_type_and_settings(self) -> Self:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-        types = {str(getattr(name, "value", name)): config for name, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-        open_types = sorted(types.keys() - OWN.keys() - REFUSED.keys())
-        if self.type.upper().replace("-", "_") in OWN:
-            kind = OWN[self.type.upper().replace("-", "_")]
-            raise ValueError(f"type: {self.type} has a method of its own; use kind: {kind}")
-        if self.type in REFUSED:
-            raise ValueError(f"type: {self.type} cannot be trained from a recipe: {REFUSED[self.type]}")
-        if self.type not in open_types:
-            raise ValueError(
-                f"type: unknown {self.type!r}{nearest(self.type.upper(), open_types)}; "
-                f"known are {', '.join(open_types)}"
-            )
-        known = {field.name for field in dataclasses.fields(types[self.type]) if field.init} - SET_HERE
-        for key in self.settings:
-            if key not in known:
-                near = " (peftlab sets it)" if key in SET_HERE else nearest(key, known)
-                raise ValueError(f"settings: {self.type} has no {key!r}{near}; known are {', '.join(sorted(known))}")
-            if self.settings[key] and (self.type, key) in UNTRAINED:
-                raise ValueError(f"settings: {self.type} cannot have {key} in a recipe: {UNTRAINED[self.type, key]}")
+        configs = {str(getattr(name, "value", name)): config for name, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+        self._check_type(configs.keys())
+        keys = {field.name for field in dataclasses.fields(configs[self.type]) if field.init} - MANAGED
+        for key, value in self.settings.items():
+            if key not in keys:
+                hint = " (peftlab sets it)" if key in MANAGED else nearest(key, keys)
+                raise ValueError(f"settings: {self.type} has no {key!r}{hint}; known are {', '.join(sorted(keys))}")
+            if value and (self.type, key) in UNSUPPORTED_SETTINGS:
+                reason = UNSUPPORTED_SETTINGS[self.type, key]
+                raise ValueError(f"settings: {key} of {self.type} is not supported: {reason}")
         try:
-            types[self.type](**self.settings)
+            configs[self.type](**self.settings)
         except (TypeError, ValueError) as error:
             raise ValueError(f"settings: {self.type}: {_first_line(error)}") from None
         return self
 
-    def incompatible_with(self, setting: MethodContext) -> str | None:
-        if setting.quantization != "none" and self.type not in QUANTIZED:
+    def _check_type(self, types: Collection[str]) -> None:
+        normalized = self.type.upper().replace("-", "_")
+        if normalized in IMPLEMENTED:
+            raise ValueError(
+                f"type: {self.type} is implemented as a method of peftlab; use kind: {IMPLEMENTED[normalized]}"
+            )
+        if self.type in REFUSED:
+            raise ValueError(f"type: {self.type} cannot be trained from a recipe: {REFUSED[self.type]}")
+        supported = sorted(set(types) - IMPLEMENTED.keys() - REFUSED.keys())
+        if self.type not in supported:
+            hint = nearest(self.type.upper(), supported)
+            raise ValueError(f"type: unknown {self.type!r}{hint}; known are {', '.join(supported)}")
+
+    def incompatible_with(self, context: MethodContext) -> str | None:
+        if context.quantization != "none" and self.type not in QUANTIZED:
             return (
-                f"PEFT's {self.type} computes with the base's weights as they are stored, which fails in "
-                f"{setting.quantization}; use quantization: none, or one of {', '.join(sorted(QUANTIZED))}"
+                f"PEFT's {self.type} computes with the stored weights of the base model, which fails with "
+                f"{context.quantization}; use quantization: none, or one of {', '.join(sorted(QUANTIZED))}"
             )
         return None
 
     def config(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftConfig:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-        config = PEFT_TYPE_TO_CONFIG_MAPPING[self.type]  # type: ignore[index]  # the key is a string and an enum
-        known = {field.name for field in dataclasses.fields(config)}
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[self.type]  # type: ignore[index]  # the keys are a str enum
+        keys = {field.name for field in dataclasses.fields(config)}
         settings: dict[str, Any] = {"task_type": plan.task_type, "modules_to_save": list(plan.head) or None}
         targets = self.settings.get("target_modules")
         if self.type == "LN_TUNING":
@@ -112,9 +120,9 @@ class Peft(PeftMethod):
             settings["target_modules"] = named_layers(model, targets, plan.head)
         elif self.type != "ADAPTION_PROMPT" and targets is None:
             settings["target_modules"] = linear_layers(model, plan.head)
-        if "exclude_modules" in known:
+        if "exclude_modules" in keys:
             settings["exclude_modules"] = list(plan.head) or None
-        return config(**{**self.settings, **{key: value for key, value in settings.items() if key in known}})
+        return config(**{**self.settings, **{key: value for key, value in settings.items() if key in keys}})
 
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
         if self.type == "LN_TUNING":
@@ -138,7 +146,7 @@ def _norms(model: PreTrainedModel) -> list[str]:
 
 
 def _keep_norms_float(model: PreTrainedModel) -> None:
-    """What LN_TUNING trains is copies of the norms, in their dtype: bfloat16 would round most steps off."""
+    """Hold the norms in float32: LN_TUNING trains copies in the same dtype, and bfloat16 would lose most updates."""
     for name in _norms(model):
         keep_float(model.get_submodule(name))
 

@@ -1,8 +1,9 @@
-"""The part that all methods of the PEFT library share: wrapping, saving, loading, merging."""
+"""Base class of the methods that the PEFT library implements: wrapping, saving, loading, merging."""
 
 from __future__ import annotations
 
 import contextlib
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
 
 
 class PeftMethod(Method):
-    """A method whose parameters PEFT creates from a config. A subclass gives the config."""
+    """Method whose parameters PEFT creates from a config. A subclass returns the config."""
 
+    @abstractmethod
     def config(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftConfig:
-        """PEFT's own config for this model, the head in `modules_to_save`."""
-        raise NotImplementedError
+        """PEFT's config for this model, with the head in `modules_to_save`."""
 
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
         from peft import get_peft_model
 
-        return ready(get_peft_model(model, self.config(model, plan)))
+        return patch(get_peft_model(model, self.config(model, plan)))
 
     def save(self, model: nn.Module, folder: Path) -> None:
         model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)  # type: ignore[operator]
@@ -34,7 +35,7 @@ class PeftMethod(Method):
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
         from peft import PeftModel
 
-        return ready(PeftModel.from_pretrained(base, folder, is_trainable=trainable))
+        return patch(PeftModel.from_pretrained(base, folder, is_trainable=trainable))
 
     def merge(self, model: nn.Module) -> nn.Module:
         return model.merge_and_unload(safe_merge=True)  # type: ignore[operator,no-any-return]
@@ -44,21 +45,21 @@ class PeftMethod(Method):
         from peft.utils.other import ModulesToSaveWrapper
 
         with model.disable_adapter():  # type: ignore[operator]
-            # PEFT also puts the untrained head back.
+            # disable_adapter also restores the untrained head.
             for module in model.modules():
                 if isinstance(module, ModulesToSaveWrapper):
                     module.enable_adapters(True)
             yield
 
 
-def ready(model: PeftModel) -> PeftModel:
-    """What PEFT has wrapped, mended where it falls short whatever the method."""
+def patch(model: PeftModel) -> PeftModel:
+    """Work around limitations of PEFT that affect every method."""
     match_output_dtype(model)
     return _with_token_types(model)
 
 
 def _with_token_types(model: PeftModel) -> PeftModel:
-    """PEFT's question answering keeps the token types from the base; a subclass hands them on."""
+    """Use a subclass for question answering: PEFT's does not pass token types on to the base model."""
     from peft import PeftModelForQuestionAnswering
 
     if type(model) is PeftModelForQuestionAnswering:

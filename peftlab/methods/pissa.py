@@ -1,4 +1,4 @@
-"""PiSSA (Meng et al., 2024): LoRA that starts as a weight's principal components, which are taken out of the base."""
+"""PiSSA (Meng et al., 2024): LoRA initialized with a weight's principal components, subtracted from the base."""
 
 from __future__ import annotations
 
@@ -14,56 +14,59 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    Start = dict[str, Tensor]  # A and B as they were at the start, by the parameter's full name
+    Factors = dict[str, Tensor]
+    """A and B by the full name of the parameter."""
 
 
 def check_rank(model: PreTrainedModel, layers: Iterable[str], rank: int) -> None:
+    """Raise UserError if a layer has fewer singular values than `rank`."""
     for name in layers:
         values = min(model.get_submodule(name).weight.shape)  # type: ignore[arg-type]
         if rank > values:
             raise UserError(f"method.rank: {rank}, but {name} has {values} singular values for PiSSA")
 
 
-def remember_start(model: PeftModel) -> None:
-    """To be called before training: what `save_as_difference` must subtract again."""
-    model.pissa_start = {name: p.detach().clone() for name, p in _factors(model).items()}  # type: ignore[assignment]
+def store_initial_factors(model: PeftModel) -> None:
+    """Store copies of A and B on the model. Call before training; `save_as_lora` needs them."""
+    model.pissa_initial_factors = {name: p.detach().clone() for name, p in _factors(model).items()}  # type: ignore[assignment]
 
 
-def start_of(model: nn.Module) -> Start | None:
-    return getattr(model, "pissa_start", None)
+def initial_factors(model: nn.Module) -> Factors | None:
+    """A and B before training, or None if the model was not initialized by PiSSA."""
+    return getattr(model, "pissa_initial_factors", None)
 
 
-def save_as_difference(model: nn.Module, folder: Path) -> None:
-    """Rewrite a saved PiSSA adapter as a LoRA of twice the rank on the untouched base.
+def save_as_lora(model: nn.Module, folder: Path) -> None:
+    """Rewrite a saved PiSSA adapter as a LoRA adapter of twice the rank for the unmodified base model.
 
-    PiSSA moves B0 A0 out of the base, so B A alone does not fit the published base. [B, -B0] [A; A0] does, without
-    computing a singular value decomposition again (PiSSA paper, section 3).
+    PiSSA subtracts the initial product B0 A0 from the base model, so B A alone does not fit the published weights.
+    [B, -B0] [A; A0] does, without another singular value decomposition (PiSSA paper, section 3).
     """
     import torch
     from safetensors.torch import load_file, save_file
 
-    start = start_of(model)
-    assert start is not None
+    initial = initial_factors(model)
+    assert initial is not None
     tensors = load_file(folder / "adapter_model.safetensors")
-    for name, first in start.items():
-        saved = name.replace(".default", "")
+    for name, factor in initial.items():
+        key = name.replace(".default", "")
         if ".lora_A." in name:
-            tensors[saved] = torch.cat([tensors[saved], first.cpu()], dim=0)
+            tensors[key] = torch.cat([tensors[key], factor.cpu()], dim=0)
         else:
-            tensors[saved] = torch.cat([tensors[saved], -first.cpu()], dim=1)
+            tensors[key] = torch.cat([tensors[key], -factor.cpu()], dim=1)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
-    # The scale stays: alpha / r, or alpha / sqrt(r) under rsLoRA.
+    # Keep the scale unchanged: alpha / r, or alpha / sqrt(r) under rsLoRA.
     growth = 2**0.5 if config["use_rslora"] else 2
     config |= {"r": config["r"] * 2, "lora_alpha": config["lora_alpha"] * growth, "init_lora_weights": True}
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
-def load_difference(base: PreTrainedModel, folder: Path, *, rank: int, alpha: float, trainable: bool) -> PeftModel:
-    """Take B0 A0 out of a fresh base as PiSSA did, and put B A beside it: the same bits as when it was saved.
+def load_from_lora(base: PreTrainedModel, folder: Path, *, rank: int, alpha: float, trainable: bool) -> PeftModel:
+    """Subtract B0 A0 from a fresh base model as PiSSA did, and add B A: bit for bit the model that was saved.
 
-    As the LoRA that is in the file, the model would be the same but for rounding.
+    Loading the file as the LoRA adapter it contains would give the same model up to rounding.
     """
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
@@ -73,23 +76,23 @@ def load_difference(base: PreTrainedModel, folder: Path, *, rank: int, alpha: fl
     config: Any = LoraConfig.from_pretrained(str(folder))
     config.r, config.lora_alpha, config.inference_mode = rank, alpha, not trainable
     model: PeftModel = get_peft_model(base, config)
-    trained, first = {}, {}
+    trained, initial = {}, {}
     for name, tensor in load_file(folder / "adapter_model.safetensors").items():
         trained[name] = tensor
         if ".lora_A." in name:
-            trained[name], first[name] = tensor[:rank], tensor[rank:]
+            trained[name], initial[name] = tensor[:rank], tensor[rank:]
         elif ".lora_B." in name:
-            trained[name], first[name] = tensor[:, :rank], -tensor[:, rank:]
+            trained[name], initial[name] = tensor[:, :rank], -tensor[:, rank:]
     set_peft_model_state_dict(model, trained)
-    start = {name: first[name.replace(".default", "")].to(p) for name, p in _factors(model).items()}
-    model.pissa_start = start  # type: ignore[assignment]
+    factors = {name: initial[name.replace(".default", "")].to(p) for name, p in _factors(model).items()}
+    model.pissa_initial_factors = factors  # type: ignore[assignment]
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             layer: Any = module
-            a, b = (start[f"{name}.lora_{part}.default.weight"] for part in "AB")
+            a, b = (factors[f"{name}.lora_{part}.default.weight"] for part in "AB")
             weight = layer.get_base_layer().weight
             residual = transpose(weight.data, layer.fan_in_fan_out)
-            residual = residual - layer.scaling["default"] * b @ a  # in PEFT's order, so that it rounds as PEFT's
+            residual = residual - layer.scaling["default"] * b @ a  # PEFT's order of operations, for the same rounding
             weight.data = transpose(residual, layer.fan_in_fan_out)
     return model.train(trainable)
 

@@ -1,4 +1,4 @@
-"""Prefix tuning (Li & Liang, 2021): trained keys and values before the input's, in every layer."""
+"""Prefix tuning (Li & Liang, 2021): trainable key-value vectors before the input, in every attention layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from peftlab.component import Reference
 from peftlab.errors import UserError
 from peftlab.methods.method import MethodContext, TrainingPlan
-from peftlab.methods.virtual_tokens import ENCODER_DECODERS, VirtualTokens, no_answers, text_tokens
+from peftlab.methods.virtual_tokens import ENCODER_DECODERS, VirtualTokens, question_answering_conflict, text_tokens
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -20,12 +20,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
-# Their attention takes no keys and values from outside.
-CLOSED = {"albert", "deberta", "deberta-v2", "distilbert", "falcon", "modernbert"}
+# Architectures whose attention accepts no past key-values.
+NO_PAST_KEY_VALUES = {"albert", "deberta", "deberta-v2", "distilbert", "falcon", "modernbert"}
 
 
 class PrefixTuning(VirtualTokens):
-    """2 * layers * length * key width parameters, or a network that makes them, which is gone once they are saved."""
+    """Trains key and value vectors that every attention layer reads before the input (Li & Liang, 2021).
+
+    There are 2 * layers * length * key width parameters, or with `projection` a network that computes them. Only the
+    vectors are saved.
+    """
 
     kind: Literal["prefix_tuning"] = "prefix_tuning"
     title: ClassVar[str] = "prefix tuning"
@@ -39,34 +43,37 @@ class PrefixTuning(VirtualTokens):
         ),
     )
     fidelity: ClassVar[str | None] = (
-        "in encoder-decoders (T5, BART) the prefix reaches the decoder's self-attention alone "
-        "(paper: the encoder and cross-attention too); without projection by default, as in P-tuning v2"
+        "in encoder-decoders (T5, BART) the prefix is added only to the decoder's self-attention "
+        "(paper: the encoder and cross-attention too); no projection by default, as in P-tuning v2"
     )
     learning_rate: ClassVar[float] = 5e-3
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 4}, {"length": 4, "projection": True})
 
-    projection: bool = False  # make keys and values by a two-layer network, as the paper does
-    projection_width: int | None = Field(None, ge=1)  # hidden units of it; the key width if not given
-    initial_text: str | None = None  # keys and values that the base gives this text, cut or repeated to length
+    projection: bool = False
+    """Compute keys and values with a two-layer network during training, as in the paper."""
+    projection_width: int | None = Field(None, ge=1)
+    """Hidden units of the projection; the key width by default."""
+    initial_text: str | None = None
+    """Initialize with the base model's keys and values for this text, cut or repeated to `length` tokens."""
 
     @model_validator(mode="after")
     def _text_or_projection(self) -> Self:
         if self.initial_text is not None and self.projection:
-            raise ValueError("initial_text: a projection cannot be made to give its keys and values; use one of them")
+            raise ValueError("initial_text: a projection cannot be initialized to given keys and values; use only one")
         return self
 
-    def incompatible_with(self, setting: MethodContext) -> str | None:
-        if setting.architecture in CLOSED:
-            return f"prefix tuning gives attention keys and values from outside, and {setting.architecture} takes none"
-        if setting.architecture in ("t5", "mt5") and setting.task_type == "TOKEN_CLS":
-            return "prefix tuning reaches T5's decoder, and its token classifier has none; use lora"
-        if no_answers(self.title, setting) is not None:
-            return no_answers(self.title, setting)
-        if setting.architecture in ENCODER_DECODERS and setting.task_type == "SEQ_CLS":
-            return f"PEFT masks the encoder's input for a prefix that {setting.architecture}'s decoder has; use lora"
-        if setting.gradient_checkpointing:
-            return "prefix tuning does not train with gradient checkpointing, whose second forward misses the prefix"
-        return super().incompatible_with(setting)
+    def incompatible_with(self, context: MethodContext) -> str | None:
+        if context.architecture in NO_PAST_KEY_VALUES:
+            return f"prefix tuning needs past key-values, which the attention of {context.architecture} does not accept"
+        if context.architecture in ("t5", "mt5") and context.task_type == "TOKEN_CLS":
+            return "prefix tuning acts on T5's decoder, and its token classifier has none; use lora"
+        if (conflict := question_answering_conflict(self.title, context)) is not None:
+            return conflict
+        if context.architecture in ENCODER_DECODERS and context.task_type == "SEQ_CLS":
+            return f"PEFT extends the encoder's mask for a prefix that is in {context.architecture}'s decoder; use lora"
+        if context.gradient_checkpointing:
+            return "prefix tuning cannot train with gradient checkpointing, whose second forward pass lacks the prefix"
+        return super().incompatible_with(context)
 
     def config(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftConfig:
         from peft import PrefixTuningConfig
@@ -86,7 +93,7 @@ class PrefixTuning(VirtualTokens):
                 architecture=model.config.model_type,
                 quantization="none",
                 task_type=plan.task_type,
-                gradient_checkpointing=_checkpoints(model),
+                gradient_checkpointing=_uses_gradient_checkpointing(model),
             )
         )
         if reason is not None:
@@ -100,22 +107,22 @@ class PrefixTuning(VirtualTokens):
 
             initialize_kv_prefix_from_past_key_values(wrapped, past_key_values=cache)
         if model.config.is_encoder_decoder:
-            # PEFT would give every two layers one prefix, and train as much again that no layer has.
+            # PEFT would share one prefix between two layers, and train as many parameters again that no layer uses.
             wrapped.get_prompt = MethodType(_decoder_prefix, wrapped)  # type: ignore[method-assign]
         return wrapped
 
     def save(self, model: nn.Module, folder: Path) -> None:
         super().save(model, folder)
         if model.config.is_encoder_decoder:  # type: ignore[union-attr]
-            _as_peft_reads(folder)
+            _rewrite_for_peft(folder)
 
     def stats(self, model: nn.Module) -> dict[str, Any]:
-        both = model.config.is_encoder_decoder  # type: ignore[union-attr]
-        return {"reaches": "decoder self-attention" if both else "self-attention"}
+        encoder_decoder = model.config.is_encoder_decoder  # type: ignore[union-attr]
+        return {"reaches": "decoder self-attention" if encoder_decoder else "self-attention"}
 
 
 def _decoder_shape(model: PreTrainedModel) -> dict[str, Any]:
-    """What PEFT takes from the encoder of an encoder-decoder, or gets wrong where heads are not width / heads wide."""
+    """Sizes of the decoder for PEFT's config. PEFT would use the encoder's, and assume heads of width / heads."""
     config = model.config
     if not config.is_encoder_decoder:
         return {}
@@ -134,11 +141,11 @@ def _decoder_prefix(model: PeftModel, *args: Any, **kwargs: Any) -> Cache:
     return EncoderDecoderCache(type(model).get_prompt(model, *args, **kwargs), DynamicCache())
 
 
-def _as_peft_reads(folder: Path) -> None:
+def _rewrite_for_peft(folder: Path) -> None:
     """Rewrite what was saved so that PEFT gives each decoder layer its own prefix.
 
-    It deals four vectors a layer, the last two for cross-attention, and discards those: they are zeros here. And it
-    deals all vectors twice, so that it is told of twice the layers.
+    PEFT assigns four vectors to each layer and discards the last two, meant for cross-attention: they are zeros here.
+    It also splits the vectors over encoder and decoder, so `num_layers` in the config is twice the decoder's.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -146,29 +153,29 @@ def _as_peft_reads(folder: Path) -> None:
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
     tensors = load_file(folder / "adapter_model.safetensors")
-    own = tensors["prompt_embeddings"].view(config["num_virtual_tokens"], config["num_layers"], -1)
-    tensors["prompt_embeddings"] = torch.cat([own, torch.zeros_like(own)], dim=2).flatten(1)
+    prefix = tensors["prompt_embeddings"].view(config["num_virtual_tokens"], config["num_layers"], -1)
+    tensors["prompt_embeddings"] = torch.cat([prefix, torch.zeros_like(prefix)], dim=2).flatten(1)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config |= {"num_layers": 2 * config["num_layers"], "num_transformer_submodules": 2}
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
-def _checkpoints(model: nn.Module) -> bool:
-    """Whether transformers recomputes activations; its own property for it has another name in each major version."""
+def _uses_gradient_checkpointing(model: nn.Module) -> bool:
+    """True if transformers recomputes activations. Its own property has a different name in each major version."""
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def _keys_and_values(model: PreTrainedModel, ids: list[int]) -> Cache:
-    """What the base's self-attention makes of the tokens, layer by layer; the decoder's if there are two."""
+    """Keys and values of the token ids in every self-attention layer, the decoder's in an encoder-decoder."""
     import torch
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
     tokens = torch.tensor([ids], device=model.device)
-    own = DynamicCache(config=model.config) if not model.config.is_encoder_decoder else DynamicCache()
+    cache = DynamicCache(config=model.config) if not model.config.is_encoder_decoder else DynamicCache()
     with torch.no_grad():
         if model.config.is_encoder_decoder:
-            both = EncoderDecoderCache(own, DynamicCache())
-            model(input_ids=tokens, decoder_input_ids=tokens, past_key_values=both, use_cache=True)
+            pair = EncoderDecoderCache(cache, DynamicCache())
+            model(input_ids=tokens, decoder_input_ids=tokens, past_key_values=pair, use_cache=True)
         else:
-            model.base_model(input_ids=tokens, past_key_values=own, use_cache=True)
-    return own
+            model.base_model(input_ids=tokens, past_key_values=cache, use_cache=True)
+    return cache

@@ -1,4 +1,4 @@
-"""Prompt tuning (Lester et al., 2021): trained embeddings before the input's."""
+"""Prompt tuning (Lester et al., 2021): trainable virtual token embeddings before the input."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from peftlab.component import Reference
 from peftlab.methods.method import TrainingPlan
-from peftlab.methods.virtual_tokens import EmbeddedTokens, embedded_shape, text_tokens
+from peftlab.methods.virtual_tokens import EmbeddedTokens, prompt_shape, text_tokens
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class PromptTuning(EmbeddedTokens):
-    """length * width parameters."""
+    """Trains virtual token embeddings before the input (prompt tuning, Lester et al., 2021).
+
+    There are length * width parameters.
+    """
 
     kind: Literal["prompt_tuning"] = "prompt_tuning"
     title: ClassVar[str] = "prompt tuning"
@@ -30,8 +33,10 @@ class PromptTuning(EmbeddedTokens):
     learning_rate: ClassVar[float] = 3e-2
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 4},)
 
-    initial: Literal["vocabulary", "random"] = "vocabulary"  # the embeddings of tokens drawn at random, or noise
-    initial_text: str | None = None  # or the embeddings of this text, cut or repeated to length
+    initial: Literal["vocabulary", "random"] = "vocabulary"
+    """Initial values: the embeddings of random tokens of the vocabulary, or random numbers."""
+    initial_text: str | None = None
+    """Initialize with the embeddings of this text, cut or repeated to `length` tokens. Overrides `initial`."""
 
     def config(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftConfig:
         from peft import PromptTuningConfig
@@ -41,7 +46,7 @@ class PromptTuning(EmbeddedTokens):
             num_virtual_tokens=self.length,
             prompt_tuning_init="RANDOM" if self.initial == "random" else "SAMPLE_VOCAB",
             modules_to_save=list(plan.head) or None,
-            **embedded_shape(model),
+            **prompt_shape(model),
         )
 
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:

@@ -1,4 +1,4 @@
-"""Which modules of a base a method attaches to: by role, or by name."""
+"""Selection of the modules that a method is attached to, by role or by name."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-Targets = Literal["all-linear", "attention"] | Annotated[list[str], Field(min_length=1)]  # a role, or names
+Targets = Literal["all-linear", "attention"] | Annotated[list[str], Field(min_length=1)]
+"""A role, or names of linear layers."""
 
 
 def chosen_layers(model: PreTrainedModel, targets: Targets, head: Iterable[str]) -> list[str]:
-    """Full names of the layers that a recipe's `targets` mean. Raises UserError if some mean none."""
+    """Full names of the layers that a recipe's `targets` select. Raises UserError if a target matches no layer."""
     if targets == "all-linear":
         return linear_layers(model, head)
     if targets == "attention":
@@ -26,26 +27,26 @@ def chosen_layers(model: PreTrainedModel, targets: Targets, head: Iterable[str])
 
 
 def linear_layers(model: PreTrainedModel, head: Iterable[str]) -> list[str]:
-    """Full names of the base's linear layers (quantised ones too), the head and the output embedding left out."""
+    """Full names of the base model's linear layers, quantized or not, without the head and the output embedding."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     output = model.get_output_embeddings()
-    outside = tuple(f"{name}." for name in head)
+    head_prefixes = tuple(f"{name}." for name in head)
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not output and not f"{name}.".startswith(outside)
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not output and not f"{name}.".startswith(head_prefixes)
     ]
 
 
 def attention_layers(model: PreTrainedModel, head: Iterable[str]) -> list[str]:
-    """The projections that PEFT adapts by default in this architecture: the LoRA paper's query and value."""
-    # LoRA's own list has Phi's feed-forward layers too; VeRA's is the same without them.
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_VERA_TARGET_MODULES_MAPPING as KNOWN
+    """Full names of the projections that PEFT adapts by default: query and value, as in the LoRA paper."""
+    # PEFT's table for LoRA includes Phi's feed-forward layers; the one for VeRA is the same without them.
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_VERA_TARGET_MODULES_MAPPING as DEFAULTS
 
     architecture = model.config.model_type
-    names = KNOWN.get(architecture)
+    names = DEFAULTS.get(architecture)
     if not isinstance(names, list):
         raise UserError(
             f"method.targets: no attention projections are known for {architecture!r}; "
@@ -55,18 +56,23 @@ def attention_layers(model: PreTrainedModel, head: Iterable[str]) -> list[str]:
 
 
 def named_layers(model: PreTrainedModel, names: Iterable[str], head: Iterable[str]) -> list[str]:
-    """Full names of the linear layers whose name ends in one of `names` at a dot. Every name must match something."""
+    """Full names of the linear layers that equal one of `names` or end in a dot and one of them.
+
+    Raises UserError if a name matches no layer.
+    """
     layers = linear_layers(model, head)
-    found: list[str] = []
+    selected: list[str] = []
     for name in names:
         matches = [layer for layer in layers if f".{layer}".endswith(f".{name}")]
         if not matches:
             last = {layer.rsplit(".", 1)[-1] for layer in layers}
             hint = nearest(name, last)
-            where = "is the task's head, which is always trained" if _in_head(name, head) else "matches no linear layer"
-            raise UserError(f"method.targets: {name!r} {where}{hint}; there are: {_inventory(layers)}")
-        found += [match for match in matches if match not in found]
-    return sorted(found, key=layers.index)
+            reason = "matches no linear layer"
+            if _in_head(name, head):
+                reason = "is in the task head, which is always trained"
+            raise UserError(f"method.targets: {name!r} {reason}{hint}; available are: {_inventory(layers)}")
+        selected += [match for match in matches if match not in selected]
+    return sorted(selected, key=layers.index)
 
 
 def _in_head(name: str, head: Iterable[str]) -> bool:
@@ -74,7 +80,7 @@ def _in_head(name: str, head: Iterable[str]) -> bool:
 
 
 def _inventory(layers: list[str]) -> str:
-    """`query, key, value (6 each)`: the distinct last components and how often each stands.
+    """Distinct last components of the names, each with its number of occurrences.
 
     >>> _inventory(["a.0.query", "a.1.query", "a.0.out"])
     'query x2, out x1'

@@ -1,4 +1,4 @@
-"""What the methods share that put trained tokens before the input: the positions they take, loading, outputs."""
+"""Base classes of the methods that place trainable virtual tokens before the input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-# Those that classify a sequence by its last token.
+# Architectures that classify a sequence by its last token.
 LAST_TOKEN = {
     *("bart", "bloom", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama"),
     *("mbart", "mistral", "mixtral", "mt5", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "t5", "umt5"),
@@ -29,11 +29,12 @@ ENCODER_DECODERS = {"bart", "mbart", "mt5", "t5", "umt5"}
 
 
 class VirtualTokens(PeftMethod):
-    """A subclass says what the tokens are; once trained, they are kept as plain vectors, without what made them."""
+    """Method with `length` virtual tokens. Only the resulting vectors are saved, not a network that computes them."""
 
     size_setting: ClassVar[str | None] = "length"
 
-    length: int = Field(20, ge=1)  # virtual tokens
+    length: int = Field(20, ge=1)
+    """Number of virtual tokens."""
 
     @property
     def starts_as_base(self) -> bool:
@@ -43,9 +44,9 @@ class VirtualTokens(PeftMethod):
     def positions(self) -> int:
         return self.length
 
-    def incompatible_with(self, setting: MethodContext) -> str | None:
-        if setting.packed:
-            return f"{self.title} comes before the first row of a sequence alone; set task.packing: false"
+    def incompatible_with(self, context: MethodContext) -> str | None:
+        if context.packed:
+            return f"{self.title} affects only the first row of a packed sequence; set task.packing: false"
         return None
 
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
@@ -58,7 +59,7 @@ class VirtualTokens(PeftMethod):
     def save(self, model: nn.Module, folder: Path) -> None:
         import torch
 
-        with torch.no_grad():  # with a gradient, an LSTM takes another way, and its last digits differ
+        with torch.no_grad():  # an LSTM that records gradients uses another kernel, whose last digits differ
             super().save(model, folder)
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
@@ -70,7 +71,7 @@ class VirtualTokens(PeftMethod):
     @contextlib.contextmanager
     def disabled(self, model: nn.Module) -> Iterator[None]:
         wrapped: Any = model
-        # PEFT's own way, disable_adapter, fails where the base cannot generate.
+        # PEFT's disable_adapter fails if the base model cannot generate.
         wrapped.forward, wrapped._adapters_disabled = wrapped.base_model.forward, True
         try:
             yield
@@ -80,35 +81,38 @@ class VirtualTokens(PeftMethod):
 
 
 class EmbeddedTokens(VirtualTokens):
-    """Virtual tokens that enter as embeddings, through every layer, so that outputs are longer than inputs by them."""
+    """Virtual tokens that are prepended to the input embeddings; the model's outputs are longer by `length`."""
 
-    def incompatible_with(self, setting: MethodContext) -> str | None:
-        if setting.task_type == "SEQ_CLS" and setting.architecture in LAST_TOKEN:
-            return _no_pooling(self.title, setting.architecture)
-        return no_answers(self.title, setting) or super().incompatible_with(setting)
+    def incompatible_with(self, context: MethodContext) -> str | None:
+        if context.task_type == "SEQ_CLS" and context.architecture in LAST_TOKEN:
+            return _pooling_conflict(self.title, context.architecture)
+        return question_answering_conflict(self.title, context) or super().incompatible_with(context)
 
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
         if plan.task_type == "SEQ_CLS" and {"score", "classification_head"}.intersection(plan.head):
-            raise UserError(f"method: {_no_pooling(self.title, model.config.model_type)}")
-        return _without_virtual_outputs(super().apply(model, plan))
+            raise UserError(f"method: {_pooling_conflict(self.title, model.config.model_type)}")
+        return _remove_virtual_outputs(super().apply(model, plan))
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
-        return _without_virtual_outputs(super().load(base, folder, trainable=trainable))
+        return _remove_virtual_outputs(super().load(base, folder, trainable=trainable))
 
 
 def _in_float32(encoder: nn.Module, tokens: Tensor) -> Tensor:
-    """What makes the virtual tokens, without autocast: they are saved as float32, and an LSTM has no CPU bfloat16."""
+    """Compute the virtual tokens without autocast: they are saved as float32, and LSTMs lack bfloat16 on the CPU."""
     import torch
 
     with torch.autocast(tokens.device.type, enabled=False):
         return type(encoder).forward(encoder, tokens)  # type: ignore[no-any-return]
 
 
-def embedded_shape(model: PreTrainedModel) -> dict[str, Any]:
-    """What PEFT would not find in every config. Embeddings are not as wide as layers in ALBERT and small ELECTRAs."""
+def prompt_shape(model: PreTrainedModel) -> dict[str, Any]:
+    """Sizes for PEFT's prompt configs, which PEFT does not find in every model config.
+
+    `token_dim` is the width of the embeddings, which differs from that of the layers in ALBERT and small ELECTRAs.
+    """
     embeddings: Any = model.get_input_embeddings()
     return {
-        "num_transformer_submodules": 1,  # of an encoder-decoder's two, PEFT would make tokens that nobody reads
+        "num_transformer_submodules": 1,  # PEFT would create unused tokens for the second one of an encoder-decoder
         "num_layers": model.config.num_hidden_layers,
         "num_attention_heads": model.config.num_attention_heads,
         "token_dim": embeddings.weight.shape[1],
@@ -116,9 +120,9 @@ def embedded_shape(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def text_tokens(text: str, length: int, plan: TrainingPlan) -> list[int]:
-    """`length` token ids of the text, cut or repeated."""
+    """Token ids of `text`, cut or repeated to `length`. Raises UserError if there are none."""
     if plan.tokenize is None:
-        raise UserError("method.initial_text: this run has no tokenizer")
+        raise UserError("method.initial_text: requires a tokenizer")
     ids = plan.tokenize(text)
     if not ids:
         raise UserError(f"method.initial_text: {text!r} has no tokens")
@@ -133,34 +137,34 @@ def _check_positions(model: PreTrainedModel, length: int, longest_input: int | N
         m for name, m in model.named_modules() if name.endswith("position_embeddings") and hasattr(m, "padding_idx")
     ]
     if tables and tables[0].padding_idx is not None:
-        positions -= tables[0].padding_idx + 1  # RoBERTa's positions start after the padding token's
+        positions -= tables[0].padding_idx + 1  # RoBERTa numbers positions from padding_idx + 1
     if longest_input + length > positions:
         raise UserError(
-            f"method.length: {length} virtual tokens and the longest input's {longest_input} need "
+            f"method.length: {length} virtual tokens and the longest input ({longest_input} tokens) need "
             f"{longest_input + length} positions, but {model.config.model_type} has {positions}; "
             f"set task.max_length to at most {positions - length}"
         )
 
 
-def no_answers(title: str, setting: MethodContext) -> str | None:
-    """Why virtual tokens cannot be had in this question answering, if they cannot."""
-    if setting.task_type != "QUESTION_ANS" or setting.architecture not in ENCODER_DECODERS:
+def question_answering_conflict(title: str, context: MethodContext) -> str | None:
+    """Reason why virtual tokens cannot be used for question answering in `context`, or None."""
+    if context.task_type != "QUESTION_ANS" or context.architecture not in ENCODER_DECODERS:
         return None
     return (
-        f"{title} cannot answer questions with {setting.architecture}, whose decoder reads the input once more and "
+        f"{title} does not support question answering with {context.architecture}, whose decoder reads the input again "
         "without virtual tokens; use lora"
     )
 
 
-def _no_pooling(title: str, architecture: str) -> str:
+def _pooling_conflict(title: str, architecture: str) -> str:
     return (
-        f"{title} cannot classify sequences with {architecture}, which looks for the end of the text in the token ids, "
-        "and sees embeddings instead; use prefix_tuning or lora"
+        f"{title} cannot classify sequences with {architecture}, which locates the last token by its id and receives "
+        "embeddings instead; use prefix_tuning or lora"
     )
 
 
-def _without_virtual_outputs(model: PeftModel) -> PeftModel:
-    """PEFT leaves the virtual tokens' logits in front of the others; whoever has labels for tokens wants them gone."""
+def _remove_virtual_outputs(model: PeftModel) -> PeftModel:
+    """Remove the virtual tokens' logits, which PEFT leaves in front of the others, for tasks with token labels."""
     if model.active_peft_config.task_type in ("TOKEN_CLS", "QUESTION_ANS", "CAUSAL_LM"):
         model.register_forward_hook(_drop_virtual)
     return model

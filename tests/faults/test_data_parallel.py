@@ -178,7 +178,7 @@ def test_a_device_map_is_of_one_process(lab: Lab, output: Path) -> None:
 def test_a_device_map_is_refused_to_a_method_that_compares_layers(lab: Lab, output: Path) -> None:
     done = lab.server.run(*lab.words(output, 'method={"kind": "adalora"}'), "--device-map", "auto")
     assert (done.code, len(done.err.splitlines())) == (2, 1)
-    assert "AdaLoRA weighs the singular values of all layers against each other" in done.err
+    assert "AdaLoRA compares the singular values of all layers" in done.err
 
 
 def test_where_there_is_one_device_a_device_map_changes_nothing(lab: Lab, output: Path) -> None:

@@ -188,7 +188,7 @@ def test_two_gpus_train_as_with_copies(stage: str, combination: Combination, lab
             {STAGE: "3"},
             "DoRA puts a tensor of its own in place of a quantised weight",
         ),
-        (["method=adalora"], {STAGE: "2"}, "DeepSpeed: AdaLoRA weighs singular values"),
+        (["method=adalora"], {STAGE: "2"}, "DeepSpeed: AdaLoRA compares the singular values"),
         ([], {STAGE: "1"}, "zero_stage: 1: 2 or 3 was expected"),
         ([], {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "offload_param_device is not done here"),
         ([], {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, "deepspeed_config_file is not read"),

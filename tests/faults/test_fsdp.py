@@ -199,7 +199,7 @@ def test_two_gpus_train_in_shares_as_with_copies(combination: Combination, lab: 
     [
         (["quantization=int8"], {}, "FSDP: int8 weights cannot be cut into shares"),
         (["quantization=nf4"], {}, "set storage: bfloat16"),
-        (["method=adalora"], {}, "FSDP: AdaLoRA weighs singular values"),
+        (["method=adalora"], {}, "FSDP: AdaLoRA compares the singular values"),
         ([], {"FSDP_VERSION": "1"}, "set fsdp_version: 2"),
         ([], {"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params is not done here"),
         ([], {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "training.gradient_checkpointing: true"),

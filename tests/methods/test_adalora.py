@@ -176,7 +176,7 @@ def test_the_phases_follow_the_length_of_the_run() -> None:
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_run_too_short_to_prune_is_refused(number: int) -> None:
-    with pytest.raises(UserError, match=f"AdaLoRA has {number} optimiser step.*train for longer"):
+    with pytest.raises(UserError, match=f"AdaLoRA has {number} optimizer step.*train for longer"):
         adapted(AdaLora(before_pruning=0.5), number)
 
 

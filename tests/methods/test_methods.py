@@ -19,9 +19,9 @@ from peftlab.methods import METHODS, TrainingPlan
 from peftlab.methods.bitfit import BIAS_FREE, BitFit
 from peftlab.methods.full import Full
 from peftlab.methods.head import Head
-from peftlab.methods.ia3 import PLACES, Ia3
+from peftlab.methods.ia3 import SCALED_LAYERS, Ia3
 from peftlab.methods.method import MethodContext
-from peftlab.methods.peft import OWN, QUANTIZED, REFUSED, Peft
+from peftlab.methods.peft import IMPLEMENTED, QUANTIZED, REFUSED, Peft
 from tests.contract import bases
 from tests.contract.bases import tiny
 
@@ -64,7 +64,7 @@ def test_ia3_scales_keys_values_and_the_feed_forward_block_alone() -> None:
     assert torch.equal(logits(model), logits(bert()))
 
 
-@pytest.mark.parametrize("architecture", sorted(PLACES))
+@pytest.mark.parametrize("architecture", sorted(SCALED_LAYERS))
 def test_ia3_finds_its_places_in_every_architecture_it_knows(architecture: str) -> None:
     own: dict[str, Any] = {"n_layers": 2, "n_heads": 4, "dim": 64} if architecture == "distilbert" else {}
     if architecture in ("t5", "mt5"):
@@ -78,7 +78,7 @@ def test_ia3_finds_its_places_in_every_architecture_it_knows(architecture: str) 
     )
     count = len(trainable(model))
     blocks = {"bart": 6, "mbart": 6, "t5": 6, "mt5": 6}.get(architecture, 2)  # an attention over the encoder's output
-    fused = len(PLACES[architecture][0]) == 1
+    fused = len(SCALED_LAYERS[architecture][0]) == 1
     feed_forward = 4 if blocks == 6 else 2
     assert count == blocks * (1 if fused else 2) + feed_forward
 
@@ -97,7 +97,7 @@ def test_ia3_scales_are_not_decayed_towards_zero() -> None:
 def test_ia3_in_an_unknown_architecture_asks_for_names() -> None:
     reason = Ia3().incompatible_with(MethodContext(architecture="gptj", quantization="none", task_type="CAUSAL_LM"))
     assert reason is not None
-    assert "name targets" in reason
+    assert "set targets" in reason
     named = Ia3(targets=["k_proj", "v_proj"], input_targets=["fc_out"])
     assert (
         named.incompatible_with(MethodContext(architecture="gptj", quantization="none", task_type="CAUSAL_LM")) is None
@@ -170,7 +170,7 @@ def test_without_a_new_head_there_is_none_to_train_alone(task_type: str) -> None
     )
     reason = Head().incompatible_with(MethodContext(architecture="gpt2", quantization="none", task_type=task_type))
     assert reason is not None
-    with pytest.raises(UserError, match="no head to train alone"):
+    with pytest.raises(UserError, match="no new head to train"):
         Head().apply(bert(), TrainingPlan(optimizer_steps=4, task_type=task_type))
 
 
@@ -180,7 +180,8 @@ def test_without_a_new_head_there_is_none_to_train_alone(task_type: str) -> None
 def open_types() -> list[str]:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    return sorted({str(getattr(t, "value", t)) for t in PEFT_TYPE_TO_CONFIG_MAPPING} - OWN.keys() - REFUSED.keys())
+    types = {str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_CONFIG_MAPPING}
+    return sorted(types - IMPLEMENTED.keys() - REFUSED.keys())
 
 
 SETTINGS: dict[str, dict[str, Any]] = {  # where the defaults do not fit a model 64 wide
@@ -218,13 +219,13 @@ def test_every_type_that_is_let_through_trains_and_reloads(name: str, tmp_path: 
         ({"type": "VERRA"}, r"unknown 'VERRA' \(did you mean 'VERA'\?\); known are ADAMSS, "),
         ({"type": "vera"}, r"did you mean 'VERA'"),
         ({"type": "LORA"}, "use kind: lora"),
-        ({"type": "POLY"}, "needs the number of a task"),
+        ({"type": "POLY"}, "needs a task id"),
         ({"type": "VERA", "settings": {"d_initail": 0.1}}, r"VERA has no 'd_initail' \(did you mean 'd_initial'\?\)"),
         ({"type": "VERA", "settings": {"task_type": "SEQ_CLS"}}, "peftlab sets it"),
         ({"type": "LILY", "settings": {"stride_A": 0}}, "LILY: "),
         (
             {"type": "ADAMSS", "settings": {"use_asa": True}},
-            "ADAMSS cannot have use_asa in a recipe: the training loop",
+            "use_asa of ADAMSS is not supported: the training loop",
         ),
     ],
 )

@@ -18,7 +18,7 @@ from peftlab.errors import UserError
 from peftlab.methods import Method, TrainingPlan
 from peftlab.methods.method import MethodContext
 from peftlab.methods.p_tuning import PTuning
-from peftlab.methods.prefix_tuning import CLOSED, PrefixTuning
+from peftlab.methods.prefix_tuning import NO_PAST_KEY_VALUES, PrefixTuning
 from peftlab.methods.prompt_tuning import PromptTuning
 from peftlab.methods.virtual_tokens import LAST_TOKEN
 from peftlab.recipe import load_recipe
@@ -102,7 +102,7 @@ def test_a_prefix_learns_in_every_architecture_that_takes_one(architecture: str)
     assert keys_and_values.abs().amax(dim=2).gt(0).all()  # of every token in every layer
 
 
-@pytest.mark.parametrize("architecture", sorted(CLOSED))
+@pytest.mark.parametrize("architecture", sorted(NO_PAST_KEY_VALUES))
 def test_an_architecture_that_takes_no_prefix_is_refused_and_does_raise(architecture: str) -> None:
     from peft import PrefixTuningConfig, get_peft_model
 
@@ -112,7 +112,7 @@ def test_an_architecture_that_takes_no_prefix_is_refused_and_does_raise(architec
     assert reason is not None
     assert architecture in reason
     base = tiny(architecture, "AutoModelForTokenClassification")
-    with pytest.raises(UserError, match="keys and values from outside"):
+    with pytest.raises(UserError, match="needs past key-values"):
         PrefixTuning(length=4).apply(base, plan("TOKEN_CLS", ["classifier"]))
     with pytest.raises((ValueError, TypeError, RuntimeError, AttributeError, KeyError)):
         logits(get_peft_model(base, PrefixTuningConfig(task_type="TOKEN_CLS", num_virtual_tokens=4)))
@@ -176,7 +176,7 @@ def test_a_prefix_for_an_encoder_decoder_that_classifies_is_refused_with_the_rea
     reason = PrefixTuning(length=4).incompatible_with(
         MethodContext(architecture=architecture, quantization="none", task_type="SEQ_CLS")
     )
-    assert reason == f"PEFT masks the encoder's input for a prefix that {architecture}'s decoder has; use lora"
+    assert reason == f"PEFT extends the encoder's mask for a prefix that is in {architecture}'s decoder; use lora"
 
 
 def test_a_prefix_with_checkpointing_is_refused_before_anything_loads(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_in_t5_the_prefix_reaches_the_decoder_alone_and_says_so() -> None:
         assert not torch.allclose(logits(model), base.logits, atol=1e-3)
     assert method.stats(model) == {"reaches": "decoder self-attention"}
     assert method.fidelity is not None
-    assert "decoder's self-attention alone" in method.fidelity
+    assert "only to the decoder's self-attention" in method.fidelity
 
 
 def test_in_bert_it_reaches_every_layer_and_says_so() -> None:
@@ -308,7 +308,7 @@ def test_text_needs_tokens_and_no_projection() -> None:
     base, given = model_of("llama")
     with pytest.raises(UserError, match="'' has no tokens"):
         PrefixTuning(initial_text="").apply(base, given)
-    with pytest.raises(UserError, match="no tokenizer"):
+    with pytest.raises(UserError, match="requires a tokenizer"):
         PromptTuning(initial_text="once").apply(base, TrainingPlan(optimizer_steps=4, task_type="CAUSAL_LM"))
     with pytest.raises(ValidationError, match="projection"):
         PrefixTuning(initial_text="once", projection=True)

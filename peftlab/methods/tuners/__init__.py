@@ -1,1 +1,1 @@
-"""Methods that PEFT does not have, written as PEFT tuners. Importing one registers it with PEFT."""
+"""Methods that PEFT lacks, implemented as PEFT tuners. Importing a module registers its tuner with PEFT."""

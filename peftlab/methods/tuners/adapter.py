@@ -17,17 +17,19 @@ from torch.nn import functional as F
 
 from peftlab.methods.tuners.sublayers import SUBLAYERS, Sublayer, Sublayers
 
-NAME = "BOTTLENECK_ADAPTER"  # PEFT's type, as in adapter_config.json
-NORMS = r"(?:.*\.)?(?:(?i:[^.]*norm[^.]*)|ln_[^.]+)"  # what layer norms are called in the architectures of SUBLAYERS
+NAME = "BOTTLENECK_ADAPTER"
+"""PEFT type in adapter_config.json."""
+NORMS = r"(?:.*\.)?(?:(?i:[^.]*norm[^.]*)|ln_[^.]+)"
+"""Regular expression for the full names of layer norms in the architectures of SUBLAYERS."""
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}
 
 
 @dataclass
 class AdapterConfig(PeftConfig):
-    """PEFT's config of one adapter. `target_modules` is worked out from the architecture and saved for the reader."""
+    """PEFT config of one adapter. `target_modules` is derived from the architecture and saved for information only."""
 
     variant: str = "pfeiffer"
-    bottleneck: int = 64  # width
+    bottleneck: int = 64
     activation: str = "relu"
     scaling: float = 1.0
     dropout: float = 0.0
@@ -39,13 +41,15 @@ class AdapterConfig(PeftConfig):
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = PeftType(NAME)
 
-    def sublayers(self, found: Sublayers) -> tuple[Sublayer, ...]:
-        """Where this variant puts an adapter."""
-        return (found.attention, found.feed_forward) if self.variant == "houlsby" else (found.feed_forward,)
+    def sublayers(self, architecture: Sublayers) -> tuple[Sublayer, ...]:
+        """Sublayers that get an adapter in this variant."""
+        if self.variant == "houlsby":
+            return (architecture.attention, architecture.feed_forward)
+        return (architecture.feed_forward,)
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
-    """A module of the base, with adapters behind it where it ends a sublayer and trained weights where it is a norm."""
+    """Wraps a module of the base model: adds adapters if it ends a sublayer, trainable copies of weights if a norm."""
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up", "bottleneck_norm")
     other_param_names = ("configs",)
@@ -57,32 +61,33 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.bottleneck_up = nn.ModuleDict()
         self.bottleneck_norm = nn.ModuleDict()
         self.configs: dict[str, AdapterConfig] = {}
-        self.residual: Tensor | None = None  # of the forward under way
+        self.residual: Tensor | None = None  # only during a forward pass
         self.residual_hook: torch.utils.hooks.RemovableHandle | None = None
-        self.norm: tuple[nn.Module, str] | None = None  # owner and name: not a submodule, and replaced when it trains
+        # Parent and name of the norm after the sum: it must not be a submodule here, and it is replaced if it trains.
+        self.norm: tuple[nn.Module, str] | None = None
 
     def watch(self, layer: nn.Module, sublayer: Sublayer) -> None:
-        """Learn where the residual comes from and what norm follows the sum in this layer of the base."""
+        """Record the residual of this layer of the base model, and the norm that follows the sum."""
         if self.residual_hook is None and sublayer.residual is not None:
             source = layer.get_submodule(sublayer.residual)
-            self.residual_hook = source.register_forward_pre_hook(self._keep_residual)
+            self.residual_hook = source.register_forward_pre_hook(self._store_residual)
         if sublayer.norm is not None:
             owner, _, name = sublayer.norm.rpartition(".")
             self.norm = (layer.get_submodule(owner), name)
 
-    def forget(self) -> None:
-        """Leave no trace in the base."""
+    def remove_hook(self) -> None:
+        """Remove the hook from the base model."""
         if self.residual_hook is not None:
             self.residual_hook.remove()
             self.residual_hook = None
 
     def add_adapter(self, name: str, config: AdapterConfig, width: int, device: torch.device) -> None:
-        """`width` is the model's. up starts at zero, so that the model starts as the base to the bit."""
+        """Add a bottleneck to a model of this width. `up` starts at zero, so outputs equal the base model's exactly."""
         down, up = nn.Linear(width, config.bottleneck), nn.Linear(config.bottleneck, width)
-        if config.variant != "parallel":  # whose down starts as Linear does, as LoRA's
+        if config.variant != "parallel":  # parallel keeps the default initialization of Linear, like LoRA's A
             nn.init.normal_(down.weight, std=0.02)
-        for vanishing in (down.bias, up.weight, up.bias):
-            nn.init.zeros_(vanishing)
+        for parameter in (down.bias, up.weight, up.bias):
+            nn.init.zeros_(parameter)
         self.bottleneck_down[name], self.bottleneck_up[name] = down, up
         self.configs[name] = config
         if not down.weight.is_meta:
@@ -90,12 +95,12 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             up.to(device)
 
     def add_norm(self, name: str) -> None:
-        """Trainable copies of the base's norm; PEFT makes them float32."""
+        """Add trainable copies of the base model's norm. PEFT converts them to float32."""
         copies = {key: nn.Parameter(p.detach().clone()) for key, p in self.base_layer.named_parameters()}
         self.bottleneck_norm[name] = nn.ParameterDict(copies)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """What the base gives, (..., width), and the active adapters on it, each seeing what the one before it left."""
+        """Output of the base module, (..., width), with the active adapters applied one after the other."""
         hidden: Tensor
         if self.disable_adapters:
             hidden = self.base_layer(*args, **kwargs)
@@ -110,14 +115,14 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
                 if name in self.bottleneck_down:
                     hidden = self._adapt(name, hidden)
             return hidden
-        finally:  # also where checkpointing breaks off the pass it repeats, or it would be held until the next step
+        finally:  # also if gradient checkpointing stops the recomputation early
             self.residual = None
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise NotImplementedError("a bottleneck adapter is not linear: it cannot be merged into the base")
 
     def _trained_norm(self) -> dict[str, Tensor]:
-        """The weights, by name and in the base's dtype, that the last active adapter has instead of the base's own."""
+        """Weights of the norm in the last active adapter by name, in the base model's dtype."""
         active = [name for name in self.active_adapters if name in self.bottleneck_norm]
         if not active:
             return {}
@@ -144,14 +149,14 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             x = getattr(owner, name)(x)
         return x
 
-    def _keep_residual(self, source: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def _store_residual(self, source: nn.Module, args: tuple[Tensor, ...]) -> None:
         active = () if self.disable_adapters else self.active_adapters
         if any(name in self.configs and self.configs[name].variant != "houlsby" for name in active):
             self.residual = args[0]
 
 
 class AdapterModel(BaseTuner):
-    """Puts bottleneck adapters into any architecture of `SUBLAYERS`."""
+    """Adds bottleneck adapters to any architecture in `SUBLAYERS`."""
 
     prefix = "bottleneck_"
     tuner_layer_cls = AdapterLayer
@@ -168,10 +173,10 @@ class AdapterModel(BaseTuner):
         names = [name for name, _ in model.named_modules()]
         for sublayer in peft_config.sublayers(sublayers_of(model_config.model_type)):
             if not any(re.fullmatch(end_of(sublayer), name) for name in names):
-                there = sorted({re.sub(r"\d+", "N", name) for name in names if name})
+                modules = sorted({re.sub(r"\d+", "N", name) for name in names if name})
                 raise ValueError(
                     f"adapter: no module {sublayer.layer}.{sublayer.hidden} in {type(model).__name__}, "
-                    f"which has {', '.join(there)}"
+                    f"which has {', '.join(modules)}"
                 )
 
     def _create_and_replace(  # type: ignore[override]
@@ -196,27 +201,27 @@ class AdapterModel(BaseTuner):
         setattr(parent, target_name, wrapped)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """PEFT calls this to unload. Its own expects the base layer to have a weight, and a dropout has none."""
+        """Restore the base module on unload. PEFT's version expects a weight, and a dropout has none."""
         if isinstance(child, AdapterLayer):
-            child.forget()
+            child.remove_hook()
         setattr(parent, child_name, new_module)
 
 
 def sublayers_of(model_type: str) -> Sublayers:
-    """Raises ValueError for an architecture that is not known."""
+    """Sublayers of an architecture. Raises ValueError if it is unknown."""
     if model_type not in SUBLAYERS:
-        raise ValueError(f"adapter: unknown architecture {model_type!r}; known are {', '.join(SUBLAYERS)}")
+        raise ValueError(f"adapter: unknown architecture {model_type!r}; supported are {', '.join(SUBLAYERS)}")
     return SUBLAYERS[model_type]
 
 
 def end_of(sublayer: Sublayer) -> str:
-    """Regular expression for the full names of the modules that end `sublayer`, whose first group is the layer."""
+    """Regular expression for the full names of the modules that end `sublayer`. Group 1 is the name of the layer."""
     return rf"((?:.*\.)?{sublayer.layer})\.{re.escape(sublayer.hidden)}"
 
 
 def register() -> None:
-    """Make the tuner known to PEFT, once."""
-    if NAME not in PeftType.__members__:  # an Enum has no public way to grow
+    """Register the tuner with PEFT. Does nothing if it is registered already."""
+    if NAME not in PeftType.__members__:  # Enum has no public API for new members
         member = str.__new__(PeftType, NAME)
         member._name_, member._value_ = NAME, NAME
         type.__setattr__(PeftType, NAME, member)
