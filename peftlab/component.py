@@ -25,6 +25,12 @@ class Settings(BaseModel):
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    added_fields: ClassVar[Mapping[str, Any]] = {}
+    """Recipe keys added after the first stored results -> the JSON value that means what the code did before.
+
+    With that value the key is left out of a recipe's digest, and a stored recipe without the key is read with it.
+    """
+
 
 class Component(Settings, ABC):
     """One choice of a recipe, e.g. a method or a task.

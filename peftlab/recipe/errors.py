@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from peftlab.component import Component
 from peftlab.errors import UserError, nearest, printable
+from peftlab.recipe.annotations import annotation_at, annotation_of, components_in, models_in
 from peftlab.recipe.expected import expected
 from peftlab.recipe.yaml_reader import Document, Key
 
@@ -62,9 +60,9 @@ def _problem(
     if kind == "missing":
         return place, "missing"
     if kind == "union_tag_not_found":
-        return place, f"needs a 'kind', one of {', '.join(_kinds(_annotation(model, key)))}"
+        return place, f"needs a 'kind', one of {', '.join(components_in(annotation_at(model, key)))}"
     if kind == "union_tag_invalid":
-        known = list(_kinds(_annotation(model, key[:-1] if isinstance(found, dict) else key)))
+        known = list(components_in(annotation_at(model, key[:-1] if isinstance(found, dict) else key)))
         return place, f"unknown kind {context['tag']!r}{nearest(context['tag'], known)}; known are {', '.join(known)}"
     if kind == "value_error":
         return place, str(context["error"])
@@ -104,42 +102,13 @@ def _keys_beside(model: type[BaseModel], key: Key, values: dict[str, Any]) -> li
     inner: Any = values
     for part in key[:-1]:
         inner = inner[part]
-        annotation = _field(annotation, part)
-        members = _kinds(annotation)
+        annotation = annotation_of(annotation, part)
+        members = components_in(annotation)
         if members:
             kind = inner.get("kind") if isinstance(inner, dict) else None
             annotation = members.get(str(kind)) or annotation
-    models = list(_models(annotation)) or [model]
+    models = list(models_in(annotation)) or [model]
     return list(dict.fromkeys(name for found in models for name in found.model_fields))
-
-
-def _annotation(annotation: Any, key: Key) -> Any:
-    for part in key:
-        annotation = _field(annotation, part)
-    return annotation
-
-
-def _field(annotation: Any, name: str | int) -> Any:
-    """What the value of `name` in a model, or any value of a mapping or list, is annotated with."""
-    for model in _models(annotation):
-        if name in model.model_fields:
-            return model.model_fields[str(name)].annotation
-    return typing.get_args(annotation)[-1] if typing.get_origin(annotation) in (dict, list) else None
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The pydantic models that an annotation may hold."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif typing.get_origin(annotation) in (Annotated, typing.Union, types.UnionType):
-        for argument in typing.get_args(annotation):
-            yield from _models(argument)
-
-
-def _kinds(annotation: Any) -> dict[str, type[Component]]:
-    return {
-        str(model.model_fields["kind"].default): model for model in _models(annotation) if issubclass(model, Component)
-    }
 
 
 def _short(value: object) -> str:

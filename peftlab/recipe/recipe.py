@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
 from peftlab.component import Settings
 from peftlab.data import AnyData, Data
@@ -21,6 +20,7 @@ from peftlab.methods.method import MethodContext
 from peftlab.models.model import AnyModel
 from peftlab.quantization import AnyQuantization
 from peftlab.quantization.none import NoQuantization
+from peftlab.recipe.digest import DefaultKey, changed_defaults, completed, digest, with_null_defaults
 from peftlab.recipe.errors import bad_input
 from peftlab.recipe.replay import Replay
 from peftlab.recipe.yaml_reader import Document, Key, read_scalar, read_yaml
@@ -45,17 +45,44 @@ class Recipe(Settings):
     seeds: AnySeeds = Seeds()
     score_test: bool = True  # off while settings are still being chosen
 
+    _null_in_record: frozenset[DefaultKey] = PrivateAttr(frozenset())
+
+    @classmethod
+    def from_record(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_record` returned, now or in an earlier version. Raises pydantic's ValidationError.
+
+        A key that is null or missing keeps the meaning that it had then, whatever the default is today.
+        """
+        recipe = cls.model_validate_json(json.dumps(completed(cls, values)))
+        updates: dict[str, dict[str, Any]] = {}
+        for (section, name), value in changed_defaults(recipe.model_dump(mode="json"), recipe._defaults()).items():
+            updates.setdefault(section, {})[name] = value
+        recipe = recipe.model_copy(
+            update={section: getattr(recipe, section).model_copy(update=update) for section, update in updates.items()}
+        )
+        recipe._null_in_record = frozenset((section, name) for section in updates for name in updates[section])
+        return recipe
+
+    def to_record(self) -> dict[str, Any]:
+        """The recipe as results store it: JSON values of every key, which mean the same to later versions."""
+        return with_null_defaults(self.model_dump(mode="json"), self._defaults(), self._null_in_record)
+
+    def _defaults(self) -> dict[DefaultKey, Any]:
+        """The values that the code chooses where these keys are null."""
+        training = self.training
+        defaults: dict[DefaultKey, Any] = {("training", "learning_rate"): self.method.learning_rate}
+        if training.steps is None:
+            defaults["training", "epochs"] = training.passes
+        if training.batch_examples is None:
+            defaults["training", "batch_tokens"] = training.batch["tokens"]
+        if "select_by" in type(self.task).model_fields:
+            defaults["task", "select_by"] = self.task.selection
+        return defaults
+
     @property
     def digest(self) -> str:
-        """12 hexadecimal digits of the sha256 of all that shapes the result: not of what only describes it."""
-        values = self.model_dump(
-            mode="json",
-            exclude={
-                "name": True, "description": True, "model": {"architecture"}, "training": {"auto_micro_batch"}
-            },
-        )  # fmt: skip
-        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+        """12 hexadecimal digits that name everything that shapes the result (see recipe/digest.py)."""
+        return digest(self, self.to_record())
 
     @property
     def learning_rate(self) -> float:

@@ -147,7 +147,7 @@ def _run(findings: Analysis, stored: Stored, *, trial: bool) -> str:
         )
         shown = escape(", ".join(scores))
         links += f' <a href="{FOLDER}/{escape(stored.predictions_path.name)}">predictions</a>'
-    text = escape(json.dumps(recipe.model_dump(mode="json"), indent=1))
+    text = escape(json.dumps(recipe.to_record(), indent=1))
     return (
         f"<p>{what}: {shown}. {links}</p><details><summary>recipe {recipe.digest}</summary><pre>{text}</pre></details>"
     )

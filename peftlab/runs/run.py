@@ -200,7 +200,7 @@ class _Run:
         return RunResult(
             name=self.recipe.name,
             digest=self.recipe.digest,
-            recipe=redact.redacted(self.recipe.model_dump(mode="json")),
+            recipe=redact.redacted(self.recipe.to_record()),
             started=self.history.started,
             command=_command(),
             metrics=scores,
@@ -362,7 +362,7 @@ class _Run:
     def _identity(self, material: Workload) -> checkpointing.Identity:
         return checkpointing.Identity(
             recipe_digest=self.recipe.digest,
-            recipe=redact.redacted(self.recipe.model_dump(mode="json")),
+            recipe=redact.redacted(self.recipe.to_record()),
             command=_command(),
             model_fingerprint=material.files.fingerprint,
             data_fingerprint=material.rows.fingerprint,

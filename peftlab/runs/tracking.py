@@ -45,7 +45,7 @@ class Tracking:
         self._say = say
         self._lost = False
         if accelerator.log_with:
-            said = redact.redacted(recipe.model_dump(mode="json"))
+            said = redact.redacted(recipe.to_record())
             try:
                 accelerator.init_trackers(recipe.name, config={"digest": recipe.digest, **flat(said)})
             except Exception as error:  # each has its own, of networks, accounts and disks

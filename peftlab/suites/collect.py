@@ -20,7 +20,7 @@ from peftlab.tasks import Task
 def collect(folder: Path) -> tuple[Record, Predictions]:
     """What is kept of a finished run."""
     result = read_result(folder)
-    task = Recipe.model_validate_json(json.dumps(result.recipe)).task
+    task = Recipe.from_record(result.recipe).task
     path = folder / "predictions.jsonl"
     try:
         with path.open(encoding="utf-8") as file:  # not splitlines: it ends a line at characters that texts have
@@ -54,7 +54,7 @@ def finished_runs(folder: Path) -> dict[str, list[Path]]:
             continue
         result: RunResult = read_result(path)
         try:
-            digest = Recipe.model_validate_json(json.dumps(result.recipe)).digest
+            digest = Recipe.from_record(result.recipe).digest
         except ValidationError as error:
             raise UserError(f"{path}: recipe: {first_error(error)}") from None
         found.setdefault(digest, []).append(path.parent)

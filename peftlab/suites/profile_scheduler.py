@@ -141,7 +141,7 @@ class _Measurer:
                 self.claimed.remove(digest)
                 self.say(f"{recipe.name}: its process was killed by signal {os.WTERMSIG(ended.status)}; once more")
                 return
-            record = ProfileRecord(state=verdict[0], reason=verdict[1], recipe=recipe.model_dump(mode="json"))
+            record = ProfileRecord(state=verdict[0], reason=verdict[1], recipe=recipe.to_record())
         record = record.model_copy(update={"seconds": ended.seconds})
         written = self.claims.commit(digest, lambda: self.ledgers.write(recipe, record))
         self.claimed.remove(digest)
@@ -163,7 +163,7 @@ def _leave_ledger(recipe: Recipe, folder: Path, threads: int) -> None:
     workers.import_everything(threads)
     from peftlab.profiling.measure import measure
 
-    described = recipe.model_dump(mode="json")
+    described = recipe.to_record()
     try:
         record = ProfileRecord(state="done", ledger=measure(recipe), recipe=described)
     except Exception as error:  # each way to end is a record: nothing disappears

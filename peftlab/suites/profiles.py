@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,7 +87,7 @@ def read_measurement(path: Path) -> StoredProfile:
         record = ProfileRecord.model_validate_json(path.read_bytes())
         if (record.ledger is None) == (record.state == "done"):
             raise UserError(f"{path}: wants a ledger, or a state that says why there is none")
-        recipe = Recipe.model_validate_json(json.dumps(record.recipe))
+        recipe = Recipe.from_record(record.recipe)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:

@@ -178,7 +178,7 @@ class _Runner:
                 row, learning_rate=self.suite.base_learning_rate(row), seed=self.suite.seeds[0], trial=False
             )
             if recipe.digest not in records:
-                record = Record(state="unsupported", reason=reason, recipe=recipe.model_dump(mode="json"))
+                record = Record(state="unsupported", reason=reason, recipe=recipe.to_record())
                 self.claims.take(recipe.digest, lambda: False)
                 self.claims.commit(recipe.digest, functools.partial(self.store.write, recipe, record, None))
 
@@ -235,7 +235,7 @@ class _Runner:
                 self.say(f"{_label(recipe)}: its process was killed by signal {os.WTERMSIG(ended.status)}; once more")
                 shutil.rmtree(folder, ignore_errors=True)
                 return
-            record = Record(state=verdict[0], reason=verdict[1], recipe=recipe.model_dump(mode="json"))
+            record = Record(state=verdict[0], reason=verdict[1], recipe=recipe.to_record())
         record = record.model_copy(update={"seconds": ended.seconds, "high_water_bytes": ended.high_water})
         written = self.claims.commit(recipe.digest, lambda: self.store.write(recipe, record, predictions))
         if written and self.options.keep and record.state == "done":
@@ -286,7 +286,7 @@ def _run(recipe: Recipe, folder: Path, threads: int) -> None:
     except Exception as error:  # each way to end is a record: nothing disappears
         traceback.print_exc()
         state, reason = workers.classify_error(error)
-        of_what = recipe.model_dump(mode="json")
+        of_what = recipe.to_record()
         record = Record(state=state, reason=reason, recipe=of_what, environment=workers.current_environment(recipe))
     if predictions is not None:
         (folder / "predictions.json").write_text(predictions.model_dump_json(), encoding="utf-8")

@@ -169,7 +169,7 @@ def read_record(path: Path) -> Stored:
             raise UserError(f"{path}: wants a result, or the recipe of a run that has none")
         if (record.state == "done") != (record.result is not None):
             raise UserError(f"{path}: {record.state}, with {'no' if record.result is None else 'a'} result")
-        recipe = Recipe.model_validate_json(json.dumps(record.resolved))
+        recipe = Recipe.from_record(record.resolved)
         splits = ["validation", "test"] if recipe.score_test else ["validation"]
         if record.result is not None and sorted(record.result.metrics) != sorted(splits):
             raise UserError(f"{path}: scores of {', '.join(record.result.metrics)}; wanted are {', '.join(splits)}")
