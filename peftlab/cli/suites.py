@@ -139,7 +139,7 @@ def reproduce(
 def _show_plan(folder: Path, jobs: int) -> None:
     from peftlab.suites.eta import EtaEstimator, duration
     from peftlab.suites.matching import matched_suite
-    from peftlab.suites.scheduler import current_plan
+    from peftlab.suites.plan import current_plan
     from peftlab.suites.store import Store
 
     suite, records = matched_suite(folder), Store(folder).records()
@@ -182,7 +182,7 @@ def _predicted_peaks(suite: Suite, rows: Sequence[Row]) -> dict[Row, int]:
 
     found = {}
     for row in rows:
-        recipe = suite.recipe(row, learning_rate=suite.base_learning_rate(row), seed=suite.seeds[0], trial=False)
+        recipe = suite.example(row)
         with suppress(UserError):  # the forecast is a help, not what was asked for
             memory = estimate_memory(
                 recipe, limit=None, devices=suite.placement.processes, examples=None, length=None

@@ -18,9 +18,10 @@ from peftlab.statistics.bootstrap import Resampled, bootstrap
 from peftlab.statistics.hypothesis_tests import Comparison, compare, equivalence, holm, noninferiority, tied_for_best
 from peftlab.statistics.intervals import Estimate, Summary, mean_score, summarize
 from peftlab.statistics.power import minimum_detectable_difference
+from peftlab.suites.plan import Plan, Search, make_plan
 from peftlab.suites.profiles import StoredProfile, profile_digest
 from peftlab.suites.store import Predictions, Stored, validation_scores
-from peftlab.suites.suite import Plan, Row, Search, Suite, make_plan
+from peftlab.suites.suite import Row, Suite
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from peftlab.reports.columns import (
 from peftlab.reports.published import HEADS, heading, published
 from peftlab.suites.profiles import ProfileStore
 from peftlab.suites.store import Store
-from peftlab.suites.suite import load_suite
+from peftlab.suites.suite_file import load_suite
 
 
 def read_analysis(folder: Path) -> Analysis:

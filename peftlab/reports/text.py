@@ -196,7 +196,7 @@ def matching(suite: Suite, task: str) -> list[str]:
     if suite.match is None:
         return []
     sizes = suite.sizes(task)
-    found = [f"{s.method} {s.name} {s.size} ({s.parameters:,}, {s.left_over * 100:+.2g} %)" for s in sizes]
+    found = [f"{s.method} {s.name} {s.size} ({s.parameters:,}, {s.excess * 100:+.2g} %)" for s in sizes]
     others = [name for name in suite.methods if name not in {size.method for size in sizes}]
     exempt = [name for name in others if not suite.methods[name].match]
     free = [name for name in others if name not in exempt]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from peftlab.recipe import Recipe
+from peftlab.suites.plan import Plan
 from peftlab.suites.store import Record, Stored
-from peftlab.suites.suite import Plan, Row, Suite
+from peftlab.suites.suite import Row, Suite
 
 
 @dataclass(frozen=True)

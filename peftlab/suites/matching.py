@@ -1,4 +1,4 @@
-"""Finds the sizes with which a suite's methods have the same number of parameters, on bases that are shapes alone."""
+"""Find the method sizes at which a suite's methods have an equal number of parameters. Base models stay on meta."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from peftlab.recipe import Recipe
 from peftlab.suites import gpus, workers
 from peftlab.suites.sizes import Size, write_sizes
 from peftlab.suites.store import suite_folder
-from peftlab.suites.suite import Suite, load_suite
+from peftlab.suites.suite import Suite
+from peftlab.suites.suite_file import load_suite
 
-STEPS = 1000  # what a method is told of the run; no count depends on it
+PLANNED_STEPS = 1000  # of the training plan that a method needs; no parameter count depends on it
 
 
 def matched_suite(folder: Path) -> Suite:
-    """The suite, its methods matched if it asks for it; what was not found yet is found now and written beside it."""
+    """The suite with its methods resized, if it has a `match`. Sizes not found before are found and stored."""
     suite = load_suite(folder, matched=False)
     if suite.match is None or not suite.unmatched():
         return suite
     check_writable(suite_folder(folder))
 
     def find() -> None:
-        found = [find_size(suite, task, method) for task, method in suite.unmatched()]
-        write_sizes([*suite.sizes(), *found], suite_folder(folder))
+        new = [find_size(suite, task, method) for task, method in suite.unmatched()]
+        write_sizes([*suite.sizes(), *new], suite_folder(folder))
 
     if gpus.visible():
         workers.run_in_subprocess(find)
@@ -38,37 +39,39 @@ def matched_suite(folder: Path) -> Suite:
 
 
 def find_size(suite: Suite, task: str, method: str) -> Size:
-    """The size nearest to the wanted count. Raises UserError if the method cannot get there.
+    """The size whose parameter count is nearest to the target. Raises UserError if no size is.
 
-    Counts grow evenly with a method's size: by r (d_in + d_out) a layer for LoRA, by 2 d + 1 for an adapter, by 2 d for
-    a prefix. Two counts tell the third.
+    The count is linear in the size: r (d_in + d_out) per layer for LoRA, 2 d + 1 per unit of an adapter's bottleneck,
+    2 d per position of a prefix. Two counts determine the line.
     """
     assert suite.match is not None
-    wanted, row = suite.match.parameters, next(row for row in suite.rows() if (row.task, row.method) == (task, method))
-    recipe = suite.recipe(row, learning_rate=suite.base_learning_rate(row), seed=suite.seeds[0], trial=False)
+    target = suite.match.parameters
+    recipe = suite.example(next(row for row in suite.rows() if (row.task, row.method) == (task, method)))
     setting = recipe.method.size_setting
     assert setting is not None
     where = f"methods.{method}: match"
-    cure = f"methods.{method}.match: false leaves it as it is"
+    remedy = f"methods.{method}.match: false keeps its size"
 
     def count(size: int) -> int:
         try:
             resized = recipe.method.resized(size)
         except ValidationError as error:
-            raise UserError(f"{where}: not with {setting} {size}: {first_error(error)}; {cure}") from None
+            raise UserError(f"{where}: not with {setting} {size}: {first_error(error)}; {remedy}") from None
         try:
             return parameters(recipe.model_copy(update={"method": resized}))
         except UserError as error:
-            raise UserError(f"{where}: not with {setting} {size} on {task}'s base: {error}; {cure}") from None
+            raise UserError(
+                f"{where}: not with {setting} {size} on the base model of {task}: {error}; {remedy}"
+            ) from None
 
-    few, more = count(2), count(3)
-    size = round(2 + (wanted - few) / (more - few))
+    at_two, at_three = count(2), count(3)
+    size = round(2 + (target - at_two) / (at_three - at_two))
     if size < 1:
-        raise UserError(f"{where}: with {setting} 2 it has {few:,} parameters already, {wanted:,} are wanted; {cure}")
+        raise UserError(f"{where}: {setting} 2 already has {at_two:,} parameters; the target is {target:,}; {remedy}")
     return Size(
         task=task,
         method=method,
-        wanted=wanted,
+        target=target,
         base=recipe.model.model_dump(mode="json"),
         settings=recipe.method.model_dump(mode="json"),
         name=setting,
@@ -78,7 +81,7 @@ def find_size(suite: Suite, task: str, method: str) -> Size:
 
 
 def parameters(recipe: Recipe) -> int:
-    """The method's own, without the head. Raises UserError."""
+    """Number of the method's trainable parameters, without the head. Raises UserError."""
     from peftlab.results.environment import quiet_libraries
 
     quiet_libraries()
@@ -101,7 +104,7 @@ def parameters(recipe: Recipe) -> int:
         padding_token=batch.tokenizer.pad_token_id,
     )
     plan = TrainingPlan(
-        optimizer_steps=STEPS,
+        optimizer_steps=PLANNED_STEPS,
         task_type=batch.task.task_type,
         head=base.head,
         longest_input=batch.length,

@@ -1,4 +1,4 @@
-"""A run of a suite in several processes of this machine, forked like a single one: what `accelerate launch` does."""
+"""Several processes per run on this machine, forked with the environment that `accelerate launch` would set."""
 
 from __future__ import annotations
 
@@ -19,42 +19,45 @@ from peftlab.errors import UserError
 
 
 class Placement(Settings):
-    """Over how many processes each run is spread, a GPU each if there are any, and how."""
+    """Processes of each run, and how they hold the model."""
 
     processes: int = Field(1, ge=1, le=64)
-    sharded: bool = False  # a share of the model each (FSDP2), not a copy
+    """Number of processes per run, with one GPU each on a machine with GPUs."""
+    sharded: bool = False
+    """Shard the model over the processes with FSDP2. By default each process holds a copy (DDP)."""
 
     @model_validator(mode="after")
     def _shared_by_several(self) -> Self:
         if self.sharded and self.processes == 1:
-            raise ValueError("one process has nobody to share the model with; set processes too")
+            raise ValueError("sharded: true needs several processes; set processes")
         return self
 
     @property
     def described(self) -> str:
-        """For a table's setup.
+        """The placement as the setup of a table describes it.
 
         >>> Placement(processes=2, sharded=True).described
-        '2 processes, each with a share of the model (FSDP2)'
+        '2 processes, each with a shard of the model (FSDP2)'
         """
-        held = "a share of the model (FSDP2)" if self.sharded else "a copy of the model"
+        held = "a shard of the model (FSDP2)" if self.sharded else "a copy of the model"
         return "1 process" if self.processes == 1 else f"{self.processes} processes, each with {held}"
 
     def check(self, gpus: int) -> None:
-        """Raise UserError on a machine with GPUs, but not one for each process."""
+        """Raise UserError if the machine has GPUs, but fewer than processes."""
         if 0 < gpus < self.processes:
-            raise UserError(f"placement.processes: found {self.processes}, and {gpus} GPUs, which take one each")
+            raise UserError(f"placement.processes: {self.processes} need one GPU each, and this machine has {gpus}")
 
     def run(self, work: Callable[[], object]) -> None:
-        """Do `work` here, or in as many processes, each told its rank as `accelerate launch` would tell it.
+        """Call `work` in this process, or in each of several forked ones with the rank variables of torch.distributed.
 
-        As soon as one of them fails the others are killed, and this process ends as that one did.
+        As soon as one process fails, the others are killed and this process ends in the same way: killed by the same
+        signal, or with exit code 1.
         """
         if self.processes == 1:
             work()
             return
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-        pids = {_forked(work, address | self._place(rank)) for rank in range(self.processes)}
+        pids = {_fork(work, address | self._rank_variables(rank)) for rank in range(self.processes)}
         failed = 0
         while pids:
             pid, status = os.wait()
@@ -69,21 +72,21 @@ class Placement(Settings):
         if failed:
             raise SystemExit(1)
 
-    def _place(self, rank: int) -> dict[str, str]:
+    def _rank_variables(self, rank: int) -> dict[str, str]:
         count = str(self.processes)
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-        return place | ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if self.sharded else {})
+        variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        return variables | ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if self.sharded else {})
 
 
 def die_with(parent: int) -> None:
-    """Have the system kill this process when its parent ends, on Linux."""
+    """Have the kernel kill this process when its parent ends (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os._exit(1)
 
 
-def _forked(work: Callable[[], object], environment: Mapping[str, str]) -> int:
+def _fork(work: Callable[[], object], environment: Mapping[str, str]) -> int:
     parent = os.getpid()
     pid = os.fork()
     if pid:

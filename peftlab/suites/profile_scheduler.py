@@ -18,8 +18,9 @@ from peftlab.suites import gpus, workers
 from peftlab.suites.claims import Claims
 from peftlab.suites.eta import duration
 from peftlab.suites.matching import matched_suite
+from peftlab.suites.plan import current_plan
 from peftlab.suites.profiles import ProfileRecord, ProfileStore, StoredProfile, profile_digest
-from peftlab.suites.scheduler import POLL, WORK, Options, Say, current_plan
+from peftlab.suites.scheduler import POLL, WORK, Options, Say
 from peftlab.suites.store import RETRYABLE, Store, suite_folder
 from peftlab.suites.suite import Suite
 from peftlab.suites.workers import Child
@@ -43,12 +44,7 @@ def profile_suite(folder: Path, options: Options, say: Say = print) -> None:
 def to_measure(suite: Suite, store: Store) -> list[Recipe]:
     """A recipe for each combination that validation lets through: with the chosen learning rate, or the base rate."""
     plan = current_plan(suite, store.records())
-    return [
-        cells[0]
-        if cells
-        else suite.recipe(row, learning_rate=suite.base_learning_rate(row), seed=suite.seeds[0], trial=False)
-        for row, cells in plan.cells.items()
-    ]
+    return [cells[0] if cells else suite.example(row) for row, cells in plan.cells.items()]
 
 
 class _Measurer:

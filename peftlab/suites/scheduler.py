@@ -21,8 +21,9 @@ from peftlab.suites.collect import collect, finished_runs
 from peftlab.suites.eta import EtaEstimator, duration
 from peftlab.suites.gpus import Slot, Slots
 from peftlab.suites.matching import matched_suite
-from peftlab.suites.store import RETRYABLE, Predictions, Record, Store, Stored, suite_folder, validation_scores
-from peftlab.suites.suite import Plan, Suite, make_plan
+from peftlab.suites.plan import Plan, current_plan
+from peftlab.suites.store import RETRYABLE, Predictions, Record, Store, Stored, suite_folder
+from peftlab.suites.suite import Suite
 from peftlab.suites.workers import Child, Ended
 
 WORK = ".bench"  # in the suite's folder, not committed: claims, logs, runs at work
@@ -65,7 +66,7 @@ def adopt(folder: Path, runs: Path, say: Say = print) -> int:
     adopted = 0
     while True:  # a trial more may tell the learning rate of further cells
         records = store.records()
-        plan = make_plan(suite, validation_scores(records))
+        plan = current_plan(suite, records)
         new = [recipe for recipe in plan.recipes if recipe.digest in found and not _scored(records, recipe.digest)]
         if not new:
             say(f"{adopted} adopted; {len(found.keys() - records.keys())} others below {runs} are none of this suite's")
@@ -79,10 +80,6 @@ def adopt(folder: Path, runs: Path, say: Say = print) -> int:
 def _scored(records: Mapping[str, Stored], digest: str) -> bool:
     """Whether there is a result: a run that failed or was out of memory gives way to one that did not."""
     return digest in records and records[digest].record.state not in RETRYABLE
-
-
-def current_plan(suite: Suite, records: Mapping[str, Stored]) -> Plan:
-    return make_plan(suite, validation_scores(records))
 
 
 @dataclass
@@ -174,9 +171,7 @@ class _Runner:
     def _record_refused(self, plan: Plan, records: Mapping[str, Stored]) -> None:
         """A combination that validation refuses is a finding too, and is written down like one."""
         for row, reason in plan.refused.items():
-            recipe = self.suite.recipe(
-                row, learning_rate=self.suite.base_learning_rate(row), seed=self.suite.seeds[0], trial=False
-            )
+            recipe = self.suite.example(row)
             if recipe.digest not in records:
                 record = Record(state="unsupported", reason=reason, recipe=recipe.to_record())
                 self.claims.take(recipe.digest, lambda: False)

@@ -1,4 +1,4 @@
-"""Sizes that bring a suite's methods to the same number of parameters, as they were found. No torch."""
+"""Method sizes that give a suite's methods an equal number of parameters, stored in matched.json. No torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from peftlab.component import Settings
 from peftlab.errors import UserError
@@ -16,38 +16,59 @@ FILE = "matched.json"
 
 
 class Match(Settings):
-    """What a suite asks for."""
+    """Resizing of a suite's methods to an equal number of trainable parameters."""
 
-    parameters: int = Field(gt=0)  # of the method without the head; AdaLoRA's with its initial ranks
+    parameters: int = Field(gt=0)
+    """Target number of trainable parameters, without the task's head; AdaLoRA counts with its initial ranks."""
 
 
 class Size(Settings):
-    """What was found for a method on a task's base: the size whose count of parameters is nearest to the wanted one."""
+    """The size of a method on one task's base model whose parameter count is nearest to the target."""
 
     task: str
+    """Name of the task in the suite."""
     method: str
-    wanted: int  # parameters
-    base: dict[str, Any]  # the task's model as in its recipe, for which it was found
-    settings: dict[str, Any]  # the method's likewise, before
-    name: str  # of the setting: "rank", "bottleneck", "length"
+    """Name of the method in the suite."""
+    target: int
+    """Parameters asked for by `match`."""
+    base: dict[str, Any]
+    """The recipe's model for which the size was found."""
+    settings: dict[str, Any]
+    """The method's settings before resizing."""
+    name: str
+    """Setting that holds the size: "rank", "bottleneck" or "length"."""
     size: int
+    """Value of that setting."""
     parameters: int
+    """Trainable parameters at that size, without the head."""
 
     @property
-    def left_over(self) -> float:
-        """Parameters beyond the wanted ones, as a share of these; negative where there are fewer."""
-        return self.parameters / self.wanted - 1
+    def excess(self) -> float:
+        """Parameters beyond the target, as a fraction of it; negative if there are fewer."""
+        return self.parameters / self.target - 1
 
 
 class Sizes(Settings):
-    """The file."""
+    """Content of matched.json."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
+    """Format version. Files of version 1 are read too."""
     sizes: list[Size]
+    """One entry per task and resized method."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_version_1(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("version") == 1:
+            sizes = [
+                {"target" if key == "wanted" else key: value for key, value in size.items()} for size in values["sizes"]
+            ]
+            return {"version": 2, "sizes": sizes}
+        return values
 
 
 def read_sizes(folder: Path) -> list[Size]:
-    """Those of a suite's folder; none if there is no file. Raises UserError."""
+    """Sizes stored in a suite's folder; none if there is no file. Raises UserError."""
     path = folder / FILE
     try:
         return Sizes.model_validate_json(path.read_bytes()).sizes
@@ -58,5 +79,5 @@ def read_sizes(folder: Path) -> list[Size]:
 
 
 def write_sizes(sizes: Sequence[Size], folder: Path) -> None:
-    """Replace the file by one rename."""
+    """Replace matched.json atomically."""
     atomic_write(folder / FILE, (Sizes(sizes=list(sizes)).model_dump_json(indent=1) + "\n").encode())

@@ -12,7 +12,7 @@ from peftlab.data.examples import Splits
 from peftlab.errors import UserError
 from peftlab.suites.collect import counted
 from peftlab.suites.store import Predictions, Store, Stored
-from peftlab.suites.suite import suite_file
+from peftlab.suites.suite_file import suite_file
 
 TOLERANCE = 1e-9  # of sums in another order
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from peftlab.suites.plan import make_plan
 from peftlab.suites.scheduler import Options, bench
 from peftlab.suites.store import Store, validation_scores
-from peftlab.suites.suite import load_suite, make_plan
+from peftlab.suites.suite_file import load_suite
 from tests.faults.conftest import counted
 
 SUITE = """\

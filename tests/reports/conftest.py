@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from peftlab.statistics import aggregates
+from peftlab.suites.plan import make_plan
 from peftlab.suites.profiles import ProfileRecord, ProfileStore
 from peftlab.suites.store import Counted, Predictions, Record, Store, validation_scores
-from peftlab.suites.suite import Row, load_suite, make_plan
+from peftlab.suites.suite import Row
+from peftlab.suites.suite_file import load_suite
 from tests.reports.made_up import SUITE, counts, ledger, result
 
 

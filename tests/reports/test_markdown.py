@@ -22,8 +22,10 @@ from peftlab.reports.markdown import markdown, read_analysis, tables
 from peftlab.results.run_result import Environment
 from peftlab.statistics import aggregates
 from peftlab.suites.eta import EtaEstimator
+from peftlab.suites.plan import make_plan
 from peftlab.suites.store import Store, validation_scores
-from peftlab.suites.suite import Row, load_suite, make_plan
+from peftlab.suites.suite import Row
+from peftlab.suites.suite_file import load_suite
 from peftlab.tasks.token_classification import TokenClassification
 from tests.reports.made_up import SUITE, changed, table_rows
 

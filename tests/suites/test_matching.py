@@ -9,8 +9,10 @@ from peftlab.errors import UserError
 from peftlab.methods import METHODS
 from peftlab.reports.text import matching
 from peftlab.suites.matching import matched_suite
-from peftlab.suites.sizes import FILE
-from peftlab.suites.suite import Suite, load_suite, make_plan
+from peftlab.suites.plan import make_plan
+from peftlab.suites.sizes import FILE, read_sizes
+from peftlab.suites.suite import Suite
+from peftlab.suites.suite_file import load_suite
 
 WIDTH, LAYERS, INNER = 384, 6, 1536  # MiniLM
 SUITE = """\
@@ -60,7 +62,7 @@ def test_the_size_is_the_nearest_by_the_closed_form(method: str, setting: str, a
     assert found.name == setting
     assert found.parameters == found.size * a_size + biases
     assert abs(found.parameters - 230_000) <= a_size / 2
-    assert found.left_over == pytest.approx(found.parameters / 230_000 - 1)
+    assert found.excess == pytest.approx(found.parameters / 230_000 - 1)
 
 
 def test_every_run_has_the_size(suite: Suite) -> None:
@@ -75,10 +77,10 @@ def test_every_run_has_the_size(suite: Suite) -> None:
     assert of["addresses-prompt_tuning-none"]["length"] == METHODS["prompt_tuning"]().model_dump()["length"]
 
 
-def test_what_is_left_over_is_said(suite: Suite) -> None:
+def test_the_excess_over_the_target_is_reported(suite: Suite) -> None:
     (text,) = matching(suite, "addresses")
     (lora,) = (size for size in suite.sizes() if size.method == "lora")
-    assert f"lora rank {lora.size} ({lora.parameters:,}, {lora.left_over * 100:+.2g} %)" in text
+    assert f"lora rank {lora.size} ({lora.parameters:,}, {lora.excess * 100:+.2g} %)" in text
     assert text.endswith("without a size, so as they are: full; left as they are: prompt_tuning.")
 
 
@@ -105,7 +107,7 @@ def test_sizes_are_found_once_and_again_when_the_suite_says_something_else(tmp_p
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("230000", "1000", "methods.lora: match: with rank 2 it has"),
+        ("230000", "1000", "methods.lora: match: rank 2 already has"),
         ("match: false, ", "", "methods.prompt_tuning: match: not with length 599"),
         ("230000", "0", "match.parameters"),
     ],
@@ -115,3 +117,9 @@ def test_a_count_that_cannot_be_had_is_a_line(old: str, new: str, says: str, tmp
         matched_suite(write(tmp_path, SUITE.replace(old, new)))
     assert says in str(caught.value)
     assert not (tmp_path / FILE).exists()
+
+
+def test_sizes_of_version_1_are_read(suite: Suite, tmp_path: Path) -> None:
+    sizes = [{**size.model_dump(exclude={"target"}), "wanted": size.target} for size in suite.sizes()]
+    (tmp_path / FILE).write_text(json.dumps({"version": 1, "sizes": sizes}))
+    assert read_sizes(tmp_path) == suite.sizes()

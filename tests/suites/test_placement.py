@@ -21,7 +21,7 @@ from peftlab.suites.profile_scheduler import profile_suite
 from peftlab.suites.reproduce import reproduce
 from peftlab.suites.scheduler import Options, bench
 from peftlab.suites.store import Store
-from peftlab.suites.suite import load_suite
+from peftlab.suites.suite_file import load_suite
 
 SUITE = """\
 seeds: [1]
@@ -78,7 +78,7 @@ def test_two_processes_give_what_one_gives_and_the_result_says_how(tmp_path: Pat
             assert (spread.environment.processes, spread.environment.sharded) == (2, sharded)
     assert "spread" not in setup(read_analysis(folders[0]))[0]
     found = read_analysis(folders[2])
-    assert "A run is spread over 2 processes, each with a share of the model (FSDP2)." in setup(found)[0]
+    assert "A run is spread over 2 processes, each with a shard of the model (FSDP2)." in setup(found)[0]
     assert "1 thread, 2 processes with a share of the model each" in found.common["addresses"]
     again = reproduce(next(iter(two.values())).path)
     assert again.same
@@ -174,7 +174,7 @@ def test_the_record_has_the_cause_not_what_it_did_to_the_others(
 
 
 def test_more_processes_than_gpus_are_refused_and_a_cpu_takes_any_number() -> None:
-    with pytest.raises(UserError, match=r"placement.processes: found 4, and 2 GPUs"):
+    with pytest.raises(UserError, match=r"placement.processes: 4 need one GPU each, and this machine has 2"):
         Placement(processes=4).check(2)
     Placement(processes=4).check(4)
     Placement(processes=4).check(0)
@@ -183,11 +183,11 @@ def test_more_processes_than_gpus_are_refused_and_a_cpu_takes_any_number() -> No
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (SUITE + "placement: {sharded: true}\n", r"suite.yaml:\d+: placement: one process has nobody"),
+        (SUITE + "placement: {sharded: true}\n", r"suite.yaml:\d+: placement: sharded: true needs several processes"),
         (SUITE + "placement: {processes: 0}\n", r"suite.yaml:\d+: placement.processes: .*found 0"),
         (
             SUITE.replace("steps: 2", "steps: 2, auto_micro_batch: true") + "placement: {processes: 2}\n",
-            "auto_micro_batch: runs in several processes cannot",
+            "auto_micro_batch: not supported with several processes",
         ),
     ],
 )

@@ -30,11 +30,13 @@ from peftlab.suites import scheduler as bench_module
 from peftlab.suites import workers
 from peftlab.suites.claims import Claims
 from peftlab.suites.collect import collect
+from peftlab.suites.plan import Plan, current_plan, make_plan
 from peftlab.suites.profile_scheduler import ALONE, profile_suite
 from peftlab.suites.profiles import ProfileRecord, ProfileStore
 from peftlab.suites.scheduler import Options, adopt, bench
-from peftlab.suites.store import Predictions, Record, Store
-from peftlab.suites.suite import Plan, Row, Scores, Suite, load_suite, make_plan
+from peftlab.suites.store import Predictions, Record, Store, Stored
+from peftlab.suites.suite import Row, Suite
+from peftlab.suites.suite_file import load_suite
 
 SUITE = """\
 seeds: [1, 2]
@@ -288,11 +290,11 @@ def test_a_runner_that_waits_leaves_the_processor_to_the_runs(tmp_path: Path, mo
     """As often as runs end it looks what is to be done, however long they take and whether it could take more."""
     plans: list[object] = []
 
-    def counting(suite: Suite, scores: Scores) -> Plan:
+    def counting(suite: Suite, records: dict[str, Stored]) -> Plan:
         plans.append(suite)
-        return make_plan(suite, scores)
+        return current_plan(suite, records)
 
-    monkeypatch.setattr(bench_module, "make_plan", counting)
+    monkeypatch.setattr(bench_module, "current_plan", counting)
     monkeypatch.setattr(bench_module, "POLL", 0.01)
     monkeypatch.setattr(peftlab.runs.run, "run", lambda recipe, folder: time.sleep(1))  # and leaves nothing: failed
     for name, jobs in (("full", 1), ("idle", 3)):

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from peftlab.errors import UserError
+from peftlab.suites.plan import make_plan
 from peftlab.suites.profiles import ProfileRecord, ProfileStore, profile_digest
 from peftlab.suites.store import Record, Store
-from peftlab.suites.suite import Row, Suite, load_suite, make_plan
+from peftlab.suites.suite import Row, Suite
+from peftlab.suites.suite_file import load_suite
 
 SUITES = sorted((Path(__file__).parents[2] / "benchmarks").glob("*/suite.yaml"))
 GOOD = """\
@@ -87,8 +89,8 @@ def test_a_task_takes_the_suites_settings_but_for_its_own(tmp_path: Path) -> Non
         ("[1, 2]", "[1, x]", "suite.yaml:1: seeds.1: input should be a valid integer, found \"x\""),
         ("[1, 2]", "yes", 'suite.yaml:1: seeds: a list of whole numbers was expected, found "yes"'),
         ("addresses: {}", "addresses: 3", "suite.yaml:8: tasks.addresses: a mapping (model, task, data, training, ..."),
-        ("[1, 2]", "[1, 1]", "suite.yaml:1: suite: seeds: 1 stands twice"),
-        ("[1, 2]", "[0, 1]", "trials.seed: 0 is one of the cells' seeds"),
+        ("[1, 2]", "[1, 1]", "suite.yaml:1: suite: seeds: 1 is listed twice"),
+        ("[1, 2]", "[0, 1]", "trials.seed: 0 is one of the suite's seeds"),
         ("epochs: 1", "epochs: -1", "suite.yaml:5: training.epochs: input should be greater than 0, found -1"),
         ("[none, nf4]", "[none, nf5]", "suite.yaml:6: quantizations.1: unknown kind 'nf5' (did you mean 'nf4'?)"),
         ("addresses: {}", "addresses: {learning_rates: {lroa: 1e-3}}", "'lroa' is none of full, lora (did you mean 'l"),

@@ -18,7 +18,7 @@ from peftlab.suites.collect import collect
 from peftlab.suites.reproduce import compare, reproduce
 from peftlab.suites.scheduler import adopt
 from peftlab.suites.store import Counted, Store, packed, read_record
-from peftlab.suites.suite import load_suite
+from peftlab.suites.suite_file import load_suite
 from peftlab.suites.verify import verify
 
 SUITE = """\
