@@ -76,8 +76,8 @@ bench: $(READY)
 	@$(BIN)/peftlab bench benchmarks/$(suite) --jobs $(or $(jobs),2)
 	@$(BIN)/peftlab table benchmarks/$(suite)
 
-# One test process per core, one thread each.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup
+# One test process per core, one thread each. A file stays in one process: its fixtures are built once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(READY)
 	$(PYTEST) -m "not slow and not grid"

@@ -34,8 +34,19 @@ def refused(*words: str | Path, folder: Path = ROOT, **environment: str) -> str:
     """The one line of a refusal."""
     done = peftlab(*words, folder=folder, **environment)
     assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    (line,) = done.stderr.splitlines()
+    return only_line(done.stderr)
+
+
+def refused_by(server: Server, *words: str | Path, **environment: str) -> str:
+    """The same from a forked process, for commands that import torch."""
+    done = server.run(*words, **environment)
+    assert done.code == 2, done.err
+    return only_line(done.err)
+
+
+def only_line(stderr: str) -> str:
+    assert "Traceback" not in stderr
+    (line,) = stderr.splitlines()
     return line
 
 
@@ -121,30 +132,32 @@ def test_a_process_timeout_without_end_is_refused(recipe_file: Path) -> None:
     assert "Invalid value for '--process-timeout'" in done.stderr
 
 
-def test_an_output_that_cannot_be_written_is_one_line(recipe_file: Path, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_one_line(server: Server, recipe_file: Path, tmp_path: Path) -> None:
     (tmp_path / "occupied").write_text("a file where a folder should be")
-    line = refused("run", recipe_file, "--output", tmp_path / "occupied")
+    line = refused_by(server, "run", recipe_file, "--output", tmp_path / "occupied")
     assert line.startswith("--output ")
     assert "cannot be written: Not a directory" in line
 
 
-def test_no_network_and_nothing_cached_is_one_line(recipe_file: Path, tmp_path: Path) -> None:
+def test_no_network_and_nothing_cached_is_one_line(server: Server, recipe_file: Path, tmp_path: Path) -> None:
     nothing = {"PEFTLAB_CACHE": str(tmp_path / "cache"), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
-    line = refused("run", recipe_file, "--output", tmp_path / "runs", **nothing)
+    line = refused_by(server, "run", recipe_file, "--output", tmp_path / "runs", **nothing)
     assert "datamade/usaddress" in line
     assert "usaddress 0.5.16" in line
     assert list((tmp_path / "runs" / "mine").glob("[!.]*")) == []
 
 
-def test_an_unknown_model_is_one_line_with_the_nearest_known_one(recipe_file: Path, tmp_path: Path) -> None:
-    line = refused(
-        "run", recipe_file, "--output", tmp_path, "--set", "model=sentence-transformers/all-MiniLM-L6-v3"
+def test_an_unknown_model_is_one_line_with_the_nearest_known_one(
+    server: Server, recipe_file: Path, tmp_path: Path
+) -> None:
+    line = refused_by(
+        server, "run", recipe_file, "--output", tmp_path, "--set", "model=sentence-transformers/all-MiniLM-L6-v3"
     )  # fmt: skip
     assert "(did you mean 'sentence-transformers/all-MiniLM-L6-v2'?)" in line
 
 
-def test_predict_on_what_is_no_run_is_one_line(tmp_path: Path) -> None:
-    assert "no tuned model here" in refused("predict", tmp_path, "some text")
+def test_predict_on_what_is_no_run_is_one_line(server: Server, tmp_path: Path) -> None:
+    assert "no tuned model here" in refused_by(server, "predict", tmp_path, "some text")
 
 
 @pytest.fixture(scope="module")
@@ -188,11 +201,12 @@ def test_a_second_call_prints_the_result_without_running_again(
     assert result.stat().st_mtime_ns == before
 
 
-def test_force_runs_again(first_run: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+def test_force_runs_again(server: Server, first_run: tuple[subprocess.CompletedProcess[str], Path]) -> None:
     _, folder = first_run
     (result,) = folder.glob("runs/mine/*/result.json")
     before = json.loads(result.read_text())
-    assert peftlab("run", "mine.yaml", "--set", "quantization=nf4", "--force", folder=folder).returncode == 0
+    again = server.inside(folder).run("run", "mine.yaml", "--set", "quantization=nf4", "--force")
+    assert again.code == 0, again.err
     after = json.loads(result.read_text())
     assert (after["started"], after["metrics"]) != (before["started"], None)
     assert after["metrics"] == before["metrics"]
@@ -200,7 +214,7 @@ def test_force_runs_again(first_run: tuple[subprocess.CompletedProcess[str], Pat
     assert visible == [result.parent.name]
 
 
-def test_changed_data_are_not_taken_for_the_old(tmp_path: Path) -> None:
+def test_changed_data_are_not_taken_for_the_old(server: Server, tmp_path: Path) -> None:
     rows = [{"tokens": ["12", "Main", f"S{i}"], "labels": ["B-N", "B-S", "I-S"]} for i in range(60)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "mine.yaml").write_text(
@@ -208,13 +222,14 @@ def test_changed_data_are_not_taken_for_the_old(tmp_path: Path) -> None:
         "method: lora\ntraining: {steps: 1}\n"
     )
     output = ("--output", "runs[/x]")  # what looks like markup is none
-    assert "runs[/x]/mine/" in peftlab("run", "mine.yaml", *output, folder=tmp_path).stdout
-    assert "holds this run already" in peftlab("run", "mine.yaml", *output, folder=tmp_path).stdout
+    server = server.inside(tmp_path)
+    assert "runs[/x]/mine/" in server.run("run", "mine.yaml", *output).out
+    assert "holds this run already" in server.run("run", "mine.yaml", *output).out
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
-    line = refused("run", "mine.yaml", *output, folder=tmp_path)
+    line = refused_by(server, "run", "mine.yaml", *output)
     assert "the data of this run changed since" in line
     (tmp_path / "mine.jsonl").unlink()
-    shown = peftlab("run", "mine.yaml", *output, folder=tmp_path).stdout.splitlines()
+    shown = server.run("run", "mine.yaml", *output).out.splitlines()
     assert shown[0].endswith("holds this run already (--force runs it again)")
     assert shown[1] == "data       mine.jsonl is gone, and nobody can tell if it has changed since"
     assert shown[2].startswith("validation entity_f1 ")
@@ -227,6 +242,7 @@ def test_a_file_to_predict_that_cannot_be_read_is_one_line(tmp_path: Path, text:
     assert says in refused("predict", tmp_path, text)
 
 
+@pytest.mark.slow  # tests/faults has the same with a fault injected into a forked process
 def test_a_full_disk_is_one_line_and_leaves_nothing(recipe_file: Path, tmp_path: Path) -> None:
     def little_room() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -249,7 +265,7 @@ def test_predict_reads_text_file_and_standard_input_alike(
     (run,) = folder.glob("runs/mine/[!.]*")
     text = "123 Main Street"
     (tmp_path / "lines.txt").write_text(f"{text}\n\n{text}\n")
-    one = json.loads(peftlab("predict", run, text).stdout)
+    one = json.loads(server.run("predict", run, text).out)
     assert (one.pop("line"), one["words"]) == (1, text.split())
     both = [json.loads(line) for line in server.run("predict", run, tmp_path / "lines.txt").out.splitlines()]
     assert both == [{"line": 1, **one}, {"line": 3, **one}]

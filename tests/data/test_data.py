@@ -17,6 +17,7 @@ from peftlab.errors import UserError
 from peftlab.models.model import Model
 from peftlab.recipe import Recipe
 from peftlab.sources import assets
+from tests.sampling import slow_after
 
 FIELDS = ("tokens", "labels")
 
@@ -51,13 +52,31 @@ def test_conll_2003_has_its_published_sizes() -> None:
 
 @pytest.mark.parametrize(
     ("id", "columns", "size", "labels"),
-    [
-        ("rotten_tomatoes", {}, 8530, {"pos": 4265, "neg": 4265}),
-        ("glue/sst2", {"text": "sentence"}, 872, {"positive": 444, "negative": 428}),
-        ("glue/mrpc", {"text": "sentence1", "text_pair": "sentence2"}, 408, {"equivalent": 279, "not_equivalent": 129}),
-        ("glue/rte", {"text": "sentence1", "text_pair": "sentence2"}, 277, {"not_entailment": 131, "entailment": 146}),
-        ("boolq", {"text": "question", "text_pair": "passage", "label": "answer"}, 12697, {True: 7907, False: 4790}),
-    ],
+    slow_after(
+        2,
+        [
+            ("rotten_tomatoes", {}, 8530, {"pos": 4265, "neg": 4265}),
+            ("glue/sst2", {"text": "sentence"}, 872, {"positive": 444, "negative": 428}),
+            (
+                "glue/mrpc",
+                {"text": "sentence1", "text_pair": "sentence2"},
+                408,
+                {"equivalent": 279, "not_equivalent": 129},
+            ),
+            (
+                "glue/rte",
+                {"text": "sentence1", "text_pair": "sentence2"},
+                277,
+                {"not_entailment": 131, "entailment": 146},
+            ),
+            (
+                "boolq",
+                {"text": "question", "text_pair": "passage", "label": "answer"},
+                12697,
+                {True: 7907, False: 4790},
+            ),
+        ],
+    ),
 )
 def test_classified_texts_have_their_published_sizes(
     id: str, columns: dict[str, str], size: int, labels: dict[object, int]
@@ -70,7 +89,9 @@ def test_classified_texts_have_their_published_sizes(
     assert ("text_pair" in rows[0].fields) == ("text_pair" in columns)
 
 
-@pytest.mark.parametrize(("name", "size"), [("tweets", 4200), ("amazon", 3708), ("movies", 10605), ("nyt", 5190)])
+@pytest.mark.parametrize(
+    ("name", "size"), slow_after(1, [("tweets", 4200), ("amazon", 3708), ("movies", 10605), ("nyt", 5190)])
+)
 def test_rated_texts_have_their_published_sizes_and_range(name: str, size: int) -> None:
     splits = Hub(id=f"cjhutto/vaderSentiment/{name}", columns={"label": "rating"}).load(("text", "label"))
     ratings = [row.fields["label"] for part in splits.rows.values() for row in part]

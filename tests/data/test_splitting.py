@@ -135,6 +135,7 @@ def test_where_all_is_leaked_there_is_nothing_to_train_on(tmp_path: Path) -> Non
         load(tmp_path, rows(20), validation=path, test=path, drop_leaks=True)
 
 
+@pytest.mark.slow
 def test_conll_2003_leaks_as_is_known() -> None:
     from peftlab.data.hub import Hub
 

@@ -32,6 +32,7 @@ from peftlab.quantization.four_bit import FourBit
 from peftlab.recipe import Recipe, load_recipe
 from peftlab.tasks.token_classification import TokenClassification
 from tests.conftest import MINILM, RECIPE
+from tests.sampling import slow_after
 
 CPU = torch.device("cpu")
 LAYER = "bert.encoder.layer.0.intermediate.dense"
@@ -87,16 +88,19 @@ def lora_b(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize(
     ("method", "settings"),
-    [
-        ("lora", {}),
-        ("lora", {"quantization": "nf4"}),
-        ("adalora", {"quantization": "int8"}),
-        ("prefix_tuning", {}),
-        ("adapter", {"model": "microsoft/deberta-v3-base"}),
-        ("ia3", {"model": "google-t5/t5-small"}),
-        ("head", {"model": "google/electra-small-discriminator"}),
-        ("full", {}),
-    ],
+    slow_after(
+        3,
+        [
+            ("lora", {}),
+            ("lora", {"quantization": "nf4"}),
+            ("adalora", {"quantization": "int8"}),
+            ("prefix_tuning", {}),
+            ("adapter", {"model": "microsoft/deberta-v3-base"}),
+            ("ia3", {"model": "google-t5/t5-small"}),
+            ("head", {"model": "google/electra-small-discriminator"}),
+            ("full", {}),
+        ],
+    ),
 )
 def test_a_good_recipe_has_no_red_check(method: str, settings: dict[str, Any]) -> None:
     found = list(examine(recipe(METHODS[method](), **settings), CPU))
@@ -386,6 +390,7 @@ def test_nothing_known_of_a_base_is_one_line_with_the_cure() -> None:
         next(iter(examine(recipe(model="facebook/opt-125m"), CPU)))
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_list_and_exits_with_what_it_found(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,8 +103,9 @@ def test_three_kills_two_of_them_in_one_epoch(number: int, lab: Lab, output: Pat
     assert len(after.result.resumes) == 3
 
 
+@pytest.mark.parametrize("stride", slow_after(1, [4, 1]))
 @pytest.mark.parametrize("combination", COMBINATIONS[:: counted(len(COMBINATIONS), 1)], ids=str)
-def test_killed_at_each_file_operation_of_a_save(combination: Combination, lab: Lab, output: Path) -> None:
+def test_killed_at_each_file_operation_of_a_save(combination: Combination, stride: int, lab: Lab, output: Path) -> None:
     """F2. The save is that of step 4: steps 2 and 3 are there, 2 is then deleted."""
     recipe = sets(combination)
     words = [*lab.words(output, *recipe), *EVERY]
@@ -113,7 +114,7 @@ def test_killed_at_each_file_operation_of_a_save(combination: Combination, lab: 
     operations = int(count.read_text())
     assert operations > 15
     finished(output)
-    for number in range(1, operations + 1):
+    for number in range(1, operations + 1, stride):
         at = output / str(number)
         words = [*lab.words(at, *recipe), *EVERY]
         killed = lab.server.run(*words, faults=[["kill_at_operation_of_save", 4, number]])

@@ -13,6 +13,7 @@ from peftlab.methods.lora import Lora
 from peftlab.methods.method import MethodContext
 from peftlab.methods.targets import chosen_layers
 from tests.contract.bases import tiny
+from tests.sampling import slow_after
 
 Load = Callable[..., Base]
 Attach = Callable[..., torch.nn.Module]
@@ -113,7 +114,7 @@ def test_pissa_keeps_the_base_in_float32() -> None:
     assert not Lora().trains_base
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+@pytest.mark.parametrize("quantization", slow_after(1, ["none", "int8", "nf4"]))
 def test_dora_trains_a_magnitude_and_reloads_exactly(
     base_of: Load, attach: Attach, probe_input: Input, tmp_path: Path, quantization: str
 ) -> None:

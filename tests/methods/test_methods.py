@@ -24,6 +24,7 @@ from peftlab.methods.method import MethodContext
 from peftlab.methods.peft import IMPLEMENTED, QUANTIZED, REFUSED, Peft
 from tests.contract import bases
 from tests.contract.bases import tiny
+from tests.sampling import slow_after
 
 TAGS = TrainingPlan(optimizer_steps=4, task_type="TOKEN_CLS", head=("classifier",), longest_input=11)
 TEXT = TrainingPlan(optimizer_steps=4, task_type="CAUSAL_LM")
@@ -43,7 +44,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", slow_after(3, METHODS))
 def test_a_methods_settings_import_neither_torch_nor_peft(kind: str) -> None:
     module = METHODS[kind].__module__
     program = f"import sys, {module}; sys.exit(bool({{'torch', 'peft', 'transformers'}} & set(sys.modules)))"
@@ -192,7 +193,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # where the defaults do not fit a model
 }
 
 
-@pytest.mark.parametrize("name", open_types())
+@pytest.mark.parametrize("name", slow_after(6, open_types()))
 def test_every_type_that_is_let_through_trains_and_reloads(name: str, tmp_path: Path) -> None:
     family = "decoder" if name == "ADAPTION_PROMPT" else "encoder"
     bases.make_bases(tmp_path)

@@ -22,6 +22,7 @@ from peftlab.profiling.memory import HostRecorder
 from peftlab.profiling.profile import Memory
 from peftlab.recipe import Recipe
 from peftlab.tasks import TASKS as REAL_TASKS
+from tests.sampling import slow_after
 
 EXAMPLES, LENGTH = 4, 64
 SHAPES: dict[str, dict[str, Any]] = {
@@ -132,7 +133,7 @@ def check_bytes(planned: Memory, real: Memory) -> None:
     assert planned.peak == pytest.approx(real.peak, rel=0.05)
 
 
-@pytest.mark.parametrize(("shape", "method", "quantization", "checkpointing"), QUICK)
+@pytest.mark.parametrize(("shape", "method", "quantization", "checkpointing"), slow_after(2, QUICK))
 def test_the_plan_is_within_five_percent_of_the_ledger(
     bases: dict[str, Path], shape: str, method: Any, quantization: str, checkpointing: bool
 ) -> None:
@@ -169,6 +170,7 @@ def test_checkpointing_keeps_nothing_of_an_adapter_from_step_to_step(bases: dict
     assert memory.held == 0
 
 
+@pytest.mark.slow
 def test_a_batch_is_cut_until_it_fits_and_stays_the_same_batch(bases: dict[str, Path]) -> None:
     wanted = recipe(bases["encoder"], "encoder", LORA, batch_examples=8)
     whole = estimate.estimate_memory(wanted, limit=None, devices=1, examples=None, length=64)
@@ -184,6 +186,7 @@ def test_a_batch_is_cut_until_it_fits_and_stays_the_same_batch(bases: dict[str, 
     assert (never.accumulation, never.micro_batch, never.fits) == (2, 1, False)
 
 
+@pytest.mark.slow
 def test_what_no_cut_makes_fit_is_found_with_two_examples(
     bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +210,7 @@ def test_what_no_cut_makes_fit_is_found_with_two_examples(
     assert 0 <= whole.needed - never.needed < whole.memory.inputs
 
 
+@pytest.mark.slow
 def test_devices_share_a_step(bases: dict[str, Path]) -> None:
     wanted = recipe(bases["encoder"], "encoder", LORA, batch_examples=4)
     alone = estimate.estimate_memory(wanted, limit=None, devices=1, examples=2, length=32)
@@ -225,7 +229,7 @@ SHARED: list[tuple[str, Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("shape", "method", "quantization"), SHARED)
+@pytest.mark.parametrize(("shape", "method", "quantization"), slow_after(1, SHARED))
 def test_the_plan_of_shares_is_within_five_percent_of_what_a_process_holds(
     bases: dict[str, Path], shape: str, method: Any, quantization: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +260,7 @@ def test_every_quantisation_has_a_forecast_or_a_reason(bases: dict[str, Path]) -
     assert "full fine-tuning" in str(found["nf4"].unsupported)
 
 
+@pytest.mark.slow
 def test_a_base_that_is_not_here_is_planned_by_its_kept_shape(tmp_path: Path) -> None:
     """Seven thousand million weights, none of them made."""
     wanted = recipe(Path("meta-llama/Llama-3.1-8B"), "decoder", LORA, "nf4", precision="bfloat16")
@@ -273,6 +278,7 @@ def test_a_size_that_is_none_is_refused(text: str) -> None:
         estimate.parse_size(text)
 
 
+@pytest.mark.slow
 def test_a_quantisation_is_planned_in_shares_as_they_can_be_cut(bases: dict[str, Path]) -> None:
     wanted = recipe(bases["encoder"], "encoder", LORA)
     found = {f.quantization: f for f in estimate.estimate(wanted, devices=2, sharded=True, examples=2, length=16)}

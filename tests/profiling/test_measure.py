@@ -24,6 +24,7 @@ from peftlab.profiling.profile import MIB, Flops, PhaseSnapshot, read_step
 from peftlab.recipe import Recipe
 from peftlab.tasks import Task
 from peftlab.training.settings import Training
+from tests.sampling import slow_after
 
 VOCABULARY, EXAMPLES, LENGTH = 8000, 8, 128
 
@@ -143,7 +144,7 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize(("method", "quantization", "cured"), GOLDEN)
+@pytest.mark.parametrize(("method", "quantization", "cured"), slow_after(2, GOLDEN))
 def test_the_golden_bytes(golden: Golden, method: str, quantization: str, cured: bool) -> None:
     table, exact = GOLDEN[method, quantization, cured]
     memory = memory_pass(golden(method, quantization, cured=cured), HostRecorder(), evaluate=False)
@@ -159,6 +160,7 @@ def small(subject: Subject, examples: int = 2, length: int = 32) -> Subject:
     return dataclasses.replace(subject, examples=cut[:examples])
 
 
+@pytest.mark.slow
 def test_the_bytes_repeat(golden: Golden) -> None:
     first, again = (memory_pass(small(golden("lora", "nf4")), HostRecorder()) for _ in range(2))
     assert again.model_copy(update={"process_peak": first.process_peak}) == first
@@ -176,6 +178,7 @@ def test_the_parts_come_to_the_peak(golden: Golden) -> None:
     assert memory.process_peak > memory.peak
 
 
+@pytest.mark.slow
 def test_micro_batches_hold_fewer_activations(golden: Golden) -> None:
     whole = memory_pass(small(golden("lora"), 4), HostRecorder(), evaluate=False)
     cut = memory_pass(small(golden("lora", accumulation=4), 4), HostRecorder(), evaluate=False)
@@ -197,6 +200,7 @@ def ratio(flops: Flops) -> float:
     return round((flops.forward + flops.backward) / flops.forward, 2)
 
 
+@pytest.mark.slow
 def test_operations_of_a_step_in_forward_passes(golden: Golden) -> None:
     """Full fine-tuning three; LoRA in every layer about two; the head alone little more than one."""
     found = {method: flops_pass(golden(method)) for method in ("full", "lora", "head")}
@@ -267,6 +271,7 @@ def test_every_method_has_a_ledger(golden: Golden, method: str) -> None:
     assert ledger.flops.forward > 0
 
 
+@pytest.mark.slow
 def test_a_method_that_cannot_be_taken_off_or_merged_says_nothing_of_it(golden: Golden) -> None:
     found = inference_pass(small(golden("lora", "nf4")))
     assert found.merged is None

@@ -121,6 +121,7 @@ def test_csv_holds_a_ledgers_integers(measured_folder: Path) -> None:
     assert (lora["process_peak_bytes"], lora["ledger_process_peak_bytes"]) == ("", "7000")  # of runs not measured
 
 
+@pytest.mark.slow
 def test_memory_is_drawn_by_its_parts_where_every_line_has_a_ledger(measured_folder: Path, tmp_path: Path) -> None:
     def drawn(folder: Path, name: str) -> str:
         write_figures(read_analysis(folder), tmp_path)

@@ -46,6 +46,7 @@ training: {steps: 2, evaluate_every: 2, batch_examples: 6, learning_rate: 5e-3, 
 """
 
 
+@pytest.mark.slow
 def test_windows_on_two_processes_give_the_answers_of_one(server: Server, tmp_path: Path) -> None:
     (tmp_path / "qa.yaml").write_text(QUESTIONS)
     one = result_of(server, tmp_path / "qa.yaml", tmp_path / "one", 1)
@@ -62,6 +63,7 @@ def test_windows_on_two_processes_give_the_answers_of_one(server: Server, tmp_pa
     assert len(spoken[0]) == 13 + 7
 
 
+@pytest.mark.slow
 def test_two_processes_perturb_and_decay_as_one(server: Server, recipe_file: Path, tmp_path: Path) -> None:
     options = ("training.adversarial=1.0", "training.embedding_noise=5", "training.layer_decay=0.8")
     one = result_of(server, recipe_file, tmp_path / "one", 1, *options)

@@ -21,6 +21,7 @@ from peftlab.runs import artifact
 from peftlab.runs.inference import answers, merge, of_lines
 from peftlab.runs.run import run
 from tests.conftest import RECIPE
+from tests.sampling import slow_after
 
 CPU = torch.device("cpu")
 
@@ -168,7 +169,7 @@ def test_full_fine_tuning_is_saved_as_the_whole_model(tmp_path: Path, probe_inpu
     assert plain.config.classifier_dropout is None
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("quantization", slow_after(1, ["none", "nf4"]))
 def test_a_run_in_bfloat16_is_merged_at_the_precision_of_the_published_base(tmp_path: Path, quantization: str) -> None:
     settings = ("training.precision=bfloat16", "training.steps=1", f"quantization={quantization}")
     result, folder = finished(tmp_path, *settings)
@@ -177,6 +178,7 @@ def test_a_run_in_bfloat16_is_merged_at_the_precision_of_the_published_base(tmp_
     assert {t.dtype for t in load_file(tmp_path / "merged" / "model.safetensors").values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_what_rounding_to_the_published_dtype_changes_is_in_the_difference(tmp_path: Path, minilm: ModelFiles) -> None:
     base = tmp_path / "base"
     shutil.copytree(minilm.folder, base, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
@@ -246,6 +248,7 @@ def test_entities_come_back_for_text(lora: tuple[RunResult, Path]) -> None:
             assert " ".join(answer["words"][entity["start"] : entity["end"]]) == entity["text"]
 
 
+@pytest.mark.slow
 def test_checkpointing_trains_the_same(lora: tuple[RunResult, Path], tmp_path: Path) -> None:
     result, _ = finished(tmp_path, "training.gradient_checkpointing=true")
     assert result.curve.losses == pytest.approx(lora[0].curve.losses, abs=1e-6)

@@ -22,6 +22,7 @@ from peftlab.suites.reproduce import reproduce
 from peftlab.suites.scheduler import Options, bench
 from peftlab.suites.store import Store
 from peftlab.suites.suite_file import load_suite
+from tests.sampling import slow_after
 
 SUITE = """\
 seeds: [1]
@@ -49,6 +50,7 @@ def written(folder: Path, placement: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives_and_the_result_says_how(tmp_path: Path) -> None:
     assert Accelerator(cpu=True).num_processes == 1  # a place that the forked processes must not take for theirs
     folders = [
@@ -148,11 +150,14 @@ WAIT = 30.0  # seconds
 
 @pytest.mark.parametrize(
     ("end", "state", "reason"),
-    [
-        ("raises", "out of memory", "out of memory at step 3"),
-        ("killed", "out of memory", "killed 3 times from outside, as a system short of memory does"),
-        ("lost", "failed", "its process ended with exit code 1 and left nothing"),  # the first one waits in vain
-    ],
+    slow_after(
+        1,
+        [
+            ("raises", "out of memory", "out of memory at step 3"),
+            ("killed", "out of memory", "killed 3 times from outside, as a system short of memory does"),
+            ("lost", "failed", "its process ended with exit code 1 and left nothing"),  # the first one waits in vain
+        ],
+    ),
 )
 def test_the_record_has_the_cause_not_what_it_did_to_the_others(
     end: str, state: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -248,6 +248,7 @@ def test_a_killed_process_is_tried_again_and_after_three_times_recorded(tmp_path
     assert states == {"lora": "out of memory", "head": "done"}
 
 
+@pytest.mark.slow
 def test_a_score_that_a_split_does_not_define_is_said_and_no_runner_dies_of_it(
     tmp_path: Path, benched: tuple[Path, list[str]], monkeypatch: Patch
 ) -> None:
@@ -344,6 +345,7 @@ def test_a_record_without_a_result_reads_as_it_was_written(tmp_path: Path) -> No
     assert Store(tmp_path).records()[recipe.digest].record == record
 
 
+@pytest.mark.slow
 def test_every_combination_gets_a_ledger_or_its_reason_one_at_a_time(tmp_path: Path) -> None:
     folder = write(tmp_path / "tiny", ONE.replace("rank: 2", "targets: [nowhere]") + FULL.replace("[nf4]", "[none]"))
     other = Claims(folder / ".bench" / "claims.sqlite", lease=600)

@@ -224,6 +224,7 @@ def test_a_ledger_in_two_files_and_a_damaged_one_are_one_line(tmp_path: Path) ->
             ledgers.read()
 
 
+@pytest.mark.slow
 def test_a_dry_run_forecasts_the_memory_of_what_was_never_run_and_else_needs_no_torch(tmp_path: Path) -> None:
     folder = write(tmp_path, GOOD + "trials: {points: 1}\n")
     loaded = load_suite(folder)

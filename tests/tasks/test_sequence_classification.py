@@ -28,6 +28,7 @@ from peftlab.runs.run import run
 from peftlab.tasks.sequence_classification import SequenceClassification as Task
 from peftlab.tasks.task import IGNORED
 from tests.contract.bases import tiny
+from tests.sampling import slow_after
 
 
 def row(label: Any = "pos", text: Any = "a good film", line: int = 7, **fields: Any) -> Row:
@@ -517,7 +518,7 @@ def made(problem: str) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
+@pytest.mark.parametrize("problem", slow_after(1, ["single_label", "multi_label", "regression"]))
 def test_a_recipe_over_ones_own_file_runs_and_answers_new_pairs(problem: str, tmp_path: Path) -> None:
     from peftlab.runs.inference import answers, of_lines
 
@@ -538,7 +539,8 @@ def test_a_recipe_over_ones_own_file_runs_and_answers_new_pairs(problem: str, tm
 
 
 @pytest.mark.parametrize(
-    ("problem", "select_by"), [("single_label", "mcc"), ("regression", "pearson"), ("regression", "spearman")]
+    ("problem", "select_by"),
+    slow_after(1, [("single_label", "mcc"), ("regression", "pearson"), ("regression", "spearman")]),
 )
 def test_states_are_chosen_by_a_correlation_which_an_early_state_may_not_have(
     problem: str, select_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -575,7 +577,7 @@ def test_a_correlation_with_what_is_all_the_same_is_refused_before_training(tmp_
         run(recipe, tmp_path / "run")
 
 
-@pytest.mark.parametrize("architecture", ["t5", "bart"])
+@pytest.mark.parametrize("architecture", slow_after(1, ["t5", "bart"]))
 def test_a_classifier_that_reads_the_end_of_a_text_is_merged(architecture: str, tmp_path: Path) -> None:
     """Arbitrary tokens hold none or several ends, of which T5 and BART make nothing or an error."""
     from peftlab.runs.inference import merge

@@ -141,6 +141,7 @@ def test_the_loss_that_is_reported_is_that_without_the_adversarial_step(
     assert distance(with_fgm, without) > 1e-6
 
 
+@pytest.mark.slow
 def test_it_goes_through_checkpointed_layers(base_of: Load, tagging: Task, encoded: Encoded) -> None:
     results = []
     for checkpointed in (False, True):
