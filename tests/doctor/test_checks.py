@@ -89,7 +89,7 @@ def lora_b(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("method", "settings"),
     slow_after(
-        3,
+        2,
         [
             ("lora", {}),
             ("lora", {"quantization": "nf4"}),

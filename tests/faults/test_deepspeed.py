@@ -66,7 +66,8 @@ def test_it_trains_as_one_process_does(stage: str, combination: Combination, lab
     assert other.unused == one.unused
 
 
-@pytest.mark.parametrize("stage", slow_after(1, ["3", "2"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["2", "3"])
 def test_what_is_saved_is_whole(stage: str, lab: Lab, output: Path) -> None:
     recipe = recipe_of(next(c for c in COMBINATIONS if str(c) == "full-none-encoder"))
     alone = output.with_name(f"{output.name}-alone")

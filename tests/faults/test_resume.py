@@ -149,7 +149,7 @@ MOVES = 8  # an old result and its checkpoints out of the way, the new one in, w
 DECISIVE = 5  # the one that gives the new result its name
 
 
-@pytest.mark.parametrize("number", range(1, MOVES + 2))
+@pytest.mark.parametrize("number", slow_after(3, [1, DECISIVE, DECISIVE + 1, 2, 3, 4, *range(DECISIVE + 2, MOVES + 2)]))
 def test_killed_while_one_result_takes_the_place_of_another_neither_is_lost(
     number: int, lab: Lab, output: Path
 ) -> None:

@@ -31,7 +31,7 @@ def test_in_a_step_the_state_after_it_is_kept(
     assert (after.digest, after.result.metrics) == (lab.whole().digest, lab.whole().result.metrics)
 
 
-@pytest.mark.parametrize(("sent", "code", "word"), SIGNALS, ids=IDS)
+@pytest.mark.parametrize(("sent", "code", "word"), slow_after(1, SIGNALS), ids=IDS)
 @pytest.mark.parametrize(
     ("call", "module", "name", "kept"),
     [

@@ -134,7 +134,7 @@ def test_a_merge_onto_a_full_disk_is_one_line_and_leaves_nothing(lab: Lab, outpu
 # F10: memory runs out
 
 
-@pytest.mark.parametrize("step", [1, 3, STEPS])
+@pytest.mark.parametrize("step", slow_after(1, [1, 3, STEPS]))
 def test_out_of_memory_says_what_is_known_and_what_to_change(step: int, lab: Lab, output: Path) -> None:
     done = lab.server.run(*lab.words(output), faults=[["out_of_memory_at_step", step]])
     line = one_line(done.err)

@@ -133,7 +133,7 @@ def check_bytes(planned: Memory, real: Memory) -> None:
     assert planned.peak == pytest.approx(real.peak, rel=0.05)
 
 
-@pytest.mark.parametrize(("shape", "method", "quantization", "checkpointing"), slow_after(2, QUICK))
+@pytest.mark.parametrize(("shape", "method", "quantization", "checkpointing"), slow_after(1, QUICK))
 def test_the_plan_is_within_five_percent_of_the_ledger(
     bases: dict[str, Path], shape: str, method: Any, quantization: str, checkpointing: bool
 ) -> None:

@@ -144,7 +144,7 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize(("method", "quantization", "cured"), slow_after(2, GOLDEN))
+@pytest.mark.parametrize(("method", "quantization", "cured"), slow_after(1, GOLDEN))
 def test_the_golden_bytes(golden: Golden, method: str, quantization: str, cured: bool) -> None:
     table, exact = GOLDEN[method, quantization, cured]
     memory = memory_pass(golden(method, quantization, cured=cured), HostRecorder(), evaluate=False)
@@ -261,7 +261,7 @@ def test_the_whole_ledger_is_a_record_that_is_read_without_torch(golden: Golden,
     assert "merging" in done.stdout
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"peft"}))
+@pytest.mark.parametrize("method", slow_after(4, sorted(METHODS.keys() - {"peft"})))
 def test_every_method_has_a_ledger(golden: Golden, method: str) -> None:
     subject = small(golden(method))
     ledger = measured(subject, timed=False)

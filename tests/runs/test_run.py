@@ -270,6 +270,7 @@ def test_one_run_has_one_process(tmp_path: Path) -> None:
         finished(tmp_path)
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_is_no_obstacle_and_goes(tmp_path: Path) -> None:
     (tmp_path / "out.part" / "adapter").mkdir(parents=True)
     (tmp_path / "out.part" / "adapter" / "adapter_model.safetensors").write_text("half")

@@ -43,6 +43,7 @@ def test_the_test_score_is_told_at_the_end(told: tuple[RunResult, EventAccumulat
     assert (score.step, score.value) == (6, pytest.approx(result.metrics["test"][result.selection], rel=1e-5))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_tracked_leaves_nothing_of_it(tmp_path: Path, recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file)
     run(recipe, result_folder(tmp_path, recipe.name, recipe.digest))

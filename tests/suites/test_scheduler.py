@@ -181,6 +181,7 @@ ONE = (
 )
 
 
+@pytest.mark.slow
 def test_every_other_end_is_a_record_too(tmp_path: Path) -> None:
     text = ONE.replace("{steps: 2", "{steps: 30, clip: null").replace("rank: 2", "targets: [nowhere]")
     text += "  full: {method: full, learning_rate: 10.0}\n"

@@ -198,6 +198,7 @@ def test_every_tensor_of_the_graphs_has_its_place(titles: ModelFiles) -> None:
     assert base.parameters == sum(p.numel() for p in base.model.parameters()) == 76_961_152
 
 
+@pytest.mark.slow
 def test_its_source_says_that_it_was_dequantised(titles: ModelFiles) -> None:
     assert "traceforge-title-model 0.2.0, dequantised from int8" in titles.source
     assert assets.verify(assets.find(TITLES.id)) == []  # type: ignore[arg-type]
@@ -223,6 +224,7 @@ def test_untouched_it_makes_sense(titles: ModelFiles) -> None:
     assert "login" in records[1]["predicted"].lower() or "authentication" in records[1]["predicted"].lower()
 
 
+@pytest.mark.slow
 def test_relative_positions_have_no_end(titles: ModelFiles) -> None:
     assert longest_input(titles, Seq2Seq()) == 512
     assert longest_input(titles, Seq2Seq(max_length=900)) == 900
