@@ -1,4 +1,4 @@
-"""The precisions in which a frozen base may be held. A new one is a new file here; nothing else changes."""
+"""Quantizations of the frozen base model that a recipe can name. A new one is one new file in this package."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from peftlab.component import discover, tagged_union
 from peftlab.quantization.quantization import Quantization
 
-QUANTIZATIONS: dict[str, type[Quantization]] = discover(sys.modules[__name__], Quantization)
+QUANTIZATIONS: dict[str, type[Quantization]] = discover(sys.modules[__name__], Quantization)  # type: ignore[type-abstract]
 
 if TYPE_CHECKING:
     AnyQuantization = Quantization

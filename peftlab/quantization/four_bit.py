@@ -1,4 +1,4 @@
-"""QLoRA's 4-bit storage (Dettmers et al., 2023): blocks of 64 weights share a scale, the scales quantised once more."""
+"""4-bit formats of QLoRA (Dettmers et al., 2023): one scale per 64 weights; the scales are quantized as well."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import BitsAndBytesConfig
 
-BLOCK, SCALE_BLOCK = 64, 256  # weights that share a scale, scales that share a scale of their own: bitsandbytes' own
+BLOCK, SCALE_BLOCK = 64, 256  # bitsandbytes' block sizes: weights per scale, scales per second-level scale
 
 
 class FourBit(Quantization):
-    """Half a byte a weight. A subclass fixes the sixteen values a weight can take."""
+    """4-bit weights, half a byte each. A subclass fixes the sixteen values that a weight can take."""
 
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
@@ -28,8 +28,10 @@ class FourBit(Quantization):
             arxiv="2305.14314",
         ),
     )
-    double_quantization: bool = True  # quantise the scales too: 0.37 bits a weight less
-    storage: Literal["uint8", "float32", "bfloat16"] = "uint8"  # dtype of the packed tensor; FSDP needs the base's own
+    double_quantization: bool = True
+    """Quantize the scales as well, which saves 0.37 bits per weight."""
+    storage: Literal["uint8", "float32", "bfloat16"] = "uint8"
+    """Dtype of the packed tensor. FSDP needs a float dtype, the same as the rest of the base model."""
 
     def config(self, keep: Sequence[str], compute: torch.dtype) -> BitsAndBytesConfig:
         from transformers import BitsAndBytesConfig
@@ -45,7 +47,7 @@ class FourBit(Quantization):
 
     def incompatible_with_sharding(self) -> str | None:
         if self.storage == "uint8":
-            return f"of {self.kind}, only floating storage can be cut into shares: set storage: bfloat16"
+            return f"{self.kind} in uint8 storage cannot be sharded: set quantization.storage: bfloat16"
         return None
 
     def as_shardable(self) -> Self:
@@ -53,8 +55,8 @@ class FourBit(Quantization):
 
     def prepare(self, model: nn.Module) -> None:
         follow_autocast(model)
-        # On a CPU with AVX512-BF16 the first evaluation would repack the weights for a kernel without a backward,
-        # and every step after it would train nothing.
+        # On a CPU with AVX512-BF16 bitsandbytes repacks the weights at the first evaluation for a kernel without a
+        # backward pass; later steps would train nothing.
         for linear in quantized_linears(model).values():
             linear.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
@@ -69,7 +71,7 @@ class FourBit(Quantization):
         weight: Any = nn.Parameter(
             torch.empty((rows * columns + 1) // (2 * storage.itemsize), 1, dtype=storage), requires_grad=False
         )
-        # bitsandbytes has 16 values a weight can take and, where scales are quantised too, 256 that a scale can take.
+        # The codebooks: 16 values of a weight and, with double quantization, 256 values of a scale.
         inner = None
         if self.double_quantization:
             inner = QuantState(
@@ -91,23 +93,23 @@ class FourBit(Quantization):
         weight.compress_statistics, weight.quant_type = self.double_quantization, self.kind
         weight.quant_storage, weight.blocksize, weight.bnb_quantized = storage, BLOCK, True
         linear.weight, linear.quant_state = weight, weight.quant_state
-        linear.register_forward_pre_hook(_hang_state_on_weight)
+        linear.register_forward_pre_hook(_restore_quant_state)
 
 
-def _hang_state_on_weight(linear: Any, inputs: object) -> None:
-    """What a share was gathered to has none; bitsandbytes would make a tensor class of its own of it."""
+def _restore_quant_state(linear: Any, inputs: object) -> None:
+    """Attach the state to a weight that FSDP has gathered, which lacks it; bitsandbytes would convert the weight."""
     linear.weight.quant_state = linear.quant_state
 
 
 class NF4(FourBit):
-    """4-bit NormalFloat: the sixteen values are quantiles of a normal distribution."""
+    """4-bit NormalFloat of QLoRA (Dettmers et al., 2023): values are quantiles of a normal distribution."""
 
     kind: Literal["nf4"] = "nf4"
     title: ClassVar[str] = "NF4"
 
 
 class FP4(FourBit):
-    """4-bit float: sign, two bits of exponent, one of mantissa."""
+    """4-bit float of QLoRA (Dettmers et al., 2023): a sign bit, two exponent bits, one mantissa bit."""
 
     kind: Literal["fp4"] = "fp4"
     title: ClassVar[str] = "FP4"

@@ -1,4 +1,4 @@
-"""LLM.int8() (Dettmers et al., 2022): int8 weights scaled by row, outlier columns of the input kept in float."""
+"""LLM.int8() (Dettmers et al., 2022): int8 weights with one scale per row; outlier columns are computed in float."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Int8(Quantization):
-    """One byte a weight."""
+    """8-bit weights of LLM.int8() (Dettmers et al., 2022): one byte per weight, a quarter of float32."""
 
     kind: Literal["int8"] = "int8"
     title: ClassVar[str] = "int8"
@@ -30,11 +30,12 @@ class Int8(Quantization):
             arxiv="2208.07339",
         ),
     )
-    outlier_threshold: float = Field(6.0, ge=0)  # input magnitude from which a column is multiplied in float; GPU only
+    outlier_threshold: float = Field(6.0, ge=0)
+    """Input magnitude from which a column is multiplied in float. Has an effect on GPUs only."""
 
     def remark(self, device: str) -> str | None:
         if device == "cuda":
-            return "on a GPU inputs are quantised too and pass through float16: scores may differ from a CPU's"
+            return "on a GPU inputs are also quantized and converted to float16: scores may differ from a CPU"
         return super().remark(device)
 
     def config(self, keep: Sequence[str], compute: torch.dtype) -> BitsAndBytesConfig:
@@ -45,13 +46,13 @@ class Int8(Quantization):
         )
 
     def incompatible_with_sharding(self) -> str | None:
-        return "int8 weights cannot be cut into shares: their scales stand beside them; use nf4"
+        return "int8 weights cannot be sharded: their scales are stored separately; use nf4"
 
     def prepare(self, model: nn.Module) -> None:
         follow_autocast(model)
         for linear in quantized_linears(model).values():
             linear.register_forward_pre_hook(_keep_scales)
-            linear.register_forward_hook(_forget_input)
+            linear.register_forward_hook(_release_input)
 
     def set_fake_weight(self, linear: nn.Module) -> None:
         import torch
@@ -64,20 +65,23 @@ class Int8(Quantization):
 
 
 def _keep_scales(linear: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-    """Whoever reads the weight (DoRA at every forward) leaves it without scales, which bitsandbytes then takes over."""
+    """Keep the scales that the layer has moved to its state, also after the weight was read (DoRA does at each step).
+
+    bitsandbytes would otherwise move the scales again, from a weight that has none.
+    """
     weight: Any = linear.weight
     if weight.SCB is None and linear.state.SCB is not None:  # type: ignore[union-attr]
-        weight.CB = None  # nothing to take over
+        weight.CB = None  # nothing to move
 
 
-def _forget_input(linear: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-    """Let go of the input that bitsandbytes keeps in the graph for the gradient of a weight that has none.
+def _release_input(linear: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    """Release the input that bitsandbytes stores in the graph for the gradient of the weight, which is frozen.
 
-    It is kept outside of autograd's saved tensors, so no hook on those sees it; it made an int8 step take more memory
-    than a float32 one.
+    It is not one of autograd's saved tensors, so saved-tensor hooks do not see it. With it, an int8 step takes more
+    memory than a float32 step.
     """
     node: Any = output.grad_fn
-    if hasattr(node, "A"):  # the CPU's function
+    if hasattr(node, "A"):  # autograd function on the CPU
         node.A = None
-    if hasattr(node, "tensors"):  # the GPU's
+    if hasattr(node, "tensors"):  # autograd function on the GPU
         node.tensors = (None, None, None)

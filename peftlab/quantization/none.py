@@ -1,4 +1,4 @@
-"""No quantisation: the base as it was published."""
+"""No quantization: the base model as published."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class NoQuantization(Quantization):
-    """The base's linear layers in float."""
+    """Keeps the base model's weights in floating point."""
 
     kind: Literal["none"] = "none"
     title: ClassVar[str] = "none"

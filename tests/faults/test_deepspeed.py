@@ -179,8 +179,8 @@ def test_two_gpus_train_as_with_copies(stage: str, combination: Combination, lab
 @pytest.mark.parametrize(
     ("sets", "environment", "says"),
     [
-        (["quantization=int8"], {STAGE: "3"}, "DeepSpeed: int8 weights cannot be cut into shares"),
-        (["quantization=nf4"], {STAGE: "3"}, "set storage: bfloat16"),
+        (["quantization=int8"], {STAGE: "3"}, "DeepSpeed: int8 weights cannot be sharded"),
+        (["quantization=nf4"], {STAGE: "3"}, "set quantization.storage: bfloat16"),
         (
             [
                 'quantization={"kind": "nf4", "storage": "float32"}',

@@ -197,8 +197,8 @@ def test_two_gpus_train_in_shares_as_with_copies(combination: Combination, lab: 
 @pytest.mark.parametrize(
     ("sets", "environment", "says"),
     [
-        (["quantization=int8"], {}, "FSDP: int8 weights cannot be cut into shares"),
-        (["quantization=nf4"], {}, "set storage: bfloat16"),
+        (["quantization=int8"], {}, "FSDP: int8 weights cannot be sharded"),
+        (["quantization=nf4"], {}, "set quantization.storage: bfloat16"),
         (["method=adalora"], {}, "FSDP: AdaLoRA compares the singular values"),
         ([], {"FSDP_VERSION": "1"}, "set fsdp_version: 2"),
         ([], {"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params is not done here"),
