@@ -1,6 +1,6 @@
-"""What several devices hold of one model, and where they meet: shares (FSDP2, ZeRO), layers spread out, the update."""
+"""Training over several devices: FSDP2, DeepSpeed ZeRO, layers dispatched over GPUs, and the optimizer step of each."""
 
 from typing import Literal
 
 DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
-"""How transformers assigns layers to the GPUs of one process."""
+"""Strategy by which transformers assigns layers to the GPUs of one process."""

@@ -1,7 +1,7 @@
-"""DeepSpeed's ZeRO: processes share out the optimiser's state and the gradients (stage 2), and the parameters too (3).
+"""DeepSpeed ZeRO: optimizer state and gradients are sharded over the processes (stage 2), and parameters too (stage 3).
 
-Rajbhandari et al., 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", arXiv:1910.02054. Its
-engine takes the step; what it is given, what is kept of it and what is saved are the loop's.
+Rajbhandari et al., 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", arXiv:1910.02054.
+DeepSpeed's engine performs the optimizer step; the training loop does everything else.
 """
 
 from __future__ import annotations
@@ -24,29 +24,37 @@ from peftlab.quantization.quantization import quantized_linears
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-MOST_IN_FLIGHT = 500_000_000  # gradients that are sent at once, DeepSpeed's own
-SWITCH, OPTIONS = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_"  # set by `accelerate launch`
+MAX_BUCKET_SIZE = 500_000_000
+"""DeepSpeed's default number of gradient elements that are reduced at once."""
+SWITCH, OPTIONS = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_"
+"""Environment variable, and prefix of environment variables, set by `accelerate launch`."""
 
 
 @dataclass(frozen=True)
 class ZeroSettings:
-    """What the launcher asked for."""
+    """DeepSpeed settings of the launcher."""
 
     stage: int
+    """ZeRO stage, 2 or 3."""
 
     @classmethod
     def from_env(cls, environment: MutableMapping[str, str] = os.environ) -> ZeroSettings | None:
-        """What is asked for, from now on not Accelerate's to do. Raises UserError for what is not done here."""
+        """Read the settings and remove the switch from `environment`, so that Accelerate does not use DeepSpeed.
+
+        Raises UserError for unsupported settings.
+        """
         if environment.get(SWITCH, "").lower() not in ("1", "true"):
             return None
         if environment.get(f"{OPTIONS}CONFIG_FILE", "none") not in ("", "none"):
-            raise UserError("DeepSpeed: deepspeed_config_file is not read: the recipe says what it would; leave it out")
+            raise UserError(
+                "DeepSpeed: deepspeed_config_file is not supported: the recipe holds these settings; remove it"
+            )
         stage = environment.get(f"{OPTIONS}ZERO_STAGE", "2")
         if stage not in ("2", "3"):
-            raise UserError(f"DeepSpeed: zero_stage: {stage}: 2 or 3 was expected; copies are ddp.yaml's")
+            raise UserError(f"DeepSpeed: zero_stage: {stage}: expected 2 or 3; for replicas use ddp.yaml")
         for name in ("OFFLOAD_OPTIMIZER_DEVICE", "OFFLOAD_PARAM_DEVICE"):
             if environment.get(f"{OPTIONS}{name}", "none") not in ("", "none"):
-                raise UserError(f"DeepSpeed: {name.lower()} is not done here: quantization: nf4 makes shares smaller")
+                raise UserError(f"DeepSpeed: {name.lower()} is not supported: use quantization: nf4 instead")
         if importlib.util.find_spec("deepspeed") is None:
             raise UserError("DeepSpeed is not installed: pip install deepspeed, or launch with fsdp2.yaml")
         del environment[SWITCH]
@@ -57,64 +65,65 @@ class ZeroSettings:
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
+        *,
         clip: float | None,
         precision: Precision,
     ) -> ZeroOptimizerStep:
-        """Share out `model`, which every process has whole and alike, and what `optimizer` will keep of it."""
+        """Shard `model` and the state of `optimizer`. Every process must hold the same full model."""
         os.environ.setdefault("DS_ACCELERATOR", accelerator.device.type)
         import deepspeed
 
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         config = {
-            "train_micro_batch_size_per_gpu": 1,  # it scales nothing here: the loss is a sum's share already
+            "train_micro_batch_size_per_gpu": 1,  # has no effect: the loop scales the loss itself
             "gradient_accumulation_steps": 1,
             "gradient_clipping": clip or 0.0,
             "zero_optimization": {
                 "stage": self.stage,
                 "stage3_param_persistence_threshold": 0,
-                "reduce_bucket_size": min(trained, MOST_IN_FLIGHT),  # held from the first step on, full or not
+                "reduce_bucket_size": min(trained, MAX_BUCKET_SIZE),  # allocated in full at the first step
             },
             "zero_allow_untested_optimizer": True,
             "torch_autocast": {
                 "enabled": precision == "bfloat16",
                 "dtype": "bfloat16",
-                "lower_precision_safe_modules": [],  # parameters and gradients travel as they are
+                "lower_precision_safe_modules": [],  # communicate parameters and gradients in their own dtype
             },
             "communication_data_type": "fp32",
             "steps_per_print": 2**62,
         }
-        if self.stage == 3:  # tensor by tensor, as the whole may be too large for a device
-            _move_the_rest(model, accelerator.device)
+        if self.stage == 3:  # one tensor at a time, because the full model may not fit on a device
+            _move_buffers(model, accelerator.device)
             deepspeed.zero.Init(module=model, config_dict_or_path=config)
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         return ZeroOptimizerStep(model, optimizer, accelerator, engine)
 
 
-def _move_the_rest(model: torch.nn.Module, device: torch.device) -> None:
-    """What DeepSpeed leaves where it was when it shares out parameters: buffers, and the constants of 4-bit weights."""
+def _move_buffers(model: torch.nn.Module, device: torch.device) -> None:
+    """Move what DeepSpeed does not when it shards parameters: buffers, and the quantization state of 4-bit weights."""
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
     for linear in quantized_linears(model).values():
         if getattr(linear, "quant_state", None) is not None:
-            linear.quant_state.to(device)  # in place: it is the weight's too
+            linear.quant_state.to(device)  # in place: the weight refers to the same object
 
 
 class ZeroOptimizerStep(OptimizerStep):
-    """Weight decay reaches what no forward uses, too: the engine knows no parameter without a gradient."""
+    """Optimizer step of DeepSpeed's engine. Weight decay also applies to parameters that never receive a gradient."""
 
     def __init__(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, engine: Any
     ) -> None:
         self.engine = engine
         self.used: set[torch.nn.Parameter] = set()
-        super().__init__(model, optimizer, accelerator, None)
+        super().__init__(model, optimizer, accelerator, clip=None)
         for parameter in self.trainable:
             parameter.register_post_accumulate_grad_hook(self.used.add)
 
     def wrap_ddp(self, model: torch.nn.Module) -> torch.nn.Module:
-        whole: torch.nn.Module = self.engine
-        return whole
+        module: torch.nn.Module = self.engine
+        return module
 
     def no_sync_context(self, *, last: bool) -> contextlib.AbstractContextManager[object]:
         self.engine.set_gradient_accumulation_boundary(last)
@@ -129,11 +138,11 @@ class ZeroOptimizerStep(OptimizerStep):
         return safe_get_full_grad(parameter) if parameter in self.used else None
 
     def step(self) -> float:
-        self.engine.step()  # which leaves everything as it is where the norm is not finite
+        self.engine.step()  # updates nothing if the norm is not finite
         return float(self.engine.get_global_grad_norm())
 
     def zero_grad(self) -> None:
-        """The engine has forgotten them."""
+        """Do nothing: the engine has cleared the gradients in its step."""
 
     def unused(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.trainable if parameter not in self.used]
@@ -142,13 +151,14 @@ class ZeroOptimizerStep(OptimizerStep):
         from accelerate.utils import gather_object
 
         rank = self.accelerator.process_index
-        mine = {
+        local_state = {
             f"{rank}.{number}.{name}": value.detach().cpu()
-            for number, share in enumerate(self._shares)
-            for name, value in self.optimizer.state[share].items()
+            for number, partition in enumerate(self._partitions)
+            for name, value in self.optimizer.state[partition].items()
         }
         used = torch.tensor([parameter in self.used for parameter in self.trainable])
-        return {name: value for found in gather_object([mine]) for name, value in found.items()} | {"used": used}
+        states = gather_object([local_state])
+        return {name: value for state in states for name, value in state.items()} | {"used": used}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         self.engine.optimizer.refresh_fp32_params()
@@ -156,19 +166,19 @@ class ZeroOptimizerStep(OptimizerStep):
             rank, _, rest = name.partition(".")
             if rank == str(self.accelerator.process_index):
                 number, _, key = rest.partition(".")
-                share = self._shares[int(number)]
-                # The count of steps stays on the CPU, but for the fused optimiser.
-                there = tensor.dim() > 0 or self.optimizer.defaults.get("fused")
-                self.optimizer.state[share][key] = tensor.to(share.device) if there else tensor
+                partition = self._partitions[int(number)]
+                # The step count stays on the CPU, except for a fused optimizer.
+                on_device = tensor.dim() > 0 or self.optimizer.defaults.get("fused")
+                self.optimizer.state[partition][key] = tensor.to(partition.device) if on_device else tensor
         self.used.update(p for p, used in zip(self.trainable, tensors["used"].tolist(), strict=True) if used)
 
     @property
-    def _shares(self) -> list[Tensor]:
-        """What the optimiser steps: of each group of parameters this process's share, one after the other."""
+    def _partitions(self) -> list[Tensor]:
+        """Tensors that the optimizer updates: this process's partition of each parameter group, flattened."""
         zero = self.engine.optimizer
-        found: list[Tensor] = (
+        partitions: list[Tensor] = (
             zero.fp32_partitioned_groups_flat
             if hasattr(zero, "fp32_partitioned_groups_flat")
             else zero.single_partition_of_fp32_groups
         )
-        return found
+        return partitions

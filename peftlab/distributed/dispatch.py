@@ -1,7 +1,7 @@
-"""One model over several GPUs of one process: each holds some of the layers, and sends what they give on to the next.
+"""One model over several GPUs of one process: each GPU holds some of the layers and passes activations to the next.
 
-For a base that is too large for one GPU, where several processes are not wanted: the GPUs compute one after the other.
-Accelerate's hooks do the sending (`accelerate.dispatch_model`).
+For a base model that is too large for one GPU, without several processes. The GPUs compute one after the other.
+Accelerate's hooks transfer the activations (`accelerate.dispatch_model`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from peftlab.errors import UserError
 
 
 def load_kwargs(device_map: DeviceMap) -> dict[str, Any]:
-    """For `from_pretrained`: the GPUs alone, each as far as it is free; nothing is left on the CPU or a disk."""
+    """Arguments for `from_pretrained`: only GPUs, up to their free memory; no offloading to the CPU or a disk."""
     from accelerate.utils import get_max_memory
 
     return {
@@ -28,29 +28,29 @@ def load_kwargs(device_map: DeviceMap) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def explain_out_of_memory(device_map: DeviceMap | None, source: str) -> Iterator[None]:
-    """Around the loading: raises UserError if the GPUs cannot hold the base."""
+    """Context for loading a base model. Raises UserError if the GPUs cannot hold it."""
     try:
         yield
-    except ValueError as error:  # bitsandbytes' and accelerate's word for what would be left over
+    except ValueError as error:  # raised by bitsandbytes and accelerate if layers would be offloaded
         if device_map is None or not any(word in str(error) for word in ("offload", "on the CPU or the disk")):
             raise
-        raise _no_room(device_map, source) from None
+        raise _out_of_memory(device_map, source) from None
 
 
 def require_gpus_only(model: torch.nn.Module, device_map: DeviceMap, source: str) -> None:
-    """Raise UserError if some of the loaded model is on no GPU."""
-    places = getattr(model, "hf_device_map", {})
-    if {"cpu", "disk"} & {str(place) for place in places.values()}:
-        raise _no_room(device_map, source)
+    """Raise UserError if part of the loaded model is not on a GPU."""
+    placement = getattr(model, "hf_device_map", {})
+    if {"cpu", "disk"} & {str(device) for device in placement.values()}:
+        raise _out_of_memory(device_map, source)
 
 
 def devices(model: torch.nn.Module) -> tuple[torch.device, ...]:
-    """Where the parameters are: one device, or those that the layers are spread over."""
+    """Devices of the model's parameters, sorted by name."""
     return tuple(sorted({parameter.device for parameter in model.parameters()}, key=str))
 
 
-def _no_room(device_map: DeviceMap, source: str) -> UserError:
+def _out_of_memory(device_map: DeviceMap, source: str) -> UserError:
     return UserError(
-        f"--device-map {device_map}: the GPUs of this machine have no room for all of {source}; "
-        "quantization: nf4 makes it smaller, recipes/accelerate/fsdp2.yaml shares it out over more of them"
+        f"--device-map {device_map}: {source} does not fit on the GPUs of this machine; quantization: nf4 makes it "
+        "smaller, recipes/accelerate/fsdp2.yaml shards it over more GPUs"
     )

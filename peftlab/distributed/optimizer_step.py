@@ -1,4 +1,4 @@
-"""Where processes meet in an optimiser step: gradients are added up and clipped, and the step is taken."""
+"""Optimizer step of one or several processes: gradients are summed and clipped, then the optimizer updates."""
 
 from __future__ import annotations
 
@@ -17,52 +17,54 @@ if TYPE_CHECKING:
 
 
 class OptimizerStep:
-    """Of one process; of several that have whole copies (DDP); of several that have shares (FSDP2)."""
+    """Optimizer step of one process, of replicas (DDP) or of a sharded model (FSDP2)."""
 
     def __init__(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, clip: float | None
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, *, clip: float | None
     ) -> None:
+        """`clip` is the largest norm of the gradient, or None."""
         self.optimizer = optimizer
         self.accelerator = accelerator
-        self.clip = clip  # largest norm of the gradient
+        self.clip = clip
         self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.forward = self.wrap_ddp(model)  # what is called to train
+        self.forward = self.wrap_ddp(model)
+        """Module to call in training."""
 
     def wrap_ddp(self, model: torch.nn.Module) -> torch.nn.Module:
-        """`model` so that its backward is a meeting of the processes."""
-        copies = self.accelerator.num_processes > 1 and not is_sharded(model)
-        together: torch.nn.Module = self.accelerator.prepare_model(model) if copies else model
-        return together
+        """Wrap replicas in DistributedDataParallel, whose backward pass is a collective call; others are unchanged."""
+        replicas = self.accelerator.num_processes > 1 and not is_sharded(model)
+        wrapped: torch.nn.Module = self.accelerator.prepare_model(model) if replicas else model
+        return wrapped
 
     def no_sync_context(self, *, last: bool) -> contextlib.AbstractContextManager[object]:
-        """The context of a forward and its backward; before the `last` of a step the processes need not meet."""
+        """Context of a forward and backward pass. Processes synchronize gradients only in the `last` one of a step."""
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.forward)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of `loss`; over the processes they become the mean."""
+        """Accumulate the gradients of `loss`. Over several processes they are averaged."""
         loss.backward()
 
     def gradient(self, parameter: torch.nn.Parameter) -> Tensor | None:
-        """All of it, after the last backward and before the step, or None: a meeting of the processes."""
+        """Full gradient between the last backward pass and the step, or None. A collective call."""
         return None if parameter.grad is None else full_tensor(parameter.grad)
 
     def step(self) -> float:
-        """Clip the gradients, take the step, and return their norm as it was; no step if that is not finite."""
+        """Clip the gradients and update. Returns the norm before clipping; nothing is updated if it is not finite."""
         norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(self.trainable, self.clip or math.inf)))
         if math.isfinite(norm):
             self.optimizer.step()
         return norm
 
     def zero_grad(self) -> None:
-        """The gradients."""
+        """Clear the gradients."""
         self.optimizer.zero_grad()
 
     def unused(self) -> list[torch.nn.Parameter]:
-        """Those that never had a gradient, and so have no moments."""
+        """Trainable parameters that never received a gradient and therefore have no optimizer state."""
         return [parameter for parameter in self.trainable if parameter not in self.optimizer.state]
 
     def state(self) -> dict[str, Tensor]:
-        """The optimiser's, on the CPU: a meeting of the processes."""
+        """Full optimizer state on the CPU. A collective call."""
         return {
             f"{parameter}.{name}": full_tensor(value).cpu()
             for parameter, state in self.optimizer.state_dict()["state"].items()
@@ -70,7 +72,7 @@ class OptimizerStep:
         }
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave, for parameters that are as they were."""
+        """Restore what `state` returned, for the same parameters."""
         state = self.optimizer.state_dict()
         state["state"] = {}
         optimized = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -101,9 +101,9 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, total, settings))
     keeper = keeper or Callback()
     if zero is None:
-        update = OptimizerStep(model, optimizer, accelerator, settings.clip)
+        update = OptimizerStep(model, optimizer, accelerator, clip=settings.clip)
     else:
-        update = zero.make_optimizer_step(model, optimizer, accelerator, settings.clip, precision)
+        update = zero.make_optimizer_step(model, optimizer, accelerator, clip=settings.clip, precision=precision)
     progress = TrainState(model, method, update, schedule, accelerator, settings.accumulation)
     torch.manual_seed(seeds.dropout + accelerator.process_index)
     if resumed is not None:

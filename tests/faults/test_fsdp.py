@@ -201,7 +201,7 @@ def test_two_gpus_train_in_shares_as_with_copies(combination: Combination, lab: 
         (["quantization=nf4"], {}, "set quantization.storage: bfloat16"),
         (["method=adalora"], {}, "FSDP: AdaLoRA compares the singular values"),
         ([], {"FSDP_VERSION": "1"}, "set fsdp_version: 2"),
-        ([], {"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params is not done here"),
+        ([], {"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params is not supported"),
         ([], {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "training.gradient_checkpointing: true"),
         ([], {"WORLD_SIZE": "1"}, "one process has nobody to share with"),
     ],

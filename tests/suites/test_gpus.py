@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from peftlab.distributed.deepspeed import _move_the_rest
+from peftlab.distributed.deepspeed import _move_buffers
 from peftlab.errors import UserError
 from peftlab.runs.launch import _check_gpus
 from peftlab.suites import gpus, matching, scheduler, workers
@@ -113,7 +113,7 @@ def test_more_processes_than_gpus_are_refused() -> None:
 def test_what_zero_leaves_behind_is_moved() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     model[1].register_buffer("passing", torch.zeros(2), persistent=False)
-    _move_the_rest(model, torch.device("meta"))
+    _move_buffers(model, torch.device("meta"))
     assert {buffer.device.type for buffer in model.buffers()} == {"meta"}
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
     assert "1.passing" not in model.state_dict()
