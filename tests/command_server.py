@@ -1,4 +1,4 @@
-"""A process that imports everything once and forks a command for each order: a kill costs a run, not an import."""
+"""A process that imports everything once and forks a command per request: a kill costs a run, not an import."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ HEAVY_OWN = ("peftlab.cli.main", "peftlab.runs.run", "peftlab.runs.inference")
 
 
 def serve() -> None:
-    """An order a line on standard input: `{"words", "out", "folder", "environment", "faults"}`; its pid a line back.
+    """Answer requests, one JSON object per line of standard input, with one line each.
 
-    After that `wait` gives the exit status of the oldest child, and `kill PID` is left to who reads this.
+    `{"words", "out", "folder", "environment", "faults"}` forks a command and answers its pid;
+    `{"wait": pid}` answers the exit status of that child.
     """
     from peftlab.results.environment import quiet_libraries
 
@@ -25,7 +26,7 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
-    if not torch.cuda.device_count():  # where bitsandbytes would start CUDA, after which no fork could use it
+    if not torch.cuda.device_count():  # with GPUs bitsandbytes would start CUDA, and no forked process could use it
         import_all()
     print("ready", flush=True)
     for line in sys.stdin:
@@ -46,15 +47,15 @@ def import_all() -> None:
     for name in ("BertForTokenClassification", "AutoModelForTokenClassification", "PreTrainedTokenizerFast"):
         import transformers
 
-        getattr(transformers, name)  # lazily imported, all of it
+        getattr(transformers, name)  # imported lazily by transformers
     from peftlab.methods.lora import Lora  # noqa: F401
 
 
 def child(order: dict[str, Any]) -> None:
-    """Run one command as a fresh interpreter would; never returns."""
+    """Run one command as a new interpreter would; never returns."""
     code = 70
     try:
-        os.setpgid(0, 0)  # a group of its own, to see that nothing of it is left
+        os.setpgid(0, 0)  # its own group, so that the test can check that no process of it is left
         os.chdir(order["folder"])
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)

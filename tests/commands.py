@@ -1,4 +1,4 @@
-"""`peftlab` commands forked from a process that has imported everything once: a run costs no import."""
+"""`peftlab` commands forked from a process that has imported everything once, so that a run costs no import."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Faults = Sequence[Sequence[Any]]  # functions of tests.faults.injected by name, 
 
 @dataclass(frozen=True)
 class Done:
-    """A command that has ended."""
+    """A finished command."""
 
     code: int  # negative: the signal that killed it
     out: str
@@ -29,15 +29,17 @@ class Done:
 
 @dataclass
 class Running:
+    """A command that may still run, in a process group of its own."""
+
     pid: int
     server: Server
     out: Path
 
     def wait(self) -> Done:
         code = int(self.server.ask({"wait": self.pid}))
-        with contextlib.suppress(ProcessLookupError):  # no child of it is left
+        with contextlib.suppress(ProcessLookupError):  # expected: no process of the group is left
             os.killpg(self.pid, 0)
-            raise AssertionError(f"process group {self.pid} is still there")
+            raise AssertionError(f"process group {self.pid} still exists")
         out, err = (Path(f"{self.out}.{name}").read_text() for name in ("stdout", "stderr"))
         return Done(code, out, err)
 
@@ -47,7 +49,7 @@ class Running:
 
 @dataclass
 class Server:
-    """Forks commands in a folder, in whose neighbour what they print is kept."""
+    """Forks commands that run in `folder`; their output goes to files in `printed`."""
 
     process: subprocess.Popen[str]
     folder: Path
@@ -55,7 +57,7 @@ class Server:
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def inside(self, folder: Path) -> Server:
-        """The same, in another folder."""
+        """The same server with another working directory."""
         return Server(self.process, folder, self.printed, self.numbers)
 
     def ask(self, order: dict[str, Any]) -> str:
@@ -64,7 +66,7 @@ class Server:
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
-        assert answer, "the fork server is gone"
+        assert answer, "the fork server has ended"
         return answer
 
     def start(self, *words: str | Path, faults: Faults = (), **environment: str) -> Running:
@@ -84,23 +86,25 @@ class Server:
     def start_two(
         self, *words: str | Path, faults: Mapping[int, Faults] | None = None, **environment: str
     ) -> list[Running]:
-        """Both processes of one command, over gloo, started as a launcher does; `faults` by rank."""
+        """Start a command in two processes over gloo, with the environment of a launcher; `faults` by rank."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        place = {"ACCELERATE_USE_CPU": "true", **place, **environment}
+        launcher = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        launcher = {"ACCELERATE_USE_CPU": "true", **launcher, **environment}
         return [
-            self.start(*words, faults=(faults or {}).get(rank, ()), **place, RANK=str(rank), LOCAL_RANK=str(rank))
+            self.start(*words, faults=(faults or {}).get(rank, ()), **launcher, RANK=str(rank), LOCAL_RANK=str(rank))
             for rank in (0, 1)
         ]
 
     def run_two(self, *words: str | Path, faults: Mapping[int, Faults] | None = None, **environment: str) -> list[Done]:
+        """Run a command in two processes and wait for both."""
         return [process.wait() for process in self.start_two(*words, faults=faults, **environment)]
 
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[Server]:
+    """A fork server for as long as the context lasts; `folder` is its working directory."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.command_server"],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

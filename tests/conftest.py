@@ -1,10 +1,10 @@
-"""What the tests share: the real MiniLM, real addresses, and a recipe that trains on them in seconds."""
+"""Fixtures of all tests: the real MiniLM, real addresses, and a recipe that trains on them in seconds."""
 
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub; those that ask for it say so
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the Hub says so
 
 import pytest
 import torch
@@ -75,18 +75,18 @@ def recipe_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def base_of(minilm: ModelFiles, tagging: Task) -> Callable[..., Base]:
-    """`base_of("nf4", seed=1)`: MiniLM with a head for the addresses' tags."""
+    """Loader of MiniLM with a head for the addresses' tags, e.g. `base_of("nf4", seed=1)`."""
 
     def load(quantization: str = "none", **settings: object) -> Base:
-        given = {"device": torch.device("cpu"), "compute": torch.float32, **settings}
-        return load_base(MINILM, minilm, tagging, QUANTIZATIONS[quantization](), **given)  # type: ignore[arg-type]
+        defaults = {"device": torch.device("cpu"), "compute": torch.float32, **settings}
+        return load_base(MINILM, minilm, tagging, QUANTIZATIONS[quantization](), **defaults)  # type: ignore[arg-type]
 
     return load
 
 
 @pytest.fixture
 def attach() -> Callable[..., torch.nn.Module]:
-    """`attach(base, Lora(rank=2))`: the method on the base, from a fixed seed."""
+    """Applies a method to a base from a fixed seed, e.g. `attach(base, Lora(rank=2))`."""
 
     def apply(base: Base, method: Method | None = None, seed: int = 0) -> torch.nn.Module:
         torch.manual_seed(seed)

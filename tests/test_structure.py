@@ -1,4 +1,4 @@
-"""The rooms of the house: which way the arrows point, and that one thing is one file."""
+"""Rules of the source tree that no linter knows: one component is one file, and reports need no torch."""
 
 import ast
 import re
@@ -15,19 +15,19 @@ from peftlab.tasks import TASKS
 PACKAGE = Path(__file__).parent.parent / "peftlab"
 
 
-def test_no_file_outside_its_own_names_a_method_quantisation_or_task() -> None:
-    """`if kind == "adalora"` anywhere else means that a hook is missing."""
+def test_no_module_branches_on_the_kind_of_a_component() -> None:
+    """`if kind == "adalora"` means that the interface of methods lacks a hook."""
     kinds = "|".join([*METHODS, *QUANTIZATIONS, *TASKS])
     branch = re.compile(rf"""(==|!=|\bin)\s*[\[({{]?\s*["']({kinds})["']""")
-    found = []
+    violations = []
     for path in sorted(PACKAGE.rglob("*.py")):
-        # A quantisation is a setting that methods may refuse: unquantised or not is all they may ask.
+        # Methods may ask whether the base is quantized, not how.
         text = path.read_text().replace('quantization == "none"', "").replace('quantization != "none"', "")
-        found += [f"{path.name}: {match.group(0)}" for match in branch.finditer(text)]
-    assert found == []
+        violations += [f"{path.name}: {match.group(0)}" for match in branch.finditer(text)]
+    assert violations == []
 
 
-def test_a_new_file_in_a_room_is_found_unasked(tmp_path: Path) -> None:
+def test_a_new_file_in_a_package_is_discovered(tmp_path: Path) -> None:
     room = tmp_path / "room"
     room.mkdir()
     (room / "__init__.py").write_text("")
@@ -44,14 +44,14 @@ def test_a_new_file_in_a_room_is_found_unasked(tmp_path: Path) -> None:
         sys.path.remove(str(tmp_path))
 
 
-def test_every_part_says_what_it_is() -> None:
+def test_every_component_has_a_docstring() -> None:
     for parts in (METHODS, QUANTIZATIONS, TASKS, DATA):
         for kind, part in parts.items():
             assert part.__doc__, kind
             assert part.__doc__ != Component.__doc__, kind
 
 
-def test_what_comes_after_the_run_needs_no_torch() -> None:
+def test_records_statistics_and_reports_import_no_torch() -> None:
     modules = (
         "results.run_result",
         "statistics.hypothesis_tests",
@@ -66,18 +66,18 @@ def test_what_comes_after_the_run_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, timeout=60).returncode == 0
 
 
-OF_PEFT = {"PeftModel", "LoraConfig"}  # which read safetensors and JSON, and take no such word
+OF_PEFT = {"PeftModel", "LoraConfig"}  # read safetensors and JSON only, and have no trust_remote_code
 
 
-def test_whatever_transformers_reads_is_read_without_code_that_nobody_trusted() -> None:
-    found = []
+def test_every_from_pretrained_of_transformers_sets_trust_remote_code() -> None:
+    violations = []
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
             if node.func.attr != "from_pretrained" or ast.unparse(node.func.value) in OF_PEFT:
                 continue
-            words = {word.arg: ast.unparse(word.value) for word in node.keywords}
-            if words.get("trust_remote_code") not in ("False", "files.trusted"):
-                found.append(f"{path.name}:{node.lineno}")
-    assert found == []
+            arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if arguments.get("trust_remote_code") not in ("False", "files.trusted"):
+                violations.append(f"{path.name}:{node.lineno}")
+    assert violations == []

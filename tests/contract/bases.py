@@ -1,4 +1,4 @@
-"""Three tiny bases with random weights in every precision, what goes into them, and a process that reloads adapters."""
+"""Three tiny base models with random weights at every precision, their inputs, and a process that reloads adapters."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ARCHITECTURES = dict(zip(FAMILIES, SIZES, strict=True))
 
 
 def tiny(architecture: str, auto: str, **sizes: Any) -> PreTrainedModel:
-    """Two layers of this architecture, 64 wide, random weights, in evaluation."""
+    """A model of this architecture with two layers of width 64 and random weights, in evaluation mode."""
     torch.manual_seed(0)
     shape = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "intermediate_size": 128}
     config = AutoConfig.for_model(architecture, **{"vocab_size": VOCABULARY, "pad_token_id": 0, **shape, **sizes})
@@ -52,7 +52,7 @@ def tiny(architecture: str, auto: str, **sizes: Any) -> PreTrainedModel:
 
 
 def make_bases(folder: Path) -> None:
-    """Save one model of each family, without dropout."""
+    """Save one model of each family, all without dropout."""
     shape = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "dropout_rate": 0.0}
     for family, architecture in ARCHITECTURES.items():
@@ -64,7 +64,7 @@ def make_bases(folder: Path) -> None:
 
 
 def load(folder: Path, family: str, precision: str) -> PreTrainedModel:
-    """A fresh base with its head, frozen, as a run loads it."""
+    """A new base with its head, frozen, as a run loads it."""
     quantization, cpu = QUANTIZATIONS[precision](), torch.device("cpu")
     if family == "encoder":
         files = ModelFiles(folder=folder / family, source="a test", fingerprint="")
@@ -79,7 +79,7 @@ def load(folder: Path, family: str, precision: str) -> PreTrainedModel:
 
 
 def plan(family: str) -> TrainingPlan:
-    """Of the tests' training: `STEPS` steps on `inputs`."""
+    """The plan of the tests' training: `STEPS` optimizer steps on `inputs`."""
     return TrainingPlan(
         optimizer_steps=STEPS,
         task_type=FAMILIES[family],
@@ -90,7 +90,7 @@ def plan(family: str) -> TrainingPlan:
 
 
 def inputs(family: str) -> dict[str, Tensor]:
-    """Three sequences of up to 11 tokens."""
+    """A batch of three sequences of up to 11 tokens."""
     ids = torch.randint(3, VOCABULARY, (3, 11), generator=torch.Generator().manual_seed(1))
     mask = (torch.arange(11) < torch.tensor([[11], [8], [5]])).long()
     batch = {"input_ids": ids * mask, "attention_mask": mask}
@@ -98,7 +98,7 @@ def inputs(family: str) -> dict[str, Tensor]:
 
 
 def loss(outputs: Any, family: str) -> Tensor:
-    """Mean cross-entropy in nats against fixed labels at every position that is no padding."""
+    """Mean cross-entropy in nats against fixed labels, padding ignored."""
     logits = outputs.logits
     shape = (3, 7 if family == "encoder-decoder" else 11)
     assert logits.shape[:2] == shape, f"logits {tuple(logits.shape)} for {shape} labels"
@@ -109,12 +109,12 @@ def loss(outputs: Any, family: str) -> Tensor:
 
 
 def logits(model: nn.Module, family: str) -> Tensor:
-    """In evaluation; the model's mode stays as it was."""
-    was = model.training
+    """Logits in evaluation mode; the mode of the model is restored."""
+    training = model.training
     model.eval()
     with torch.no_grad():
         result: Tensor = model(**inputs(family)).logits
-    model.train(was)
+    model.train(training)
     return result
 
 
@@ -124,10 +124,10 @@ def make_method(kind: str, settings: dict[str, Any]) -> Method:
 
 @dataclass(frozen=True)
 class Combination:
-    """A method with settings, over a precision, on a family."""
+    """A cell of the contract grid: a method with settings, the precision of the base, and its family."""
 
     kind: str
-    sample: int  # of the method's own samples
+    sample: int  # index into the method's test_settings
     precision: str
     family: str
 
@@ -144,11 +144,11 @@ class Combination:
 
     @property
     def reason(self) -> str | None:
-        """Why it is refused, if it is."""
-        setting = MethodContext(
+        """Reason why the combination is refused, None if it is supported."""
+        context = MethodContext(
             architecture=ARCHITECTURES[self.family], quantization=self.precision, task_type=FAMILIES[self.family]
         )
-        return self.method.incompatible_with(setting)
+        return self.method.incompatible_with(context)
 
 
 ALL = [
@@ -169,27 +169,27 @@ def coordinates(combination: Combination) -> tuple[str, str, str]:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of training one combination, evaluated between its third and fourth step."""
+    """One combination after its training, with an evaluation between the third and fourth step."""
 
     combination: Combination
     method: Method
     model: nn.Module
-    # the base's own parameters and what they were before, or after `apply` if that moves them
+    # the base's own parameters with their values before `apply`, or after it if it moves them
     base: dict[str, tuple[nn.Parameter, Tensor]]
-    head: set[int]  # ids of the base's own parameters that are the head
-    snapshots: list[dict[str, Tensor]]  # of what is trainable: before, at the evaluation, at the end
-    evaluated: Tensor  # logits between
+    head: set[int]  # ids of those of the base's parameters that belong to the head
+    snapshots: list[dict[str, Tensor]]  # trainable parameters before training, at the evaluation, at the end
+    evaluated: Tensor  # logits at the evaluation
     halfway: Path  # saved at the evaluation
     saved: Path  # at the end
 
 
 def serve(folder: Path) -> None:
-    """Answer each line of standard input, a saved adapter, with the logits it gives on a fresh base."""
+    """For each saved adapter named on standard input, write the logits that it gives on a new base."""
     for line in sys.stdin:
-        order = json.loads(line)
-        base = load(folder, order["family"], order["precision"])
-        model = make_method(order["kind"], order["settings"]).load(base, Path(order["adapter"]))
-        save_file({"logits": logits(model, order["family"]).contiguous()}, order["answer"])
+        request = json.loads(line)
+        base = load(folder, request["family"], request["precision"])
+        model = make_method(request["kind"], request["settings"]).load(base, Path(request["adapter"]))
+        save_file({"logits": logits(model, request["family"]).contiguous()}, request["answer"])
         print("done", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Every method over every precision and family, each trained once; the tests look at what came of it."""
+"""Trains every combination of method, precision and family once; the tests examine the result."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def fresh(folder: Path) -> Callable[[str, str], PreTrainedModel]:
-    """A base of its own for each who asks."""
-    kept: dict[tuple[str, str], PreTrainedModel] = {}
+    """Makes a new copy of a base: `fresh(family, precision)`."""
+    cache: dict[tuple[str, str], PreTrainedModel] = {}
 
     def get(family: str, precision: str) -> PreTrainedModel:
-        if (family, precision) not in kept:
-            kept[family, precision] = bases.load(folder, family, precision)
-        return copy.deepcopy(kept[family, precision])
+        if (family, precision) not in cache:
+            cache[family, precision] = bases.load(folder, family, precision)
+        return copy.deepcopy(cache[family, precision])
 
     return get
 
@@ -44,7 +44,7 @@ def fresh(folder: Path) -> Callable[[str, str], PreTrainedModel]:
 @pytest.fixture(scope="module")
 def trained(
     request: pytest.FixtureRequest,
-    elsewhere: object,  # so that it is up, beside this process, when it is asked
+    elsewhere: object,  # starts the other process early, so that it imports while this one trains
     fresh: Callable[[str, str], PreTrainedModel],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Trained:
@@ -84,7 +84,7 @@ def trained(
 
 @pytest.fixture(scope="session")
 def elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Trained], Tensor]]:
-    """The logits that a saved adapter gives in another process, one that has trained nothing."""
+    """Logits of a saved adapter, computed in another process that has trained nothing."""
     from safetensors.torch import load_file
 
     answers = tmp_path_factory.mktemp("answers")
@@ -101,11 +101,11 @@ def elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     def ask(trained: Trained) -> Tensor:
         combination = trained.combination
         answer = answers / f"{combination}.safetensors"
-        order = {
+        request = {
             **{"kind": combination.kind, "settings": combination.settings, "family": combination.family},
             **{"precision": combination.precision, "adapter": str(trained.saved), "answer": str(answer)},
         }
-        process.stdin.write(json.dumps(order) + "\n")
+        process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         assert process.stdout.readline() == "done\n", (answers / "errors").read_text()[-2000:]
         return load_file(answer)["logits"]
@@ -125,7 +125,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """What the suite cost, the process that reloads included; on a busy machine a wall clock says little."""
+    """Print the CPU time and peak memory of the tests, including the reloading process."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     seconds = sum(each.ru_utime + each.ru_stime for each in used)
     peaks = " and ".join(f"{each.ru_maxrss / 2**10:.0f}" for each in used if each.ru_maxrss)

@@ -1,4 +1,4 @@
-"""A step cut into four pieces is the step in one, whatever the method adds to the loss and over every precision."""
+"""Gradient accumulation: four micro-batches train as one batch does, for every method at every precision."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class Silence:
 
 
 def examples() -> list[Example]:
-    """Eight sentences of 5 to 12 tokens, a target on every second one."""
-    found = []
+    """Eight sentences of 5 to 12 tokens, with a target on every second token."""
+    result = []
     for number in range(8):
         ids = [3 + (7 * number + position) % 90 for position in range(5 + number)]
         labels = [position % 3 if position % 2 else -100 for position in range(len(ids))]
-        found.append(Example({"input_ids": ids, "labels": labels}, Row(f"test:{number}", {})))
-    return found
+        result.append(Example({"input_ids": ids, "labels": labels}, Row(f"test:{number}", {})))
+    return result
 
 
 def change(base: PreTrainedModel, method: Method, accumulation: int) -> dict[str, Tensor]:
-    """What training in this many pieces does to each trainable tensor."""
+    """Change of each trainable tensor by training with this many micro-batches per step."""
     torch.manual_seed(3)
     model = method.apply(base, bases.plan("encoder"))
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -51,14 +51,14 @@ def change(base: PreTrainedModel, method: Method, accumulation: int) -> dict[str
         task=bases.TASK,
         examples=examples(),
         padding_token=0,
-        # A large epsilon leaves Adam proportional to the gradient: else it would blow up what is but rounding.
+        # A large epsilon makes the update proportional to the gradient; a small one would magnify rounding errors.
         settings=Training(
             steps=STEPS,
             batch_examples=8,
             accumulation=accumulation,
             adam_epsilon=1.0,
             warmup=0.0,
-            weight_decay=0.0,  # which moves a tensor whatever its gradient
+            weight_decay=0.0,  # would change a tensor without any gradient
         ),
         learning_rate=0.1,
         seeds=Seeds(),
@@ -74,17 +74,21 @@ ENCODER = [combination for combination in SUPPORTED if combination.family == "en
 
 
 @pytest.mark.parametrize("combination", sampled(ENCODER, coordinates, strength=1), ids=str)
-def test_four_pieces_train_as_one_does(combination: Combination, fresh: Callable[[str, str], PreTrainedModel]) -> None:
-    whole = change(fresh("encoder", combination.precision), combination.method, 1)
-    pieces = change(fresh("encoder", combination.precision), combination.method, 4)
-    assert max(float(tensor.abs().max()) for tensor in whole.values()) > 1e-3
-    far = {name: float((tensor - pieces[name]).abs().max()) for name, tensor in whole.items()}
-    assert {name: distance for name, distance in far.items() if distance > 1e-6} == {}
+def test_four_micro_batches_train_as_one_batch(
+    combination: Combination, fresh: Callable[[str, str], PreTrainedModel]
+) -> None:
+    full_batch = change(fresh("encoder", combination.precision), combination.method, 1)
+    micro_batches = change(fresh("encoder", combination.precision), combination.method, 4)
+    assert max(float(tensor.abs().max()) for tensor in full_batch.values()) > 1e-3
+    distances = {name: float((tensor - micro_batches[name]).abs().max()) for name, tensor in full_batch.items()}
+    assert {name: distance for name, distance in distances.items() if distance > 1e-6} == {}
 
 
-def test_what_a_method_adds_to_the_loss_is_in_the_step(fresh: Callable[[str, str], PreTrainedModel]) -> None:
-    with_it, without = (
+def test_the_penalty_of_a_method_is_part_of_the_step(fresh: Callable[[str, str], PreTrainedModel]) -> None:
+    with_penalty, without = (
         change(fresh("encoder", "none"), AdaLora(initial_rank=6, target_rank=3, orthogonality=weight), 1)
         for weight in (0.5, 0.0)
     )
-    assert [name for name, tensor in with_it.items() if ".lora_A." in name and torch.equal(tensor, without[name])] == []
+    assert [
+        name for name, tensor in with_penalty.items() if ".lora_A." in name and torch.equal(tensor, without[name])
+    ] == []

@@ -1,7 +1,7 @@
-"""One model over several devices: every method computes through accelerate's hooks, and adds where each layer is.
+"""A model spread over devices by the hooks of accelerate: every method computes the same, on the devices of the layers.
 
-There is one CPU here. That the hooks send to it shows that they change nothing; a second device, which has no numbers,
-shows where every tensor is.
+With the CPU as every device the hooks must change nothing. The meta device as the second one shows where each tensor
+is placed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Fresh = Callable[[str, str], PreTrainedModel]
 
 
 def reason(combination: Combination) -> str | None:
-    setting = MethodContext(
+    context = MethodContext(
         architecture=ARCHITECTURES[combination.family],
         quantization=combination.precision,
         task_type=FAMILIES[combination.family],
         dispatched=True,
     )
-    return combination.method.incompatible_with(setting)
+    return combination.method.incompatible_with(context)
 
 
 SPREAD = [c for c in SUPPORTED if c.precision != "int8" and reason(c) is None]
@@ -47,14 +47,14 @@ HALVES = {
         ("encoder.block.1", "encoder.final_layer_norm", "decoder.block", "decoder.final_layer_norm", "lm_head"),
     ),
 }
-CPU = torch.device("cpu")  # the word would mean what waits there for a GPU
-LAYER = re.compile(r"\w+\.(?:layer|layers|block)\.\d+\.")  # with the stack that it is in
-# Virtual tokens are in no layer; PiSSA takes a base apart, which has to have numbers.
+CPU = torch.device("cpu")  # the string "cpu" would mean weights offloaded from a GPU
+LAYER = re.compile(r"\w+\.(?:layer|layers|block)\.\d+\.")  # including the name of the stack
+# Virtual tokens are in no layer, and PiSSA decomposes the base, which needs values.
 IN_LAYERS = [c for c in SPREAD if c.precision == "none" and not c.method.positions and not c.method.modifies_base]
 
 
 def over(base: PreTrainedModel, second: torch.device) -> PreTrainedModel:
-    """`base` with its first half on the CPU and the rest on `second`, as `from_pretrained` does it."""
+    """`base` with its first half on the CPU and the rest on `second`, dispatched as by `from_pretrained`."""
     earlier, later = HALVES[base.config.model_type]
     base.hf_device_map = dict.fromkeys(earlier, CPU) | dict.fromkeys(later, second)
     dispatch_model(base, base.hf_device_map, skip_keys=base._skip_keys_device_placement, force_hooks=True)
@@ -62,7 +62,7 @@ def over(base: PreTrainedModel, second: torch.device) -> PreTrainedModel:
 
 
 def trained(combination: Combination, base: PreTrainedModel) -> list[torch.Tensor]:
-    """What training gives, step by step, and the answer after it."""
+    """The losses of three steps, and the logits after them."""
     method, family = combination.method, combination.family
     torch.manual_seed(3)
     model = method.apply(base, bases.plan(family)).train()
@@ -79,22 +79,22 @@ def trained(combination: Combination, base: PreTrainedModel) -> list[torch.Tenso
 
 
 @pytest.mark.parametrize("combination", sampled(SPREAD, coordinates), ids=str)
-def test_what_is_sent_from_layer_to_layer_changes_nothing(combination: Combination, fresh: Fresh) -> None:
+def test_a_dispatched_model_trains_bit_identically(combination: Combination, fresh: Fresh) -> None:
     expected = trained(combination, fresh(combination.family, combination.precision))
     base = over(fresh(combination.family, combination.precision), CPU)
-    found = trained(combination, base)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    dispatched = trained(combination, base)
+    assert all(torch.equal(a, b) for a, b in zip(dispatched, expected, strict=True))
 
 
 @pytest.mark.parametrize("combination", sampled(IN_LAYERS, coordinates), ids=str)
-def test_what_a_method_adds_is_where_its_layer_is(combination: Combination, fresh: Fresh) -> None:
+def test_added_parameters_are_on_the_device_of_their_layer(combination: Combination, fresh: Fresh) -> None:
     method, family = combination.method, combination.family
     base = over(fresh(family, "none"), torch.device("meta"))
-    own = {id(parameter) for parameter in base.parameters()}
-    homes = {match[0]: p.device for name, p in base.named_parameters() if (match := LAYER.search(name))}
+    base_parameters = {id(parameter) for parameter in base.parameters()}
+    devices = {match[0]: p.device for name, p in base.named_parameters() if (match := LAYER.search(name))}
     model = method.apply(base, bases.plan(family))
-    added = {name: p for name, p in model.named_parameters() if id(p) not in own and LAYER.search(name)}
-    assert [name for name, p in added.items() if p.device != homes[LAYER.search(name)[0]]] == []  # type: ignore[index]
+    added = {name: p for name, p in model.named_parameters() if id(p) not in base_parameters and LAYER.search(name)}
+    assert [name for name, p in added.items() if p.device != devices[LAYER.search(name)[0]]] == []  # type: ignore[index]
     if not method.trains_base and method.kind != "head":
         assert {p.device.type for p in added.values()} == {"cpu", "meta"}
 

@@ -19,11 +19,11 @@ Fresh = Callable[[str, str], PreTrainedModel]
 
 
 def test_only_the_method_and_the_head_train(trained: Trained) -> None:
-    own = {id(p): name for name, (p, _) in trained.base.items() if id(p) not in trained.head}
+    base_names = {id(p): name for name, (p, _) in trained.base.items() if id(p) not in trained.head}
     trainable = [p for p in trained.model.parameters() if p.requires_grad]
     assert trainable
     trains_base = trained.method.trains_base and not trained.method.modifies_base
-    assert trains_base or not [own[id(p)] for p in trainable if id(p) in own]
+    assert trains_base or not [base_names[id(p)] for p in trainable if id(p) in base_names]
     assert all(p.dtype == torch.float32 for p in trainable)
     for part in bases.plan(trained.combination.family).head:
         assert sum(f".{part}." in f".{name}" for name in trained.snapshots[0]) == 2  # weight and bias
@@ -35,19 +35,19 @@ def test_every_trainable_tensor_moves_before_and_after_an_evaluation(trained: Tr
     assert [name for name, tensor in between.items() if torch.equal(tensor, after[name])] == []
 
 
-def test_the_base_is_untouched_to_the_bit(trained: Trained) -> None:
+def test_the_frozen_base_is_bit_identical_after_training(trained: Trained) -> None:
     frozen = {name: pair for name, pair in trained.base.items() if not pair[0].requires_grad}
-    assert [name for name, (now, then) in frozen.items() if not torch.equal(now, then)] == []
+    assert [name for name, (after, before) in frozen.items() if not torch.equal(after, before)] == []
 
 
-def test_saved_and_loaded_elsewhere_it_gives_the_same_logits(
+def test_saved_and_reloaded_in_another_process_it_gives_the_same_logits(
     trained: Trained, elsewhere: Callable[[Trained], Tensor]
 ) -> None:
-    here = bases.logits(trained.model, trained.combination.family)
-    assert torch.equal(elsewhere(trained), here)
+    expected = bases.logits(trained.model, trained.combination.family)
+    assert torch.equal(elsewhere(trained), expected)
 
 
-def test_loaded_to_be_trained_the_method_and_the_head_are(trained: Trained, fresh: Fresh) -> None:
+def test_loaded_as_trainable_the_method_and_the_head_get_gradients(trained: Trained, fresh: Fresh) -> None:
     family = trained.combination.family
     model = trained.method.load(fresh(family, trained.combination.precision), trained.halfway, trainable=True)
     assert torch.allclose(bases.logits(model, family), trained.evaluated, atol=1e-5)
@@ -60,18 +60,18 @@ def test_loaded_to_be_trained_the_method_and_the_head_are(trained: Trained, fres
         assert any(f".{part}." in f".{name}" for name in trainable)
 
 
-def test_untrained_it_is_the_base_if_it_says_so(supported: Combination, fresh: Fresh) -> None:
+def test_before_training_it_computes_the_base_if_starts_as_base(supported: Combination, fresh: Fresh) -> None:
     family, method = supported.family, supported.method
     expected = bases.logits(fresh(family, supported.precision), family)
     model = method.apply(fresh(family, supported.precision), bases.plan(family))
-    away = (bases.logits(model, family) - expected).abs().max() / expected.abs().max()
+    distance = (bases.logits(model, family) - expected).abs().max() / expected.abs().max()
     if method.starts_as_base:
-        assert away <= (1e-5 if method.modifies_base else 1e-6)
+        assert distance <= (1e-5 if method.modifies_base else 1e-6)
     else:
-        assert away > 1e-3
+        assert distance > 1e-3
 
 
-def test_without_it_the_base_alone_computes(trained: Trained, fresh: Fresh) -> None:
+def test_disabled_it_computes_the_base(trained: Trained, fresh: Fresh) -> None:
     if type(trained.method).disabled is Method.disabled:
         pytest.skip("adds nothing to the base")
     family = trained.combination.family
@@ -85,12 +85,12 @@ def test_without_it_the_base_alone_computes(trained: Trained, fresh: Fresh) -> N
         base.get_submodule(part).load_state_dict(trained_head)
     expected = bases.logits(base, family)
     with trained.method.disabled(trained.model):
-        away = (bases.logits(trained.model, family) - expected).abs().max()
-    assert away <= (1e-5 if trained.method.modifies_base else 0)
+        distance = (bases.logits(trained.model, family) - expected).abs().max()
+    assert distance <= (1e-5 if trained.method.modifies_base else 0)
     assert not torch.equal(bases.logits(trained.model, family), expected)
 
 
-def test_merged_into_a_float_base_it_computes_the_same(trained: Trained) -> None:
+def test_merged_into_a_float_base_it_gives_the_same_logits(trained: Trained) -> None:
     if not trained.method.merges or trained.combination.precision != "none":
         pytest.skip("does not merge")
     family = trained.combination.family
@@ -100,30 +100,35 @@ def test_merged_into_a_float_base_it_computes_the_same(trained: Trained) -> None
     assert (bases.logits(merged, family) - expected).abs().max() <= 1e-4
 
 
-def test_what_it_generates_is_what_its_forward_says(trained: Trained, fresh: Fresh) -> None:
-    """Beams over caches, in which virtual tokens must have their place, score as the whole text does at once."""
+def test_scores_of_generated_sequences_are_those_of_a_forward_pass(trained: Trained, fresh: Fresh) -> None:
+    """Beam search uses caches, in which virtual tokens must have their place; a forward pass uses none."""
     family = trained.combination.family
     if family != "encoder-decoder":
-        pytest.skip("generates nothing here")
-    given = {name: tensor for name, tensor in bases.inputs(family).items() if name != "decoder_input_ids"}
+        pytest.skip("only encoder-decoder models generate in this test")
+    encoder_inputs = {name: tensor for name, tensor in bases.inputs(family).items() if name != "decoder_input_ids"}
     loaded = trained.method.load(fresh(family, trained.combination.precision), trained.saved)
     for model in (trained.model, loaded):
         model.eval()
-        found = model.generate(  # type: ignore[operator]
-            **given, max_new_tokens=6, num_beams=3, length_penalty=0.0, return_dict_in_generate=True, output_scores=True
+        generated = model.generate(  # type: ignore[operator]
+            **encoder_inputs,
+            max_new_tokens=6,
+            num_beams=3,
+            length_penalty=0.0,
+            return_dict_in_generate=True,
+            output_scores=True,
         )
-        texts = found.sequences
+        sequences = generated.sequences
         with torch.no_grad():
-            logits = model(**given, decoder_input_ids=texts[:, :-1]).logits
-        likely = logits.log_softmax(-1).gather(2, texts[:, 1:, None])[..., 0]
-        ended = (texts[:, 1:] == 1).cumsum(1).cumsum(1) > 1  # T5's end of text is token 1
-        assert torch.allclose(likely.masked_fill(ended, 0.0).sum(1), found.sequences_scores, atol=1e-4)
+            logits = model(**encoder_inputs, decoder_input_ids=sequences[:, :-1]).logits
+        log_probabilities = logits.log_softmax(-1).gather(2, sequences[:, 1:, None])[..., 0]
+        ended = (sequences[:, 1:] == 1).cumsum(1).cumsum(1) > 1  # T5's end of text is token 1
+        assert torch.allclose(log_probabilities.masked_fill(ended, 0.0).sum(1), generated.sequences_scores, atol=1e-4)
 
 
-def test_two_on_one_base_do_not_disturb_each_other(trained: Trained, fresh: Fresh) -> None:
+def test_two_adapters_on_one_base_are_independent(trained: Trained, fresh: Fresh) -> None:
     method, family = trained.method, trained.combination.family
     base = fresh(family, trained.combination.precision)
-    # What a method took out of the base is in its files: as PEFT alone reads them they leave the base where it is.
+    # The files of a method that modifies the base contain the difference: PEFT loads them onto the original base.
     load = PeftModel.from_pretrained if method.modifies_base else method.load
     atol = 1e-4 if method.modifies_base else 1e-5
     model = load(base, trained.halfway)
@@ -138,6 +143,6 @@ def test_two_on_one_base_do_not_disturb_each_other(trained: Trained, fresh: Fres
     assert torch.equal(bases.logits(model, family), first)
 
 
-def test_what_it_cannot_do_it_refuses_with_a_reason(refused: Combination) -> None:
+def test_an_unsupported_combination_has_a_one_line_reason(refused: Combination) -> None:
     assert refused.reason
     assert "\n" not in refused.reason

@@ -1,4 +1,4 @@
-"""A step whose embeddings are perturbed is the same in four pieces as in one, whatever is trained over what."""
+"""Gradient accumulation with FGM and NEFTune: four micro-batches train as one batch does."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ TRIED = [
 
 
 def change(base: PreTrainedModel, combination: bases.Combination, **settings: object) -> dict[str, Tensor]:
-    """What training does to each trainable tensor."""
+    """Change of each trainable tensor by training."""
     method = combination.method
     torch.manual_seed(3)
     model = method.apply(base, bases.plan("encoder"))
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    given = {"steps": STEPS, "batch_examples": 8, "adam_epsilon": 1.0, "warmup": 0.0, **settings}
+    defaults = {"steps": STEPS, "batch_examples": 8, "adam_epsilon": 1.0, "warmup": 0.0, **settings}
     train(
         model,
         method=method,
         task=bases.TASK,
         examples=examples(),
         padding_token=0,
-        settings=Training.model_validate(given),
+        settings=Training.model_validate(defaults),
         learning_rate=0.1,
         seeds=Seeds(),
         accelerator=Accelerator(cpu=True),
@@ -50,13 +50,13 @@ def change(base: PreTrainedModel, combination: bases.Combination, **settings: ob
 
 
 @pytest.mark.parametrize("combination", TRIED, ids=str)
-def test_four_perturbed_pieces_train_as_one_does(
+def test_four_perturbed_micro_batches_train_as_one_batch(
     combination: bases.Combination, fresh: Callable[[str, str], PreTrainedModel]
 ) -> None:
     options = {"adversarial": 0.5, "embedding_noise": 5.0}
     plain = change(fresh("encoder", combination.precision), combination)
-    whole = change(fresh("encoder", combination.precision), combination, **options)
-    pieces = change(fresh("encoder", combination.precision), combination, accumulation=4, **options)
-    assert max(float((whole[name] - plain[name]).abs().max()) for name in whole) > 1e-4
-    far = {name: float((tensor - pieces[name]).abs().max()) for name, tensor in whole.items()}
-    assert {name: distance for name, distance in far.items() if distance > 2e-6} == {}
+    full_batch = change(fresh("encoder", combination.precision), combination, **options)
+    micro_batches = change(fresh("encoder", combination.precision), combination, accumulation=4, **options)
+    assert max(float((full_batch[name] - plain[name]).abs().max()) for name in full_batch) > 1e-4
+    distances = {name: float((tensor - micro_batches[name]).abs().max()) for name, tensor in full_batch.items()}
+    assert {name: distance for name, distance in distances.items() if distance > 2e-6} == {}

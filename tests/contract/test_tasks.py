@@ -1,4 +1,4 @@
-"""What every task promises, with each of its sample settings: a new task's file is found and tested unasked."""
+"""Contract of every task with each of its test_settings; a new task is discovered and tested."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ SETTINGS = [{"kind": kind, **sample} for kind, task in TASKS.items() for sample 
 
 @pytest.fixture(scope="module", params=SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
 def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
-    found: dict[str, Any] = request.param
-    return found
+    setting: dict[str, Any] = request.param
+    return setting
 
 
 @pytest.fixture(scope="module", params=BASES)
-def patient(request: pytest.FixtureRequest, settings: dict[str, Any], tmp_path_factory: Any) -> Iterator[ProbeModel]:
+def probe_model(
+    request: pytest.FixtureRequest, settings: dict[str, Any], tmp_path_factory: Any
+) -> Iterator[ProbeModel]:
     recipe = Recipe.model_validate(
         {"name": "contract", "model": request.param, "data": "none", "task": settings, "method": "full"}
     )
@@ -39,32 +41,32 @@ def patient(request: pytest.FixtureRequest, settings: dict[str, Any], tmp_path_f
         pytest.skip(str(error))  # no such head
 
 
-def test_the_loss_of_a_batch_is_the_sum_of_its_examples_losses_whatever_the_padding(patient: ProbeModel) -> None:
-    task, model = patient.task, patient.base().model.eval()
-    batches = [patient.examples, *([example] for example in patient.examples)]
+def test_the_loss_of_a_batch_is_the_sum_of_the_losses_of_its_examples(probe_model: ProbeModel) -> None:
+    task, model = probe_model.task, probe_model.base().model.eval()
+    batches = [probe_model.examples, *([example] for example in probe_model.examples)]
     losses, counts = [], []
     with torch.no_grad():
         for examples in batches:
-            batch = task.collate(examples, patient.padding_token)
+            batch = task.collate(examples, probe_model.padding_token)
             outputs = model(**task.model_inputs(batch, model))
             losses.append(float(task.loss(outputs, batch)))
             counts.append(int(task.count_targets(batch)))
-            nothing = task.without_targets(batch)
-            assert (float(task.loss(outputs, nothing)), int(task.count_targets(nothing))) == (0.0, 0)
-    assert len({len(example) for example in patient.examples}) > 1
+            empty = task.without_targets(batch)
+            assert (float(task.loss(outputs, empty)), int(task.count_targets(empty))) == (0.0, 0)
+    assert len({len(example) for example in probe_model.examples}) > 1
     assert losses[0] == pytest.approx(sum(losses[1:]), rel=1e-4)
     assert counts[0] == sum(counts[1:]) > 0
 
 
-def test_records_are_json_and_the_metrics_take_them(patient: ProbeModel) -> None:
+def test_predictions_are_json_and_accepted_by_the_metrics(probe_model: ProbeModel) -> None:
     from peftlab.metrics import score
 
-    task, model = patient.task, patient.base().model.eval()
-    batch = task.collate(patient.examples, patient.padding_token)
+    task, model = probe_model.task, probe_model.base().model.eval()
+    batch = task.collate(probe_model.examples, probe_model.padding_token)
     with torch.no_grad():
         outputs = task.predict(model, batch, byte_tokenizer(model.config))
-    records = task.merge(task.decode(outputs, patient.examples), patient.examples)
-    rows = list({id(example.row): example.row for example in patient.examples}.values())
+    records = task.merge(task.decode(outputs, probe_model.examples), probe_model.examples)
+    rows = list({id(example.row): example.row for example in probe_model.examples}.values())
     assert all(
         task.reference(row).items() <= record.items() for row, record in zip(rows, records, strict=True)
     )  # verify's
@@ -77,7 +79,7 @@ def test_records_are_json_and_the_metrics_take_them(patient: ProbeModel) -> None
     json.dumps([task.answer(record) for record in records])
 
 
-def test_once_fitted_a_task_is_the_same_after_it_was_written_and_read(settings: dict[str, Any]) -> None:
+def test_a_bound_task_is_equal_after_a_round_trip_through_json(settings: dict[str, Any]) -> None:
     kind = TASKS[settings["kind"]]
     task = kind.model_validate(settings)
     rows = task.sample_rows()
