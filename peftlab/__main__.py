@@ -2,9 +2,9 @@
 
 import signal
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is lost while this imports, and no traceback worth it
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt during the imports prints no traceback
 
-from peftlab.cli.main import app  # noqa: E402
+from peftlab.cli.app import app  # noqa: E402
 
 
 def main() -> None:

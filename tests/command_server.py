@@ -11,7 +11,7 @@ import traceback
 from typing import Any
 
 HEAVY = ("torch", "accelerate", "peft", "bitsandbytes", "datasets", "evaluate", "seqeval.metrics")
-HEAVY_OWN = ("peftlab.cli.main", "peftlab.runs.run", "peftlab.runs.inference")
+HEAVY_OWN = ("peftlab.cli.app", "peftlab.runs.run", "peftlab.runs.inference")
 
 
 def serve() -> None:
@@ -68,7 +68,7 @@ def child(order: dict[str, Any]) -> None:
 
         for name, arguments in order["faults"]:
             getattr(injected, name)(*arguments)
-        from peftlab.cli.main import app
+        from peftlab.cli.app import app
 
         app()
     except SystemExit as stop:

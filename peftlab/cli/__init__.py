@@ -1,1 +1,1 @@
-"""The commands of a suite, of a first recipe, and how every command ends that cannot do what was asked."""
+"""The command line, one module per command."""

@@ -143,7 +143,7 @@ def oom_hint(recipe: Recipe, devices: int) -> str:
     said = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in parts.items())
     return (
         f"; by its shapes a step in micro-batches of {forecast.micro_batch} x {forecast.length} tokens holds "
-        f"{(forecast.needed or 0) / MIB:,.0f} MiB at its peak ({said}): peftlab plan says what fits"
+        f"{(forecast.needed or 0) / MIB:,.0f} MiB at its peak ({said}): `peftlab estimate` says what fits"
     )
 
 

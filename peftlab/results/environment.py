@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -20,7 +21,7 @@ LIBRARIES = (
 
 
 def quiet_libraries() -> None:
-    """Silence what the stack says that a user cannot act on. Call before the stack is imported."""
+    """Silence library messages that a user cannot act on. Call before the libraries are imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -32,9 +33,10 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)  # it sets its own level
     warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|accelerate|bitsandbytes|datasets|numpy)\b")
-    import transformers
+    if "transformers" in sys.modules:  # else it reads HF_HUB_DISABLE_PROGRESS_BARS at import
+        import transformers
 
-    transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
 
 
 def environment(

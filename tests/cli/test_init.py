@@ -94,7 +94,7 @@ def test_a_recipe_is_not_overwritten_unless_it_is_said(folder: Path) -> None:
         (["--train", "My rows.jsonl", "--method", "lorra"], "--method lorra: unknown (did you mean 'lora'?)"),
         (["--train", "My rows.jsonl", "--name", "../up"], "--name ../up: does not match"),
         (["--train", "My rows.jsonl", "--model", "a b"], "model: string should match pattern"),
-        (["--train", "My rows.jsonl", "--column", "labels"], "--column labels: FIELD=COLUMN was expected"),
+        (["--train", "My rows.jsonl", "--column", "labels"], "--column labels: expected FIELD=COLUMN"),
         (["--train", "My rows.jsonl", "--column", "labels=nre"], "(did you mean 'ner'?)"),
         (["--train", "My rows.jsonl", "--method", "peft"], "method.type: missing"),
         (
@@ -139,7 +139,7 @@ def test_a_person_is_asked_for_what_is_not_given(folder: Path) -> None:
 def test_it_imports_no_torch(folder: Path) -> None:
     code = (
         "import sys; sys.argv = ['peftlab', 'init', '--train', 'My rows.jsonl']\n"
-        "from peftlab.cli.main import app\n"
+        "from peftlab.cli.app import app\n"
         "try: app()\n"
         "except SystemExit as stop: assert not stop.code\n"
         "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"

@@ -57,7 +57,7 @@ def test_what_trains_nothing_imports_nothing_heavy(words: list[str]) -> None:
     code = f"""
 import sys
 sys.argv = ["peftlab", *{words!r}]
-from peftlab.cli.main import app
+from peftlab.cli.app import app
 try:
     app()
 except SystemExit as stop:
@@ -81,7 +81,7 @@ def test_validate_checks_every_file_and_names_the_wrong_ones(recipe_file: Path) 
     wrong.write_text(recipe_file.read_text().replace("rank: 4", "rnak: 4"))
     done = peftlab("validate", recipe_file, wrong, recipe_file)
     assert done.returncode == 2
-    assert done.stdout.count(": good (lora, none, ") == 2
+    assert done.stdout.count(": valid (lora, none, ") == 2
     assert done.stderr.splitlines() == [f"{wrong}:9: method.rnak: unknown key (did you mean 'rank'?); " + KEYS]
 
 
@@ -94,7 +94,7 @@ import os, signal, sys
 
 class Interrupting:
     def find_spec(self, name, *rest):
-        if name == "peftlab.cli.main":
+        if name == "peftlab.cli.app":
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Interrupting())
@@ -123,7 +123,7 @@ def test_a_misspelt_recipe_is_one_line(tmp_path: Path) -> None:
 
 def test_a_dry_run_writes_nothing_whatever_else_is_asked(tmp_path: Path) -> None:
     line = refused("bench", "benchmarks/quick", "--dry-run", "--adopt", tmp_path)
-    assert line == "--dry-run and --adopt: one of them at a time"
+    assert line == "--dry-run and --adopt: use one at a time"
 
 
 def test_a_process_timeout_without_end_is_refused(recipe_file: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_second_call_prints_the_result_without_running_again(
     before = result.stat().st_mtime_ns
     again = peftlab("run", "mine.yaml", "--set", "quantization=nf4", folder=folder)
     assert again.returncode == 0
-    assert "holds this run already" in again.stdout
+    assert "already holds this run" in again.stdout
     test_line = next(line for line in done.stdout.splitlines() if line.startswith("test "))
     assert test_line in again.stdout
     assert result.stat().st_mtime_ns == before
@@ -224,14 +224,14 @@ def test_changed_data_are_not_taken_for_the_old(server: Server, tmp_path: Path) 
     output = ("--output", "runs[/x]")  # what looks like markup is none
     server = server.inside(tmp_path)
     assert "runs[/x]/mine/" in server.run("run", "mine.yaml", *output).out
-    assert "holds this run already" in server.run("run", "mine.yaml", *output).out
+    assert "already holds this run" in server.run("run", "mine.yaml", *output).out
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
     line = refused_by(server, "run", "mine.yaml", *output)
     assert "the data of this run changed since" in line
     (tmp_path / "mine.jsonl").unlink()
     shown = server.run("run", "mine.yaml", *output).out.splitlines()
-    assert shown[0].endswith("holds this run already (--force runs it again)")
-    assert shown[1] == "data       mine.jsonl is gone, and nobody can tell if it has changed since"
+    assert shown[0].endswith("already holds this run (--force runs it again)")
+    assert shown[1] == "data       mine.jsonl no longer exists; changes to it cannot be detected"
     assert shown[2].startswith("validation entity_f1 ")
 
 

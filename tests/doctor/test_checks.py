@@ -14,7 +14,7 @@ import transformers
 from torch import nn
 from typer.testing import CliRunner
 
-from peftlab.cli.main import app
+from peftlab.cli.app import app
 from peftlab.doctor import checks, compatibility, diagnosis
 from peftlab.doctor.checks import Check
 from peftlab.doctor.diagnosis import examine

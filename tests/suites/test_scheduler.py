@@ -372,7 +372,7 @@ def test_every_combination_gets_a_ledger_or_its_reason_one_at_a_time(tmp_path: P
     assert full is not None
     assert full.times is not None
     assert head.memory.optimizer < full.memory.optimizer
-    memory = measure(found["head"].recipe, timed=False).memory  # as `peftlab ledger` does it
+    memory = measure(found["head"].recipe, timed=False).memory  # as `peftlab profile` does it
     assert head.memory.model_copy(update={"process_peak": None}) == memory.model_copy(update={"process_peak": None})
     assert not Store(folder).records()  # nothing was run
     assert other.take(ALONE, lambda: False) is not None  # and given back

@@ -238,7 +238,7 @@ def test_a_dry_run_forecasts_the_memory_of_what_was_never_run_and_else_needs_no_
     def shown() -> tuple[dict[str, str], bool]:
         """What is said of each row, and whether torch was imported."""
         code = (
-            f"import sys; from pathlib import Path; from peftlab.cli.suites import bench; "
+            f"import sys; from pathlib import Path; from peftlab.cli.bench import bench; "
             f"bench(Path({str(folder)!r}), dry_run=True); print('torch' in sys.modules)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)

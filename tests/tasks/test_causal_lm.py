@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from peftlab import metrics
-from peftlab.cli.main import app
+from peftlab.cli.app import app
 from peftlab.data.examples import Example, Row
 from peftlab.errors import UserError
 from peftlab.methods import METHODS, TrainingPlan
@@ -321,7 +321,7 @@ def test_validation_refuses_a_base_whose_own_head_cannot_do_the_task(
     path.write_text(f"model: {model}\ntask: {task}\ndata: x\nmethod: lora\n")
     done = CliRunner().invoke(app, ["validate", str(path)])
     assert done.exit_code == (2 if says else 0)
-    assert (f"{path}:2: {says}" in done.stderr) if says else (": good (lora, none, " in done.stdout)
+    assert (f"{path}:2: {says}" in done.stderr) if says else (": valid (lora, none, " in done.stdout)
 
 
 @pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning", "p_tuning"])

@@ -1,0 +1,45 @@
+"""`peftlab validate`: check recipes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from peftlab.cli.command import command
+from peftlab.cli.options import Overrides, RecipeFiles
+from peftlab.errors import UserError
+from peftlab.io.redact import redact
+from peftlab.recipe import Recipe, load_recipe
+from peftlab.recipe.yaml_reader import read_yaml
+
+
+@command()
+def validate(
+    recipes: RecipeFiles,
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Check recipes without loading weights or data."""
+    invalid = 0
+    for path in recipes:
+        try:
+            recipe = load_recipe(path, overrides)
+            _check_base(recipe, path)
+        except UserError as error:
+            invalid += 1
+            print(redact(str(error)), file=sys.stderr)
+        else:
+            print(f"{path}: valid ({recipe.method.kind}, {recipe.quantization.kind}, {recipe.digest})")
+    raise SystemExit(2 if invalid else 0)
+
+
+def _check_base(recipe: Recipe, path: Path) -> None:
+    """Raise UserError if the task uses the base model's own head and the base's known config does not have it."""
+    shape = None if recipe.task.new_head else recipe.model.known_shape()
+    if shape is None:
+        return
+    from peftlab.loading import head
+
+    try:
+        head.check(shape, recipe.task)
+    except UserError as error:
+        raise UserError(f"{path}:{read_yaml(path).lines.get(('task',), 1)}: {error}") from None
