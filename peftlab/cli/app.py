@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import typer
@@ -27,7 +28,7 @@ from peftlab.cli import (
     verify,
 )
 
-COMMANDS = {
+COMMANDS: Mapping[str, Callable[..., None]] = {
     "run": run.run,
     "init": init.init,
     "list": list_components.list_components,
