@@ -17,7 +17,7 @@ BLOCK, SCALE_BLOCK = 64, 256  # bitsandbytes' block sizes: weights per scale, sc
 
 
 class FourBit(Quantization):
-    """4-bit weights, half a byte each. A subclass fixes the sixteen values that a weight can take."""
+    """4-bit weights, half a byte each. A subclass fixes the sixteen `values` that a weight can take."""
 
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
@@ -28,6 +28,9 @@ class FourBit(Quantization):
             arxiv="2305.14314",
         ),
     )
+    values: ClassVar[Literal["nf4", "fp4"]]
+    """bitsandbytes' name of the sixteen values that a weight can take."""
+
     double_quantization: bool = True
     """Quantize the scales as well, which saves 0.37 bits per weight."""
     storage: Literal["uint8", "float32", "bfloat16"] = "uint8"
@@ -38,7 +41,7 @@ class FourBit(Quantization):
 
         return BitsAndBytesConfig(
             load_in_4bit=True,
-            bnb_4bit_quant_type=self.kind,
+            bnb_4bit_quant_type=self.values,
             bnb_4bit_use_double_quant=self.double_quantization,
             bnb_4bit_compute_dtype=compute,
             bnb_4bit_quant_storage=self.storage,
@@ -85,12 +88,12 @@ class FourBit(Quantization):
             shape=torch.Size((rows, columns)),
             code=torch.empty(16),
             blocksize=BLOCK,
-            quant_type=self.kind,
+            quant_type=self.values,
             dtype=linear.compute_dtype,
             offset=torch.empty(()) if inner else None,
             state2=inner,
         )
-        weight.compress_statistics, weight.quant_type = self.double_quantization, self.kind
+        weight.compress_statistics, weight.quant_type = self.double_quantization, self.values
         weight.quant_storage, weight.blocksize, weight.bnb_quantized = storage, BLOCK, True
         linear.weight, linear.quant_state = weight, weight.quant_state
         linear.register_forward_pre_hook(_restore_quant_state)
@@ -106,6 +109,7 @@ class NF4(FourBit):
 
     kind: Literal["nf4"] = "nf4"
     title: ClassVar[str] = "NF4"
+    values: ClassVar[Literal["nf4", "fp4"]] = "nf4"
 
 
 class FP4(FourBit):
@@ -113,3 +117,4 @@ class FP4(FourBit):
 
     kind: Literal["fp4"] = "fp4"
     title: ClassVar[str] = "FP4"
+    values: ClassVar[Literal["nf4", "fp4"]] = "fp4"
