@@ -33,22 +33,24 @@ def bench(
 ) -> None:
     """Run everything in a suite that has no result yet.
 
-    Several calls may work on one suite at once. An interrupted run resumes from its last checkpoint.
+    Several calls may work on one suite at once. Finished runs are kept; a run that was interrupted starts again.
     """
     if ledger:
         raise UserError("--ledger: renamed; use --profile")
     modes = {"--dry-run": dry_run, "--adopt": adopt is not None, "--profile": profile}
     if sum(modes.values()) > 1:
         raise UserError(f"{' and '.join(name for name in modes if modes[name])}: use one at a time")
-    from peftlab.suites import scheduler
-    from peftlab.suites.profile_scheduler import profile_suite
+    from peftlab.suites.adopt import adopt as adopt_runs
+    from peftlab.suites.profile_jobs import profile_suite
+    from peftlab.suites.run_jobs import bench as bench_suite
+    from peftlab.suites.scheduler import Options
 
-    options = scheduler.Options(jobs=jobs, threads=threads, retry=retry, keep=keep)
+    options = Options(jobs=jobs, threads=threads, retry=retry, keep=keep)
     if adopt is not None:
-        scheduler.adopt(suite, adopt)
+        adopt_runs(suite, adopt)
     elif dry_run:
         print_plan(suite, jobs)
     elif profile:
         profile_suite(suite, options)
     else:
-        scheduler.bench(suite, options)
+        bench_suite(suite, options)

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from peftlab.component import Precision, Settings
 from peftlab.results.run_result import Environment
 
@@ -75,7 +77,7 @@ class Times(Settings):
 
     steps: int  # timed, after the warm-up
     median: float  # seconds a step
-    quartiles: tuple[float, float]
+    quartiles: tuple[float, float] = Field(strict=False)  # a JSON list, which validators of version 1 pass on
     tokens_per_second: float
     matrix_rate: float  # operations a second of a large matrix product on this machine, in the recipe's precision
     rate_share: float  # of the matrix rate

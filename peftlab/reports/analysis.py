@@ -98,7 +98,7 @@ class Line:
     @property
     def ledger(self) -> Profile | None:
         """What a training step of it takes."""
-        return None if self.measured is None else self.measured.record.ledger
+        return None if self.measured is None else self.measured.record.profile
 
     @property
     def high_water_bytes(self) -> float | None:

@@ -23,7 +23,6 @@ from peftlab.reports.columns import (
 )
 from peftlab.reports.figures import STYLE, figures
 from peftlab.reports.published import HEADS, heading, published
-from peftlab.suites.profiles import FOLDER as LEDGERS
 from peftlab.suites.profiles import StoredProfile
 from peftlab.suites.store import FOLDER, Stored
 
@@ -154,8 +153,9 @@ def _run(findings: Analysis, stored: Stored, *, trial: bool) -> str:
 
 
 def _measurement(measured: StoredProfile) -> str:
-    shown = "" if measured.record.ledger is not None else f": {measured.record.state}: {measured.record.reason}"
-    return f'<p>ledger{escape(shown)}. <a href="{LEDGERS}/{escape(measured.path.name)}">ledger</a></p>'
+    shown = "" if measured.record.profile is not None else f": {measured.record.state}: {measured.record.reason}"
+    target = f"{measured.path.parent.name}/{measured.path.name}"
+    return f'<p>ledger{escape(shown)}. <a href="{escape(target)}">ledger</a></p>'
 
 
 def _images(findings: Analysis) -> Iterable[tuple[str, str]]:

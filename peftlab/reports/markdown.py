@@ -31,7 +31,7 @@ from peftlab.suites.suite_file import load_suite
 
 def read_analysis(folder: Path) -> Analysis:
     """Raises UserError if there is nothing to show: no result, nor a published one that ours is to stand beside."""
-    findings = analyze(load_suite(folder), Store(folder).records(), ProfileStore(folder).read())
+    findings = analyze(load_suite(folder), Store(folder).records(), ProfileStore(folder).records())
     if not findings.suite.published and not any(findings.begun(task) for task in findings.suite.tasks):
         raise UserError(f"{folder}: no results yet; `peftlab bench {folder}` makes them")
     return findings

@@ -77,12 +77,12 @@ def profile_remarks(line: Line) -> list[str]:
     if line.measured is None:
         return []
     record, texts = line.measured.record, []
-    if record.ledger is None:
+    if record.profile is None:
         texts.append(f"not measured: {record.state}: {record.reason}")
-    elif record.ledger.memory.held:
-        held = record.ledger.memory.held / MIB
+    elif record.profile.memory.held:
+        held = record.profile.memory.held / MIB
         texts.append(f"{held:,.2f} MiB beside the gradients are still held at the end of the backward pass")
-    times = record.ledger.times if record.ledger else None
+    times = record.profile.times if record.profile else None
     if times is not None and times.processor_share is not None and times.processor_share < UNDISTURBED:
         taken = 1 - times.processor_share
         texts.append(f"its times are not its own: other processes had the processor for {taken:.0%} of them")

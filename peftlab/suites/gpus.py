@@ -1,7 +1,7 @@
-"""The GPUs of this machine, lent to the runs of a suite: so many to a run, none of them to two at once.
+"""The GPUs of this machine, assigned to the processes of a suite: so many per process, none to two at once.
 
-A process that was forked from one in which CUDA has started cannot use it. So the runner of a suite starts none, and
-where there are GPUs it imports nothing that would: each run imports for itself.
+A process that was forked from one in which CUDA is initialized cannot use it. So a runner initializes no CUDA, and on a
+machine with GPUs it imports nothing that would: each process imports for itself.
 """
 
 from __future__ import annotations
@@ -16,36 +16,47 @@ VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
 def visible() -> list[str]:
-    """By the names that the variable has for them; none on a machine without."""
-    import torch
+    """The GPUs by their names in CUDA_VISIBLE_DEVICES; empty on a machine without GPUs."""
+    import torch  # late: start-up time
 
-    count = torch.cuda.device_count()  # asked of the driver's own library, which starts no CUDA
-    named = os.environ.get(VARIABLE)
-    return (named.split(",") if named else [str(number) for number in range(count)])[:count]
+    count = torch.cuda.device_count()  # by the driver's library, which does not initialize CUDA
+    names = os.environ.get(VARIABLE)
+    return (names.split(",") if names else [str(number) for number in range(count)])[:count]
 
 
 @dataclass(frozen=True)
 class Slot:
-    """What a run is lent."""
+    """A resource that one process at a time may use."""
 
-    key: str  # of the claim
+    key: str
+    """Key of its claim."""
     environment: dict[str, str]
+    """Environment variables of the process that has it."""
+
+
+def gpu_slots(names: Sequence[str], each: int) -> list[Slot]:
+    """Slots of `each` GPUs.
+
+    >>> gpu_slots(["0", "1", "2"], 2)
+    [Slot(key='gpus 0,1', environment={'CUDA_VISIBLE_DEVICES': '0,1'})]
+    """
+    groups = [",".join(names[start : start + each]) for start in range(0, len(names) - each + 1, each)]
+    return [Slot(f"gpus {group}", {VARIABLE: group}) for group in groups]
 
 
 class Slots:
-    """All that this machine has, claimed among its runners of the same suite."""
+    """Slots shared with the other runners of the same suite by claims."""
 
-    def __init__(self, names: Sequence[str], each: int, claims: Claims) -> None:
-        groups = [names[start : start + each] for start in range(0, len(names) - each + 1, each)]
-        self._slots = [Slot(f"gpus {','.join(group)}", {VARIABLE: ",".join(group)}) for group in groups]
-        self._claims = claims
+    def __init__(self, slots: Sequence[Slot], claims: Claims) -> None:
+        self._slots, self._claims = slots, claims
 
     def __len__(self) -> int:
         return len(self._slots)
 
     def take(self) -> Slot | None:
-        """One that no run has, this runner's or another's."""
+        """Claim a free slot; None if all are claimed."""
         return next((slot for slot in self._slots if self._claims.take(slot.key, lambda: False) is not None), None)
 
     def give_back(self, slot: Slot) -> None:
+        """Give up the claim of a slot."""
         self._claims.forget(slot.key)

@@ -1,85 +1,153 @@
-"""Running a suite: whatever has no result, a process a run, forked from one that has imported everything once."""
+"""One scheduler for all work of a suite: every open job, one process per job, shared among several runners."""
 
 from __future__ import annotations
 
-import contextlib
+import abc
 import functools
 import os
 import shutil
 import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Generic, Protocol, TypeVar
 
-from peftlab.errors import ProcessLostError, UserError
+from pydantic import BaseModel
+
 from peftlab.io.atomic import check_writable
 from peftlab.recipe import Recipe
-from peftlab.suites import gpus, workers
+from peftlab.suites import workers
 from peftlab.suites.claims import Claims
-from peftlab.suites.collect import collect, finished_runs
-from peftlab.suites.eta import EtaEstimator, duration
 from peftlab.suites.gpus import Slot, Slots
-from peftlab.suites.matching import matched_suite
 from peftlab.suites.plan import Plan, current_plan
-from peftlab.suites.store import RETRYABLE, Predictions, Record, Store, Stored, suite_folder
+from peftlab.suites.store import RETRYABLE, State, Store, Stored, suite_folder
 from peftlab.suites.suite import Suite
 from peftlab.suites.workers import Child, Ended
 
-WORK = ".bench"  # in the suite's folder, not committed: claims, logs, runs at work
-LEASE = 60.0  # seconds without a sign of life after which a runner's claims are anybody's
+WORK = ".bench"  # in the suite's folder, not committed: claims, logs and the folders of running jobs
+LEASE = 60.0  # seconds without a sign of life after which other runners may claim a runner's jobs
 POLL = 0.2  # seconds
-IDLE = 0.5  # seconds more where all that is left is taken
+IDLE = 0.5  # further seconds where all that is left is claimed by others
+
+NO_SLOT = Slot("", {})
 
 Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a runner runs."""
+    """Options of a runner."""
 
-    jobs: int = 1  # processes at a time
-    threads: int = 1  # each
+    jobs: int = 1
+    """Processes at a time."""
+    threads: int = 1
+    """Threads of each process."""
     lease: float = LEASE
-    keep: bool = False  # the run's folder with the adapter too, in .bench/runs/
-    retry: bool = False  # what ended as out of memory, timed out or failed
+    """Seconds."""
+    keep: bool = False
+    """Keep the folders of finished runs, with the adapters, in .bench/runs/."""
+    retry: bool = False
+    """Repeat jobs that ended as out of memory, timed out or failed."""
 
 
-def bench(folder: Path, options: Options, say: Say = print) -> Plan:
-    """Run all of the suite that has no result and that no other runner is at; return when everything has ended."""
-    suite = matched_suite(folder)
-    workers.prepare(options.threads)
-    runner = _Runner(folder, suite, options, say)
-    try:
-        return runner.work()
-    finally:
-        runner.close()
+R = TypeVar("R", bound=BaseModel)
 
 
-def adopt(folder: Path, runs: Path, say: Say = print) -> int:
-    """Bring in finished runs that are this suite's, from anywhere below `runs`; return how many."""
-    suite, store = matched_suite(folder), Store(folder)
-    if not runs.is_dir():
-        raise UserError(f"--adopt {runs}: no such folder")
-    check_writable(store.folder)
-    found = finished_runs(runs)
-    adopted = 0
-    while True:  # a trial more may tell the learning rate of further cells
-        records = store.records()
-        plan = current_plan(suite, records)
-        new = [recipe for recipe in plan.recipes if recipe.digest in found and not _scored(records, recipe.digest)]
-        if not new:
-            say(f"{adopted} adopted; {len(found.keys() - records.keys())} others below {runs} are none of this suite's")
-            return adopted
-        for recipe in new:
-            record, predictions = collect(found[recipe.digest][0])
-            say(f"adopted {store.write(recipe, record, predictions).name}")
-            adopted += 1
+class StoredRecord(Protocol):
+    """A record in its file."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def state(self) -> State: ...
 
 
-def _scored(records: Mapping[str, Stored], digest: str) -> bool:
-    """Whether there is a result: a run that failed or was out of memory gives way to one that did not."""
-    return digest in records and records[digest].record.state not in RETRYABLE
+class Jobs(abc.ABC, Generic[R]):
+    """One kind of work on a suite: the jobs there are, what a job does in its process, and how its record is stored.
+
+    A job is identified by a recipe; `key` is the digest of what its record depends on.
+    """
+
+    prefix: ClassVar[str] = ""
+    """Prefix of the folders and log files of these jobs."""
+
+    def __init__(self, folder: Path, suite: Suite, options: Options) -> None:
+        self.suite, self.options = suite, options
+        self.runs = Store(folder)
+        self.work_folder = suite_folder(folder) / WORK
+        self._plan: tuple[Mapping[str, Stored], Plan] | None = None
+
+    def plan(self) -> Plan:
+        """The suite's plan, given the records of its runs. Cached until a record changes: planning is slow."""
+        records = self.runs.records()
+        if self._plan is None or self._plan[0] != records:
+            self._plan = records, current_plan(self.suite, records)
+        return self._plan[1]
+
+    @property
+    @abc.abstractmethod
+    def folder(self) -> Path:
+        """Folder of the records."""
+
+    @abc.abstractmethod
+    def key(self, recipe: Recipe) -> str:
+        """Identifies a job and its record."""
+
+    @abc.abstractmethod
+    def recipes(self) -> list[Recipe]:
+        """All jobs known by now, in the order in which they are to run."""
+
+    @abc.abstractmethod
+    def records(self) -> Mapping[str, StoredRecord]:
+        """Stored records by key."""
+
+    def unsupported(self) -> Iterable[tuple[Recipe, R]]:
+        """Jobs that need no process because validation refuses them, with their records."""
+        return ()
+
+    @abc.abstractmethod
+    def slots(self, claims: Claims) -> Slots | None:
+        """Resources of which each process gets a slot; None if only `Options.jobs` limits the processes."""
+
+    @abc.abstractmethod
+    def prepare(self, processes: int, say: Say) -> None:
+        """Do once what all jobs need, before any is claimed: imports, packages. `processes` run at a time."""
+
+    @abc.abstractmethod
+    def waiting(self, count: int) -> str:
+        """Message while other runners hold all of the `count` open jobs."""
+
+    @abc.abstractmethod
+    def label(self, recipe: Recipe) -> str:
+        """Name of a job in messages."""
+
+    @abc.abstractmethod
+    def work(self, recipe: Recipe, folder: Path) -> Callable[[], object]:
+        """The function that a job's process calls. It leaves the record in `folder` by `workers.leave`."""
+
+    @abc.abstractmethod
+    def read(self, folder: Path) -> R | None:
+        """The record that a process left in `folder`; None if it left none."""
+
+    @abc.abstractmethod
+    def failure(self, recipe: Recipe, state: State, reason: str) -> R:
+        """The record of a job whose process left none."""
+
+    @abc.abstractmethod
+    def with_usage(self, record: R, ended: Ended) -> R:
+        """The record with what the process took."""
+
+    @abc.abstractmethod
+    def write(self, recipe: Recipe, record: R, folder: Path) -> None:
+        """Store the record, and predictions that the process left in `folder`."""
+
+    def keep(self, recipe: Recipe, record: R, folder: Path) -> None:
+        """Move what is to outlive the process's folder."""
+        return
+
+    @abc.abstractmethod
+    def progress(self, recipe: Recipe, record: R, *, superseded: bool, processes: int) -> str:
+        """Message at the end of a job. `superseded`: another runner's record is stored instead."""
 
 
 @dataclass
@@ -87,214 +155,149 @@ class _Running:
     recipe: Recipe
     child: Child
     attempt: int
-    slot: Slot | None
+    slot: Slot
 
 
-class _Runner:
-    def __init__(self, folder: Path, suite: Suite, options: Options, say: Say) -> None:
-        self.suite, self.options, self.say = suite, options, say
-        self.store = Store(folder)
-        check_writable(self.store.folder)
-        self.work_folder = suite_folder(folder) / WORK
-        self.claims = Claims(self.work_folder / "claims.sqlite", options.lease)
+class Scheduler(Generic[R]):
+    """Runs the open jobs of a suite. Several schedulers, in several processes, may work on one suite."""
+
+    def __init__(self, jobs: Jobs[R], options: Options, say: Say) -> None:
+        self.jobs, self.options, self.say = jobs, options, say
+        check_writable(jobs.folder)
+        self.claims = Claims(jobs.work_folder / "claims.sqlite", options.lease)
         self.running: dict[int, _Running] = {}
-        self.again = {  # by digest: when the record was written that is to be replaced
-            digest: stored.path.stat().st_mtime_ns
-            for digest, stored in self.store.records().items()
-            if options.retry and stored.record.state in RETRYABLE
+        self.replaced = {  # by key, the time of writing of the record that is to be replaced
+            key: stored.path.stat().st_mtime_ns
+            for key, stored in jobs.records().items()
+            if options.retry and stored.state in RETRYABLE
         }
         self.renewed = 0.0
         self.prepared = False
-        self.jobs = options.jobs
-        self.slots: Slots | None = None  # where there are GPUs
-        self.planned: tuple[Mapping[str, Stored], Plan] | None = None  # and the records that it was made of
+        self.processes = options.jobs
+        self.slots: Slots | None = None
 
-    def work(self) -> Plan:
+    def run(self) -> None:
+        """Return when every job has a record."""
         waiting = False
         while True:
-            if len(self.running) == self.jobs:
+            if len(self.running) == self.processes:
                 self._wait()
                 continue
-            records = self.store.records()
-            plan = self._plan(records)
-            open_recipes = [recipe for recipe in plan.recipes if not self._ended(recipe.digest, records)]
-            here = {running.recipe.digest for running in self.running.values()}
-            if not open_recipes:
-                return plan
+            open_jobs = self._open_jobs()
+            if not open_jobs:
+                return
             if not self.prepared:
                 self._prepare()
-            slot = self.slots.take() if self.slots else None
-            if self.slots and slot is None:  # all are with other runners
-                time.sleep(IDLE)
-                self._wait()
-                continue
-            for recipe in open_recipes:
-                if recipe.digest in here:
-                    continue
-                attempt = self.claims.take(recipe.digest, functools.partial(self._ended, recipe.digest))
-                if attempt is not None:
-                    self._start(recipe, attempt, slot)
-                    waiting = False
-                    break
+            if self._start_one(open_jobs):
+                waiting = False
             else:
-                if self.slots and slot:
-                    self.slots.give_back(slot)
                 if not self.running and not waiting:
                     waiting = True
-                    self.say(f"{len(open_recipes)} left, all with other runners; waiting for them")
+                    self.say(self.jobs.waiting(len(open_jobs)))
                 time.sleep(IDLE)
             self._wait()
 
     def close(self) -> None:
-        """Stop what still runs, and give it back."""
-        for running in self.running.values():
-            running.child.stop()
-            self.claims.forget(running.recipe.digest)
-            if self.slots and running.slot:
-                self.slots.give_back(running.slot)
+        """Stop running jobs and give up their claims."""
+        for job in self.running.values():
+            job.child.stop()
+            self.claims.forget(self.jobs.key(job.recipe))
+            self._release(job.slot)
         self.running.clear()
         self.claims.close()
 
-    def _ended(self, digest: str, records: Mapping[str, Stored] | None = None) -> bool:
-        stored = (self.store.records() if records is None else records).get(digest)
-        if stored is not None and stored.record.state == "unsupported":  # then; now it is to be run
+    def _open_jobs(self) -> list[Recipe]:
+        records = self.jobs.records()  # before the plan, so that no job is missed that a new record adds to the plan
+        open_jobs = [recipe for recipe in self.jobs.recipes() if not self._ended(self.jobs.key(recipe), records)]
+        for recipe, record in self.jobs.unsupported():
+            key = self.jobs.key(recipe)
+            if key not in records:
+                self.claims.take(key, lambda: False)
+                self.claims.commit(key, functools.partial(self.jobs.write, recipe, record, self.jobs.work_folder))
+        return open_jobs
+
+    def _ended(self, key: str, records: Mapping[str, StoredRecord] | None = None) -> bool:
+        stored = (self.jobs.records() if records is None else records).get(key)
+        if stored is not None and stored.state == "unsupported":  # when it was written; the plan has it now
             return False
-        return stored is not None and stored.path.stat().st_mtime_ns != self.again.get(digest)
-
-    def _plan(self, records: Mapping[str, Stored]) -> Plan:
-        """Made anew when a record has come or changed: it takes as long as a moment's waiting."""
-        if self.planned is None or self.planned[0] != records:
-            self.planned = records, current_plan(self.suite, records)
-            self._record_refused(self.planned[1], records)
-        return self.planned[1]
-
-    def _record_refused(self, plan: Plan, records: Mapping[str, Stored]) -> None:
-        """A combination that validation refuses is a finding too, and is written down like one."""
-        for row, reason in plan.refused.items():
-            recipe = self.suite.example(row)
-            if recipe.digest not in records:
-                record = Record(state="unsupported", reason=reason, recipe=recipe.to_record())
-                self.claims.take(recipe.digest, lambda: False)
-                self.claims.commit(recipe.digest, functools.partial(self.store.write, recipe, record, None))
+        return stored is not None and stored.path.stat().st_mtime_ns != self.replaced.get(key)
 
     def _prepare(self) -> None:
-        """What all runs need, once, before any is claimed: the libraries, and the data that are read from packages."""
-        names, each = gpus.visible(), self.suite.placement.processes
-        self.suite.placement.check(len(names))
-        if names:
-            self.slots = Slots(names, each, self.claims)
-            self.jobs = min(self.jobs, len(self.slots))
-            lent = "a GPU" if each == 1 else f"{each} GPUs"
-            self.say(f"{self.suite.name}: a process a run, {lent} each ({self.jobs} at a time)")
-        else:
-            self.say(f"{self.suite.name}: importing once, then a process a run ({self.jobs} at a time)")
-            workers.import_everything(self.options.threads)
-        first = {row.task: row for row in reversed(list(self.suite.rows()))}
-        for row in first.values():
-            with contextlib.suppress(UserError):  # a run will say it
-                self.suite.recipe(row, learning_rate=1.0, seed=0, trial=True).data.read()
+        self.slots = self.jobs.slots(self.claims)
+        if self.slots is not None:
+            self.processes = min(self.processes, len(self.slots))
+        self.jobs.prepare(self.processes, self.say)
         self.prepared = True
 
-    def _start(self, recipe: Recipe, attempt: int, slot: Slot | None) -> None:
-        folder = workers.workplace(self.work_folder / "work", recipe.digest, self.claims.owner)
-        log = self.work_folder / "logs" / f"{recipe.name}-{recipe.digest}.log"
-        once = functools.partial(_run, recipe, folder, self.options.threads)
-        work = functools.partial(self.suite.placement.run, once)
-        child = workers.start(folder, log, work, None if slot is None else slot.environment)
+    def _start_one(self, open_jobs: list[Recipe]) -> bool:
+        """Start the first job that no runner has claimed. False if there is none, or no slot for it."""
+        slot = NO_SLOT if self.slots is None else self.slots.take()
+        if slot is None:
+            return False
+        claimed = {self.jobs.key(job.recipe) for job in self.running.values()}
+        for recipe in open_jobs:
+            key = self.jobs.key(recipe)
+            if key in claimed:
+                continue
+            attempt = self.claims.take(key, functools.partial(self._ended, key))
+            if attempt is not None:
+                self._start(recipe, attempt, slot)
+                return True
+        self._release(slot)
+        return False
+
+    def _start(self, recipe: Recipe, attempt: int, slot: Slot) -> None:
+        key, prefix = self.jobs.key(recipe), self.jobs.prefix
+        folder = workers.workplace(self.jobs.work_folder / "work", f"{prefix}{key}", self.claims.owner)
+        log = self.jobs.work_folder / "logs" / f"{prefix}{recipe.name}-{key}.log"
+        child = workers.start(folder, log, self.jobs.work(recipe, folder), slot.environment)
         self.running[child.pid] = _Running(recipe, child, attempt, slot)
 
+    def _release(self, slot: Slot) -> None:
+        if self.slots is not None:
+            self.slots.give_back(slot)
+
     def _wait(self) -> None:
-        """A moment, or until one of the processes ends."""
+        """Wait for `POLL` seconds, or handle a process that has ended."""
         now = time.monotonic()
         if now - self.renewed > self.options.lease / 4:
             self.claims.renew()
             self.renewed = now
-        for pid, running in list(self.running.items()):
-            ended = running.child.ended(self.suite.time_limit)
+        for pid, job in list(self.running.items()):
+            ended = job.child.ended(self.jobs.suite.time_limit)
             if ended is not None:
                 del self.running[pid]
-                if self.slots and running.slot:
-                    self.slots.give_back(running.slot)
-                self._end(running, ended)
+                self._release(job.slot)
+                self._end(job, ended)
                 return
         time.sleep(POLL)
 
-    def _end(self, running: _Running, ended: Ended) -> None:
-        """Turn what the process left into a record, if the run is still this runner's."""
-        recipe, folder = running.recipe, running.child.folder
-        record, predictions = _left_behind(folder)
+    def _end(self, job: _Running, ended: Ended) -> None:
+        """Store the record that the process left, if the job is still claimed by this runner."""
+        recipe, folder, key = job.recipe, job.child.folder, self.jobs.key(job.recipe)
+        record = self.jobs.read(folder)
         if record is None:
-            verdict = workers.classify_exit(ended, running.attempt, self.suite.time_limit)
+            verdict = workers.classify_exit(ended, job.attempt, self.jobs.suite.time_limit)
             if verdict is None:
-                self.claims.release(recipe.digest)
-                self.say(f"{_label(recipe)}: its process was killed by signal {os.WTERMSIG(ended.status)}; once more")
+                self.claims.release(key)
+                signal_number = os.WTERMSIG(ended.status)
+                self.say(f"{self.jobs.label(recipe)}: its process was killed by signal {signal_number}; retrying")
                 shutil.rmtree(folder, ignore_errors=True)
                 return
-            record = Record(state=verdict[0], reason=verdict[1], recipe=recipe.to_record())
-        record = record.model_copy(update={"seconds": ended.seconds, "high_water_bytes": ended.high_water})
-        written = self.claims.commit(recipe.digest, lambda: self.store.write(recipe, record, predictions))
-        if written and self.options.keep and record.state == "done":
-            kept = self.work_folder / "runs" / recipe.name / recipe.digest
-            shutil.rmtree(kept, ignore_errors=True)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            (folder / "run").rename(kept)
+            record = self.jobs.failure(recipe, *verdict)
+        record = self.jobs.with_usage(record, ended)
+        written = self.claims.commit(key, functools.partial(self.jobs.write, recipe, record, folder))
+        if written:
+            self.jobs.keep(recipe, record, folder)
         shutil.rmtree(folder, ignore_errors=True)
-        self._say_end(recipe, record, written)
-
-    def _say_end(self, recipe: Recipe, record: Record, written: bool) -> None:
-        records = self.store.records()
-        plan = self._plan(records)
-        clock = EtaEstimator(self.suite, plan, records)
-        said = f"{record.state}: {record.reason}"
-        if record.result is not None:
-            scores = record.result.metrics
-            split = "test" if "test" in scores else "validation"
-            score = scores[split].get(record.result.selection)
-            said = f"{split} {record.result.selection} {'undefined' if score is None else f'{score:.4f}'}"
-        if not written:
-            said += "; taken over by another runner, thrown away"
-        left = clock.left(self.jobs)
-        self.say(
-            f"{clock.ended}/{clock.total}  {_label(recipe)}: {said}; {duration(record.seconds)}"
-            + (f"; about {duration(left)} left" if left else "")
-        )
+        self.say(self.jobs.progress(recipe, record, superseded=not written, processes=self.processes))
 
 
-def _label(recipe: Recipe) -> str:
-    sort = "" if recipe.score_test else f" rate {recipe.learning_rate:g}"
-    return f"{recipe.name}{sort} seed {recipe.seeds.initialization}"
-
-
-def _run(recipe: Recipe, folder: Path, threads: int) -> None:
-    """In the run's own process, or each of them: leave record and predictions in `folder`."""
-    workers.import_everything(threads)
-    import peftlab.runs.run
-
-    predictions = None
+def run_jobs(jobs: Jobs[R], options: Options, say: Say) -> None:
+    """Run all open jobs; return when every job has a record, by this runner or another."""
+    workers.prepare(options.threads)
+    scheduler = Scheduler(jobs, options, say)
     try:
-        peftlab.runs.run.run(recipe, folder / "run")
-        if os.environ.get("RANK", "0") != "0":
-            return  # the first one tells
-        record, predictions = collect(folder / "run")
-    except ProcessLostError:
-        raise  # another one has the cause
-    except Exception as error:  # each way to end is a record: nothing disappears
-        traceback.print_exc()
-        state, reason = workers.classify_error(error)
-        of_what = recipe.to_record()
-        record = Record(state=state, reason=reason, recipe=of_what, environment=workers.current_environment(recipe))
-    if predictions is not None:
-        (folder / "predictions.json").write_text(predictions.model_dump_json(), encoding="utf-8")
-    workers.leave(folder, record)
-    if record.state != "done":
-        raise SystemExit(1)  # others may wait for this one
-
-
-def _left_behind(folder: Path) -> tuple[Record | None, Predictions | None]:
-    record, predictions = folder / workers.RECORD, folder / "predictions.json"
-    if not record.exists():
-        return None, None
-    return (
-        Record.model_validate_json(record.read_bytes()),
-        Predictions.model_validate_json(predictions.read_bytes()) if predictions.exists() else None,
-    )
+        scheduler.run()
+    finally:
+        scheduler.close()

@@ -93,6 +93,10 @@ class Stored:
     recipe: Recipe
 
     @property
+    def state(self) -> State:
+        return self.record.state
+
+    @property
     def predictions_path(self) -> Path:
         return self.path.with_name(self.path.name.removesuffix(".json") + PREDICTIONS)
 

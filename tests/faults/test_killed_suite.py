@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from peftlab.suites.plan import make_plan
-from peftlab.suites.scheduler import Options, bench
+from peftlab.suites.run_jobs import bench
+from peftlab.suites.scheduler import Options
 from peftlab.suites.store import Store, validation_scores
 from peftlab.suites.suite_file import load_suite
 from tests.faults.conftest import counted

@@ -52,6 +52,6 @@ def measured_folder(suite_folder: Path, tmp_path_factory: pytest.TempPathFactory
         values = {"recipe": recipe.model_dump(mode="json"), "state": "failed", "reason": "no such layer"}
         if peak is not None:
             found = ledger(recipe, peak=peak, seconds=seconds, merged=merged)
-            values |= {"state": "done", "reason": None, "ledger": found}
+            values |= {"state": "done", "reason": None, "profile": found}
         ProfileStore(folder).write(recipe, ProfileRecord(**values))
     return folder

@@ -48,7 +48,7 @@ def test_the_page_is_whole_and_every_number_leads_to_its_runs(made: str, request
             assert target[1:] in links.ids
         elif not target.startswith("data:image/svg+xml;base64,"):
             assert (folder / target).is_file()
-    linked = {target for target in links.targets if target.startswith(("results/", "ledgers/"))}
+    linked = {target for target in links.targets if target.startswith(("results/", "profiles/"))}
     assert {name for name in linked if name.endswith(".json")} == {
         f"{path.parent.name}/{path.name}" for path in folder.glob("*/*.json")
     }

@@ -39,9 +39,9 @@ def test_times_are_ratios_to_the_reference_and_operations_are_counts(measured_fo
 
 def test_a_slower_hour_of_the_machine_makes_no_method_slower(measured_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(measured_folder, tmp_path / "made-up"))
-    (path,) = (folder / "ledgers").glob("addresses-lora-none-*.json")
+    (path,) = (folder / "profiles").glob("addresses-lora-none-*.json")
     values = json.loads(path.read_text())
-    times = values["ledger"]["times"]
+    times = values["profile"]["times"]
     times |= {"median": 2 * times["median"], "quartiles": [2 * bound for bound in times["quartiles"]]}
     times |= {"matrix_rate": times["matrix_rate"] / 2, "tokens_per_second": times["tokens_per_second"] / 2}
     path.write_text(json.dumps(values))
@@ -71,10 +71,10 @@ def test_times_are_compared_on_one_machine_and_batch_and_other_ground_is_marked(
     measured_folder: Path, tmp_path: Path, key: str, value: object, compared: bool
 ) -> None:
     copy = Path(shutil.copytree(measured_folder, tmp_path / "made-up"))
-    (path,) = (copy / "ledgers").glob("addresses-lora-none-*.json")
+    (path,) = (copy / "profiles").glob("addresses-lora-none-*.json")
     values = json.loads(path.read_text())
     *parents, last = key.split(".")
-    inner = values["ledger"]
+    inner = values["profile"]
     for parent in parents:
         inner = inner[parent]
     inner[last] = value
@@ -94,9 +94,9 @@ def test_times_are_compared_on_one_machine_and_batch_and_other_ground_is_marked(
 @pytest.mark.parametrize("share", [0.4, 0.97])
 def test_times_that_other_processes_disturbed_are_marked(measured_folder: Path, tmp_path: Path, share: float) -> None:
     copy = Path(shutil.copytree(measured_folder, tmp_path / "made-up"))
-    (path,) = (copy / "ledgers").glob("addresses-lora-none-*.json")
+    (path,) = (copy / "profiles").glob("addresses-lora-none-*.json")
     values = json.loads(path.read_text())
-    values["ledger"]["times"]["processor_share"] = share
+    values["profile"]["times"]["processor_share"] = share
     path.write_text(json.dumps(values))
     said = re.findall(r"- \w: its times are not its own: .* for (.*) of them", markdown(read_analysis(copy)))
     assert said == (["60%"] if share == 0.4 else [])
@@ -134,10 +134,10 @@ def test_memory_is_drawn_by_its_parts_where_every_line_has_a_ledger(measured_fol
         assert part in bars
     assert drawn(measured_folder, "memory") == ""  # BitFit has a score and no ledger
     copy = Path(shutil.copytree(measured_folder, tmp_path / "made-up"))
-    (failed,) = (copy / "ledgers").glob("addresses-bitfit-*.json")
+    (failed,) = (copy / "profiles").glob("addresses-bitfit-*.json")
     values = json.loads(failed.read_text())
-    (other,) = (copy / "ledgers").glob("addresses-lora-none-*.json")
-    values |= {"state": "done", "reason": None, "ledger": json.loads(other.read_text())["ledger"]}
+    (other,) = (copy / "profiles").glob("addresses-lora-none-*.json")
+    values |= {"state": "done", "reason": None, "profile": json.loads(other.read_text())["profile"]}
     failed.write_text(json.dumps(values))
     assert "peak of a training step, MiB" in drawn(copy, "memory")
     for path in (copy / "results").glob("*.json"):  # a run's process was measured, and one line has no ledger

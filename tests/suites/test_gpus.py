@@ -12,15 +12,19 @@ import torch
 from peftlab.distributed.deepspeed import _move_buffers
 from peftlab.errors import UserError
 from peftlab.runs.launch import _check_gpus
-from peftlab.suites import gpus, matching, scheduler, workers
+from peftlab.suites import gpus, matching, run_jobs, workers
 from peftlab.suites.claims import Claims
-from peftlab.suites.gpus import Slots
+from peftlab.suites.gpus import Slots, gpu_slots
+from peftlab.suites.run_jobs import bench
+from peftlab.suites.scheduler import Options
 from peftlab.suites.store import Record
-from tests.suites.test_scheduler import SUITE, write
+from tests.suites.tiny import GRID, write_suite
 
 
 def test_two_runners_never_lend_the_same(tmp_path: Path) -> None:
-    first, second = (Slots(["4", "5", "6", "7", "8"], 2, Claims(tmp_path / "claims", lease=60)) for _ in range(2))
+    first, second = (
+        Slots(gpu_slots(["4", "5", "6", "7", "8"], 2), Claims(tmp_path / "claims", lease=60)) for _ in range(2)
+    )
     assert len(first) == 2  # one is left over
     one, two = first.take(), second.take()
     assert one is not None
@@ -32,7 +36,7 @@ def test_two_runners_never_lend_the_same(tmp_path: Path) -> None:
 
 
 def test_a_dead_runner_s_are_lent_again(tmp_path: Path) -> None:
-    dead, alive = (Slots(["0"], 1, Claims(tmp_path / "claims", lease=lease)) for lease in (0.01, 60))
+    dead, alive = (Slots(gpu_slots(["0"], 1), Claims(tmp_path / "claims", lease=lease)) for lease in (0.01, 60))
     assert dead.take() is not None
     time.sleep(0.05)
     assert alive.take() is not None
@@ -50,12 +54,10 @@ def test_each_run_sees_its_own_and_there_are_no_more_at_a_time(tmp_path: Path, m
         workers.leave(folder, Record(state="failed", reason="made up", recipe=recipe.model_dump(mode="json")))  # type: ignore[attr-defined]
 
     monkeypatch.setattr(gpus, "visible", lambda: ["3", "5"])
-    monkeypatch.setattr(scheduler, "_run", run)
+    monkeypatch.setattr(run_jobs, "_run", run)
     said: list[str] = []
-    scheduler.bench(
-        write(tmp_path / "tiny", SUITE.replace("points: 2", "points: 1")), scheduler.Options(jobs=4), said.append
-    )
-    assert said[0] == "tiny: a process a run, a GPU each (2 at a time)"
+    bench(write_suite(tmp_path / "tiny", **{**GRID, "trials": {"points": 1}}), Options(jobs=4), said.append)
+    assert said[0] == "tiny: one process per run with a GPU each (2 at a time)"
     ended = sorted(path.name.split("-")[0] for path in seen.iterdir() if "-" in path.name)
     assert len(ended) == 6
     assert set(ended) == {"3", "5"}
@@ -63,18 +65,18 @@ def test_each_run_sees_its_own_and_there_are_no_more_at_a_time(tmp_path: Path, m
 
 
 def test_what_would_start_cuda_is_imported_after_the_fork(tmp_path: Path) -> None:
-    folder = write(tmp_path / "tiny", SUITE.replace("points: 2", "points: 1"))
+    folder = write_suite(tmp_path / "tiny", **{**GRID, "trials": {"points": 1}})
     code = f"""
 import subprocess
 import sys
 from pathlib import Path
-from peftlab.suites import scheduler
-from peftlab.suites import gpus
+from peftlab.suites import gpus, run_jobs
+from peftlab.suites.scheduler import Options
 gpus.visible = lambda: ["0"]
 def run(recipe, folder, threads):
     print("heavy:", sorted({{"bitsandbytes", "peft", "transformers"}} & set(sys.modules)))
-scheduler._run = run
-scheduler.bench(Path({str(folder)!r}), scheduler.Options(), lambda line: None)
+run_jobs._run = run
+run_jobs.bench(Path({str(folder)!r}), Options(), lambda line: None)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -84,7 +86,7 @@ scheduler.bench(Path({str(folder)!r}), scheduler.Options(), lambda line: None)
 
 
 def test_sizes_are_found_apart_where_there_are_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write(tmp_path / "tiny", SUITE + "match: {parameters: 166000}\n")
+    folder = write_suite(tmp_path / "tiny", **GRID, match={"parameters": 166000})
     monkeypatch.setattr(gpus, "visible", lambda: ["0"])
     here = os.getpid()
     real = matching.find_size

@@ -17,9 +17,10 @@ from peftlab.reports.markdown import read_analysis
 from peftlab.reports.text import setup
 from peftlab.suites import store, workers
 from peftlab.suites.placement import Placement
-from peftlab.suites.profile_scheduler import profile_suite
+from peftlab.suites.profile_jobs import profile_suite
 from peftlab.suites.reproduce import reproduce
-from peftlab.suites.scheduler import Options, bench
+from peftlab.suites.run_jobs import bench
+from peftlab.suites.scheduler import Options
 from peftlab.suites.store import Store
 from peftlab.suites.suite_file import load_suite
 from tests.sampling import slow_after
@@ -202,8 +203,8 @@ def test_a_placement_that_cannot_be_is_refused_in_a_line(text: str, says: str, t
         load_suite(tmp_path)
 
 
-def test_a_ledger_of_several_processes_is_refused(tmp_path: Path) -> None:
+def test_a_profile_of_several_processes_is_refused(tmp_path: Path) -> None:
     folder = written(tmp_path / "suite", "{processes: 2}")
-    with pytest.raises(UserError, match="a ledger is of one process"):
+    with pytest.raises(UserError, match="a profile is of one process"):
         profile_suite(folder, Options(), lambda line: None)
     assert not (folder / store.FOLDER).exists()

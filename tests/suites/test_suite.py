@@ -180,7 +180,7 @@ def test_trials_never_look_at_the_test_split_and_cells_have_other_seeds(tmp_path
 def test_what_validation_refuses_is_in_the_plan_with_its_reason(tmp_path: Path) -> None:
     refused = make_plan(suite(tmp_path), {}).refused
     assert list(refused) == [Row("addresses", "full", "nf4")]
-    assert "full fine-tuning changes the base's weights" in refused[Row("addresses", "full", "nf4")]
+    assert "full fine-tuning changes the base model's weights" in refused[Row("addresses", "full", "nf4")]
 
 
 def test_a_run_written_before_a_field_existed_is_still_its_cell(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_run_written_before_a_field_existed_is_still_its_cell(tmp_path: Path) 
     assert Recipe.from_record({**old, "name": "another"}).digest == cell.digest
 
 
-def test_a_ledger_is_of_a_combination_whatever_its_rate_and_seeds(tmp_path: Path) -> None:
+def test_a_profile_is_of_a_row_whatever_its_rate_and_seeds(tmp_path: Path) -> None:
     loaded = suite(tmp_path)
     row = Row("addresses", "lora", "none")
     digests = {
@@ -205,23 +205,26 @@ def test_a_ledger_is_of_a_combination_whatever_its_rate_and_seeds(tmp_path: Path
     assert not digests & {profile_digest(other), profile_digest(larger)}
 
 
-def test_a_ledger_in_two_files_and_a_damaged_one_are_one_line(tmp_path: Path) -> None:
+def test_a_profile_in_two_files_and_a_damaged_one_are_one_line(tmp_path: Path) -> None:
     recipe = suite(tmp_path).recipe(Row("addresses", "lora", "none"), learning_rate=1e-3, seed=1, trial=False)
-    ledgers = ProfileStore(tmp_path / "mine")
+    profiles = ProfileStore(tmp_path / "mine")
     record = ProfileRecord(state="timed out", reason="r", recipe=recipe.model_dump(mode="json"))
-    path = ledgers.write(recipe, record)
-    assert ledgers.read()[profile_digest(recipe)].record == record
+    path = profiles.write(recipe, record)
+    assert profiles.records()[profile_digest(recipe)].record == record
     assert [other.name for other in path.parent.iterdir()] == [f"addresses-lora-none-{profile_digest(recipe)}.json"]
     path.rename(path.with_name("addresses-lora-none-0123456789ab.json"))  # what its digest was with older settings
-    assert ledgers.write(recipe, record) == path
+    assert profiles.write(recipe, record) == path
     assert list(path.parent.iterdir()) == [path]
     path.with_name("zz.json").write_bytes(path.read_bytes())
-    with pytest.raises(UserError, match=r"zz.json: another ledger of the same as addresses-lora-none-.*; remove one"):
-        ledgers.read()
-    for damage, says in (("{}", "not a ledger of version 1: state"), (record.model_dump_json(), "wants a ledger, or")):
+    with pytest.raises(UserError, match=r"zz.json: another profile of the same row as addresses-.*; remove one"):
+        profiles.records()
+    for damage, says in (
+        ("{}", "not a profile of version 1 or 2: state"),
+        (record.model_dump_json(), "expected a profile, or"),
+    ):
         path.with_name("zz.json").write_text(damage.replace("timed out", "done"))
         with pytest.raises(UserError, match=f"zz.json: {says}"):
-            ledgers.read()
+            profiles.records()
 
 
 @pytest.mark.slow

@@ -14,9 +14,9 @@ from peftlab import metrics
 from peftlab.errors import UserError
 from peftlab.runs.run import run
 from peftlab.statistics import aggregates
+from peftlab.suites.adopt import adopt
 from peftlab.suites.collect import collect
 from peftlab.suites.reproduce import compare, reproduce
-from peftlab.suites.scheduler import adopt
 from peftlab.suites.store import Counted, Store, packed, read_record
 from peftlab.suites.suite_file import load_suite
 from peftlab.suites.verify import verify
