@@ -1,4 +1,4 @@
-"""Causal language modelling: plain text, instructions, conversations; of the latter two, only answers are learnt."""
+"""Causal language modeling: chats, instructions or plain text. Of chats and instructions, only answers are learned."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ from pydantic import Field
 
 from peftlab.data.examples import Encoded, Example, Row
 from peftlab.errors import UserError
-from peftlab.tasks.attention_checks import leak, no_decoder
-from peftlab.tasks.conversation import ANSWERS, Message, chat_template, end_of_text
+from peftlab.tasks.attention_checks import no_decoder, packing_leak
+from peftlab.tasks.conversation import ASSISTANT, ChatTemplate, Message, chat_template, end_of_text
 from peftlab.tasks.next_token import next_token_nats
-from peftlab.tasks.packing import packed
+from peftlab.tasks.packing import pack
 from peftlab.tasks.task import IGNORED, Task, pad
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Form = Literal["chat", "instruction", "text"]
-FIELDS: dict[Form, tuple[str, ...]] = {
+Format = Literal["chat", "instruction", "text"]
+FIELDS: dict[Format, tuple[str, ...]] = {
     "chat": ("messages",),
-    "instruction": ("instruction", "output"),  # and perhaps input
+    "instruction": ("instruction", "output"),  # and optionally input
     "text": ("text",),
 }
-ROLES = ("system", "user", ANSWERS, "tool")
+ROLES = ("system", "user", ASSISTANT, "tool")
 
 
 class CausalLM(Task):
-    """The next token: of `text`, of the `output` to an `instruction` (and `input`), of the answers in `messages`."""
+    """Continue text: chats (`messages`), instructions (`instruction`, `input`, `output`) or plain `text`.
+
+    Only the assistant's messages, or the output, or the text are learned. The score is perplexity.
+    """
 
     kind: Literal["causal_lm"] = "causal_lm"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
@@ -41,11 +44,16 @@ class CausalLM(Task):
     lower_is_better: ClassVar[bool] = True
     new_head: ClassVar[bool] = False
 
-    form: Form | None = None  # the first of these whose fields the rows have, if not given
-    template: str | None = None  # Jinja, in place of the tokenizer's own chat template
-    packing: bool = False  # train on several rows in one sequence of up to max_length tokens
-    generate: int = Field(0, ge=0)  # examples of each split that are also answered in words, greedily
-    new_tokens: int = Field(128, ge=1)  # of a generated answer, at most
+    form: Format | None = None
+    """Format of the rows: `chat`, `instruction` or `text`. Null: the first of these whose fields the first row has."""
+    template: str | None = None
+    """Chat template (Jinja) in place of the tokenizer's own."""
+    packing: bool = False
+    """Train on sequences of up to max_length tokens that hold several rows, none of which sees another."""
+    generate: int = Field(0, ge=0)
+    """Number of examples per split for which an answer is generated, greedily, and scored by ROUGE. 0: none."""
+    new_tokens: int = Field(128, ge=1)
+    """Most tokens of a generated answer."""
 
     @property
     def selection(self) -> str:
@@ -60,10 +68,10 @@ class CausalLM(Task):
         return self.packing
 
     def check_row(self, row: Row) -> None:
-        form = self.form or _form(row)
+        form = self.form or _format(row)
         if form is None:
-            wanted = ", or ".join(" and ".join(fields) for fields in FIELDS.values())
-            raise UserError(f"{row.where}: has {', '.join(row.fields) or 'nothing'}; wanted {wanted}")
+            expected = ", or ".join(" and ".join(fields) for fields in FIELDS.values())
+            raise UserError(f"{row.where}: has {', '.join(row.fields) or 'no fields'}; expected {expected}")
         _check(row, form)
 
     @classmethod
@@ -76,33 +84,26 @@ class CausalLM(Task):
         for row in rows:
             task.check_row(row)
             if task.form is None:
-                task = self.model_copy(update={"form": _form(row)})
+                task = self.model_copy(update={"form": _format(row)})
         return task
 
     def model_settings(self) -> dict[str, Any]:
-        # Packed rows are told apart only where there is no cache, and transformers makes one unless it is told not to.
+        # transformers separates packed rows only without a cache, and makes one unless told otherwise.
         return {"use_cache": False} if self.packing else {}
 
     def incompatibility(self, model: PreTrainedModel) -> str | None:
-        return no_decoder(model.config) or (leak(model.config) if self.packing else None)
+        return no_decoder(model.config) or (packing_leak(model.config) if self.packing else None)
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
         template = None if self.form == "text" else chat_template(tokenizer, self.template)
         counts = {"truncated_rows": 0, "lost_targets": 0, "rows_without_targets": 0, "tokens_astride_an_answer": 0}
         examples = []
         for number, row in enumerate(rows):
-            prompt, whole = self._parts(row)
-            if template is None:
-                ids, learnt = _text_ids(row.fields["text"], tokenizer, end=whole is not None)
-            elif whole is not None:
-                tokens = template.tokens(whole, row.where)
-                ids, learnt = tokens.ids, tokens.learnt
-                counts["tokens_astride_an_answer"] += tokens.astride
-            else:
-                ids = template.prompt(prompt, row.where)
-                learnt = [False] * len(ids)
-            labels = [token if learn else IGNORED for token, learn in zip(ids, learnt, strict=True)]
-            labels[:1] = [IGNORED]  # nothing comes before it to tell it from
+            prompt, full = self._messages(row)
+            ids, is_target, straddling = self._tokens(row, tokenizer, template)
+            counts["tokens_astride_an_answer"] += straddling
+            labels = [token if target else IGNORED for token, target in zip(ids, is_target, strict=True)]
+            labels[:1] = [IGNORED]  # no token precedes the first one
             if len(ids) > limit:
                 if not self.truncate:
                     raise UserError(
@@ -111,25 +112,25 @@ class CausalLM(Task):
                     )
                 counts["truncated_rows"] += 1
                 counts["lost_targets"] += sum(label != IGNORED for label in labels[limit:])
-                # A prompt loses its beginning: its end is what is to be answered.
-                ids, labels = (ids[:limit], labels[:limit]) if whole is not None else (ids[-limit:], labels[-limit:])
-            if whole is not None and all(label == IGNORED for label in labels):
+                # A prompt loses its beginning: the answer continues its end.
+                ids, labels = (ids[:limit], labels[:limit]) if full is not None else (ids[-limit:], labels[-limit:])
+            if full is not None and all(label == IGNORED for label in labels):
                 counts["rows_without_targets"] += 1
-            ask: list[int] = []
-            if whole is None:
-                ask = ids
+            prompt_ids: list[int] = []  # to generate an answer from; empty if none is generated
+            if full is None:
+                prompt_ids = ids
             elif template is not None and number < self.generate and prompt:
-                ask = template.prompt(prompt, row.where)[-limit:]
-            examples.append(Example({"input_ids": ids, "labels": labels, "ask": ask}, row))
+                prompt_ids = template.prompt(prompt, row.where)[-limit:]
+            examples.append(Example({"input_ids": ids, "labels": labels, "prompt": prompt_ids}, row))
         return Encoded(examples, counts)
 
     def training_examples(self, examples: Sequence[Example], limit: int) -> list[Example]:
-        learnable = [
-            Example({**example.features, "ask": []}, example.row)
+        with_targets = [
+            Example({**example.features, "prompt": []}, example.row)
             for example in examples
             if any(label != IGNORED for label in example.features["labels"])
         ]
-        return packed(learnable, limit) if self.packing else learnable
+        return pack(with_targets, limit) if self.packing else with_targets
 
     def collate(self, examples: Sequence[Example], padding_token: int) -> dict[str, torch.Tensor]:
         batch = {
@@ -138,17 +139,17 @@ class CausalLM(Task):
         }
         batch["attention_mask"] = pad([[1] * len(example) for example in examples], 0)
         if "position_ids" in examples[0].features:
-            # Padding is on the right, where a causal model does not look, and each token of it a row of its own.
+            # Padding is on the right, which a causal model never sees; each padding token is a row of its own.
             return {**batch, "position_ids": pad([example.features["position_ids"] for example in examples], 0)}
-        if any(example.features["ask"] for example in examples):
-            batch["ask"] = pad([example.features["ask"] or [IGNORED] for example in examples], IGNORED)
+        if any(example.features["prompt"] for example in examples):
+            batch["prompt"] = pad([example.features["prompt"] or [IGNORED] for example in examples], IGNORED)
         return batch
 
     def model_inputs(self, batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
-        left_out = {"labels", "ask"}
-        if "position_ids" in batch:  # transformers tells packed rows apart only where there is no mask
-            left_out.add("attention_mask")
-        return {name: tensor for name, tensor in batch.items() if name not in left_out}
+        excluded = {"labels", "prompt"}
+        if "position_ids" in batch:  # transformers separates packed rows only without an attention mask
+            excluded.add("attention_mask")
+        return {name: tensor for name, tensor in batch.items() if name not in excluded}
 
     def loss(self, outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return next_token_nats(outputs.logits, batch["labels"]).sum()
@@ -157,14 +158,16 @@ class CausalLM(Task):
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase
     ) -> Any:
         outputs = super().predict(model, batch, tokenizer)
-        if "ask" in batch:
+        if "prompt" in batch:
             stops = self._stops(tokenizer)
-            asked = [row[row != IGNORED] for row in batch["ask"]]
-            outputs["answers"] = [self._answer(model, ask, tokenizer, stops) if len(ask) else None for ask in asked]
+            prompts = [ids[ids != IGNORED] for ids in batch["prompt"]]
+            outputs["answers"] = [
+                self._generate(model, prompt, tokenizer, stops) if len(prompt) else None for prompt in prompts
+            ]
         return outputs
 
     def generates(self, examples: Sequence[Example]) -> bool:
-        return any(example.features["ask"] for example in examples)
+        return any(example.features["prompt"] for example in examples)
 
     def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
         import torch
@@ -174,21 +177,21 @@ class CausalLM(Task):
         for number, example in enumerate(examples):
             labels = torch.tensor([example.features["labels"]], device=outputs.logits.device)
             nats = next_token_nats(outputs.logits[number : number + 1, : len(example)], labels)
-            prompt, _ = self._parts(example.row)
+            prompt, _ = self._messages(example.row)
             records.append(
                 {
                     "predicted": answers[number],
                     **self.reference(example.row),
                     "nats": float(nats.double().sum()),
                     "tokens": len(nats),
-                    "asked": _asked(example.row, prompt),
+                    "prompt": prompt[-1]["content"] if prompt else str(example.row.fields.get("text", "")),
                 }
             )
         return records
 
     def reference(self, row: Row) -> dict[str, Any]:
-        _, whole = self._parts(row)
-        return {"expected": None if whole is None or self.form == "text" else whole[-1]["content"]}
+        _, full = self._messages(row)
+        return {"expected": None if full is None or self.form == "text" else full[-1]["content"]}
 
     def to_metric_inputs(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         return [{**record, "expected": [record["expected"]]} for record in records]
@@ -209,9 +212,9 @@ class CausalLM(Task):
         if self.form == "instruction":
             return Row(row.where, {name: fields[name] for name in ("instruction", "input") if name in fields})
         messages = list(fields["messages"])
-        while messages and isinstance(messages[-1], dict) and messages[-1].get("role") == ANSWERS:
+        while messages and isinstance(messages[-1], dict) and messages[-1].get("role") == ASSISTANT:
             messages.pop()
-        _check_messages(Row(row.where, {"messages": [*messages, {"role": ANSWERS, "content": ""}]}))
+        _check_messages(Row(row.where, {"messages": [*messages, {"role": ASSISTANT, "content": ""}]}))
         return Row(row.where, {"messages": messages})
 
     def sample_rows(self) -> list[Row]:
@@ -220,39 +223,60 @@ class CausalLM(Task):
         if self.form == "instruction":
             rows = [{"instruction": f"{k}?", "output": text} for k, text in enumerate(texts)]
         elif self.form == "chat":
-            asked = {"role": "user", "content": "Why?"}
-            rows = [{"messages": [asked, {"role": ANSWERS, "content": text}]} for text in texts]
+            question = {"role": "user", "content": "Why?"}
+            rows = [{"messages": [question, {"role": ASSISTANT, "content": text}]} for text in texts]
         return [Row(f"sample:{number}", fields) for number, fields in enumerate(rows)]
 
     def answer(self, record: dict[str, Any]) -> dict[str, Any]:
-        return {"text": record["asked"], "answer": record["predicted"]}
+        """The last message of the prompt as `text`, and the generated answer."""
+        return {"text": record["prompt"], "answer": record["predicted"]}
 
-    def _parts(self, row: Row) -> tuple[list[Message], list[Message] | None]:
-        """What the last answer answers, and the whole with it; None for a whole that ends without an answer."""
+    def _messages(self, row: Row) -> tuple[list[Message], list[Message] | None]:
+        """The prompt of the last answer, and the full conversation; None for one that ends without an answer.
+
+        For plain text both are empty, or the second is None if the text is to be continued.
+        """
         if self.form == "text":
             return [], None if row.fields.get("continue") else []
         if self.form == "instruction":
-            asked = "\n\n".join(part for part in (row.fields["instruction"], row.fields.get("input")) if part)
-            messages = [{"role": "user", "content": asked}]
+            prompt = "\n\n".join(part for part in (row.fields["instruction"], row.fields.get("input")) if part)
+            messages = [{"role": "user", "content": prompt}]
             if "output" in row.fields:
-                messages.append({"role": ANSWERS, "content": row.fields["output"]})
+                messages.append({"role": ASSISTANT, "content": row.fields["output"]})
         else:
             messages = [{"role": m["role"], "content": m["content"]} for m in row.fields["messages"]]
-        if messages[-1]["role"] == ANSWERS:
+        if messages[-1]["role"] == ASSISTANT:
             return messages[:-1], messages
         return messages, None
 
+    def _tokens(
+        self, row: Row, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None
+    ) -> tuple[list[int], list[bool], int]:
+        """Token ids, for each whether it is a target, and the number of tokens that straddle prompt and answer."""
+        prompt, full = self._messages(row)
+        if template is None:
+            ids = _text_ids(row.fields["text"], tokenizer, end=full is not None)
+            return ids, [True] * len(ids), 0
+        if full is None:
+            ids = template.prompt(prompt, row.where)
+            return ids, [False] * len(ids), 0
+        tokens = template.tokens(full, row.where)
+        return tokens.ids, tokens.is_answer, tokens.straddling
+
     def _stops(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Ids of the tokens that end an answer."""
         return end_of_text(tokenizer) if self.form == "text" else list(chat_template(tokenizer, self.template).stops)
 
-    def _answer(self, model: Any, ask: torch.Tensor, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> str:
-        """One at a time: padding on the left would move the positions that virtual tokens take."""
-        ask, room = self._within_positions(model, ask)
-        found = model.generate(
-            input_ids=ask[None],
-            attention_mask=ask.new_ones(1, len(ask)),
-            max_new_tokens=room,
-            # All that shapes the answer is said here, or the base's generation_config.json would have a say.
+    def _generate(
+        self, model: Any, prompt: torch.Tensor, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]
+    ) -> str:
+        """The answer to one prompt (length,). Not batched: left padding would shift the positions of virtual tokens."""
+        prompt, new_tokens = self._fit_positions(model, prompt)
+        sequences = model.generate(
+            input_ids=prompt[None],
+            attention_mask=prompt.new_ones(1, len(prompt)),
+            max_new_tokens=new_tokens,
+            # Everything that affects the answer is set, so that the base's generation_config.json has no effect.
             num_beams=1,
             do_sample=False,
             min_length=0,
@@ -262,43 +286,43 @@ class CausalLM(Task):
             eos_token_id=list(stops) or None,
             pad_token_id=tokenizer.pad_token_id,
         )
-        return str(tokenizer.decode(found[0, len(ask) :], skip_special_tokens=True)).strip()
+        return str(tokenizer.decode(sequences[0, len(prompt) :], skip_special_tokens=True)).strip()
 
-    def _within_positions(self, model: Any, ask: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """The prompt, and how many tokens may follow it. One that leaves them too little room loses its beginning."""
+    def _fit_positions(self, model: Any, prompt: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """The prompt, and how many tokens may follow it within the model's positions.
+
+        A prompt that leaves less than half of the positions and less than `new_tokens` loses its beginning.
+        """
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if positions is None:
-            return ask, self.new_tokens
+            return prompt, self.new_tokens
         adapters = getattr(model, "peft_config", {}).values()
         free = positions - sum(getattr(adapter, "num_virtual_tokens", None) or 0 for adapter in adapters)
-        room = min(self.new_tokens, max(free - len(ask), free // 2))
-        return ask[-(free - room) :], room
+        new_tokens = min(self.new_tokens, max(free - len(prompt), free // 2))
+        return prompt[-(free - new_tokens) :], new_tokens
 
 
-def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase, *, end: bool) -> tuple[list[int], list[bool]]:
-    """Plain text, and the token that ends it if it is whole; some tokenizers put that token there themselves."""
+def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase, *, end: bool) -> list[int]:
+    """Token ids of plain text, with the end-of-sequence token if `end`. Some tokenizers append it themselves."""
     ids = list(tokenizer(text, verbose=False)["input_ids"])
     stop = end_of_text(tokenizer)
-    closed = bool(stop) and ids[-1:] == stop
-    if end and not closed:
+    has_end = bool(stop) and ids[-1:] == stop
+    if end and not has_end:
         ids += stop
-    elif not end and closed:
+    elif not end and has_end:
         ids.pop()
-    return ids, [True] * len(ids)
+    return ids
 
 
-def _asked(row: Row, prompt: Sequence[Message]) -> str:
-    return prompt[-1]["content"] if prompt else str(row.fields.get("text", ""))
-
-
-def _form(row: Row) -> Form | None:
+def _format(row: Row) -> Format | None:
     return next((form for form, fields in FIELDS.items() if set(fields) <= row.fields.keys()), None)
 
 
-def _check(row: Row, form: Form) -> None:
+def _check(row: Row, form: Format) -> None:
+    """Raise UserError if the row does not have the format."""
     for field in FIELDS[form]:
         if field not in row.fields:
-            raise UserError(f"{row.where}: no {field}, as the {form} form wants it")
+            raise UserError(f"{row.where}: no {field}, which task.form: {form} needs")
     if form == "chat":
         _check_messages(row)
         return
@@ -324,7 +348,7 @@ def _check_messages(row: Row) -> None:
         if not isinstance(message["content"], str):
             raise UserError(f"{where}: content: a string was expected, found {str(message['content'])[:60]!r}")
     roles = [message["role"] for message in messages]
-    if ANSWERS not in roles:
-        raise UserError(f"{row.where}: messages: no message of the {ANSWERS}, so there is nothing to learn")
-    if set(roles[: roles.index(ANSWERS)]) <= {"system"}:
-        raise UserError(f"{row.where}: messages: the {ANSWERS} speaks before it is asked anything")
+    if ASSISTANT not in roles:
+        raise UserError(f"{row.where}: messages: no message of the {ASSISTANT}: there is nothing to learn")
+    if set(roles[: roles.index(ASSISTANT)]) <= {"system"}:
+        raise UserError(f"{row.where}: messages: no message of the user before the {ASSISTANT}'s first one")

@@ -1,9 +1,10 @@
-"""What the classifying tasks share: named classes, and a cross-entropy that may be smoothed and weighted."""
+"""Base of the classification tasks: named classes, and a cross-entropy with label smoothing and class weights."""
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -14,15 +15,16 @@ from peftlab.tasks.task import IGNORED, Task
 if TYPE_CHECKING:
     import torch
 
-SHOWN = 12  # labels that a message lists
+SHOWN = 12  # labels listed in a message
 
 Self = TypeVar("Self", bound="Classification")
 
 
 def label_name(value: object) -> object:
-    """A label as text: `1` and `"1"` are the same class, whatever the file format; what is no label stays as it is.
+    """A label as text, so that `1` and `"1"` are the same class in every file format. Other values are returned as is.
 
-    White space around it is no part of it, as for `datasets.ClassLabel`, and `1.0` is how a table with gaps says 1.
+    Surrounding white space is removed, as by `datasets.ClassLabel`. `1.0` is 1: pandas writes integers so if some are
+    missing.
 
     >>> label_name(1), label_name("1 "), label_name(True), label_name(1.0), label_name(1.5)
     ('1', '1', 'true', '1', 1.5)
@@ -37,9 +39,7 @@ def label_name(value: object) -> object:
 
 
 class Classification(Task):
-    """Classes by name. Without a given list they are those of the data."""
-
-    auto_class: ClassVar[str]
+    """A task over classes with names."""
 
     labels: (
         Annotated[
@@ -48,27 +48,30 @@ class Classification(Task):
         ]
         | None
     ) = None
-    label_smoothing: float = Field(0.0, ge=0, lt=1)  # share of each target that is spread evenly over all classes
-    # By label, 1 if not named; balanced: examples / (classes * examples of the class), counted in train.
+    """Names of the classes, in the order of the head's outputs. Null: the labels that occur in the data, sorted."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Fraction of each target that is spread evenly over all classes (Szegedy et al., 2016)."""
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0, le=1e6)]] | None = None
+    """Factor of the loss by label, e.g. {rare: 5}; a label without one has 1. `balanced`: examples / (classes *
+    examples of the class), counted in the training rows. Null: all 1."""
 
     @field_validator("labels")
     @classmethod
     def _distinct(cls, labels: list[str] | None) -> list[str] | None:
         for position, label in enumerate(labels or []):
             if label in (labels or [])[:position]:
-                raise ValueError(f"{label!r} stands twice")
+                raise ValueError(f"{label!r} is listed twice")
         return labels
 
     def model_settings(self) -> dict[str, Any]:
         labels = self._labels()
-        return {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": numbers(labels)}
+        return {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": label_ids(labels)}
 
     def cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Sum in nats over the targets. logits (targets, classes), labels (targets,) int64, -100 ignored.
 
-        Of a target y it is (1 - s) w[y] l[y] + s / K * (w[1] l[1] + ... + w[K] l[K]), where l = -log softmax(logits),
-        s is the smoothing (Szegedy et al., 2016) and w the weights.
+        The loss of a target y is (1 - s) w[y] l[y] + s / K * (w[1] l[1] + ... + w[K] l[K]), where l = -log
+        softmax(logits), s is the label smoothing and w the class weights.
         """
         import torch
         from torch.nn import functional
@@ -87,27 +90,27 @@ class Classification(Task):
         )
 
     def check_training_rows(self, rows: Sequence[Row]) -> str | None:
-        lessons = {tuple(lesson) for row in rows for lesson in self._lessons(row)}
-        if len(lessons) == 1:
-            (only,) = lessons
+        targets = {tuple(labels) for row in rows for labels in self._target_labels(row)}
+        if len(targets) == 1:
+            (only,) = targets
             raise UserError(f"data: every label of train is {', '.join(only) or 'none'!r}: there is nothing to learn")
-        taught = {label for lesson in lessons for label in lesson}
-        missing = [label for label in self.labels or [] if label not in taught]
+        trained = {label for labels in targets for label in labels}
+        missing = [label for label in self.labels or [] if label not in trained]
         if not missing:
             return None
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-        return f"{', '.join(missing[:SHOWN])}{more}: no training row has it, so it is never learnt"
+        return f"{', '.join(missing[:SHOWN])}{more}: no training row has this label, so it is never learned"
 
-    def _lessons(self, row: Row) -> Iterable[Sequence[str]]:
-        """The labels of each of the row's targets."""
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _target_labels(self, row: Row) -> Iterable[Sequence[str]]:
+        """The labels of each target of the row."""
 
     def _labels(self) -> list[str]:
         assert self.labels is not None, "bind() first"
         return self.labels
 
-    def _counted(self: Self, targets: Sequence[str]) -> Self:
-        """A copy whose balanced class weights are numbers, counted over the labels of the training rows."""
+    def _with_balanced_weights(self: Self, targets: Sequence[str]) -> Self:
+        """A copy in which `balanced` is replaced by weights, counted over the labels of the training rows."""
         if self.class_weights != "balanced":
             return self
         import numpy as np
@@ -118,19 +121,20 @@ class Classification(Task):
         return self.model_copy(update={"class_weights": dict(zip(classes.tolist(), weights.tolist(), strict=True))})
 
     def _check_weights(self) -> None:
-        """Whether the labels, now known, are those that have weights."""
+        """Raise UserError if a class weight belongs to no label."""
         labels = self._labels()
         for label in self.class_weights if isinstance(self.class_weights, dict) else ():
             if label not in labels:
-                raise UserError(f"task.class_weights: unknown label {label!r}{known(label, labels)}")
+                raise UserError(f"task.class_weights: unknown label {label!r}{known_labels(label, labels)}")
 
 
-def numbers(labels: Sequence[str]) -> dict[str, int]:
+def label_ids(labels: Sequence[str]) -> dict[str, int]:
+    """Class number by label."""
     return {label: number for number, label in enumerate(labels)}
 
 
-def known(label: str, labels: Iterable[str]) -> str:
-    """` (did you mean 'x'?); known are x, y`, for a message."""
+def known_labels(label: str, labels: Iterable[str]) -> str:
+    """Ending of a message about an unknown label: ` (did you mean 'x'?); known are x, y`."""
     labels = list(labels)
     more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
     return f"{nearest(label, labels)}; known are {', '.join(labels[:SHOWN])}{more}"

@@ -1,7 +1,7 @@
-"""Entity markers for relation extraction (Baldini Soares et al., 2019), as text, so that no vocabulary grows.
+"""Entity markers for relation extraction (Baldini Soares et al., 2019), as plain text: no token is added.
 
-`@` around the first entity and `#` around the second are each one token of nearly every vocabulary, and do as well as
-new tokens do (Zhou & Chen, 2022, "An Improved Baseline for Sentence-level Relation Extraction").
+`@` around the first entity and `#` around the second are one token each in nearly every vocabulary, and are as accurate
+as new tokens (Zhou & Chen, 2022, "An Improved Baseline for Sentence-level Relation Extraction").
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from peftlab.data.examples import Row
 from peftlab.errors import UserError
 
-Span = tuple[int, int]  # from the first character or word up to one past the last
+Span = tuple[int, int]  # [start, end), in characters of a text or in words of a list
 
 MARKS = {"head": "@", "tail": "#"}
 
 
-def marked(text: str | Sequence[str], head: Span, tail: Span) -> tuple[str, int]:
-    """The text with both entities marked, and where the last marker ends. Spans count characters, or words of a list.
+def mark_entities(text: str | Sequence[str], head: Span, tail: Span) -> tuple[str, int]:
+    """The text with both entities marked, and the end of the last marker in it.
 
-    >>> marked("Ada was born in London.", (0, 3), (16, 22))
+    >>> mark_entities("Ada was born in London.", (0, 3), (16, 22))
     ('@ Ada @ was born in # London # .', 30)
-    >>> marked(["Ada", "was", "born"], (0, 1), (2, 3))
+    >>> mark_entities(["Ada", "was", "born"], (0, 1), (2, 3))
     ('@ Ada @ was # born #', 20)
-    >>> marked("New York University", (0, 19), (0, 8))  # one inside the other
+    >>> mark_entities("New York University", (0, 19), (0, 8))  # nested
     ('@ # New York # University @', 27)
     """
     if not isinstance(text, str):
@@ -32,22 +32,23 @@ def marked(text: str | Sequence[str], head: Span, tail: Span) -> tuple[str, int]
             starts.append(starts[-1] + len(word) + 1)
         head, tail = ((starts[start], starts[end] - 1) for start, end in (head, tail))
         text = " ".join(text)
-    # Closing before opening at the same place; of two that open the longer first, of two that close the shorter first.
+    # At the same position: closing before opening; of two opening marks the longer entity first, of two closing marks
+    # the shorter one.
     cuts = []
     for name, (start, end) in (("head", head), ("tail", tail)):
         cuts += [(start, 1, start - end, MARKS[name]), (end, 0, end - start, MARKS[name])]
-    parts, before, last = "", 0, 0
-    for place, _, _, mark in sorted(cuts):
-        parts += text[before:place]
-        parts += f"{'' if not parts or parts[-1].isspace() else ' '}{mark}"
-        before, last = place, len(parts)
-        if text[place : place + 1] and not text[place].isspace():
-            parts += " "
-    return parts + text[before:], last
+    marked, previous, last = "", 0, 0
+    for position, _, _, mark in sorted(cuts):
+        marked += text[previous:position]
+        marked += f"{'' if not marked or marked[-1].isspace() else ' '}{mark}"
+        previous, last = position, len(marked)
+        if text[position : position + 1] and not text[position].isspace():
+            marked += " "
+    return marked + text[previous:], last
 
 
 def words(row: Row) -> str | list[str]:
-    """The row's text, or its words. Raises UserError if it is neither."""
+    """The row's text, a string or a list of words. Raises UserError if it is neither."""
     text = row.fields["text"]
     if isinstance(text, (list, tuple)) and text and all(isinstance(word, str) and word.strip() for word in text):
         return list(text)
@@ -57,13 +58,13 @@ def words(row: Row) -> str | list[str]:
 
 
 def span(row: Row, name: str) -> Span:
-    """[start, end) of an entity, checked against the text. Raises UserError."""
+    """The entity in field `name`, [start, end). Raises UserError if it is not a span of the text."""
     value, text = row.fields[name], words(row)
     unit = "characters" if isinstance(text, str) else "words"
     if not (
         isinstance(value, (list, tuple))
         and len(value) == 2
-        and all(isinstance(place, int) and not isinstance(place, bool) for place in value)
+        and all(isinstance(position, int) and not isinstance(position, bool) for position in value)
         and 0 <= value[0] < value[1] <= len(text)
     ):
         raise UserError(

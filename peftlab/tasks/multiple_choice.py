@@ -1,4 +1,4 @@
-"""Multiple choice by likelihood: of some answers to a prompt, the one that a causal language model finds likeliest."""
+"""Multiple choice by likelihood: the answer is the choice to which a causal language model gives the highest one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import Field
 from peftlab.data.examples import Encoded, Example, Row
 from peftlab.errors import UserError, nearest
 from peftlab.tasks.attention_checks import no_decoder
-from peftlab.tasks.conversation import ANSWERS, chat_template
+from peftlab.tasks.conversation import ASSISTANT, chat_template
 from peftlab.tasks.next_token import next_token_nats
 from peftlab.tasks.task import IGNORED, Task, pad
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# For a tokenizer without a chat template: the answer in a line of its own, and the end of the text.
+# For a tokenizer without a chat template: the answer on a line of its own, and the end of the text.
 PLAIN = (
     "{% for message in messages %}{{ message['content'] }}{{ '' if loop.last else '\n' }}{% endfor %}"
     "{{ '\n' if add_generation_prompt else '' }}"
@@ -29,9 +29,10 @@ PLAIN = (
 
 
 class MultipleChoice(Task):
-    """The likeliest of the row's `choices`, or of the task's, or of all answers there are. The right one is learnt.
+    """Choose the most likely answer to a prompt, with a causal language model.
 
-    `answer` is the right choice, or its number from 0, or with choices of the row's own its letter from A.
+    A row has `prompt`, `answer` and optionally its own `choices`. The answer is the correct choice, its number from 0,
+    or its letter from A if the row has choices. Only the correct choice is learned.
     """
 
     kind: Literal["multiple_choice"] = "multiple_choice"
@@ -44,16 +45,19 @@ class MultipleChoice(Task):
     new_head: ClassVar[bool] = False
 
     choices: Annotated[list[str], Field(min_length=2)] | None = None
-    by_token: bool = False  # compare nats a token: otherwise a longer answer is a less likely one
-    template: str | None = None  # Jinja, in place of the tokenizer's own chat template
+    """Choices of rows that have none of their own. Null: all answers in the data, sorted."""
+    by_token: bool = False
+    """Compare the mean log-likelihood per token. False: the sum, by which a longer answer is less likely."""
+    template: str | None = None
+    """Chat template (Jinja) in place of the tokenizer's own."""
 
     @classmethod
     def row_formats(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
-        asked = {"prompt": "Is it wet?", "choices": ["yes", "no"]}
+        with_choices = {"prompt": "Is it wet?", "choices": ["yes", "no"]}
         return [
             ({}, {"prompt": "Is it wet?", "answer": "yes"}),
-            ({}, {**asked, "answer": "yes"}),
-            ({}, {**asked, "answer": 0}),
+            ({}, {**with_choices, "answer": "yes"}),
+            ({}, {**with_choices, "answer": 0}),
         ]
 
     @property
@@ -86,27 +90,31 @@ class MultipleChoice(Task):
         return no_decoder(model.config)
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
+        """One example per choice of each row."""
         source = self.template or (None if tokenizer.chat_template else PLAIN)
         template = chat_template(tokenizer, source)
         counts = {"truncated_prompts": 0}
         examples = []
         for row in rows:
-            cut = False
+            truncated = False
             for number, choice in enumerate(self._choices(row)):
-                asked = {"role": "user", "content": row.fields["prompt"]}
-                tokens = template.tokens([asked, {"role": ANSWERS, "content": choice}], row.where)
-                labels = [token if learnt else IGNORED for token, learnt in zip(tokens.ids, tokens.learnt, strict=True)]
-                over = len(labels) - limit
-                answer = sum(label != IGNORED for label in labels)
-                if over > 0 and (not self.truncate or answer >= limit):
+                question = {"role": "user", "content": row.fields["prompt"]}
+                tokens = template.tokens([question, {"role": ASSISTANT, "content": choice}], row.where)
+                labels = [
+                    token if is_answer else IGNORED
+                    for token, is_answer in zip(tokens.ids, tokens.is_answer, strict=True)
+                ]
+                excess = len(labels) - limit
+                answer_tokens = sum(label != IGNORED for label in labels)
+                if excess > 0 and (not self.truncate or answer_tokens >= limit):
                     raise UserError(
                         f"{row.where}: {len(labels)} tokens with the choice {choice[:30]!r}, but at most {limit} fit"
                         + ("" if self.truncate else "; set task.truncate: true to cut the beginning of such prompts")
                     )
-                cut = cut or over > 0
-                features = {"input_ids": tokens.ids[max(over, 0) :], "labels": labels[max(over, 0) :]}
+                truncated = truncated or excess > 0
+                features = {"input_ids": tokens.ids[max(excess, 0) :], "labels": labels[max(excess, 0) :]}
                 examples.append(Example({**features, "choice": [number]}, row))
-            counts["truncated_prompts"] += cut
+            counts["truncated_prompts"] += truncated
         return Encoded(examples, counts)
 
     def training_examples(self, examples: Sequence[Example], limit: int) -> list[Example]:
@@ -123,6 +131,7 @@ class MultipleChoice(Task):
         return next_token_nats(outputs.logits, batch["labels"]).sum()
 
     def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """Cross-entropy in nats and number of tokens of each choice; `merge` compares them."""
         import torch
 
         records = []
@@ -136,16 +145,16 @@ class MultipleChoice(Task):
         merged = []
         pairs = zip(records, examples, strict=True)
         for _, group in itertools.groupby(pairs, key=lambda pair: id(pair[1].row)):
-            of_row = list(group)
-            row = of_row[0][1].row
-            nats = [record["nats"] / (record["tokens"] if self.by_token else 1) for record, _ in of_row]
-            shares = [math.exp(min(nats) - value) for value in nats]
+            choices = list(group)
+            row = choices[0][1].row
+            nats = [record["nats"] / (record["tokens"] if self.by_token else 1) for record, _ in choices]
+            likelihoods = [math.exp(min(nats) - value) for value in nats]
             best = nats.index(min(nats))
             merged.append(
                 {
                     "predicted": self._choices(row)[best],
                     "expected": self._answer(row),
-                    "probability": shares[best] / sum(shares),
+                    "probability": likelihoods[best] / sum(likelihoods),
                     "prompt": row.fields["prompt"],
                     "nats": dict(zip(self._choices(row), nats, strict=True)),
                 }
@@ -157,7 +166,7 @@ class MultipleChoice(Task):
 
     def row_from_text(self, text: str, where: str) -> Row:
         if self.choices is None:
-            raise UserError(f"{where}: the choices were each row's own; there are none for a text alone")
+            raise UserError(f"{where}: a text alone has no choices: in training, each row had its own")
         return Row(where, {"prompt": text})
 
     @property
@@ -173,12 +182,14 @@ class MultipleChoice(Task):
         ]
 
     def answer(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The chosen answer and its probability among the choices."""
         return {"answer": record["predicted"], "probability": round(record["probability"], 4)}
 
     def _choices(self, row: Row) -> list[str]:
         return list(row.fields.get("choices") or self.choices or [])
 
     def _answer(self, row: Row) -> str | None:
+        """The correct choice; None if the row has no answer."""
         answer, choices = row.fields.get("answer"), self._choices(row)
         letters = dict(zip(string.ascii_uppercase, row.fields.get("choices") or [], strict=False))
         if isinstance(answer, int):
@@ -186,21 +197,24 @@ class MultipleChoice(Task):
         return answer if answer is None or answer in choices else letters.get(answer, answer)
 
 
-def _check(row: Row, known: list[str] | None) -> None:
+def _check(row: Row, default_choices: list[str] | None) -> None:
+    """Raise UserError if the row is bad. `default_choices` are those of a row without choices (None: any)."""
     prompt, answer, choices = (row.fields.get(field) for field in ("prompt", "answer", "choices"))
     letters = string.ascii_uppercase[: len(choices)] if isinstance(choices, (list, tuple)) else ""
     if not isinstance(prompt, str) or not prompt.strip():
-        raise UserError(f"{row.where}: prompt: a text was expected, found {str(prompt)[:60]!r}")
+        raise UserError(f"{row.where}: prompt: a string was expected, found {str(prompt)[:60]!r}")
     if choices is None:
-        choices = known
+        choices = default_choices
     elif not isinstance(choices, (list, tuple)) or len(choices) < 2 or not all(isinstance(c, str) for c in choices):
-        raise UserError(f"{row.where}: choices: a list of two texts or more was expected, found {str(choices)[:60]!r}")
+        raise UserError(
+            f"{row.where}: choices: a list of at least two strings was expected, found {str(choices)[:60]!r}"
+        )
     if choices is not None and len(set(choices)) < len(choices):
-        raise UserError(f"{row.where}: choices: one stands twice in {str(list(choices))[:80]}")
+        raise UserError(f"{row.where}: choices: one is listed twice in {str(list(choices))[:80]}")
     if isinstance(answer, bool) or not isinstance(answer, (str, int)) or answer == "":
         raise UserError(f"{row.where}: answer: a choice or its number was expected, found {str(answer)[:60]!r}")
     if isinstance(answer, int):
         if choices is None or not 0 <= answer < len(choices):
-            raise UserError(f"{row.where}: answer: {answer} is the number of no choice; they count from 0")
+            raise UserError(f"{row.where}: answer: {answer} is not the number of a choice; they count from 0")
     elif choices is not None and answer not in (*choices, *letters):
-        raise UserError(f"{row.where}: answer: {answer!r} is no choice{nearest(answer, choices)}")
+        raise UserError(f"{row.where}: answer: {answer!r} is not one of the choices{nearest(answer, choices)}")

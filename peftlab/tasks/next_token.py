@@ -1,4 +1,4 @@
-"""The loss of a causal language model: each target is told from the tokens before it."""
+"""Loss of causal language models: each target token is predicted from the tokens before it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ if TYPE_CHECKING:
 
 
 def next_token_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Of each target, one after the other; float32. logits (batch, length, vocabulary), labels (batch, length)."""
+    """Cross-entropy of each target in nats, (targets,) float32.
+
+    logits (batch, length, vocabulary); labels (batch, length) int64, not shifted, -100 ignored.
+    """
     from torch.nn.functional import cross_entropy
 
     labels = labels[:, 1:]
-    learnt = labels != IGNORED
-    # Chosen before they are made float32: the logits of a large vocabulary are most of a small model's memory.
-    return cross_entropy(logits[:, :-1][learnt].float(), labels[learnt], reduction="none")
+    is_target = labels != IGNORED
+    # Selected before the cast to float32: the logits of a large vocabulary take most of a small model's memory.
+    return cross_entropy(logits[:, :-1][is_target].float(), labels[is_target], reduction="none")

@@ -1,4 +1,4 @@
-"""Packing: several rows in one sequence, each with its own positions, and none that sees another."""
+"""Packing: several rows in one sequence, each with its own position ids, none attending to another."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Sequence
 from peftlab.data.examples import Example
 
 
-def packed(examples: Sequence[Example], limit: int) -> list[Example]:
-    """Examples of at most `limit` tokens with `position_ids` that begin anew with each row; longest first, best fit."""
+def pack(examples: Sequence[Example], limit: int) -> list[Example]:
+    """Examples of at most `limit` tokens, with `position_ids` that restart at 0 for each row. Best-fit decreasing."""
     bins: list[list[Example]] = []
-    room: list[tuple[int, int]] = []  # tokens left and number of each bin, sorted
+    free: list[tuple[int, int]] = []  # free tokens and number of each bin, sorted
     for example in sorted(examples, key=len, reverse=True):
-        place = bisect.bisect_left(room, (len(example), 0))
-        left, number = room.pop(place) if place < len(room) else (limit, len(bins))
+        index = bisect.bisect_left(free, (len(example), 0))
+        tokens, number = free.pop(index) if index < len(free) else (limit, len(bins))
         if number == len(bins):
             bins.append([])
         bins[number].append(example)
-        bisect.insort(room, (left - len(example), number))
-    return [_joined(rows) for rows in bins]
+        bisect.insort(free, (tokens - len(example), number))
+    return [_concatenate(rows) for rows in bins]
 
 
-def _joined(rows: Sequence[Example]) -> Example:
+def _concatenate(rows: Sequence[Example]) -> Example:
     features = {
         "input_ids": [token for row in rows for token in row.features["input_ids"]],
         "labels": [label for row in rows for label in row.features["labels"]],

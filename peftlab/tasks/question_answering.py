@@ -1,4 +1,4 @@
-"""Extractive question answering: the answer is a span of the context, read in overlapping windows where it is long."""
+"""Extractive question answering: the answer is a span of the context. A long context is read in overlapping windows."""
 
 from __future__ import annotations
 
@@ -20,13 +20,18 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-SHORTEST = 32  # tokens of a window: a third is the question's, a third may overlap
-KEPT = 5  # answers of a record
-WANTED = '{"text": [...], "answer_start": [...]}'
+MIN_WINDOW = 32  # tokens: a third is for the question, a third may overlap
+SPANS_IN_RECORD = 5
+BATCH = 1000  # rows per call of the tokenizer
+ANSWERS = '{"text": [...], "answer_start": [...]}'
 
 
 class QuestionAnswering(Task):
-    """As in SQuAD: question, context, answers {text, answer_start}. A window that lacks the answer points at [CLS]."""
+    """Find the answer to a question in a text, as in SQuAD.
+
+    A row has `question`, `context` and `answers`: {"text": [...], "answer_start": [...]}, positions in characters. The
+    target of a window that lacks the answer is its [CLS] token.
+    """
 
     kind: Literal["question_answering"] = "question_answering"
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
@@ -36,11 +41,16 @@ class QuestionAnswering(Task):
     default_model: ClassVar[str | None] = "sentence-transformers/all-MiniLM-L6-v2"
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"no_answer": True})
 
-    stride: int | None = Field(None, ge=0)  # tokens that neighbouring windows share; a third of a window if not given
-    no_answer: bool = False  # as in SQuAD 2: empty `answers` are allowed, and the model may give none
-    no_answer_threshold: float = 0.0  # no answer is given if its score beats the best answer's by more
-    max_answer: int = Field(30, ge=1)  # tokens of the longest answer looked for
-    n_best: int = Field(20, ge=1)  # starts and ends tried in each window
+    stride: int | None = Field(None, ge=0)
+    """Tokens in which consecutive windows overlap. Null: a third of a window, which is also the most."""
+    no_answer: bool = False
+    """Allow rows without answers, and predictions of "no answer", as in SQuAD 2."""
+    no_answer_threshold: float = 0.0
+    """"No answer" is predicted if its score exceeds the best answer's by more than this (sums of two logits)."""
+    max_answer: int = Field(30, ge=1)
+    """Most tokens of a predicted answer."""
+    n_best: int = Field(20, ge=1)
+    """Most likely start and end tokens of each window that are combined to answers."""
 
     @property
     def selection(self) -> str:
@@ -59,9 +69,9 @@ class QuestionAnswering(Task):
         return {"num_labels": 2}  # start and end
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
-        if limit < SHORTEST:
+        if limit < MIN_WINDOW:
             raise UserError(
-                f"task.max_length: {limit} tokens do not hold question and context; want {SHORTEST} or more"
+                f"task.max_length: {limit} tokens are too few for question and context; the least is {MIN_WINDOW}"
             )
         stride = limit // 3 if self.stride is None else self.stride
         if stride > limit // 3:
@@ -70,25 +80,25 @@ class QuestionAnswering(Task):
             )
         counts = {"truncated_questions": 0, "lost_answers": 0}
         examples = []
-        for start in range(0, len(rows), 1000):  # in batches for the tokenizer's sake
-            part = rows[start : start + 1000]
-            questions, cut = self._questions(part, tokenizer, limit // 3)
-            counts["truncated_questions"] += cut
+        for start in range(0, len(rows), BATCH):
+            chunk = rows[start : start + BATCH]
+            questions, truncated = self._questions(chunk, tokenizer, limit // 3)
+            counts["truncated_questions"] += truncated
             encoded = tokenizer(
                 questions,
-                [row.fields["context"] for row in part],
+                [row.fields["context"] for row in chunk],
                 truncation="only_second",
                 max_length=limit,
                 stride=stride,
                 return_overflowing_tokens=True,
                 return_offsets_mapping=True,
             )
-            of_row = encoded["overflow_to_sample_mapping"]
-            for number, windows in itertools.groupby(range(len(of_row)), key=of_row.__getitem__):
-                found = [_window(encoded, window, part[number], tokenizer) for window in windows]
-                examples += [Example(features, part[number]) for features, _ in found]
-                counts["lost_answers"] += bool(_answers(part[number])) and not any(has for _, has in found)
-        tokenizer.backend_tokenizer.no_truncation()  # or it would be saved so
+            row_numbers = encoded["overflow_to_sample_mapping"]
+            for number, group in itertools.groupby(range(len(row_numbers)), key=row_numbers.__getitem__):
+                windows = [_window(encoded, window, chunk[number], tokenizer) for window in group]
+                examples += [Example(features, chunk[number]) for features, _ in windows]
+                counts["lost_answers"] += bool(_answers(chunk[number])) and not any(has for _, has in windows)
+        tokenizer.backend_tokenizer.no_truncation()  # else truncation would be saved with the tokenizer
         return Encoded(examples, counts)
 
     def collate(self, examples: Sequence[Example], padding_token: int) -> dict[str, torch.Tensor]:
@@ -106,7 +116,7 @@ class QuestionAnswering(Task):
     def loss(self, outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         from torch.nn.functional import cross_entropy
 
-        padding = batch["attention_mask"] == 0  # else the loss would depend on the neighbours in the batch
+        padding = batch["attention_mask"] == 0  # else the loss would depend on the other examples of the batch
         losses = [
             cross_entropy(logits.float().masked_fill(padding, -math.inf), labels, ignore_index=IGNORED, reduction="sum")
             for logits, labels in zip(
@@ -116,7 +126,7 @@ class QuestionAnswering(Task):
         return losses[0] + losses[1]
 
     def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
-        """The best spans of each window, by the sum of the logits of start and end; `merge` makes answers of them."""
+        """The best spans of each window, by the sum of the logits of start and end; `merge` turns them into answers."""
         return [
             self._spans(start[: len(example)], end[: len(example)], example)
             for start, end, example in zip(
@@ -136,8 +146,8 @@ class QuestionAnswering(Task):
         return [{**record, "expected": record["answers"]} for record in records]
 
     def constant_baseline(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float]:
-        given = collections.Counter((_answers(row) or [""])[0] for row in train)
-        ((best, _),) = given.most_common(1)
+        counts = collections.Counter((_answers(row) or [""])[0] for row in train)
+        ((best, _),) = counts.most_common(1)
         return metrics.score(
             self.metrics, self.to_metric_inputs([{"predicted": best, **self.reference(row)} for row in rows])
         )
@@ -147,8 +157,10 @@ class QuestionAnswering(Task):
             fields = json.loads(text)
         except ValueError:
             fields = None
-        if not isinstance(fields, dict) or not all(_filled(fields.get(name)) for name in ("question", "context")):
-            raise UserError(f'{where}: want a JSON object {{"question": "...", "context": "..."}}, found {text[:60]!r}')
+        if not isinstance(fields, dict) or not all(_is_text(fields.get(name)) for name in ("question", "context")):
+            raise UserError(
+                f'{where}: a JSON object {{"question": "...", "context": "..."}} was expected, found {text[:60]!r}'
+            )
         return Row(where, {"question": fields["question"], "context": fields["context"]})
 
     def sample_rows(self) -> list[Row]:
@@ -161,39 +173,39 @@ class QuestionAnswering(Task):
         return [*rows, _row("When?", "Ada met Max in Ulm.", None)] if self.no_answer else rows
 
     def answer(self, record: dict[str, Any]) -> dict[str, Any]:
-        """`start` and `end` count characters of the context; a probability is among the spans looked at."""
+        """The answer, its [start, end) in characters of the context, and its probability among `n_best` spans."""
         spans = record["spans"]
         best = spans[0] if record["predicted"] else {"start": None, "end": None, "probability": None}
-        found = {"question": record["question"], "answer": record["predicted"]}
-        found |= {key: best[key] for key in ("start", "end", "probability")}
-        found["others"] = [span for span in spans if span is not best]
-        return found | ({"no_answer": record["no_answer"]} if self.no_answer else {})
+        answer = {"question": record["question"], "answer": record["predicted"]}
+        answer |= {key: best[key] for key in ("start", "end", "probability")}
+        answer["others"] = [span for span in spans if span is not best]
+        return answer | ({"no_answer": record["no_answer"]} if self.no_answer else {})
 
-    def _questions(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, room: int) -> tuple[list[str], int]:
-        """The questions, cut to `room` tokens where they may be, and how many were."""
+    def _questions(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[str], int]:
+        """The questions, at most `limit` tokens each, and the number of those that were truncated."""
         questions = [row.fields["question"].lstrip() for row in rows]
         tokens = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        cut = 0
-        for number, (row, places) in enumerate(zip(rows, tokens["offset_mapping"], strict=True)):
-            if len(places) > room:
+        truncated = 0
+        for number, (row, offsets) in enumerate(zip(rows, tokens["offset_mapping"], strict=True)):
+            if len(offsets) > limit:
                 if not self.truncate:
                     raise UserError(
-                        f"{row.where}: question: {len(places)} tokens, but at most {room} (a third of a window) fit; "
+                        f"{row.where}: question: {len(offsets)} tokens, but at most {limit} (a third of a window) fit; "
                         "set task.truncate: true to cut such questions and count them"
                     )
-                questions[number] = questions[number][: places[room - 1][1]]
-                cut += 1
-        return questions, cut
+                questions[number] = questions[number][: offsets[limit - 1][1]]
+                truncated += 1
+        return questions, truncated
 
     def _spans(self, start: torch.Tensor, end: torch.Tensor, example: Example) -> dict[str, Any]:
-        """What one window offers."""
-        places = example.features["places"]
-        inside = [k for k in range(len(example)) if places[2 * k] != IGNORED]
-        count = min(self.n_best, len(inside))
-        firsts = [inside[k] for k in start[inside].topk(count).indices]
-        lasts = [inside[k] for k in end[inside].topk(count).indices]
+        """Best spans of a window as (score, start, end), best first, and the score of "no answer"."""
+        offsets = example.features["offsets"]
+        context = [k for k in range(len(example)) if offsets[2 * k] != IGNORED]
+        count = min(self.n_best, len(context))
+        firsts = [context[k] for k in start[context].topk(count).indices]
+        lasts = [context[k] for k in end[context].topk(count).indices]
         spans = [
-            (float(start[first] + end[last]), places[2 * first], places[2 * last + 1])
+            (float(start[first] + end[last]), offsets[2 * first], offsets[2 * last + 1])
             for first, last in itertools.product(firsts, lasts)
             if first <= last < first + self.max_answer
         ]
@@ -208,57 +220,60 @@ class QuestionAnswering(Task):
             if context[first:last].strip():
                 scores[first, last] = max(score, scores.get((first, last), -math.inf))
         best = sorted(scores, key=lambda span: (-scores[span], span))[: self.n_best]
-        # The window most sure of an answer decides: the others were right to see none.
+        # The window with the lowest score of "no answer" decides: the others may lack the answer.
         null = min(window["null"] for window in windows)
-        shares = _softmax([*(scores[span] for span in best), *([null] if self.no_answer else [])])
+        probabilities = _softmax([*(scores[span] for span in best), *([null] if self.no_answer else [])])
         spans = [
-            {"text": context[first:last].strip(), "start": first, "end": last, "probability": round(share, 6)}
-            for (first, last), share in zip(best, shares, strict=False)
+            {"text": context[first:last].strip(), "start": first, "end": last, "probability": round(probability, 6)}
+            for (first, last), probability in zip(best, probabilities, strict=False)
         ]
         none = not best or (self.no_answer and null - scores[best[0]] > self.no_answer_threshold)
         record = {
             "question": row.fields["question"],
             "predicted": "" if none else spans[0]["text"],
             **({"expected": [*answers, ""][0], "answers": answers} if answers is not None else {"expected": None}),
-            "spans": spans[:KEPT],
+            "spans": spans[:SPANS_IN_RECORD],
         }
-        return record | ({"no_answer": round(shares[-1], 6)} if self.no_answer else {})
+        return record | ({"no_answer": round(probabilities[-1], 6)} if self.no_answer else {})
 
 
 def _window(
     encoded: Any, number: int, row: Row, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[dict[str, list[int]], bool]:
-    """Features of one window, and whether the answer is in it. `places` are first and last character of each token."""
+    """Features of one window, and whether it holds the answer.
+
+    `offsets` are start and end, in characters of the context, of each token; -100 for a token of the question.
+    """
     ids = encoded["input_ids"][number]
-    offsets = encoded["offset_mapping"][number]
-    inside = [k for k, part in enumerate(encoded.sequence_ids(number)) if part == 1]
-    null = _null(ids, tokenizer)
+    spans = encoded["offset_mapping"][number]
+    context = [k for k, sequence in enumerate(encoded.sequence_ids(number)) if sequence == 1]
+    null = _null_position(ids, tokenizer)
     labels, has = [null, null], False
     if _answers(row):
         answers = row.fields["answers"]
         first, last = answers["answer_start"][0], answers["answer_start"][0] + len(answers["text"][0])
-        has = bool(inside) and offsets[inside[0]][0] <= first and last <= offsets[inside[-1]][1]
+        has = bool(context) and spans[context[0]][0] <= first and last <= spans[context[-1]][1]
         if has:
             labels = [
-                next(k for k in inside if offsets[k][1] > first),
-                next(k for k in reversed(inside) if offsets[k][0] < last),
+                next(k for k in context if spans[k][1] > first),
+                next(k for k in reversed(context) if spans[k][0] < last),
             ]
-    places = [IGNORED] * 2 * len(ids)
-    for k in inside:
-        places[2 * k : 2 * k + 2] = offsets[k]
-    features = {"input_ids": ids, "labels": labels, "places": places, "null": [null]}
+    offsets = [IGNORED] * 2 * len(ids)
+    for k in context:
+        offsets[2 * k : 2 * k + 2] = spans[k]
+    features = {"input_ids": ids, "labels": labels, "offsets": offsets, "null": [null]}
     if "token_type_ids" in encoded:
         features["token_type_ids"] = encoded["token_type_ids"][number]
     return features, has
 
 
-def _null(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Where "no answer here" points: [CLS], or what stands first, as in transformers' run_qa."""
+def _null_position(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Position that stands for "no answer": [CLS], or the first token, as in transformers' run_qa.py."""
     return next((ids.index(t) for t in (tokenizer.cls_token_id, tokenizer.bos_token_id) if t in ids), 0)
 
 
 def _answers(row: Row) -> list[str] | None:
-    """None of a row that is only asked."""
+    """The row's answers; None for a row without targets."""
     answers = row.fields.get("answers")
     return list(answers["text"]) if answers else None
 
@@ -270,43 +285,45 @@ def _row(question: str, context: str, answer: str | None) -> Row:
     return Row(f"sample:{question}", {"question": question, "context": context, "answers": answers})
 
 
-def _filled(value: object) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
 def _softmax(scores: Sequence[float]) -> list[float]:
-    """
+    """Probabilities from scores.
+
     >>> _softmax([0.0, 0.0])
     [0.5, 0.5]
     """
-    most = max(scores, default=0.0)
-    weights = [math.exp(score - most) for score in scores]
+    largest = max(scores, default=0.0)
+    weights = [math.exp(score - largest) for score in scores]
     return [weight / sum(weights) for weight in weights]
 
 
 def _check(row: Row, no_answer: bool) -> None:
+    """Raise UserError if the row is bad, or has no answer though each question needs one."""
     for field in ("question", "context"):
         value = row.fields[field]
-        if not _filled(value):
-            raise UserError(f"{row.where}: {field}: a text was expected, found {str(value)[:60]!r}")
+        if not _is_text(value):
+            raise UserError(f"{row.where}: {field}: a string was expected, found {str(value)[:60]!r}")
     answers, context = row.fields["answers"], row.fields["context"]
     texts, starts = (answers.get(key) if isinstance(answers, dict) else None for key in ("text", "answer_start"))
     if not isinstance(texts, list) or not isinstance(starts, list):
-        raise UserError(f"{row.where}: answers: {WANTED} was expected, found {str(answers)[:60]!r}")
+        raise UserError(f"{row.where}: answers: {ANSWERS} was expected, found {str(answers)[:60]!r}")
     if len(texts) != len(starts):
         raise UserError(f"{row.where}: answers: {len(texts)} in text, {len(starts)} in answer_start")
     if not texts and not no_answer:
-        raise UserError(f"{row.where}: answers: none; set task.no_answer: true if a question may have none")
+        raise UserError(f"{row.where}: answers: none; set task.no_answer: true if a question may have no answer")
     for text, start in zip(texts, starts, strict=True):
-        if not _filled(text):
-            raise UserError(f"{row.where}: answers.text: a text was expected, found {str(text)[:60]!r}")
+        if not _is_text(text):
+            raise UserError(f"{row.where}: answers.text: a string was expected, found {str(text)[:60]!r}")
         if not isinstance(start, int) or isinstance(start, bool):
-            raise UserError(f"{row.where}: answers.answer_start: a whole number was expected, found {start!r}")
+            raise UserError(f"{row.where}: answers.answer_start: an integer was expected, found {start!r}")
         if start < 0 or context[start : start + len(text)] != text:
-            place = context.find(text)
-            found = context[max(start, 0) : max(start, 0) + len(text)]
-            hint = f"; it is at {place}" if place >= 0 else ", nor anywhere else in it"
+            position = context.find(text)
+            actual = context[max(start, 0) : max(start, 0) + len(text)]
+            hint = f"; it is at {position}" if position >= 0 else ", nor anywhere else in it"
             raise UserError(
                 f"{row.where}: answers: {text[:60]!r} is not at answer_start {start} of the context, where "
-                f"{found[:60]!r} stands{hint}"
+                f"{actual[:60]!r} is{hint}"
             )

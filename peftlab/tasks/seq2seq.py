@@ -1,4 +1,4 @@
-"""Sequence to sequence: a text is made from a text, e.g. a summary, a headline, a translation."""
+"""Sequence to sequence: a text from a text, e.g. a summary, a headline or a translation."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+BATCH = 1000  # rows per call of the tokenizer
+
 
 class Seq2Seq(Task):
-    """source -> target, with an encoder-decoder's own output layer. Evaluated on what it generates.
+    """Turn a text into another, e.g. summarize or translate, with an encoder-decoder.
 
-    The tokens that a run counts are those of source and target; `batch_tokens` limits the sources alone.
+    A row has `source` and `target`. Scores are those of generated texts. A run counts the tokens of sources and
+    targets; `batch_tokens` limits those of the sources alone.
     """
 
     kind: Literal["seq2seq"] = "seq2seq"
@@ -30,13 +33,20 @@ class Seq2Seq(Task):
     default_model: ClassVar[str | None] = "traceforge/flan-t5-small-titles"
     new_head: ClassVar[bool] = False
 
-    prefix: str = ""  # put before every source, e.g. "summarize: "
-    max_target: int = Field(128, ge=2)  # tokens of a target in training
-    max_new_tokens: int = Field(64, ge=1)  # of a generated text
-    beams: int = Field(1, ge=1, le=64)  # 1 takes the likeliest token each time
-    length_penalty: float = 1.0  # of beams: above 0 prefers longer texts, below 0 shorter ones
-    no_repeat_ngram: int = Field(0, ge=0)  # no run of so many tokens comes twice in a text; 0 allows it
-    select_by: Literal["rouge1", "rouge2", "rougeL", "bleu", "chrf"] = "rougeL"  # what the best state has most of
+    prefix: str = ""
+    """Text before every source, e.g. "summarize: "."""
+    max_target: int = Field(128, ge=2)
+    """Most tokens of a target in training."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Most tokens of a generated text."""
+    beams: int = Field(1, ge=1, le=64)
+    """Beams of the search. 1: greedy decoding."""
+    length_penalty: float = 1.0
+    """Exponent of the length by which a beam's score is divided: above 0 favors longer texts, below 0 shorter ones."""
+    no_repeat_ngram: int = Field(0, ge=0)
+    """Length in tokens of n-grams that may not occur twice in a generated text. 0: all may."""
+    select_by: Literal["rouge1", "rouge2", "rougeL", "bleu", "chrf"] = "rougeL"
+    """Score by which the best checkpoint and learning rate are selected."""
 
     @property
     def selection(self) -> str:
@@ -51,23 +61,23 @@ class Seq2Seq(Task):
             for field in self.fields:
                 value = row.fields[field]
                 if not isinstance(value, str) or not value.strip():
-                    raise UserError(f"{row.where}: {field}: a text was expected, found {str(value)[:60]!r}")
+                    raise UserError(f"{row.where}: {field}: a string was expected, found {str(value)[:60]!r}")
         return self.model_copy()
 
     def model_settings(self) -> dict[str, Any]:
         return {}
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
-        sources, cut_sources = self._tokens("source", rows, tokenizer, limit)
+        sources, truncated_sources = self._tokens("source", rows, tokenizer, limit)
         labels: list[list[int]] = [[] for _ in rows]
-        cut_targets = 0
+        truncated_targets = 0
         if rows and "target" in rows[0].fields:
-            labels, cut_targets = self._tokens("target", rows, tokenizer, self.max_target)
+            labels, truncated_targets = self._tokens("target", rows, tokenizer, self.max_target)
         examples = [
             Example({"input_ids": ids, "labels": target}, row)
             for ids, target, row in zip(sources, labels, rows, strict=True)
         ]
-        return Encoded(examples, {"truncated_sources": cut_sources, "truncated_targets": cut_targets})
+        return Encoded(examples, {"truncated_sources": truncated_sources, "truncated_targets": truncated_targets})
 
     def lengths(self, example: Example) -> tuple[int, ...]:
         return len(example), len(example.features["labels"])
@@ -99,8 +109,8 @@ class Seq2Seq(Task):
     def predict(
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase
     ) -> list[str]:
-        # All that shapes the text is said here, or the base's generation_config.json would have a say.
-        found = model.generate(  # type: ignore[operator]
+        # Everything that affects the text is set, so that the base's generation_config.json has no effect.
+        sequences = model.generate(  # type: ignore[operator]
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             max_new_tokens=self.max_new_tokens,
@@ -112,7 +122,7 @@ class Seq2Seq(Task):
             early_stopping=False,
             do_sample=False,
         )
-        texts: list[str] = tokenizer.batch_decode(found, skip_special_tokens=True)
+        texts: list[str] = tokenizer.batch_decode(sequences, skip_special_tokens=True)
         return texts
 
     def generates(self, examples: Sequence[Example]) -> bool:
@@ -149,15 +159,15 @@ class Seq2Seq(Task):
     def _tokens(
         self, field: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int
     ) -> tuple[list[list[int]], int]:
-        """Token ids of that field, at most `limit`, and how many were cut."""
+        """Token ids of a field, at most `limit` per row, and the number of rows that were truncated."""
         argument, prefix = ("text", self.prefix) if field == "source" else ("text_target", "")
-        found: list[list[int]] = []
-        cut = 0
-        for start in range(0, len(rows), 1000):  # in batches for the tokenizer's sake
-            part = rows[start : start + 1000]
-            texts = [prefix + row.fields[field] for row in part]
+        ids_of_rows: list[list[int]] = []
+        truncated = 0
+        for start in range(0, len(rows), BATCH):
+            chunk = rows[start : start + BATCH]
+            texts = [prefix + row.fields[field] for row in chunk]
             tokens = tokenizer(**{argument: texts}, verbose=False)["input_ids"]
-            for row, text, ids in zip(part, texts, tokens, strict=True):
+            for row, text, ids in zip(chunk, texts, tokens, strict=True):
                 if len(ids) > limit:
                     if not self.truncate:
                         setting = "task.max_length" if field == "source" else "task.max_target"
@@ -166,7 +176,7 @@ class Seq2Seq(Task):
                             "set task.truncate: true to cut such texts and count them"
                         )
                     ids = tokenizer(**{argument: text}, truncation=True, max_length=limit)["input_ids"]
-                    cut += 1
-                found.append(ids)
-        tokenizer.backend_tokenizer.no_truncation()  # or it would be saved so
-        return found, cut
+                    truncated += 1
+                ids_of_rows.append(ids)
+        tokenizer.backend_tokenizer.no_truncation()  # else truncation would be saved with the tokenizer
+        return ids_of_rows, truncated

@@ -1,9 +1,8 @@
-"""Sequence classification: a class, several or a number for a text, a pair of texts, or two entities in a text."""
+"""Sequence classification: a label, several labels or a number for a text, a pair of texts, or two entities."""
 
 from __future__ import annotations
 
 import collections
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,8 +12,8 @@ from pydantic import model_validator
 from peftlab import metrics
 from peftlab.data.examples import Encoded, Example, Row
 from peftlab.errors import UserError, nearest
-from peftlab.tasks.classification import Classification, known, label_name, numbers
-from peftlab.tasks.entity_markers import marked, span, words
+from peftlab.tasks.classification import Classification, known_labels, label_ids, label_name
+from peftlab.tasks.sequence_inputs import FIELDS, InputType, input_texts, input_type, row_from_line
 from peftlab.tasks.task import IGNORED, pad
 
 if TYPE_CHECKING:
@@ -26,23 +25,26 @@ METRICS = {
     "multi_label": ("multilabel_f1",),
     "regression": ("regression_error", "pearson", "spearman"),
 }
-SELECTABLE = {  # the first if nothing is said
+SELECTABLE = {  # the first is the default
     "single_label": ("accuracy", "macro_f1", "mcc"),
     "multi_label": ("micro_f1", "macro_f1", "exact_match"),
     "regression": ("r2", "pearson", "spearman"),
 }
-INPUTS = {"pair": ("text_pair",), "entities": ("head", "tail"), "text": ()}
 DIGITS = 6  # of a probability or a number in a record
+BATCH = 1000  # rows per call of the tokenizer
 
 
 class SequenceClassification(Classification):
-    """A label, labels or a number for a text, a pair of texts, or a text with two entities."""
+    """Classify a text or a pair of texts: one label, several labels, or a number (regression).
+
+    A row has `text` and `label`, and for a pair `text_pair`, or for a relation between two entities `head` and `tail`:
+    [start, end) in characters of the text, or in words if the text is a list of words.
+    """
 
     kind: Literal["sequence_classification"] = "sequence_classification"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     task_type: ClassVar[str] = "SEQ_CLS"
     fields: ClassVar[tuple[str, ...]] = ("text", "label")
-    # head and tail: [start, end) of an entity, in characters of a text, or in words if the text is a list of them.
     optional_fields: ClassVar[tuple[str, ...]] = ("text_pair", "head", "tail")
     visible_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair", "head", "tail")
     default_model: ClassVar[str | None] = "sentence-transformers/all-MiniLM-L6-v2"
@@ -54,19 +56,24 @@ class SequenceClassification(Classification):
         {"problem": "regression"},
     )
 
-    # multi_label: each row has a list; a table's cell is made one by data.lists, e.g. {label: "|"}.
     problem: Literal["single_label", "multi_label", "regression"] = "single_label"
-    input: Literal["text", "pair", "entities"] | None = None  # what the first row's fields say if not given
-    select_by: str | None = None  # the metric by which states and learning rates are chosen
+    """Type of the target: one label, a list of labels, or a number. `data.lists` splits a cell of a table into a list,
+    e.g. {label: "|"}."""
+    input: InputType | None = None
+    """Type of the input: `text`, `pair` (text and text_pair) or `entities` (text, head and tail). Null: by the fields
+    of the first row."""
+    select_by: str | None = None
+    """Score by which the best checkpoint and learning rate are selected. Null: accuracy, micro_f1 or r2, by `problem`.
+    Others: macro_f1, mcc; macro_f1, exact_match; pearson, spearman."""
 
     @model_validator(mode="after")
-    def _of_the_problem(self) -> SequenceClassification:
+    def _settings_fit_the_problem(self) -> SequenceClassification:
         if self.problem != "single_label" and (self.label_smoothing or self.class_weights):
             raise ValueError("label_smoothing and class_weights are for problem: single_label")
         selectable = SELECTABLE[self.problem]
         if self.select_by is not None and self.select_by not in selectable:
-            known = ", ".join(selectable)
-            raise ValueError(f"select_by: {self.select_by!r} is none of {known}{nearest(self.select_by, selectable)}")
+            names = ", ".join(selectable)
+            raise ValueError(f"select_by: {self.select_by!r} is none of {names}{nearest(self.select_by, selectable)}")
         if self.problem == "regression" and self.labels is not None:
             raise ValueError("a regression has no labels")
         return self
@@ -77,7 +84,7 @@ class SequenceClassification(Classification):
 
     @property
     def undefined_score(self) -> float | None:
-        return 0.0 if self.selection in ("mcc", "pearson", "spearman") else None  # it goes along with nothing
+        return 0.0 if self.selection in ("mcc", "pearson", "spearman") else None
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -96,7 +103,7 @@ class SequenceClassification(Classification):
         ]
 
     def check_row(self, row: Row) -> None:
-        self._text(row)
+        self._texts(row)
         self._labels_of(row)
 
     def from_training(self, train: Sequence[Row]) -> SequenceClassification:
@@ -107,27 +114,27 @@ class SequenceClassification(Classification):
         if self.labels is None and len(bound._labels()) > max(50, len(train) / 2):
             raise UserError(
                 f"data: {len(bound._labels())} different labels in {len(train)} training rows, e.g. {labels[0]!r}; "
-                "numbers need task.problem: regression, and what are labels indeed can be listed in task.labels"
+                "set task.problem: regression if they are numbers, or list them in task.labels if they are labels"
             )
-        return bound._counted(labels)
+        return bound._with_balanced_weights(labels)
 
     def bind(self, rows: Iterable[Row]) -> SequenceClassification:
         task, seen = self, set()
         for row in rows:
             if task.input is None:
-                task = task.model_copy(update={"input": _input(row)})
-            task._text(row)
+                task = task.model_copy(update={"input": input_type(row)})
+            task._texts(row)
             seen.update(task._labels_of(row))
         if task.problem == "regression":
             return task
         if task.labels is None:
-            task = task.model_copy(update={"labels": sorted(seen, key=_order)})
+            task = task.model_copy(update={"labels": sorted(seen, key=_sort_key)})
         if task.problem == "single_label" and len(task._labels()) < 2:
-            raise UserError(f"data: every label is {task._labels()[0]!r}: there is nothing to tell apart")
+            raise UserError(f"data: every label is {task._labels()[0]!r}: there is nothing to learn")
         task._check_weights()
         return task
 
-    def _lessons(self, row: Row) -> Iterable[Sequence[str]]:
+    def _target_labels(self, row: Row) -> Iterable[Sequence[str]]:
         return [[str(_number(row))] if self.problem == "regression" else self._labels_of(row)]
 
     def model_settings(self) -> dict[str, Any]:
@@ -138,14 +145,14 @@ class SequenceClassification(Classification):
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
         counts = {"truncated_texts": 0, "lost_tokens": 0, "lost_entities": 0}
         examples = []
-        # What looks like a special token in a text is text: a second "</s>" would end it for T5 and BART.
+        # A special token inside a text is text: a second "</s>" would end the text for T5 and BART.
         settings = {"split_special_tokens": True, "return_attention_mask": False, "verbose": False}
-        for start in range(0, len(rows), 1000):
-            part = rows[start : start + 1000]
-            texts = [self._text(row) for row in part]
+        for start in range(0, len(rows), BATCH):
+            chunk = rows[start : start + BATCH]
+            texts = [self._texts(row) for row in chunk]
             pairs = [second for _, second, _ in texts] if self.input == "pair" else None
             encoded = tokenizer([text for text, _, _ in texts], pairs, **settings)
-            for i, row in enumerate(part):
+            for i, row in enumerate(chunk):
                 features = {name: values[i] for name, values in encoded.items()}
                 length = len(features["input_ids"])
                 if length == 0:
@@ -156,14 +163,14 @@ class SequenceClassification(Classification):
                             f"{row.where}: {length} tokens, but at most {limit} fit; "
                             "set task.truncate: true to cut such texts and count what is lost"
                         )
-                    text, second, end = texts[i]
+                    text, second, entities_end = texts[i]
                     cut = {"truncation": "longest_first", "max_length": limit, "return_offsets_mapping": True}
                     shorter = tokenizer(text, second, **settings, **cut)
                     features = {name: shorter[name] for name in features}
                     lost = length - len(features["input_ids"])
                     counts["truncated_texts"] += 1
                     counts["lost_tokens"] += lost
-                    counts["lost_entities"] += end > max(last for _, last in shorter["offset_mapping"])
+                    counts["lost_entities"] += entities_end > max(end for _, end in shorter["offset_mapping"])
                     row = Row(row.where, {**row.fields, "tokens_lost": lost})
                 examples.append(Example(features, row))
         return Encoded(examples, counts)
@@ -177,18 +184,19 @@ class SequenceClassification(Classification):
         return {**batch, "labels": self._targets([example.row for example in examples])}
 
     def loss(self, outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Cross-entropy in nats, summed over texts; over texts and labels if there are several; or squared errors."""
+        """Sum over the texts of the cross-entropy in nats, of the binary cross-entropy of each label, or of the squared
+        error, by `problem`."""
         from torch.nn.functional import binary_cross_entropy_with_logits
 
         logits, labels = outputs.logits.float(), batch["labels"]
         if self.problem == "single_label":
             return self.cross_entropy(logits, labels)
         if self.problem == "regression":
-            there = ~labels.isnan()
-            errors: torch.Tensor = logits[:, 0][there] - labels[there]
+            has_target = ~labels.isnan()
+            errors: torch.Tensor = logits[:, 0][has_target] - labels[has_target]
             return errors.square().sum()
-        there = labels != IGNORED
-        return binary_cross_entropy_with_logits(logits[there], labels[there].float(), reduction="sum")
+        has_target = labels != IGNORED
+        return binary_cross_entropy_with_logits(logits[has_target], labels[has_target].float(), reduction="sum")
 
     def count_targets(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return (~batch["labels"].isnan()).sum() if self.problem == "regression" else super().count_targets(batch)
@@ -205,7 +213,7 @@ class SequenceClassification(Classification):
         for example, logits in zip(examples, outputs.logits.float().cpu(), strict=True):
             fields = example.row.fields
             record = {name: fields[name] for name in ("text", *self.optional_fields) if fields.get(name) is not None}
-            record |= {**self._answered(logits), "expected": self._expected(example.row)}
+            record |= {**self._prediction(logits), "expected": self._expected(example.row)}
             records.append(record | ({"tokens_lost": fields["tokens_lost"]} if "tokens_lost" in fields else {}))
         return records
 
@@ -213,7 +221,8 @@ class SequenceClassification(Classification):
         return {"expected": self._expected(row)}
 
     def constant_baseline(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float]:
-        """Of the mean, the most frequent label with its share as probability, or the labels of more than half."""
+        """Scores of the mean; of the most frequent label, its frequency as probability; of the labels of more than half
+        of the training rows."""
         constant: dict[str, Any]
         if self.problem == "regression":
             constant = {"predicted": math.fsum(map(_number, train)) / len(train)}
@@ -226,25 +235,11 @@ class SequenceClassification(Classification):
         return metrics.score(self.metrics, [{**constant, "expected": self._expected(row)} for row in rows])
 
     def row_from_text(self, text: str, where: str) -> Row:
-        """From a line of text, of two texts with a tab between them, or of JSON with the task's fields."""
-        wanted = ("text", *INPUTS[self.input or "text"])
-        if text.lstrip().startswith("{"):
-            try:
-                values = json.loads(text)
-            except ValueError:
-                values = None
-            if isinstance(values, dict) and values.keys() >= set(wanted):
-                return Row(where, {name: values[name] for name in wanted})
-        if self.input == "pair" and text.count("\t") == 1:
-            return Row(where, dict(zip(wanted, text.split("\t"), strict=True)))
-        if self.input in ("pair", "entities"):
-            tabs = " or two texts with a tab between them" if self.input == "pair" else ""
-            raise UserError(f"{where}: wanted a JSON object with {', '.join(wanted)}{tabs}, found {text[:60]!r}")
-        return Row(where, {"text": text})
+        return row_from_line(text, self.input or "text", where)
 
     @property
     def input_fields(self) -> tuple[str, ...]:
-        return ("text", *INPUTS[self.input or "text"])
+        return ("text", *FIELDS[self.input or "text"])
 
     def sample_rows(self) -> list[Row]:
         texts = ("Good", "A dull film", "Fine, and short", "Bad")
@@ -262,13 +257,13 @@ class SequenceClassification(Classification):
         return rows
 
     def answer(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The text with its label and that one's probability; with the probability of each label; or with a value."""
+        """The input with its label and probability, its labels and the probability of each label, or its value."""
         name = {"single_label": "label", "multi_label": "labels", "regression": "value"}[self.problem]
-        shown = {key: value for key, value in record.items() if key not in ("predicted", "expected")}
-        return {**shown, name: record["predicted"]}
+        rest = {key: value for key, value in record.items() if key not in ("predicted", "expected")}
+        return {**rest, name: record["predicted"]}
 
-    def _answered(self, logits: torch.Tensor) -> dict[str, Any]:
-        """What the logits (classes,) of one text say."""
+    def _prediction(self, logits: torch.Tensor) -> dict[str, Any]:
+        """`predicted` and the probabilities, from the logits (classes,) of one text."""
         if self.problem == "regression":
             return {"predicted": round(float(logits[0]), DIGITS)}
         labels = self._labels()
@@ -276,24 +271,24 @@ class SequenceClassification(Classification):
             probabilities = logits.softmax(dim=-1)
             best = int(probabilities.argmax())
             return {"predicted": labels[best], "probability": round(float(probabilities[best]), DIGITS)}
-        each = dict(zip(labels, logits.sigmoid().tolist(), strict=True))
+        by_label = dict(zip(labels, logits.sigmoid().tolist(), strict=True))
         return {
-            "predicted": [label for label, probability in each.items() if probability > 0.5],
-            "probabilities": {label: round(probability, DIGITS) for label, probability in each.items()},
+            "predicted": [label for label, probability in by_label.items() if probability > 0.5],
+            "probabilities": {label: round(probability, DIGITS) for label, probability in by_label.items()},
         }
 
     def _targets(self, rows: Sequence[Row]) -> torch.Tensor:
-        """(rows,) int64 class numbers, -100 if there is none; (rows, classes) of 0 and 1; or (rows,) float32, NaN."""
+        """(rows,) int64 labels; (rows, labels) int64 of 0 and 1; (rows,) float32. No target: -100, -100, NaN."""
         import torch
 
         expected = [self._expected(row) for row in rows]
         if self.problem == "regression":
             return torch.tensor([math.nan if value is None else value for value in expected])
         if self.problem == "single_label":
-            number = numbers(self._labels())
-            return torch.tensor([IGNORED if label is None else number[label] for label in expected])
+            ids = label_ids(self._labels())
+            return torch.tensor([IGNORED if label is None else ids[label] for label in expected])
         return torch.tensor(
-            [[IGNORED if found is None else int(label in found) for label in self._labels()] for found in expected]
+            [[IGNORED if labels is None else int(label in labels) for label in self._labels()] for labels in expected]
         )
 
     def _expected(self, row: Row) -> Any:
@@ -306,58 +301,38 @@ class SequenceClassification(Classification):
         return labels[0] if self.problem == "single_label" else labels
 
     def _labels_of(self, row: Row) -> list[str]:
-        """The row's labels by name; none of a regression, whose number is checked instead."""
+        """Names of the row's labels; empty for a regression, whose number is checked instead. Raises UserError."""
         value = row.fields["label"]
         if self.problem == "regression":
             _number(row)
             return []
-        if isinstance(value, (list, tuple)) is not (self.problem == "multi_label"):
-            wanted = "a list of labels" if self.problem == "multi_label" else "one label"
-            several = self.problem == "multi_label"
-            hint = "; data.lists parts a text" if several else "; for several set task.problem: multi_label"
-            raise UserError(f"{row.where}: label: {wanted} was expected, found {str(value)[:60]!r}{hint}")
-        names = [label_name(label) for label in (value if self.problem == "multi_label" else [value])]
+        multi_label = self.problem == "multi_label"
+        if isinstance(value, (list, tuple)) is not multi_label:
+            expected = "a list of labels" if multi_label else "one label"
+            hint = (
+                "; data.lists splits a text into a list"
+                if multi_label
+                else "; for several set task.problem: multi_label"
+            )
+            raise UserError(f"{row.where}: label: {expected} was expected, found {str(value)[:60]!r}{hint}")
+        names = [label_name(label) for label in (value if multi_label else [value])]
         for name in names:
             if not isinstance(name, str) or not name.strip():
                 hint = "; for numbers set task.problem: regression" if isinstance(name, float) else ""
-                raise UserError(f"{row.where}: label: a text or a whole number was expected, found {name!r}{hint}")
+                raise UserError(f"{row.where}: label: a string or an integer was expected, found {name!r}{hint}")
             if self.labels is not None and name not in self.labels:
                 raise UserError(
-                    f"{row.where}: label: {name!r} is none of the task's, which are those of train or task.labels"
-                    f"{known(name, self.labels)}"
+                    f"{row.where}: label: {name!r} is not a label of the task (those of train, or task.labels)"
+                    f"{known_labels(name, self.labels)}"
                 )
         return [str(name) for name in names]
 
-    def _text(self, row: Row) -> tuple[str, str | None, int]:
-        """The text and the second one, if there is; with entities, marked, and where the last marker ends."""
-        text, end = row.fields["text"], 0
-        sort = self.input or _input(row)
-        wanted = INPUTS[sort]
-        for name in (*INPUTS["pair"], *INPUTS["entities"]):
-            if (row.fields.get(name) is None) is (name in wanted):
-                state = "missing" if name in wanted else "not wanted"
-                raise UserError(
-                    f"{row.where}: {name}: {state}, as the input is {sort!r} in task.input or the first row"
-                )
-        if "head" in wanted:
-            text, end = marked(words(row), span(row, "head"), span(row, "tail"))
-        for name, value in (("text", text), ("text_pair", row.fields.get("text_pair", "-"))):
-            if not isinstance(value, str):
-                raise UserError(f"{row.where}: {name}: a string was expected, found {str(value)[:60]!r}")
-            if not value.strip():
-                raise UserError(f"{row.where}: {name}: an empty text")
-        return text, row.fields.get("text_pair"), end
-
-
-def _input(row: Row) -> Literal["text", "pair", "entities"]:
-    """What the fields of a row say the input is."""
-    if any(row.fields.get(name) is not None for name in INPUTS["entities"]):
-        return "entities"
-    return "pair" if row.fields.get("text_pair") is not None else "text"
+    def _texts(self, row: Row) -> tuple[str, str | None, int]:
+        return input_texts(row, self.input or input_type(row))
 
 
 def _number(row: Row) -> float:
-    """The target of a regression, which a CSV file holds as text."""
+    """The target of a regression; a CSV file holds it as text. Raises UserError if it is not a finite number."""
     value = row.fields["label"]
     try:
         number = math.nan if isinstance(value, bool) else float(value)
@@ -368,12 +343,12 @@ def _number(row: Row) -> float:
     return number
 
 
-def _order(label: str) -> tuple[bool, int, str]:
-    """Whole numbers by value, then words by letter.
+def _sort_key(label: str) -> tuple[bool, int, str]:
+    """Sorts integers by value, then other labels alphabetically.
 
-    >>> sorted(["10", "b", "2", "a"], key=_order)
+    >>> sorted(["10", "b", "2", "a"], key=_sort_key)
     ['2', '10', 'a', 'b']
     """
     digits = label.removeprefix("-")
-    number = digits.isascii() and digits.isdigit()
-    return not number, int(label) if number else 0, label
+    is_integer = digits.isascii() and digits.isdigit()
+    return not is_integer, int(label) if is_integer else 0, label

@@ -1,4 +1,4 @@
-"""Token classification: entities and chunks, or parts of speech. A word's first sub-word carries its tag."""
+"""Token classification: named entities, chunks, parts of speech. A word's first token carries its tag."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from pydantic import model_validator
 from peftlab import metrics
 from peftlab.data.examples import Encoded, Example, Row
 from peftlab.errors import UserError
-from peftlab.tasks.classification import Classification, known, numbers
-from peftlab.tasks.tagging_schemes import ALONE, IOB2, SPANS, Scheme, is_tag, may_follow, to_iob2
+from peftlab.metrics.entity_f1 import entities
+from peftlab.tasks.classification import Classification, known_labels, label_ids
+from peftlab.tasks.tagging_schemes import IOB2, PREFIXES, SINGLE, Scheme, is_tag, may_follow, to_iob2
 from peftlab.tasks.task import IGNORED, pad
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-NO_TAG = ""  # of a word that the model did not see: never right
+NO_TAG = ""  # predicted for a word without tokens in plain tagging: never correct
+BATCH = 1000  # rows per call of the tokenizer: ten times faster than row by row
 
 
 class TokenClassification(Classification):
-    """A tag for each word of a sentence: O, B-x and I-x for entities and chunks, or plain ones.
+    """Tag each word of a sentence: named entities or chunks (B-x, I-x, O), or parts of speech.
 
-    The tags of entities may be written otherwise; they are learnt, predicted and listed in `labels` as IOB2.
+    A row has `tokens`, a list of words, and `labels`, one tag per word. Entity tags of any `scheme` are learned,
+    predicted and listed in `labels` as IOB2.
     """
 
     kind: Literal["token_classification"] = "token_classification"
@@ -41,40 +44,42 @@ class TokenClassification(Classification):
         {"scheme": "plain", "label_smoothing": 0.1, "class_weights": "balanced"},
     )
 
-    scheme: Scheme = "iob2"  # in which the rows are tagged; iobes is BIOES, too
+    scheme: Scheme = "iob2"
+    """Tagging scheme of the rows: iob2, iob1, iobes (also called BIOES) or bilou for entities and chunks; `plain` for
+    tags without B- and I-, e.g. parts of speech, which are scored word by word."""
 
     @model_validator(mode="after")
-    def _of_the_scheme(self) -> TokenClassification:
+    def _labels_fit_the_scheme(self) -> TokenClassification:
         for label in self.labels or []:
-            if self._spans and not IOB2.fullmatch(label):
+            if self._has_entities and not IOB2.fullmatch(label):
                 raise ValueError(f"{label!r} is not an IOB2 tag: O, B-x or I-x; other tags need scheme: plain")
         return self
 
     @property
-    def _spans(self) -> bool:
+    def _has_entities(self) -> bool:
         return self.scheme != "plain"
 
     @property
     def selection(self) -> str:
-        return "entity_f1" if self._spans else "accuracy"
+        return "entity_f1" if self._has_entities else "accuracy"
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ("entity_f1",) if self._spans else ("accuracy", "f1")
+        return ("entity_f1",) if self._has_entities else ("accuracy", "f1")
 
     @classmethod
     def row_formats(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
         words = ["Ada", "sings"]
         return [
             ({}, {"tokens": words, "labels": ["B-PER", "O"]}),
-            *(({"scheme": scheme}, {"tokens": words, "labels": ["O", "O"]}) for scheme in SPANS if scheme != "iob2"),
+            *(({"scheme": scheme}, {"tokens": words, "labels": ["O", "O"]}) for scheme in PREFIXES if scheme != "iob2"),
             ({"scheme": "plain"}, {"tokens": words, "labels": ["NOUN", "VERB"]}),
         ]
 
     def from_training(self, train: Sequence[Row]) -> TokenClassification:
         for row in train:
             _check(row, self.labels, self.scheme)
-        return self._counted([tag for row in train for tag in self._tags(row)])
+        return self._with_balanced_weights([tag for row in train for tag in self._tags(row)])
 
     def check_row(self, row: Row) -> None:
         _check(row, self.labels, self.scheme)
@@ -85,38 +90,35 @@ class TokenClassification(Classification):
             self.check_row(row)
             seen.update(self._tags(row))
         ordered = sorted(seen)
-        if self._spans:  # "O" first, then by entity type: B-LOC I-LOC B-MISC ...
+        if self._has_entities:  # "O" first, then by entity type: B-LOC I-LOC B-MISC ...
             ordered = sorted(seen, key=lambda tag: (tag != "O", tag[2:] if tag[1:2] == "-" else tag, tag))
         task = self.model_copy(update={"labels": self.labels if self.labels is not None else ordered})
         task._check_weights()
         return task
 
-    def _lessons(self, row: Row) -> Iterable[Sequence[str]]:
+    def _target_labels(self, row: Row) -> Iterable[Sequence[str]]:
         return [[tag] for tag in self._tags(row)]
 
     def _tags(self, row: Row) -> list[str]:
-        """The row's tags as they are learnt."""
-        return to_iob2(row.fields["labels"], self.scheme) if self._spans else list(row.fields["labels"])
+        """The row's tags; those of entities in IOB2."""
+        return to_iob2(row.fields["labels"], self.scheme) if self._has_entities else list(row.fields["labels"])
 
     def check_training_rows(self, rows: Sequence[Row]) -> str | None:
         remark = super().check_training_rows(rows)
-        if remark is None and not self._spans and "O" in self._labels():
-            return (
-                "O among them may mean entities: scheme: plain scores words, and whole entities need tags B-x and I-x"
-            )
+        if remark is None and not self._has_entities and "O" in self._labels():
+            return "the label O suggests entities: scheme: plain scores words; to score entities, use tags B-x and I-x"
         return remark
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
-        number = numbers(self._labels())
-        counts = {"truncated_sentences": 0, "lost_words": 0, **({"lost_entities": 0} if self._spans else {})}
+        ids_of_labels = label_ids(self._labels())
+        counts = {"truncated_sentences": 0, "lost_words": 0, **({"lost_entities": 0} if self._has_entities else {})}
         examples = []
-        space = " " if _loses_spaces(tokenizer) else ""
-        # In batches for the tokenizer's sake: ten times faster than row by row.
-        for start in range(0, len(rows), 1000):
-            part = rows[start : start + 1000]
-            sentences = [[f"{space}{word}" for word in row.fields["tokens"]] for row in part]
+        space = " " if _joins_words(tokenizer) else ""
+        for start in range(0, len(rows), BATCH):
+            chunk = rows[start : start + BATCH]
+            sentences = [[f"{space}{word}" for word in row.fields["tokens"]] for row in chunk]
             encoded = tokenizer(sentences, is_split_into_words=True, verbose=False)
-            for i, row in enumerate(part):
+            for i, row in enumerate(chunk):
                 ids, words = encoded["input_ids"][i], encoded.word_ids(i)
                 if len(ids) > limit:
                     if not self.truncate:
@@ -126,17 +128,19 @@ class TokenClassification(Classification):
                         )
                     ids, words = _cut(ids, words, limit)
                     counts["truncated_sentences"] += 1
-                first = [word if word != before else None for before, word in zip([None, *words], words, strict=False)]
+                first = [  # the word of each token that begins one
+                    word if word != previous else None for previous, word in zip([None, *words], words, strict=False)
+                ]
                 tags = self._tags(row) if row.fields.get("labels") else None
-                # PublishedRow words cut off, a word of nothing but control characters has no token at all.
+                # In addition to words cut off: a word that consists of control characters has no tokens.
                 lost = set(range(len(row.fields["tokens"]))).difference(words)
                 counts["lost_words"] += len(lost)
-                if tags and self._spans and lost:
-                    counts["lost_entities"] += _touched(tags, lost)
+                if tags and self._has_entities and lost:
+                    counts["lost_entities"] += _entities_with(tags, lost)
                 features = {
                     "input_ids": ids,
-                    "labels": [IGNORED if word is None else number[tags[word]] if tags else 0 for word in first],
-                    "words": [IGNORED if word is None else word for word in first],
+                    "labels": [IGNORED if word is None else ids_of_labels[tags[word]] if tags else 0 for word in first],
+                    "word_ids": [IGNORED if word is None else word for word in first],
                 }
                 examples.append(Example(features, row))
         return Encoded(examples, counts)
@@ -155,15 +159,15 @@ class TokenClassification(Classification):
         labels = self._labels()
         best = outputs.logits.argmax(dim=-1).tolist()
         records = []
-        for example, row_of_best in zip(examples, best, strict=True):
+        for example, best_of_tokens in zip(examples, best, strict=True):
             words = list(example.row.fields["tokens"])
-            tags = ["O" if self._spans else NO_TAG] * len(words)  # also of words that truncation cut off
-            for guess, word in zip(row_of_best, example.features["words"], strict=False):
+            tags = ["O" if self._has_entities else NO_TAG] * len(words)  # also for words that truncation cut off
+            for label, word in zip(best_of_tokens, example.features["word_ids"], strict=False):
                 if word != IGNORED:
-                    tags[word] = labels[guess]
+                    tags[word] = labels[label]
             expected = self._tags(example.row) if example.row.fields.get("labels") else None
             record = {"tokens": words, "predicted": tags, "expected": expected}
-            unseen = len(words) - sum(word != IGNORED for word in example.features["words"])
+            unseen = len(words) - sum(word != IGNORED for word in example.features["word_ids"])
             records.append(record | ({"words_unseen": unseen} if unseen else {}))
         return records
 
@@ -171,7 +175,7 @@ class TokenClassification(Classification):
         return {"expected": self._tags(row)}
 
     def to_metric_inputs(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-        if self._spans:
+        if self._has_entities:
             return records
         return [
             {"predicted": predicted, "expected": expected}
@@ -182,8 +186,7 @@ class TokenClassification(Classification):
     def constant_baseline(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float]:
         counts = collections.Counter(tag for row in train for tag in self._tags(row))
         best = max(self._labels(), key=lambda tag: counts[tag])
-        found = [self._tags(row) for row in rows]
-        records = [{"predicted": [best] * len(tags), "expected": tags} for tags in found]
+        records = [{"predicted": [best] * len(tags), "expected": tags} for tags in map(self._tags, rows)]
         return metrics.score(self.metrics, self.to_metric_inputs(records))
 
     def row_from_text(self, text: str, where: str) -> Row:
@@ -195,9 +198,9 @@ class TokenClassification(Classification):
 
     def sample_rows(self) -> list[Row]:
         tags = self.labels or ["NOUN", "VERB", "PUNCT"]
-        if self._spans:
+        if self._has_entities:
             tags = [tag for tag in self.labels or ["O", "B-PER", "B-LOC"] if not tag.startswith("I-")] or ["O"]
-            tags = [tag if tag == "O" else ALONE[self.scheme] + tag[1:] for tag in tags]
+            tags = [tag if tag == "O" else SINGLE[self.scheme] + tag[1:] for tag in tags]
         words = ["Ada", "met", "Max", "in", "Ulm", "."]
         lengths = (6, 5, 3, 2)
         return [
@@ -206,55 +209,55 @@ class TokenClassification(Classification):
         ]
 
     def answer(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Word-level entities, those that the metric counts, or the tag of each word.
+        """The entities that `entity_f1` counts, or the tag of each word.
 
-        `start` and `end` count words, `end` is one past the last.
+        `start` and `end` of an entity are word positions, [start, end).
         """
         words = record["tokens"]
         unseen = {"words_unseen": record["words_unseen"]} if "words_unseen" in record else {}
         if self.scheme == "plain":
             return {"words": words, "tags": [tag or None for tag in record["predicted"]], **unseen}
-        from peftlab.metrics.entity_f1 import entities
+        (spans,) = entities([record["predicted"]])
+        return {
+            "words": words,
+            "entities": [
+                {"type": type_, "start": start, "end": end, "text": " ".join(words[start:end])}
+                for type_, start, end in spans
+            ],
+            **unseen,
+        }
 
-        (counted,) = entities([record["predicted"]])
-        found = [
-            {"type": sort, "start": start, "end": end, "text": " ".join(words[start:end])}
-            for sort, start, end in counted
-        ]
-        return {"words": words, "entities": found, **unseen}
 
-
-def _loses_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether words given one by one are glued together: byte-level tokenizers of Llama 3 and Qwen, without a flag."""
+def _joins_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """True if the tokenizer drops the spaces between pretokenized words, as those of Llama 3 and Qwen do."""
     pieces = tokenizer(["a", "b"], is_split_into_words=True, add_special_tokens=False)["input_ids"]
     return bool(pieces[1:] != tokenizer("a b", add_special_tokens=False)["input_ids"][1:])
 
 
-def _touched(tags: Sequence[str], lost: set[int]) -> int:
-    """How many entities have a lost word, and so can never be found whole.
+def _entities_with(tags: Sequence[str], lost: set[int]) -> int:
+    """Number of entities that contain a lost word, and so can never be predicted correctly.
 
-    >>> _touched(["B-A", "I-A", "O", "B-B", "B-C"], {1, 2, 4})
+    >>> _entities_with(["B-A", "I-A", "O", "B-B", "B-C"], {1, 2, 4})
     2
     """
-    from peftlab.metrics.entity_f1 import entities
-
-    (found,) = entities([tags])
-    return sum(not lost.isdisjoint(range(start, end)) for _, start, end in found)
+    (spans,) = entities([tags])
+    return sum(not lost.isdisjoint(range(start, end)) for _, start, end in spans)
 
 
 def _cut(ids: list[int], words: list[int | None], limit: int) -> tuple[list[int], list[int | None]]:
-    """The first `limit` tokens, special ones all kept.
+    """The first `limit` tokens and their words, all special tokens included.
 
     >>> _cut([101, 7, 8, 9, 102], [None, 0, 1, 2, None], 4)
     ([101, 7, 8, 102], [None, 0, 1, None])
     """
     special = sum(word is None for word in words)
-    inside = [k for k, word in enumerate(words) if word is not None][: limit - special]
-    kept = sorted({*inside, *(k for k, word in enumerate(words) if word is None)})
-    return [ids[k] for k in kept], [words[k] for k in kept]
+    in_words = [k for k, word in enumerate(words) if word is not None][: limit - special]
+    positions = sorted({*in_words, *(k for k, word in enumerate(words) if word is None)})
+    return [ids[k] for k in positions], [words[k] for k in positions]
 
 
 def _check(row: Row, labels: list[str] | None, scheme: Scheme) -> None:
+    """Raise UserError if the row is bad, or a tag is none of `labels` (None: any)."""
     words, tags = row.fields["tokens"], row.fields["labels"]
     for field, values in (("tokens", words), ("labels", tags)):
         if not isinstance(values, (list, tuple)) or not all(isinstance(value, str) for value in values):
@@ -269,31 +272,29 @@ def _check(row: Row, labels: list[str] | None, scheme: Scheme) -> None:
         if not tag and scheme == "plain":
             raise UserError(f"{row.where}: labels: an empty tag at {word!r}")
     if scheme != "plain":
-        _check_spans(row.where, words, tags, scheme)
+        _check_scheme(row.where, words, tags, scheme)
         tags = to_iob2(tags, scheme)
     for tag in tags:
         if labels is not None and tag not in labels:
-            raise UserError(f"{row.where}: labels: unknown tag {tag!r}{known(tag, labels)}")
+            raise UserError(f"{row.where}: labels: unknown tag {tag!r}{known_labels(tag, labels)}")
 
 
-def _check_spans(where: str, words: Sequence[str], tags: Sequence[str], scheme: Scheme) -> None:
-    name, article, letters = (
-        scheme.upper(),
-        "an" if scheme[0] == "i" else "a",
-        [f"{letter}-x" for letter in SPANS[scheme]],
-    )
-    others = f"task.scheme names another: {', '.join(other for other in SPANS if other != scheme)}"
-    before = "O"
+def _check_scheme(where: str, words: Sequence[str], tags: Sequence[str], scheme: Scheme) -> None:
+    """Raise UserError if the tags are not those of entities in the scheme."""
+    name, article = scheme.upper(), "an" if scheme[0] == "i" else "a"
+    *first, last = [f"{letter}-x" for letter in PREFIXES[scheme]]
+    others = f"task.scheme can be {', '.join(other for other in PREFIXES if other != scheme)} instead"
+    previous = "O"
     for word, tag in zip(words, tags, strict=True):
         if not is_tag(tag, scheme):
             raise UserError(
-                f"{where}: labels: {tag!r} at {word!r} is not {article} {name} tag: O, {', '.join(letters[:-1])} or "
-                f"{letters[-1]}; {others}; tags that are no spans, e.g. parts of speech, need task.scheme: plain"
+                f"{where}: labels: {tag!r} at {word!r} is not {article} {name} tag: O, {', '.join(first)} or {last}; "
+                f"{others}; tags without entities, e.g. parts of speech, need task.scheme: plain"
             )
-        if not may_follow(before, tag, scheme):
+        if not may_follow(previous, tag, scheme):
             raise UserError(
-                f"{where}: labels: {tag!r} at {word!r} follows {before!r}: these tags are not {name}; {others}"
+                f"{where}: labels: {tag!r} at {word!r} follows {previous!r}: these tags are not {name}; {others}"
             )
-        before = tag
-    if not may_follow(before, "O", scheme):
-        raise UserError(f"{where}: labels: {before!r} at {words[-1]!r} is never closed: these tags are not {name}")
+        previous = tag
+    if not may_follow(previous, "O", scheme):
+        raise UserError(f"{where}: labels: {previous!r} at {words[-1]!r} is never closed: these tags are not {name}")

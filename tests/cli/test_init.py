@@ -70,7 +70,7 @@ def test_what_is_not_used_and_what_cannot_be_learnt_is_said(folder: Path) -> Non
     assert "columns that are not used: id\nnow: peftlab doctor 'a b.yaml', then" in done.stdout
     (folder / "one.jsonl").write_text("".join(json.dumps({**row, "mood": "good"}) + "\n" for row in rows))
     said = peftlab("init", "--train", "one.jsonl", folder=folder).stdout
-    assert "written, but it will not run yet:\ndata: every label is 'good': there is nothing to tell apart" in said
+    assert "written, but it will not run yet:\ndata: every label is 'good': there is nothing to learn" in said
 
 
 def test_a_recipe_is_not_overwritten_unless_it_is_said(folder: Path) -> None:

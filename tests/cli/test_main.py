@@ -303,7 +303,7 @@ def test_predict_reads_a_file_of_rows_as_training_does(
     ("content", "says"),
     [
         ('{"token": ["a"]}', "rows.jsonl:1: no 'tokens' (did you mean 'token'?); it has: token"),
-        ('{"tokens": ["a"]}\n{"tokens": 5}', "rows.jsonl:2: tokens: want a list, found '5'"),
+        ('{"tokens": ["a"]}\n{"tokens": 5}', "rows.jsonl:2: tokens: a list was expected, found '5'"),
         ('{"tokens": ["a"]}\n{"tokens"', "rows.jsonl:2: not JSON"),
     ],
 )

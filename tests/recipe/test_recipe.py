@@ -142,7 +142,7 @@ def test_a_file_name_that_is_no_run_name_asks_for_one(tmp_path: Path) -> None:
             "task: {kind: token_classification, labels: [O, NN]}",
             "'NN' is not an IOB2 tag",
         ),
-        ("task: token_classification", "task: {kind: token_classification, labels: [O, O]}", "'O' stands twice"),
+        ("task: token_classification", "task: {kind: token_classification, labels: [O, O]}", "'O' is listed twice"),
         ("task: token_classification", "task: {kind: token_classification, labels: []}", "at least 1 item"),
         ("model: ", 'description: "\\ud800"\nmodel: ', "cannot be read"),
         ("  rank: 8", "  alpha: .nan", "mine.yaml:6: method.alpha: input should be a finite number"),

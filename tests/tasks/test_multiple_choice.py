@@ -1,4 +1,4 @@
-"""Multiple choice by likelihood: candidates are compared by what the model gives them, the right one is learnt."""
+"""Multiple choice by likelihood: the most likely choice is predicted, the correct one is learned."""
 
 from __future__ import annotations
 
@@ -34,62 +34,62 @@ def llama(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
 
 
 def nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str) -> tuple[float, int]:
-    """By hand: of each token of the answer and the one that ends it, after the prompt that generation sees."""
-    asked = [{"role": "user", "content": prompt}]
-    ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
-    told = [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id]
+    """Cross-entropy and number of the answer's tokens, its end token included, after the generation prompt, by hand."""
+    messages = [{"role": "user", "content": prompt}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    answer_ids = [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id]
     with torch.no_grad():
-        logs = model(torch.tensor([[*ids, *told]])).logits[0].log_softmax(-1)
-    return -sum(float(logs[len(ids) - 1 + k, token]) for k, token in enumerate(told)), len(told)
+        logs = model(torch.tensor([[*ids, *answer_ids]])).logits[0].log_softmax(-1)
+    return -sum(float(logs[len(ids) - 1 + k, token]) for k, token in enumerate(answer_ids)), len(answer_ids)
 
 
 @pytest.mark.parametrize("by_token", [False, True])
 @pytest.mark.parametrize("tokens", [1, 4096])
-def test_the_likeliest_choice_is_told(
+def test_the_most_likely_choice_is_predicted(
     by_token: bool, tokens: int, tokenizer: PreTrainedTokenizerFast, llama: PreTrainedModel
 ) -> None:
     task = MultipleChoice(by_token=by_token).bind(ROWS)
     assert task.choices == ["12 + 30 = 42", "It", "Paris"]
-    found = task.encode(ROWS, tokenizer, 256)
-    told = records(llama, task, found, tokenizer, tokens)  # type: ignore[arg-type]
-    for row, record in zip(ROWS, told, strict=True):
+    encoded = task.encode(ROWS, tokenizer, 256)
+    merged = records(llama, task, encoded, tokenizer, tokens)  # type: ignore[arg-type]
+    for row, record in zip(ROWS, merged, strict=True):
         by_hand = {choice: nats(llama, tokenizer, row.fields["prompt"], choice) for choice in task.choices}
         scores = {choice: value / (count if by_token else 1) for choice, (value, count) in by_hand.items()}
         assert record["nats"] == pytest.approx(scores, rel=1e-4)
         assert record["predicted"] == min(scores, key=scores.__getitem__)
         assert record["expected"] == row.fields["answer"]
-        shares = torch.tensor([-value for value in scores.values()]).softmax(0)
-        assert record["probability"] == pytest.approx(float(shares.max()), rel=1e-4)
-    assert set(metrics.score(task.metrics, told)) == {"accuracy", "calibration_error"}
-    assert found.rows == ROWS  # a choice is no row
+        probabilities = torch.tensor([-value for value in scores.values()]).softmax(0)
+        assert record["probability"] == pytest.approx(float(probabilities.max()), rel=1e-4)
+    assert set(metrics.score(task.metrics, merged)) == {"accuracy", "calibration_error"}
+    assert encoded.rows == ROWS  # one row for its choices
 
 
-def test_the_right_choice_alone_is_trained_on(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_only_the_correct_choice_is_trained_on(tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [*ROWS, Row("d", {"prompt": "What?", "choices": ["no", "yes"], "answer": 1})]
     task = MultipleChoice().bind(rows)
-    found = task.encode(rows, tokenizer, 256)
-    assert len(found.examples) == 3 * 3 + 2
-    learnt = [
+    encoded = task.encode(rows, tokenizer, 256)
+    assert len(encoded.examples) == 3 * 3 + 2
+    targets = [
         tokenizer.decode([label for label in example.features["labels"] if label != IGNORED])
-        for example in task.training_examples(found.examples, 256)
+        for example in task.training_examples(encoded.examples, 256)
     ]
-    assert learnt == ["Paris<|im_end|>", "12 + 30 = 42<|im_end|>", "It<|im_end|>", "yes<|im_end|>"]
+    assert targets == ["Paris<|im_end|>", "12 + 30 = 42<|im_end|>", "It<|im_end|>", "yes<|im_end|>"]
 
 
-def test_without_a_chat_template_the_answer_has_a_line_of_its_own() -> None:
+def test_without_a_chat_template_the_answer_is_on_its_own_line() -> None:
     bare = make_tokenizer(None)
     task = MultipleChoice().bind(ROWS)
     example = task.training_examples(task.encode(ROWS[:1], bare, 256).examples, 256)[0]
     assert bare.decode(example.features["input_ids"]) == "What is the capital of France?\nParis<|im_end|>"
 
 
-def test_a_long_prompt_loses_its_beginning_and_no_choice(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_long_prompt_loses_its_beginning_but_no_choice(tokenizer: PreTrainedTokenizerFast) -> None:
     task = MultipleChoice(truncate=True).bind(ROWS)
-    whole = task.encode(ROWS, tokenizer, 256).examples
-    limit = min(len(example) for example in whole)
-    found = task.encode(ROWS, tokenizer, limit)
-    assert found.counts == {"truncated_prompts": 3}
-    for one, other in zip(whole, found.examples, strict=True):
+    full = task.encode(ROWS, tokenizer, 256).examples
+    limit = min(len(example) for example in full)
+    encoded = task.encode(ROWS, tokenizer, limit)
+    assert encoded.counts == {"truncated_prompts": 3}
+    for one, other in zip(full, encoded.examples, strict=True):
         assert len(other) <= limit
         assert [t for t in one.features["labels"] if t != IGNORED] == [
             t for t in other.features["labels"] if t != IGNORED
@@ -101,18 +101,18 @@ def test_a_long_prompt_loses_its_beginning_and_no_choice(tokenizer: PreTrainedTo
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"prompt": "", "answer": "a"}, "prompt: a text was expected"),
+        ({"prompt": "", "answer": "a"}, "prompt: a string was expected"),
         ({"prompt": "x", "answer": None}, "answer: a choice or its number was expected"),
-        ({"prompt": "x", "answer": 2}, "answer: 2 is the number of no choice"),
+        ({"prompt": "x", "answer": 2}, "answer: 2 is not the number of a choice"),
         (
             {"prompt": "x", "answer": "yess", "choices": ["yes", "no"]},
-            "answer: 'yess' is no choice (did you mean 'yes'?)",
+            "answer: 'yess' is not one of the choices (did you mean 'yes'?)",
         ),
-        ({"prompt": "x", "answer": "yes", "choices": ["yes"]}, "choices: a list of two texts or more was expected"),
-        ({"prompt": "x", "answer": "yes", "choices": ["yes", "yes"]}, "choices: one stands twice"),
+        ({"prompt": "x", "answer": "yes", "choices": ["yes"]}, "choices: a list of at least two strings was expected"),
+        ({"prompt": "x", "answer": "yes", "choices": ["yes", "yes"]}, "choices: one is listed twice"),
     ],
 )
-def test_a_bad_row_says_where_it_is(fields: dict[str, Any], complaint: str) -> None:
+def test_a_bad_row_names_file_line_and_field(fields: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError) as caught:
         MultipleChoice().bind([*ROWS, Row("mine.jsonl:7", fields)])
     assert str(caught.value).startswith("mine.jsonl:7: ")
@@ -126,10 +126,10 @@ def test_an_answer_is_a_choice_its_number_or_its_letter(answer: object, choice: 
     task = MultipleChoice().bind([row])
     assert task._answer(row) == choice
     assert task.reference(row) == {"expected": choice}
-    with pytest.raises(UserError, match="a: answer: 'D' is no choice"):
+    with pytest.raises(UserError, match="a: answer: 'D' is not one of the choices"):
         task.check_row(Row("a", {**row.fields, "answer": "D"}))
 
 
-def test_one_answer_in_all_rows_is_no_choice() -> None:
+def test_the_same_answer_in_all_rows_is_refused() -> None:
     with pytest.raises(UserError, match=r"all answers are 'It'; give task\.choices"):
         MultipleChoice().bind(ROWS[2:])

@@ -1,4 +1,4 @@
-"""Question answering: spans and windows point where the answer stands, and windows become one answer a row."""
+"""Question answering: windows, labels, the loss, and one answer per row from its windows."""
 
 import contextlib
 import copy
@@ -58,14 +58,16 @@ def base(minilm: ModelFiles) -> Base:
     return load_base(MINILM, minilm, QuestionAnswering(), NoQuantization(), device=CPU, compute=torch.float32)
 
 
-def pointed(example: Example, first: int, last: int) -> str:
+def answer_at(example: Example, first: int, last: int) -> str:
     """The characters of the context from one token to another."""
-    places = example.features["places"]
-    return str(example.row.fields["context"])[places[2 * first] : places[2 * last + 1]]
+    offsets = example.features["offsets"]
+    return str(example.row.fields["context"])[offsets[2 * first] : offsets[2 * last + 1]]
 
 
-def saying(examples: Sequence[Example], *peaks: tuple[int, int, float] | None) -> QuestionAnsweringModelOutput:
-    """Outputs that point, window by window, from a token to a token with a logit each, and nowhere else."""
+def outputs_peaking_at(
+    examples: Sequence[Example], *peaks: tuple[int, int, float] | None
+) -> QuestionAnsweringModelOutput:
+    """Logits of 0 except for one start and one end token per window, given as (start, end, logit)."""
     longest = max(len(example) for example in examples)
     start, end = torch.zeros(len(examples), longest), torch.zeros(len(examples), longest)
     for number, peak in enumerate(peaks):
@@ -77,7 +79,7 @@ def saying(examples: Sequence[Example], *peaks: tuple[int, int, float] | None) -
 def test_the_labels_of_a_window_point_at_the_answer(tokenizer: PreTrainedTokenizerBase) -> None:
     for answer in ("in Vienna", "1791", "five", "Mozart"):
         (example,) = QuestionAnswering().encode([row(answer)], tokenizer, 128).examples
-        assert pointed(example, *example.features["labels"]) == answer
+        assert answer_at(example, *example.features["labels"]) == answer
 
 
 def test_every_answer_of_squad_can_be_read_back_from_its_labels(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -86,35 +88,35 @@ def test_every_answer_of_squad_can_be_read_back_from_its_labels(tokenizer: PreTr
     assert len({row.fields["title"] for row in rows}) == 48
     encoded = QuestionAnswering().bind(rows).encode(rows, tokenizer, 384)
     assert encoded.counts == {"truncated_questions": 0, "lost_answers": 0}
-    whole = 0
+    exact = 0
     for example in encoded.examples:
         if example.features["labels"] != example.features["null"] * 2:
-            said, wanted = pointed(example, *example.features["labels"]), example.row.fields["answers"]["text"][0]
-            assert wanted in said  # tokens may be larger: "$5bn" of "a $5bn-a-year plan"
-            whole += said == wanted
-    assert whole >= 990
+            actual, expected = answer_at(example, *example.features["labels"]), example.row.fields["answers"]["text"][0]
+            assert expected in actual  # a token may be larger: "$5bn" of "a $5bn-a-year plan"
+            exact += actual == expected
+    assert exact >= 990
 
 
-def test_disfl_qa_has_an_answer_that_stands_in_the_passage_or_none() -> None:
+def test_every_answer_of_disfl_qa_is_in_its_passage() -> None:
     rows = Hub(id="google-research-datasets/disfl_qa/test-1000").read()[0]["train"]
     QuestionAnswering(no_answer=True).bind(rows)
     assert (len(rows), sum(not row.fields["answers"]["text"] for row in rows)) == (1000, 245)
 
 
-def test_a_long_context_is_read_in_windows_that_overlap_and_lose_no_token(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_windows_of_a_long_context_overlap_and_cover_every_token(tokenizer: PreTrainedTokenizerBase) -> None:
     task = QuestionAnswering(stride=16)
     examples = task.encode([row(context=LONG), row()], tokenizer, 64).examples
     windows = [example for example in examples if example.row.fields["context"] == LONG]
     assert len(windows) > 3
     assert len(examples) == len(windows) + 1
-    inside = [[place for place in example.features["places"] if place != IGNORED] for example in windows]
-    shared = [len(set(one) & set(other)) for one, other in itertools.pairwise(inside)]
-    assert min(shared) >= 16
+    offsets = [[offset for offset in example.features["offsets"] if offset != IGNORED] for example in windows]
+    overlaps = [len(set(one) & set(other)) for one, other in itertools.pairwise(offsets)]
+    assert min(overlaps) >= 16
     tokens = tokenizer(LONG, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    assert {place for window in inside for place in window} == {place for pair in tokens for place in pair}
-    has = [window for window in windows if window.features["labels"] != [0, 0]]
-    assert 1 <= len(has) < len(windows)
-    assert {pointed(window, *window.features["labels"]) for window in has} == {"in Vienna"}
+    assert {offset for window in offsets for offset in window} == {offset for pair in tokens for offset in pair}
+    with_answer = [window for window in windows if window.features["labels"] != [0, 0]]
+    assert 1 <= len(with_answer) < len(windows)
+    assert {answer_at(window, *window.features["labels"]) for window in with_answer} == {"in Vienna"}
 
 
 def test_a_window_without_the_answer_points_at_cls(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -128,7 +130,7 @@ def test_an_answer_longer_than_any_overlap_is_counted_as_lost(tokenizer: PreTrai
     assert encoded.counts["lost_answers"] == 1
 
 
-def test_a_question_that_is_too_long_is_an_error_unless_it_may_be_cut(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_question_that_is_too_long_is_an_error_or_truncated_and_counted(tokenizer: PreTrainedTokenizerBase) -> None:
     long = row(question="where " * 40)
     with pytest.raises(UserError, match=r"mine.jsonl:7: question: 40 tokens, but at most 21 \(a third of a window\)"):
         QuestionAnswering().encode([long], tokenizer, 64)
@@ -153,46 +155,46 @@ def test_encoding_leaves_no_truncation_in_the_tokenizer(tokenizer: PreTrainedTok
     assert tokenizer.backend_tokenizer.truncation is None
 
 
-def test_the_best_span_of_all_windows_is_the_rows_one_answer(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_best_span_of_all_windows_is_the_answer_of_the_row(tokenizer: PreTrainedTokenizerBase) -> None:
     task = QuestionAnswering()
     examples = task.encode([row(context=LONG), row()], tokenizer, 64).examples
-    has = [number for number, example in enumerate(examples) if example.features["labels"] != [0, 0]]
+    with_answer = [number for number, example in enumerate(examples) if example.features["labels"] != [0, 0]]
     peaks: list[tuple[int, int, float] | None] = [(0, 0, 9.0)] * len(examples)
-    for number in has:
+    for number in with_answer:
         first, last = examples[number].features["labels"]
         peaks[number] = (first, last, 5.0)
-    peaks[0] = (30, 30, 3.0)  # a window that sees something, but less surely
-    records = task.merge(task.decode(saying(examples, *peaks), examples), examples)
+    peaks[0] = (30, 30, 3.0)  # a window with a less likely span
+    records = task.merge(task.decode(outputs_peaking_at(examples, *peaks), examples), examples)
     assert [record["predicted"] for record in records] == ["in Vienna", "in Vienna"]
     assert [(record["expected"], record["answers"]) for record in records] == [("in Vienna", ["in Vienna"])] * 2
     spans = records[0]["spans"]
     assert LONG[spans[0]["start"] : spans[0]["end"]] == spans[0]["text"] == "in Vienna"
-    assert sum(span["text"] == "in Vienna" for span in spans) == 1  # overlapping windows see it twice
+    assert sum(span["text"] == "in Vienna" for span in spans) == 1  # though two overlapping windows contain it
     assert spans[0]["probability"] > spans[1]["probability"]
 
 
-def test_spans_leave_the_question_out_end_after_they_start_and_are_not_too_long(
+def test_spans_are_in_the_context_in_order_and_not_longer_than_max_answer(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     task = QuestionAnswering(max_answer=2)
     examples = task.encode([row()], tokenizer, 64).examples
-    inside = examples[0].features["token_type_ids"].index(1)
-    for peak in ((1, 2, 9.0), (inside + 5, inside + 2, 9.0), (inside, inside + 2, 9.0)):
-        (record,) = task.merge(task.decode(saying(examples, peak), examples), examples)
+    start = examples[0].features["token_type_ids"].index(1)
+    for peak in ((1, 2, 9.0), (start + 5, start + 2, 9.0), (start, start + 2, 9.0)):
+        (record,) = task.merge(task.decode(outputs_peaking_at(examples, peak), examples), examples)
         assert record["predicted"]
         for span in record["spans"]:
             assert 0 < len(tokenizer(span["text"], add_special_tokens=False)["input_ids"]) <= 2
 
 
 @pytest.mark.parametrize(("threshold", "answered"), [(0.0, False), (5.0, True)])
-def test_no_answer_is_given_where_the_surest_window_says_so(
+def test_no_answer_is_predicted_if_its_score_exceeds_the_best_by_the_threshold(
     tokenizer: PreTrainedTokenizerBase, threshold: float, answered: bool
 ) -> None:
     task = QuestionAnswering(no_answer=True, no_answer_threshold=threshold)
     examples = task.encode([row(None)], tokenizer, 64).examples
     assert examples[0].features["labels"] == [0, 0]
-    outputs = saying(examples, (0, 0, 3.0))
-    outputs.start_logits[0, 20] = outputs.end_logits[0, 20] = 2.0  # 4 against 6 for none
+    outputs = outputs_peaking_at(examples, (0, 0, 3.0))
+    outputs.start_logits[0, 20] = outputs.end_logits[0, 20] = 2.0  # 4, against 6 for no answer
     (record,) = task.merge(task.decode(outputs, examples), examples)
     assert bool(record["predicted"]) == answered
     assert record["no_answer"] > record["spans"][0]["probability"]
@@ -200,27 +202,27 @@ def test_no_answer_is_given_where_the_surest_window_says_so(
     assert (task.answer(record)["start"] is not None) == answered
 
 
-def test_windows_that_see_no_answer_do_not_outvote_the_one_that_does(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_window_with_an_answer_overrules_windows_without_one(tokenizer: PreTrainedTokenizerBase) -> None:
     task = QuestionAnswering(no_answer=True)
     examples = task.encode([row(context=LONG)], tokenizer, 64).examples
-    peaks: list[tuple[int, int, float] | None] = [(0, 0, 9.0)] * len(examples)  # sure that it is not here
+    peaks: list[tuple[int, int, float] | None] = [(0, 0, 9.0)] * len(examples)  # certain that the window has no answer
     for number, example in enumerate(examples):
         first, last = example.features["labels"]
         if first:
             peaks[number] = (first, last, 5.0)
-    (record,) = task.merge(task.decode(saying(examples, *peaks), examples), examples)
+    (record,) = task.merge(task.decode(outputs_peaking_at(examples, *peaks), examples), examples)
     assert record["predicted"] == "in Vienna"
 
 
 @pytest.mark.parametrize(
     "base", ["google-bert/bert-base-cased", "openai-community/gpt2", "google-t5/t5-small", "facebook/bart-base"]
 )
-def test_the_head_is_what_the_trunk_lacks(base: str) -> None:
+def test_the_head_is_found_in_every_architecture(base: str) -> None:
     config = small_config(shapes()[base], 64)
     assert head_modules(AutoModelForQuestionAnswering.from_config(config), QuestionAnswering()) == ("qa_outputs",)
 
 
-def test_the_loss_is_over_start_and_end_and_knows_no_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_loss_sums_start_and_end_and_ignores_padding(tokenizer: PreTrainedTokenizerBase) -> None:
     task = QuestionAnswering()
     examples = task.encode([row(), row(context=CONTEXT * 2)], tokenizer, 128).examples
     batch = task.collate(examples, 0)
@@ -251,7 +253,7 @@ def test_the_loss_is_over_start_and_end_and_knows_no_padding(tokenizer: PreTrain
 def test_token_types_reach_the_base_through_peft(
     base: Base, tokenizer: PreTrainedTokenizerBase, method: Method
 ) -> None:
-    """PEFT's PeftModelForQuestionAnswering takes them and drops them."""
+    """PEFT's PeftModelForQuestionAnswering accepts them, but does not pass them on."""
     task = QuestionAnswering()
     batch = task.collate(task.encode([row(), row(context=CONTEXT * 2)], tokenizer, 128).examples, 0)
     inputs = task.model_inputs(batch, base.model)
@@ -260,22 +262,22 @@ def test_token_types_reach_the_base_through_peft(
     with torch.no_grad():
         expected = base.model(**inputs)
         other = base.model(**{**inputs, "token_type_ids": torch.zeros_like(inputs["token_type_ids"])})
-        assert (expected.start_logits - other.start_logits).abs().max() > 1e-4  # or this test could not fail
+        assert (expected.start_logits - other.start_logits).abs().max() > 1e-4  # else this test could not fail
         model = method.apply(
             base.model, TrainingPlan(optimizer_steps=10, task_type=task.task_type, head=base.head, longest_input=128)
         ).eval()
-        found = model(**inputs)
-        blind = model(**{**inputs, "token_type_ids": torch.zeros_like(inputs["token_type_ids"])})
+        outputs = model(**inputs)
+        without_types = model(**{**inputs, "token_type_ids": torch.zeros_like(inputs["token_type_ids"])})
         if method.merges:
-            assert torch.equal(found.start_logits, expected.start_logits)
-            assert torch.equal(found.end_logits, expected.end_logits)
+            assert torch.equal(outputs.start_logits, expected.start_logits)
+            assert torch.equal(outputs.end_logits, expected.end_logits)
         with method.disabled(model):
             assert torch.equal(model(**inputs).start_logits, expected.start_logits)
-    assert found.start_logits.shape == expected.start_logits.shape
-    assert (found.start_logits - blind.start_logits).abs().max() > 1e-4
+    assert outputs.start_logits.shape == expected.start_logits.shape
+    assert (outputs.start_logits - without_types.start_logits).abs().max() > 1e-4
 
 
-def test_a_reloaded_adapter_sees_token_types_too(
+def test_token_types_reach_a_reloaded_base(
     base: Base, tokenizer: PreTrainedTokenizerBase, tmp_path: Any, minilm: ModelFiles
 ) -> None:
     task, method = QuestionAnswering(), Lora(rank=4)
@@ -290,7 +292,7 @@ def test_a_reloaded_adapter_sees_token_types_too(
         assert torch.equal(loaded(**inputs).start_logits, model(**inputs).start_logits)
 
 
-def test_with_peft_alone_the_base_model_sees_token_types_as_the_readme_says(
+def test_with_peft_alone_the_base_model_gets_token_types_as_the_model_card_says(
     base: Base, tokenizer: PreTrainedTokenizerBase, tmp_path: Any
 ) -> None:
     task, method = QuestionAnswering(), Lora(rank=4)
@@ -306,11 +308,11 @@ def test_with_peft_alone_the_base_model_sees_token_types_as_the_readme_says(
         assert torch.equal(alone.base_model(**inputs).start_logits, expected)
         assert not torch.allclose(
             alone(**inputs).start_logits, expected, atol=1e-4
-        )  # once it is, the README may say so
+        )  # once they are equal, the model card can say so
 
 
 @pytest.mark.parametrize("tokens", [64, 4096])
-def test_predictions_are_one_a_row_whatever_the_batches(
+def test_there_is_one_prediction_per_row_for_every_batch_size(
     base: Base, tokenizer: PreTrainedTokenizerBase, tokens: int
 ) -> None:
     task = QuestionAnswering()
@@ -337,7 +339,7 @@ training: {{steps: 1, precision: float32}}
 """
 
 
-def test_a_run_counts_rows_not_windows_and_its_predictions_name_them(
+def test_a_run_counts_rows_not_windows_and_its_predictions_name_the_rows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [json.dumps(dict(row(context=LONG).fields)), json.dumps(dict(row("1791", question="When?").fields))]
@@ -348,30 +350,33 @@ def test_a_run_counts_rows_not_windows_and_its_predictions_name_them(
     assert {split: counts.examples for split, counts in result.splits.items()} == dict.fromkeys(SPLITS, 2)
     assert "train.jsonl: 2 train (" in "".join(capsys.readouterr())
     assert all(counts.tokens > 100 for counts in result.splits.values())  # of all windows
-    kept = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
-    assert [(r["split"], r["where"], r["question"]) for r in kept if r["split"] == "test"] == [
+    records = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [(r["split"], r["where"], r["question"]) for r in records if r["split"] == "test"] == [
         ("test", "held.jsonl:1", "Where did Mozart live?"),
         ("test", "held.jsonl:3", "When?"),
     ]
 
 
-def answered(texts: object, starts: object) -> dict[str, Any]:
+def with_answers(texts: object, starts: object) -> dict[str, Any]:
     return {"answers": {"text": texts, "answer_start": starts}}
 
 
-FORM = 'answers: {"text": [...], "answer_start": [...]} was expected, found'
+FORMAT = 'answers: {"text": [...], "answer_start": [...]} was expected, found'
 BAD: list[tuple[dict[str, Any], str]] = [
-    (answered(["Vienna"], [0]), "'Vienna' is not at answer_start 0 of the context, where 'Mozart' stands; it is at 16"),
-    (answered(["Berlin"], [16]), "where 'Vienna' stands, nor anywhere else in it"),
-    (answered(["Vienna"], [16 - len(CONTEXT)]), "is not at answer_start -48"),  # Python would count from the end
-    (answered(["Vienna"], ["16"]), "answers.answer_start: a whole number was expected, found '16'"),
-    (answered(["Vienna"], []), "answers: 1 in text, 0 in answer_start"),
-    (answered([""], [0]), "answers.text: a text was expected, found ''"),
-    (answered([], []), "answers: none; set task.no_answer: true if a question may have none"),
-    (answered("Vienna", 16), FORM),
-    ({"answers": ["Vienna"]}, FORM),
-    ({"question": " "}, "question: a text was expected, found ' '"),
-    ({"context": None}, "context: a text was expected, found 'None'"),
+    (with_answers(["Vienna"], [0]), "'Vienna' is not at answer_start 0 of the context, where 'Mozart' is; it is at 16"),
+    (with_answers(["Berlin"], [16]), "where 'Vienna' is, nor anywhere else in it"),
+    (
+        with_answers(["Vienna"], [16 - len(CONTEXT)]),
+        "is not at answer_start -48",
+    ),  # a negative index counts from the end in Python
+    (with_answers(["Vienna"], ["16"]), "answers.answer_start: an integer was expected, found '16'"),
+    (with_answers(["Vienna"], []), "answers: 1 in text, 0 in answer_start"),
+    (with_answers([""], [0]), "answers.text: a string was expected, found ''"),
+    (with_answers([], []), "answers: none; set task.no_answer: true if a question may have no answer"),
+    (with_answers("Vienna", 16), FORMAT),
+    ({"answers": ["Vienna"]}, FORMAT),
+    ({"question": " "}, "question: a string was expected, found ' '"),
+    ({"context": None}, "context: a string was expected, found 'None'"),
 ]
 
 
@@ -384,37 +389,33 @@ def test_a_bad_row_names_file_line_and_field(change: dict[str, Any], says: str) 
     assert "\n" not in str(caught.value)
 
 
-def test_the_floor_is_the_answer_given_most_often() -> None:
+def test_the_constant_baseline_is_the_most_frequent_answer() -> None:
     train = [row("Vienna"), row("in Vienna"), row("in Vienna")]
-    floor = QuestionAnswering().constant_baseline(train, [row("Vienna"), row("in Vienna"), row("Mozart")])
-    assert floor["squad_exact_match"] == pytest.approx(1 / 3)
-    assert floor["squad_f1"] == pytest.approx((2 / 3 + 1) / 3)
-    lacking = QuestionAnswering(no_answer=True)
-    assert (
-        lacking.constant_baseline([row(None), row(None), row("Vienna")], [row(None), row("Vienna")])[
-            "squad_exact_match"
-        ]
-        == 0.5
-    )
+    baseline = QuestionAnswering().constant_baseline(train, [row("Vienna"), row("in Vienna"), row("Mozart")])
+    assert baseline["squad_exact_match"] == pytest.approx(1 / 3)
+    assert baseline["squad_f1"] == pytest.approx((2 / 3 + 1) / 3)
+    train, test = [row(None), row(None), row("Vienna")], [row(None), row("Vienna")]
+    baseline = QuestionAnswering(no_answer=True).constant_baseline(train, test)
+    assert baseline["squad_exact_match"] == 0.5
 
 
-def test_a_question_without_answer_is_good_where_it_is_allowed() -> None:
+def test_no_answer_allows_rows_without_answers() -> None:
     QuestionAnswering(no_answer=True).bind([row(None)])
 
 
 @pytest.mark.parametrize("text", ["Where?", '{"question": "Where?"}', "[1]", '{"question": "", "context": "x"}'])
-def test_what_is_asked_must_be_json_with_question_and_context(text: str) -> None:
-    with pytest.raises(UserError, match=r'text:1: want a JSON object \{"question": "...", "context": "..."\}'):
+def test_an_input_line_must_be_json_with_question_and_context(text: str) -> None:
+    with pytest.raises(UserError, match=r'text:1: a JSON object \{"question": "...", "context": "..."\}'):
         QuestionAnswering().row_from_text(text, "text:1")
 
 
-def test_a_row_that_is_asked_has_no_target_and_is_answered(base: Base, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_an_input_without_target_is_answered(base: Base, tokenizer: PreTrainedTokenizerBase) -> None:
     task = QuestionAnswering()
-    asked = task.row_from_text(json.dumps({"question": "Where?", "context": LONG}), "text:1")
+    question = task.row_from_text(json.dumps({"question": "Where?", "context": LONG}), "text:1")
     records = predict(
         base.model,
         task=task,
-        examples=task.encode([asked], tokenizer, 64).examples,
+        examples=task.encode([question], tokenizer, 64).examples,
         tokenizer=tokenizer,
         batch_tokens=512,
         accelerator=Accelerator(),

@@ -1,4 +1,4 @@
-"""Sequence to sequence: what is learnt, what is generated, and the real flan-T5 out of its ONNX graphs."""
+"""Sequence to sequence: encoding, loss, generation, runs, and the real flan-T5 from its ONNX graphs."""
 
 import contextlib
 import json
@@ -78,23 +78,25 @@ def test_padding_is_ignored_and_the_decoder_reads_the_labels_shifted(
     assert IGNORED not in inputs["decoder_input_ids"]
 
 
-def test_the_loss_is_the_models_own_summed_over_targets(small: ModelFiles, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_loss_is_that_of_transformers_summed_over_targets(
+    small: ModelFiles, tokenizer: PreTrainedTokenizerBase
+) -> None:
     task, model = Seq2Seq(), base_of(small).model.eval()
     batch = task.collate(task.encode(ROWS, tokenizer, 128).examples, tokenizer.pad_token_id)
     with torch.no_grad():
-        own = model(**batch).loss  # transformers' mean
+        expected = model(**batch).loss  # transformers' mean
         ours = task.loss(model(**task.model_inputs(batch, model)), batch) / task.count_targets(batch)
-    assert float(ours) == pytest.approx(float(own), rel=1e-5)
+    assert float(ours) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_xsum_is_articles_with_their_summaries_but_for_an_empty_one() -> None:
+def test_xsum_has_999_articles_with_summaries() -> None:
     data = Hub(id="EdinburghNLP/xsum/test-1000", columns={"source": "document", "target": "summary"})
     rows = [row for part in data.load(Seq2Seq.fields).rows.values() for row in part]
     Seq2Seq().bind(rows)  # refuses an empty text
     assert len(rows) == 999
 
 
-def test_the_prefix_stands_before_sources_only(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_prefix_is_added_to_sources_only(tokenizer: PreTrainedTokenizerBase) -> None:
     (example,) = Seq2Seq(prefix="headline: ").encode([row()], tokenizer, 128).examples
     assert (
         tokenizer.decode(example.features["input_ids"], skip_special_tokens=True).strip() == f"headline: {PAIRS[0][0]}"
@@ -109,7 +111,7 @@ def test_the_prefix_stands_before_sources_only(tokenizer: PreTrainedTokenizerBas
         (64, {"max_target": 4}, r"mine.jsonl:7: target: 12 tokens, but at most 4 fit \(task.max_target\)"),
     ],
 )
-def test_what_is_too_long_is_an_error_unless_it_may_be_cut_and_then_it_is_counted(
+def test_a_text_that_is_too_long_is_an_error_or_truncated_and_counted(
     tokenizer: PreTrainedTokenizerBase, limit: int, settings: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(UserError, match=says):
@@ -119,16 +121,16 @@ def test_what_is_too_long_is_an_error_unless_it_may_be_cut_and_then_it_is_counte
     assert len(encoded.examples[0]) == 8
     assert len(encoded.examples[0].features["labels"]) == 4
     assert encoded.examples[0].features["labels"][-1] == tokenizer.eos_token_id
-    assert tokenizer.backend_tokenizer.truncation is None  # or it would be saved so
+    assert tokenizer.backend_tokenizer.truncation is None  # else truncation would be saved with it
 
 
 @pytest.mark.parametrize(
     ("source", "target", "says"),
     [
-        ("", "x", "mine.jsonl:7: source: a text was expected, found ''"),
-        ("x", "  ", "mine.jsonl:7: target: a text was expected, found '  '"),
-        ("x", None, "mine.jsonl:7: target: a text was expected, found 'None'"),
-        (["x"], "x", "mine.jsonl:7: source: a text was expected"),
+        ("", "x", "mine.jsonl:7: source: a string was expected, found ''"),
+        ("x", "  ", "mine.jsonl:7: target: a string was expected, found '  '"),
+        ("x", None, "mine.jsonl:7: target: a string was expected, found 'None'"),
+        (["x"], "x", "mine.jsonl:7: source: a string was expected"),
     ],
 )
 def test_a_bad_row_names_file_line_and_field(source: object, target: object, says: str) -> None:
@@ -160,53 +162,53 @@ def predicted(task: Seq2Seq, base: Base, tokenizer: PreTrainedTokenizerBase, tok
         ("repetition_penalty", 9.0, None),
     ],
 )
-def test_the_recipe_says_how_texts_are_generated_and_the_base_has_no_say(
+def test_generation_follows_the_recipe_not_the_generation_config_of_the_base(
     small: ModelFiles, tokenizer: PreTrainedTokenizerBase, name: str, value: float, setting: dict[str, Any] | None
 ) -> None:
     base = base_of(small)
-    base.model.lm_head.weight.data *= 0.05  # less sure of itself, so that beams find other texts
+    base.model.lm_head.weight.data *= 0.05  # flatter distributions, so that beams find other texts
     beams = {"beams": 4} if name == "length_penalty" else {}
     expected = predicted(Seq2Seq(max_new_tokens=12, **beams), base, tokenizer)
     setattr(base.model.generation_config, name, value)
     assert predicted(Seq2Seq(max_new_tokens=12, **beams), base, tokenizer) == expected
     batch = Seq2Seq().collate(Seq2Seq().encode(ROWS, tokenizer, 128).examples, tokenizer.pad_token_id)
     settings = {"max_new_tokens": 12, "num_beams": 4 if beams else 1} | {name: value}
-    own = base.model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], **settings)
-    texts = [text.strip() for text in tokenizer.batch_decode(own, skip_special_tokens=True)]
-    assert texts != expected  # or this test could not fail
+    sequences = base.model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], **settings)
+    texts = [text.strip() for text in tokenizer.batch_decode(sequences, skip_special_tokens=True)]
+    assert texts != expected  # else this test could not fail
     if setting is not None:
         assert predicted(Seq2Seq(max_new_tokens=12, **setting), base, tokenizer) == texts
 
 
 @pytest.fixture(scope="module")
 def titles() -> ModelFiles:
-    """flan-t5-small, dequantised; fetched and converted once."""
+    """flan-t5-small, dequantized; fetched and converted once."""
     return TITLES.files()
 
 
 @pytest.mark.slow
-def test_every_tensor_of_the_graphs_has_its_place(titles: ModelFiles) -> None:
+def test_every_tensor_of_the_onnx_graphs_is_loaded(titles: ModelFiles) -> None:
     from safetensors import safe_open
 
     with safe_open(titles.folder / "model.safetensors", "pt") as tensors:
         names = set(tensors.keys())
     assert len(names) == 190
     base = base_of(titles)  # refuses a base that lacks a tensor
-    own = set(base.model.state_dict()) - {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
-    assert own == names
+    tensors_of_base = set(base.model.state_dict()) - {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+    assert tensors_of_base == names
     assert not torch.equal(base.model.lm_head.weight, base.model.shared.weight)
     assert base.parameters == sum(p.numel() for p in base.model.parameters()) == 76_961_152
 
 
 @pytest.mark.slow
-def test_its_source_says_that_it_was_dequantised(titles: ModelFiles) -> None:
+def test_its_source_states_the_dequantization(titles: ModelFiles) -> None:
     assert "traceforge-title-model 0.2.0, dequantised from int8" in titles.source
     assert assets.verify(assets.find(TITLES.id)) == []  # type: ignore[arg-type]
     assert not list(titles.folder.glob("*.onnx"))
 
 
 @pytest.mark.slow
-def test_untouched_it_makes_sense(titles: ModelFiles) -> None:
+def test_without_tuning_it_translates_and_summarizes(titles: ModelFiles) -> None:
     tokenizer = load_tokenizer(titles, Seq2Seq())
     task = Seq2Seq(max_new_tokens=20)
     assert tokenizer("Rain.")["input_ids"][-1] == tokenizer.eos_token_id
@@ -225,7 +227,7 @@ def test_untouched_it_makes_sense(titles: ModelFiles) -> None:
 
 
 @pytest.mark.slow
-def test_relative_positions_have_no_end(titles: ModelFiles) -> None:
+def test_relative_positions_have_no_limit_but_the_tokenizer_does(titles: ModelFiles) -> None:
     assert longest_input(titles, Seq2Seq()) == 512
     assert longest_input(titles, Seq2Seq(max_length=900)) == 900
 
@@ -250,7 +252,7 @@ def finished(small: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder / "out"
 
 
-def test_a_run_learns_generates_and_says_how_it_counted(finished: Path) -> None:
+def test_a_run_learns_generates_and_records_metric_signatures(finished: Path) -> None:
     result = json.loads((finished / "result.json").read_text())
     assert result["metrics"]["test"]["rougeL"] > 0.5
     assert set(result["metrics"]["test"]) == {"rouge1", "rouge2", "rougeL", "bleu", "chrf"}
@@ -261,7 +263,7 @@ def test_a_run_learns_generates_and_says_how_it_counted(finished: Path) -> None:
     assert [r["where"] for r in records if r["split"] == "test"] == [f"mine.jsonl:{n + 1}" for n in range(len(PAIRS))]
 
 
-def test_tokens_are_those_of_sources_and_targets(finished: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_tokens_are_counted_in_sources_and_targets(finished: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     result = read_result(finished)
     examples = Seq2Seq().encode(ROWS, tokenizer, 64).examples
     columns = [[len(example.features[name]) for example in examples] for name in ("input_ids", "labels")]
@@ -271,7 +273,7 @@ def test_tokens_are_those_of_sources_and_targets(finished: Path, tokenizer: PreT
     assert result.cost.padding_fraction == round(1 - tokens / positions, 4)
 
 
-def test_the_untouched_base_scores_what_it_says_by_itself(
+def test_the_base_model_score_is_that_of_its_own_predictions(
     finished: Path, small: ModelFiles, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     result = read_result(finished)
@@ -289,10 +291,10 @@ def test_the_untouched_base_scores_what_it_says_by_itself(
     assert result.base_model["test"] != result.metrics["test"]
 
 
-def test_a_tuned_model_answers_text(finished: Path) -> None:
+def test_a_tuned_model_answers_texts(finished: Path) -> None:
     records = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
-    said = list(answers(finished, lambda task: of_lines(task, [source for source, _ in PAIRS], "text")))
-    assert [answer["text"] for answer in said] == [r["predicted"] for r in records if r["split"] == "test"]
+    outputs = list(answers(finished, lambda task: of_lines(task, [source for source, _ in PAIRS], "text")))
+    assert [answer["text"] for answer in outputs] == [r["predicted"] for r in records if r["split"] == "test"]
 
 
 def test_a_tuned_model_is_merged_into_its_base(

@@ -1,4 +1,4 @@
-"""Token classification: the first sub-word carries the tag, nothing is lost in silence, bad rows say where they are."""
+"""Token classification: labels, encoding, tagging schemes, bad rows, answers and scores."""
 
 import math
 
@@ -35,12 +35,12 @@ def task(**settings: object) -> TokenClassification:
     return TokenClassification.model_validate(settings).bind([row()])
 
 
-def test_labels_are_those_of_the_data_in_a_stable_order() -> None:
+def test_labels_are_those_of_the_data_in_a_fixed_order() -> None:
     assert task().labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
     assert task(labels=["I-PER", "B-PER", "O", "B-LOC", "I-LOC"]).labels[0] == "I-PER"  # type: ignore[index]
 
 
-def test_the_first_sub_word_carries_the_tag_and_the_rest_is_ignored(minilm: ModelFiles) -> None:
+def test_the_first_token_of_a_word_carries_its_tag(minilm: ModelFiles) -> None:
     bound = task()
     tokenizer = load_tokenizer(minilm, bound)
     example = bound.encode([row()], tokenizer, 128).examples[0]
@@ -52,7 +52,7 @@ def test_the_first_sub_word_carries_the_tag_and_the_rest_is_ignored(minilm: Mode
     assert [bound.labels[label] for label in tagged.values()] == TAGS  # type: ignore[index]
 
 
-def test_words_are_not_glued_by_a_byte_level_tokenizer_without_a_flag() -> None:
+def test_a_byte_level_tokenizer_without_add_prefix_space_does_not_join_words() -> None:
     inner = Tokenizer(BPE(unk_token="?"))
     words = Split(Regex(r"\s?\w+"), "isolated")
     inner.pre_tokenizer = Sequence([words, ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -63,7 +63,7 @@ def test_words_are_not_glued_by_a_byte_level_tokenizer_without_a_flag() -> None:
     assert tokenizer.convert_ids_to_tokens(example.features["input_ids"])[-2:] == ["Ġmain", "Ġroad"]
 
 
-def test_padding_is_ignored_by_loss_and_by_the_count_of_targets(minilm: ModelFiles) -> None:
+def test_padding_is_no_target(minilm: ModelFiles) -> None:
     bound = task()
     examples = bound.encode([row(), row(["Hi"], ["O"])], load_tokenizer(minilm, bound), 128).examples
     batch = bound.collate(examples, 0)
@@ -75,7 +75,7 @@ def test_padding_is_ignored_by_loss_and_by_the_count_of_targets(minilm: ModelFil
     assert bound.loss(TokenClassifierOutput(logits=logits), batch) == loss
 
 
-def test_decoding_gives_back_the_tags_that_the_logits_say(minilm: ModelFiles) -> None:
+def test_decoding_returns_the_tags_with_the_highest_logits(minilm: ModelFiles) -> None:
     bound = task()
     words = ["Wolfgang", "\u200d", "Amadeus"]  # a word of a control character only has no token
     examples = bound.encode([row(words, ["B-PER", "O", "I-PER"])], load_tokenizer(minilm, bound), 128).examples
@@ -86,7 +86,7 @@ def test_decoding_gives_back_the_tags_that_the_logits_say(minilm: ModelFiles) ->
     assert record == {"tokens": words, "predicted": tags, "expected": tags, "words_unseen": 1}
 
 
-def test_a_sentence_that_is_too_long_is_an_error_unless_it_may_be_cut_and_then_it_is_counted(
+def test_a_sentence_that_is_too_long_is_an_error_or_truncated_and_counted(
     minilm: ModelFiles,
 ) -> None:
     strict, lenient = task(), task(truncate=True)
@@ -131,7 +131,7 @@ def test_an_unknown_tag_suggests_the_nearest_known_one() -> None:
         TokenClassification(labels=["O", "B-PER", "I-PER", "B-LOC"]).bind([row()])
 
 
-def test_an_answer_is_word_level_entities() -> None:
+def test_an_answer_lists_entities_by_words() -> None:
     tags = ["B-PER", "I-PER", "O", "B-LOC", "B-LOC", "O"]
     answer = task().answer({"tokens": WORDS, "predicted": tags})
     assert [(e["type"], e["start"], e["end"], e["text"]) for e in answer["entities"]] == [
@@ -144,11 +144,10 @@ def test_an_answer_is_word_level_entities() -> None:
 @pytest.mark.parametrize(
     "tags", [["I-PER", "I-PER", "O", "B-LOC", "I-LOC", "I-ORG"], ["B-PER", "I-LOC", "I-LOC", "O", "I-PER", "B-LOC"]]
 )
-def test_an_answer_lists_what_the_metric_counts(tags: list[str]) -> None:
+def test_an_answer_lists_the_entities_that_the_metric_counts(tags: list[str]) -> None:
     answer = task().answer({"tokens": WORDS, "predicted": tags})
-    ((_, predicted, _),) = metrics.sufficient_statistics(["entity_f1"], [[{"predicted": tags, "expected": TAGS}]])[
-        0
-    ].rows
+    (statistics,) = metrics.sufficient_statistics(["entity_f1"], [[{"predicted": tags, "expected": TAGS}]])
+    ((_, predicted, _),) = statistics.rows
     assert len(answer["entities"]) == predicted == sum(tag.startswith("B-") for tag in tags)
 
 
@@ -157,13 +156,13 @@ def test_an_entity_type_may_have_a_hyphen() -> None:
     assert answer["entities"] == [{"type": "LOC-CITY", "start": 0, "end": 2, "text": "New York"}]
 
 
-def test_text_is_cut_into_words_and_marks() -> None:
+def test_text_is_split_into_words_and_punctuation() -> None:
     text = "Mr. O'Neill paid U.S. banks 3.50, didn't he?"
     words = ["Mr", ".", "O'Neill", "paid", "U.S", ".", "banks", "3.50", ",", "didn't", "he", "?"]
     assert task().row_from_text(text, "text:1").fields["tokens"] == words
 
 
-def test_plain_tags_are_graded_word_by_word(minilm: ModelFiles) -> None:
+def test_plain_tags_are_scored_word_by_word(minilm: ModelFiles) -> None:
     tags = ["NNP", "NNP", "VBD", "NNP", "NNP", "."]
     bound = TokenClassification(scheme="plain", truncate=True).bind([row(tags=tags)])
     assert (bound.labels, bound.selection) == ([".", "NNP", "VBD"], "accuracy")
@@ -171,7 +170,14 @@ def test_plain_tags_are_graded_word_by_word(minilm: ModelFiles) -> None:
     assert encoded.counts == {"truncated_sentences": 1, "lost_words": 3}
     logits = torch.nn.functional.one_hot(torch.tensor([[0, 1, 1, 2, 0]]), 3).float()
     record = bound.decode(TokenClassifierOutput(logits=logits), encoded.examples)[0]
-    assert record["predicted"] == ["NNP", "NNP", "VBD", "", "", ""]  # a word that was cut off has no tag, and is wrong
+    assert record["predicted"] == [
+        "NNP",
+        "NNP",
+        "VBD",
+        "",
+        "",
+        "",
+    ]  # a word that was cut off has no tag, which is wrong
     scores = metrics.score(bound.metrics, bound.to_metric_inputs([record]))
     assert scores["accuracy"] == 0.5
     assert (scores["f1/VBD"], scores["f1/."]) == (1.0, 0.0)
@@ -179,8 +185,8 @@ def test_plain_tags_are_graded_word_by_word(minilm: ModelFiles) -> None:
     assert bound.answer(record) == {"words": WORDS, "tags": ["NNP", "NNP", "VBD", None, None, None], "words_unseen": 3}
 
 
-def test_counts_of_plain_tags_are_of_sentences_and_make_the_accuracy() -> None:
-    """Words of a sentence share its luck: resampled one by one they would give too narrow intervals."""
+def test_statistics_of_plain_tags_are_per_sentence_and_give_the_accuracy() -> None:
+    """Words of a sentence are not independent: resampled one by one they would give intervals that are too narrow."""
     plain = TokenClassification(scheme="plain")
     records = [
         {"predicted": ["X", "Y", "Y"], "expected": ["X", "X", "Y"]},
@@ -189,16 +195,16 @@ def test_counts_of_plain_tags_are_of_sentences_and_make_the_accuracy() -> None:
     counts, *rest = counted(plain, records)
     assert [other.score for other in rest] == ["macro_f1", "micro_f1"]
     assert (counts.score, counts.form, counts.rows) == ("accuracy", "ratio", [[2, 3], [1, 1]])
-    form = AGGREGATES[counts.form]
-    assert form is not None
-    resampled = bootstrap([counts.rows], form)
+    aggregate = AGGREGATES[counts.form]
+    assert aggregate is not None
+    resampled = bootstrap([counts.rows], aggregate)
     assert resampled.counts.shape[1] == 2
     assert (
         mean_score(resampled).value == metrics.score(plain.metrics, plain.to_metric_inputs(records))["accuracy"] == 0.75
     )
 
 
-def test_other_tags_than_iob2_need_a_word_for_it() -> None:
+def test_tags_that_are_not_iob2_need_another_scheme() -> None:
     with pytest.raises(UserError, match=r"'NN' at 'Wolfgang' is not an IOB2 tag: .* need task.scheme: plain"):
         task().bind([row(tags=["NN"] * 6)])
     with pytest.raises(ValueError, match=r"'NN' is not an IOB2 tag: .* need scheme: plain"):
@@ -215,17 +221,19 @@ def test_other_tags_than_iob2_need_a_word_for_it() -> None:
         ("bilou", ["B-PER", "L-PER", "O", "U-LOC", "U-LOC", "O"]),
     ],
 )
-def test_tags_of_another_scheme_are_learnt_and_told_as_iob2(scheme: str, tags: list[str], minilm: ModelFiles) -> None:
-    wanted = ["B-PER", "I-PER", "O", "B-LOC", "B-LOC", "O"]
+def test_tags_of_another_scheme_are_learned_and_predicted_as_iob2(
+    scheme: str, tags: list[str], minilm: ModelFiles
+) -> None:
+    expected = ["B-PER", "I-PER", "O", "B-LOC", "B-LOC", "O"]
     bound = TokenClassification.model_validate({"scheme": scheme}).bind([row(tags=tags)])
     assert (bound.labels, bound.selection) == (["O", "B-LOC", "B-PER", "I-PER"], "entity_f1")
     example = bound.encode([row(tags=tags)], load_tokenizer(minilm, bound), 64).examples[0]
     assert bound.labels is not None
-    assert [bound.labels[number] for number in example.features["labels"] if number != IGNORED] == wanted
+    assert [bound.labels[number] for number in example.features["labels"] if number != IGNORED] == expected
     logits = torch.zeros(1, len(example), 4)
-    assert bound.decode(TokenClassifierOutput(logits=logits), [example])[0]["expected"] == wanted
-    assert bound.reference(row(tags=tags)) == {"expected": wanted}
-    assert list(bound._lessons(row(tags=tags))) == [[tag] for tag in wanted]
+    assert bound.decode(TokenClassifierOutput(logits=logits), [example])[0]["expected"] == expected
+    assert bound.reference(row(tags=tags)) == {"expected": expected}
+    assert list(bound._target_labels(row(tags=tags))) == [[tag] for tag in expected]
     assert bound.constant_baseline([row(tags=tags)], [row(tags=tags)])["token_accuracy"] == pytest.approx(2 / 6)
     bound.bind(bound.sample_rows())
     bound.from_training([row(tags=tags)])
@@ -237,7 +245,7 @@ def test_tags_of_another_scheme_are_learnt_and_told_as_iob2(scheme: str, tags: l
         (
             "iob1",
             ["B-PER", "O"],
-            "'B-PER' at 'a' follows 'O': these tags are not IOB1; task.scheme names another: iob2",
+            "'B-PER' at 'a' follows 'O': these tags are not IOB1; task.scheme can be iob2, iobes, bilou instead",
         ),
         ("iobes", ["B-PER", "O"], "'O' at 'b' follows 'B-PER': these tags are not IOBES"),
         ("iobes", ["B-PER", "E-LOC"], "'E-LOC' at 'b' follows 'B-PER': these tags are not IOBES"),
@@ -246,7 +254,7 @@ def test_tags_of_another_scheme_are_learnt_and_told_as_iob2(scheme: str, tags: l
         (
             "iob2",
             ["I-PER", "O"],
-            "'I-PER' at 'a' follows 'O': these tags are not IOB2; task.scheme names another: iob1, iobes, bilou",
+            "'I-PER' at 'a' follows 'O': these tags are not IOB2; task.scheme can be iob1, iobes, bilou instead",
         ),
     ],
 )
@@ -256,15 +264,15 @@ def test_tags_that_are_not_of_the_scheme_are_refused(scheme: str, tags: list[str
     assert str(caught.value).startswith(f"mine.jsonl:7: labels: {says}")
 
 
-def test_plain_tags_that_may_be_entities_are_remarked_upon() -> None:
+def test_plain_tags_that_may_be_entities_cause_a_remark() -> None:
     plain = TokenClassification(scheme="plain")
-    found = [row(["a", "b"], ["O", "PER"])]
-    assert "O among them may mean entities: scheme: plain scores" in str(plain.bind(found).check_training_rows(found))
-    found = [row(["a", "b"], ["NN", "VB"])]
-    assert plain.bind(found).check_training_rows(found) is None
+    rows = [row(["a", "b"], ["O", "PER"])]
+    assert "the label O suggests entities: scheme: plain scores" in str(plain.bind(rows).check_training_rows(rows))
+    rows = [row(["a", "b"], ["NN", "VB"])]
+    assert plain.bind(rows).check_training_rows(rows) is None
 
 
-def test_class_weights_and_smoothing_are_of_words_and_balanced_ones_counted_in_train() -> None:
+def test_class_weights_and_label_smoothing_apply_to_words() -> None:
     train = [row(["a", "b", "c"], ["X", "X", "Y"])]
     task = TokenClassification(scheme="plain", class_weights="balanced", label_smoothing=0.2).from_training(train)
     task = task.bind([*train, row(["d"], ["Y"])])
@@ -275,8 +283,8 @@ def test_class_weights_and_smoothing_are_of_words_and_balanced_ones_counted_in_t
     assert float(loss) == pytest.approx(-0.9 * 1.5 * math.log(3 / 4) - 0.1 * 0.75 * math.log(1 / 4))
 
 
-def test_the_floor_is_the_most_frequent_tag_for_every_word() -> None:
+def test_the_constant_baseline_is_the_most_frequent_tag_for_every_word() -> None:
     plain = TokenClassification(scheme="plain").bind([row(["a", "b"], ["X", "Y"])])
-    floor = plain.constant_baseline([row(["a", "b", "c"], ["Y", "Y", "X"])], [row(["a", "b"], ["X", "Y"])])
-    assert floor["accuracy"] == 0.5
+    baseline = plain.constant_baseline([row(["a", "b", "c"], ["Y", "Y", "X"])], [row(["a", "b"], ["X", "Y"])])
+    assert baseline["accuracy"] == 0.5
     assert task().constant_baseline([row(["a", "b"], ["O", "O"])], [row()])["token_accuracy"] == pytest.approx(2 / 6)

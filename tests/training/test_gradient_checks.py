@@ -247,5 +247,5 @@ def test_a_run_says_what_its_data_cannot_teach(
             run(recipe, tmp_path / "run")
         return
     result = run(recipe, tmp_path / "run")
-    assert "labels     B-Y: no training row has it, so it is never learnt" in capsys.readouterr().out
+    assert "labels     B-Y: no training row has this label, so it is never learned" in capsys.readouterr().out
     assert result.metrics["test"].keys() == {"token_accuracy"}  # no entity is expected there: 0 would be made up
