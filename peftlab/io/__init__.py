@@ -1,1 +1,1 @@
-"""Files and streams: atomic writes, untrusted files, redaction of secrets."""
+"""Files and streams: atomic writes, checks of untrusted files, redaction of secrets."""

@@ -1,4 +1,4 @@
-"""What a disk promises, and what it says when it cannot."""
+"""Durable writes: atomic replacement of files, fsync, and recognition of full or failing disks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from safetensors import SafetensorError
 
 from peftlab.errors import UserError
 
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on the disk."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    """Flush a file, or the directory entries of a folder, to the disk (fsync)."""
+    if os.name == "posix":  # Windows cannot open a folder
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -25,22 +25,22 @@ def sync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal digits."""
+    """SHA-256 of a file's content in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_writable(folder: Path) -> None:
-    """Before there is anything to write into it, which may take hours. Raises UserError."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise UserError(f"{folder}: cannot be written: {there} is no folder")
-    if not os.access(there, os.W_OK | os.X_OK):
+    """Raise UserError if `folder` cannot be created or written to. Called before hours of work, not after."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{folder}: cannot be written: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{folder}: cannot be written: permission denied")
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Replace a file by one with this content, or leave it as it is."""
+    """Write a file atomically: it has either the new content or, after a failure, the old one."""
     staged = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with staged.open("wb") as file:
@@ -53,9 +53,9 @@ def atomic_write(path: Path, content: bytes) -> None:
 
 
 def storage_error(error: Exception) -> str | None:
-    """What a full or broken disk is to Python, to safetensors and to tokenizers, in words; None if it is not that."""
+    """Reason if the error means a full or failing disk, else None. Python, safetensors and tokenizers differ in it."""
     if isinstance(error, OSError):
-        return error.strerror if error.errno in REFUSALS else None
+        return error.strerror if error.errno in STORAGE_ERRORS else None
     if isinstance(error, SafetensorError) or (type(error) is Exception and "(os error " in str(error)):
         return str(error)
     return None

@@ -1,4 +1,4 @@
-"""Secrets never reach a file or a stream: what looks like one, or is one of the environment's, is taken out."""
+"""Removal of secrets from text: values of secret environment variables, and anything in the form of a token."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import re
 from typing import TypeVar
 
 REDACTED = "[redacted]"
-SHORTEST = 8  # characters of a secret of the environment: a shorter one would be found in ordinary words
+MIN_LENGTH = 8
+"""Length of the shortest value of an environment variable that is redacted. Shorter ones occur in ordinary words."""
 
 T = TypeVar("T")
 
-# Names of environment variables whose values are secret.
+# Names of environment variables that hold secrets.
 _NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|APIKEY|API_KEY|ACCESS_KEY|PRIVATE_KEY|_AUTH$)")
-_FORMS = re.compile(
+_PATTERNS = re.compile(
     r"""
       (?<![A-Za-z0-9])(?:
         hf_[A-Za-z0-9]{16,}                       # Hugging Face
@@ -36,19 +37,20 @@ _FORMS = re.compile(
 
 
 def redact(text: str) -> str:
-    """
+    """Replace every secret in `text`.
+
     >>> redact("401 for https://me:pass1234@host/x with hf_abcdefghijklmnopqrst")
     '401 for https://[redacted]@host/x with [redacted]'
     >>> redact("the base's files: 0123456789ab there")
     "the base's files: 0123456789ab there"
     """
-    for value in _of_environment():
+    for value in _environment_secrets():
         text = text.replace(value, REDACTED)
-    return _FORMS.sub(REDACTED, text)
+    return _PATTERNS.sub(REDACTED, text)
 
 
 def redacted(values: T) -> T:
-    """The same JSON values, each text redacted."""
+    """JSON values with every string redacted, keys included."""
     if isinstance(values, str):
         return redact(values)  # type: ignore[return-value]
     if isinstance(values, dict):
@@ -58,7 +60,7 @@ def redacted(values: T) -> T:
     return values
 
 
-def _of_environment() -> list[str]:
-    """Longest first, so that none is left over behind a part of it."""
-    found = {value for name, value in os.environ.items() if len(value) >= SHORTEST and _NAME.search(name.upper())}
-    return sorted((value for value in found if value.upper() not in ("DISABLED", "REQUIRED")), key=len, reverse=True)
+def _environment_secrets() -> list[str]:
+    """Values of secret environment variables, longest first, so that no part of a longer one remains."""
+    values = {value for name, value in os.environ.items() if len(value) >= MIN_LENGTH and _NAME.search(name.upper())}
+    return sorted((value for value in values if value.upper() not in ("DISABLED", "REQUIRED")), key=len, reverse=True)

@@ -1,1 +1,1 @@
-"""Which base models there are: where their files are, and their shapes."""
+"""Base models: location of their files, known configs, tiny models of any architecture, code from the Hub."""

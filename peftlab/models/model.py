@@ -1,4 +1,4 @@
-"""Which base model a recipe names, and where its files are: a folder, a registry package, the hub."""
+"""Base model of a recipe, and where its files come from: a local folder, a registry package or the Hub."""
 
 from __future__ import annotations
 
@@ -17,69 +17,81 @@ from peftlab.io.atomic import sha256
 from peftlab.models import remote_code, shapes
 from peftlab.sources import assets, hub
 
-FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # what a base is made of; never a pickle
-CODE = "*.py"  # and of one that brings its own
+FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+"""Patterns of the files of a base model. Pickles are never loaded."""
+CODE = "*.py"
+"""Pattern of the files of a base model with custom code."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """A base on this machine."""
+    """Files of a base model on this machine."""
 
     folder: Path
-    source: str  # where it came from, for people
-    fingerprint: str  # sha256 over the names and contents of its files
-    code_revision: str | None = None  # the revision whose own code may run
+    source: str
+    """Origin of the files, for messages and records."""
+    fingerprint: str
+    """SHA-256 of the names and contents of the files."""
+    code_revision: str | None = None
+    """Revision of the custom code that may run, or None."""
 
     @property
     def trusted(self) -> bool:
+        """True if the base model's custom code may run."""
         return self.code_revision is not None
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What is known of a base's config.json."""
+    """Values of a base model's config.json, as far as they are known."""
 
-    values: Mapping[str, Any]  # transformers' keys; one that is left out is the library's default
-    source: str  # where they came from, for people
-    disagreement: str | None = None  # in what the shape that peftlab keeps of this base is wrong
+    values: Mapping[str, Any]
+    """Keys and values of transformers. A missing key has the library's default."""
+    source: str
+    """Origin of the values, for messages."""
+    disagreement: str | None = None
+    """Difference between the stored config of this base model and its config.json, if there is one."""
 
 
 class Model(Settings):
-    """A base by hub id, or a folder in transformers' layout."""
+    """Base model: a Hub id or a folder in transformers' layout."""
 
     id: ExpandedPath = Field(min_length=1, pattern=r"^[\w./~-]+$")
-    revision: str | None = None  # of the hub: a commit, tag or branch
-    architecture: str | None = None  # transformers' model_type, for a base that is neither here nor well known
+    """Hub id, e.g. google-bert/bert-base-cased, or path of a folder with config.json, weights and tokenizer."""
+    revision: str | None = None
+    """Commit, tag or branch on the Hub; the default branch if not given."""
+    architecture: str | None = None
+    """transformers' model_type, e.g. bert. Needed only for a base model that is neither local nor well known."""
 
     @model_validator(mode="after")
-    def _its_own_architecture(self) -> Model:
-        own = self._architecture_here()
-        if self.architecture is not None and own is not None and own != self.architecture:
-            raise ValueError(f"architecture: {self.id} is a {own}, not a {self.architecture}; leave it out")
+    def _check_architecture(self) -> Model:
+        actual = self._local_architecture()
+        if self.architecture is not None and actual is not None and actual != self.architecture:
+            raise ValueError(f"architecture: {self.id} is a {actual}, not a {self.architecture}; remove this key")
         return self
 
     @property
     def local(self) -> bool:
-        """Whether the base is a folder of the user's own, which may change under the same name."""
+        """True if the base model is a local folder, whose content may change under the same name."""
         return Path(self.id).is_dir()
 
     def known_architecture(self) -> str | None:
-        """transformers' `model_type`, as far as this machine knows it."""
-        return self._architecture_here() or self.architecture
+        """transformers' `model_type` if it can be determined offline, else None."""
+        return self._local_architecture() or self.architecture
 
     def known_shape(self) -> Shape | None:
-        """The base's own config.json as far as this machine knows it: a local file, or the shape that is kept of it."""
-        kept = shapes.shapes().get(self.id)
-        here = self._config_here()
-        if here is not None:
-            config = _read(here)
-            return Shape(config, str(here), shapes.disagreement(kept, config) if kept else None)
-        return Shape(kept, f"the kept shape of {self.id}") if kept is not None else None
+        """Config of the base model if it can be determined offline: a local config.json or the stored config."""
+        stored = shapes.shapes().get(self.id)
+        path = self._local_config()
+        if path is not None:
+            config = _read(path)
+            return Shape(config, str(path), shapes.disagreement(stored, config) if stored else None)
+        return Shape(stored, f"the stored config of {self.id}") if stored is not None else None
 
     def shape(self) -> Shape:
-        """The base's config.json, without its weights. Raises UserError if nothing is known of it.
+        """Config of the base model, without its weights. Raises UserError if it cannot be determined.
 
-        It is the one known here, or else that of the architecture, or the hub's.
+        In this order: a local or stored config, the architecture's default config, the Hub's config.json.
         """
         if (known := self.known_shape()) is not None:
             return known
@@ -89,15 +101,15 @@ class Model(Settings):
             folder = hub.snapshot(self.id, revision=self.revision, patterns=["config.json"])
         except hub.Unreachable as error:
             raise UserError(
-                f"model: nothing is known of {self.id!r} here{nearest(self.id, shapes.shapes())}, and the hub does not "
-                f"answer ({error}); give model.architecture, e.g. bert"
+                f"model: {self.id!r} is not known offline{nearest(self.id, shapes.shapes())} and the Hub is not "
+                f"available ({error}); set model.architecture, e.g. bert"
             ) from None
         return Shape(_read(folder / "config.json"), f"{self.id}@{folder.name}")
 
     def files(self, trust: str | None = None) -> ModelFiles:
-        """Find the base, fetching it if need be. Raises UserError with one line if it cannot be had.
+        """Locate the base model, downloading it if necessary. Raises UserError if it is not available.
 
-        `trust` is the revision whose own code may run: a commit of the hub's, or a folder's fingerprint, code included.
+        `trust` is the revision whose custom code may run: a commit of the Hub or the fingerprint of a folder.
         """
         local = Path(self.id)
         if local.is_dir():
@@ -117,9 +129,9 @@ class Model(Settings):
             folder = hub.snapshot(self.id, revision=self.revision, patterns=patterns, complete=complete)
         except hub.Unreachable as error:
             models = [asset.id for asset in assets.catalog().values() if asset.type == "model"]
-            known = "" if self.revision else f", nor a known asset{nearest(self.id, models)}"
+            known = "" if self.revision else f", not a known asset{nearest(self.id, models)}"
             raise UserError(
-                f"model: {self.id!r} is not a folder here{known}, nor to be had from the hub: {error}"
+                f"model: {self.id!r} is not a local folder{known}, and not available from the Hub: {error}"
             ) from None
         source = f"{self.id}@{folder.name}"
         code = remote_code.trusted_revision(folder, source, lambda: folder.name, trust)
@@ -127,20 +139,20 @@ class Model(Settings):
             folder=folder, source=source, fingerprint=_fingerprint(folder, code=code is not None), code_revision=code
         )
 
-    def _architecture_here(self) -> str | None:
+    def _local_architecture(self) -> str | None:
         if Path(self.id).is_dir():
             try:
                 value = _read(Path(self.id) / "config.json").get("model_type")
             except UserError:
                 return None
             return value if isinstance(value, str) else None
-        asset, kept = assets.find(self.id), shapes.shapes().get(self.id)
+        asset, stored = assets.find(self.id), shapes.shapes().get(self.id)
         if asset is not None and asset.architecture is not None:
             return asset.architecture
-        return str(kept["model_type"]) if kept else None
+        return str(stored["model_type"]) if stored else None
 
-    def _config_here(self) -> Path | None:
-        """config.json where an earlier run or the user left it."""
+    def _local_config(self) -> Path | None:
+        """Path of a local or cached config.json, or None."""
         if Path(self.id).is_dir():
             return Path(self.id) / "config.json"
         asset = assets.find(self.id) if self.revision is None else None
@@ -156,12 +168,12 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"model: {path}: cannot be read: {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise UserError(f"model: {path}: names no model_type")
+        raise UserError(f"model: {path}: has no model_type")
     return config
 
 
 def _complete(folder: Path) -> bool:
-    """Whether config and all weights are there: in one file, or in the shards that an index lists."""
+    """True if config and all weights exist, in one file or in the shards that an index lists."""
     index = folder / "model.safetensors.index.json"
     if not (folder / "config.json").exists():
         return False
@@ -183,7 +195,7 @@ AnyModel = Annotated[Model, BeforeValidator(_expand, json_schema_input_type=Mode
 
 def _fingerprint(folder: Path, *, code: bool = False) -> str:
     digest = hashlib.sha256()
-    found = {path for pattern in FILES for path in folder.glob(pattern)}
-    for path in sorted(found.union(folder.rglob(CODE)) if code else found):
+    files = {path for pattern in FILES for path in folder.glob(pattern)}
+    for path in sorted(files.union(folder.rglob(CODE)) if code else files):
         digest.update(f"{path.relative_to(folder)} {sha256(path)}\n".encode())
     return digest.hexdigest()

@@ -73,7 +73,7 @@ def full_config(values: Mapping[str, Any], task: Task) -> Any:
         return transformers.AutoConfig.for_model(architecture, **{**values, **task.model_settings()})
     except (KeyError, ValueError):
         near = nearest(architecture, transformers.CONFIG_MAPPING)
-        raise UserError(f"model: transformers knows no {architecture!r}{near}") from None
+        raise UserError(f"model: transformers has no architecture {architecture!r}{near}") from None
 
 
 @contextlib.contextmanager

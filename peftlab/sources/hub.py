@@ -1,4 +1,4 @@
-"""The model hub, asked only for what is not here already."""
+"""Downloads from the Hugging Face Hub; the local cache is tried first, without network access."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class Unreachable(Exception):
-    """The hub does not have it, or cannot be asked; the reason in one line."""
+    """The Hub does not have the repository or cannot be reached. The message is one line."""
 
 
 def snapshot(
@@ -18,32 +18,34 @@ def snapshot(
     repo_type: str = "model",
     complete: Callable[[Path], bool] = lambda folder: True,
 ) -> Path:
-    """The folder of a repository's files that match `patterns`, `complete` or fetched. Raises Unreachable."""
+    """Folder with a repository's files that match `patterns`: the cached one if it is `complete`, else downloaded.
+
+    Raises Unreachable.
+    """
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
     reason = ""
-    for offline in (True, False):  # first without a word to the network
+    for offline in (True, False):
         try:
             folder = Path(
                 huggingface_hub.snapshot_download(
                     id, revision=revision, repo_type=repo_type, allow_patterns=list(patterns), local_files_only=offline
                 )
             )
-        except (HTTPError, HFValidationError, OSError) as error:  # the library's "not in the cache" is an OSError
+        except (HTTPError, HFValidationError, OSError) as error:  # a cache miss is an OSError too
             reason = str(error).splitlines()[0].removeprefix("Got: ") if str(error) else type(error).__name__
         else:
             if complete(folder):
                 return folder
-            reason = (
-                "its copy here is incomplete"  # of a download that broke off, or of another program that took a part
-            )
+            # An interrupted download, or one of another program that needed only some files.
+            reason = "the cached copy is incomplete"
     raise Unreachable(reason)
 
 
 def cached(id: str, *, revision: str | None, file: str) -> Path | None:
-    """A file of a repository if an earlier run fetched it; asks nobody."""
+    """Path of a repository's file in the local cache, or None. No network access."""
     import huggingface_hub
 
-    found = huggingface_hub.try_to_load_from_cache(id, file, revision=revision)
-    return Path(found) if isinstance(found, str) else None
+    path = huggingface_hub.try_to_load_from_cache(id, file, revision=revision)
+    return Path(path) if isinstance(path, str) else None

@@ -72,7 +72,7 @@ def test_a_pickle_in_an_adapter_is_not_read(name: str, beside: bool, lab: Lab, a
     if not beside:
         (adapter / "adapter_model.safetensors").unlink()
     resign(adapter)
-    assert "a pickle can execute anything" in refused(lab, adapter)
+    assert "a pickle can execute code" in refused(lab, adapter)
     assert not sign.exists()
 
 
@@ -80,7 +80,7 @@ def test_a_pickle_in_an_adapter_is_not_read(name: str, beside: bool, lab: Lab, a
 def test_an_absurd_header_is_refused(length: int, lab: Lab, adapter: Path) -> None:
     (adapter / "adapter_model.safetensors").write_bytes(struct.pack("<Q", length) + b"{}")
     resign(adapter)
-    assert f"claims a header of {length} bytes" in refused(lab, adapter)
+    assert f"invalid header length {length} in" in refused(lab, adapter)
 
 
 @pytest.mark.parametrize("name", ["../../../../etc/hostname", "/etc/hostname", "sub/adapter_model.safetensors"])

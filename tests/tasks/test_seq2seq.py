@@ -202,7 +202,7 @@ def test_every_tensor_of_the_onnx_graphs_is_loaded(titles: ModelFiles) -> None:
 
 @pytest.mark.slow
 def test_its_source_states_the_dequantization(titles: ModelFiles) -> None:
-    assert "traceforge-title-model 0.2.0, dequantised from int8" in titles.source
+    assert "traceforge-title-model 0.2.0, dequantized from int8" in titles.source
     assert assets.verify(assets.find(TITLES.id)) == []  # type: ignore[arg-type]
     assert not list(titles.folder.glob("*.onnx"))
 

@@ -1,1 +1,1 @@
-"""Models in formats that transformers cannot train from, converted once to safetensors."""
+"""Conversion to safetensors of model formats that transformers cannot train."""

@@ -1,6 +1,6 @@
-"""flan-t5-small out of two ONNX graphs with dynamic int8 weights, written in float32: 190 tensors by their node names.
+"""flan-t5-small from two ONNX graphs with dynamic int8 quantization, converted to 190 float32 tensors.
 
-onnxruntime's quantiser keeps a scale and a zero point a matrix: weight = (stored - zero point) * scale.
+onnxruntime stores one scale and one zero point per matrix: weight = (stored - zero point) * scale.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from peftlab.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-CONFIG = {  # of google/flan-t5-small
+CONFIG = {  # config.json of google/flan-t5-small
     "architectures": ["T5ForConditionalGeneration"],
     "model_type": "t5",
     "vocab_size": 32128,
@@ -47,7 +47,7 @@ TOKENIZER = {
 
 
 def convert(source: Path, target: Path) -> None:
-    """encoder.onnx, decoder.onnx and tokenizer.json into a T5ForConditionalGeneration."""
+    """Convert encoder.onnx, decoder.onnx and tokenizer.json to a T5ForConditionalGeneration."""
     from safetensors.numpy import save
 
     weights: dict[str, np.ndarray] = {}
@@ -55,9 +55,9 @@ def convert(source: Path, target: Path) -> None:
         for name, tensor in _weights(source / f"{graph}.onnx"):
             place = _place(name)
             if place in weights and not (weights[place] == tensor).all():
-                raise UserError(f"{graph}.onnx: another tensor {place!r} than in encoder.onnx")
+                raise UserError(f"{graph}.onnx: tensor {place!r} differs from that in encoder.onnx")
             weights[place] = tensor
-    # Not save_file, whose error on a full disk is one of its own.
+    # Not save_file, which raises an error of its own on a full disk.
     (target / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
     _write(target / "config.json", CONFIG | TOKENS)
     _write(target / "generation_config.json", TOKENS)
@@ -67,13 +67,13 @@ def convert(source: Path, target: Path) -> None:
 
 
 def _weights(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Every weight of the graph in float32 as torch has it, under the name that its module or node bears."""
+    """Name and float32 values of every weight of the graph, in torch's layout. Names are those of modules or nodes."""
     try:
         import onnx
         from onnx import numpy_helper
     except ImportError:
         raise UserError(
-            f"{path.name}: reading it needs the package onnx, once: pip install 'peftlab[conversion]'"
+            f"{path.name}: conversion requires the package onnx: pip install 'peftlab[conversion]'"
         ) from None
     import numpy as np
 
@@ -85,8 +85,8 @@ def _weights(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
     def dequantized(name: str) -> np.ndarray:
         base = name.removesuffix("_quantized")
-        whole = array(name).astype(np.float32) - array(f"{base}_zero_point").astype(np.float32)
-        return whole * array(f"{base}_scale").astype(np.float32)
+        shifted = array(name).astype(np.float32) - array(f"{base}_zero_point").astype(np.float32)
+        return shifted * array(f"{base}_scale").astype(np.float32)
 
     for name in stored:
         if name.endswith("layer_norm.weight"):
@@ -96,11 +96,11 @@ def _weights(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     for node in graph.node:
         if node.op_type == "MatMulInteger" and node.input[1] in stored:
             name = node.name.removesuffix("/MatMul_quant").strip("/").replace("/", ".")
-            yield f"{name}.weight", np.ascontiguousarray(dequantized(node.input[1]).T)  # ONNX multiplies from the right
+            yield f"{name}.weight", np.ascontiguousarray(dequantized(node.input[1]).T)  # ONNX stores (in, out)
 
 
 def _place(name: str) -> str:
-    """transformers' name of a weight.
+    """Name of a weight in transformers.
 
     >>> _place("enc.embed_tokens.weight"), _place("m.lm_head.weight")
     ('shared.weight', 'lm_head.weight')
