@@ -77,6 +77,6 @@ def _environment_error(error: Exception) -> UserError | None:
     if "torch" in sys.modules:
         from peftlab.training import out_of_memory
 
-        if out_of_memory.caused(error):
-            return OutOfMemoryError(f"out of memory: {out_of_memory.asked_for(error)}")
+        if out_of_memory.is_out_of_memory(error):
+            return OutOfMemoryError(f"out of memory: {out_of_memory.requested(error)}")
     return None

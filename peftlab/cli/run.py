@@ -59,19 +59,22 @@ def run(
     if run_result.is_finished(folder) and not force:
         _print_finished(folder, loaded, trust)
         return
+    from peftlab.runs.run import RunOptions
     from peftlab.runs.run import run as run_recipe
 
     try:
         run_recipe(
             loaded,
             folder,
-            resume=resume,
-            keeping=policy,
-            process_timeout=process_timeout,
-            score_base=score_base,
-            device_map=device_map,
-            trust=trust,
-            trackers=track,
+            RunOptions(
+                resume=resume,
+                checkpoints=policy,
+                process_timeout=process_timeout,
+                score_base=score_base,
+                device_map=device_map,
+                trust=trust,
+                trackers=track,
+            ),
         )
     except OutOfMemoryError as error:
         from peftlab.profiling.estimate import oom_hint
@@ -114,10 +117,10 @@ def _check_inputs(result: run_result.RunResult, recipe: Recipe, trust: str | Non
 def _checkpoint_policy(interval: str, count: int) -> CheckpointPolicy:
     """`50` is steps, `5m` minutes."""
     if interval == "never":
-        return CheckpointPolicy(minutes=None, kept=count)
+        return CheckpointPolicy(minutes=None, keep_last=count)
     try:
         if interval.endswith("m"):
-            return CheckpointPolicy(minutes=float(interval.removesuffix("m")), kept=count)
-        return CheckpointPolicy(steps=int(interval), minutes=None, kept=count)
+            return CheckpointPolicy(minutes=float(interval.removesuffix("m")), keep_last=count)
+        return CheckpointPolicy(steps=int(interval), minutes=None, keep_last=count)
     except ValueError:
         raise UserError(f"--checkpoint-every {interval}: expected steps, e.g. 50, minutes, e.g. 5m, or never") from None

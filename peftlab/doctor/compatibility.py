@@ -1,4 +1,4 @@
-"""Which methods train with which quantisation, task and architecture in the installed versions: tried, not told."""
+"""The compatibility matrix: tries every method with every quantization, task and architecture."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from peftlab.doctor import checks
-from peftlab.doctor.checks import BREAKS
-from peftlab.doctor.probe import ProbeModel, make_probe_model, make_probe_run
+from peftlab.doctor.probe import LIBRARY_ERRORS, ProbeModel, make_probe_model, make_probe_run
 from peftlab.errors import UserError
 from peftlab.methods import METHODS
 from peftlab.models.shapes import shapes
@@ -23,7 +22,7 @@ from peftlab.results.environment import environment
 from peftlab.tasks import TASKS
 
 FILE = Path("docs/compatibility.md")
-WIDTH = 128  # twice what the methods' samples are made for: a bottleneck of four units can be born dead
+WIDTH = 128  # twice what the methods' test settings are for: a narrower bottleneck may start with dead units only
 BASES = (  # one of each architecture
     *("google-bert/bert-base-cased", "FacebookAI/roberta-base", "distilbert/distilbert-base-uncased"),
     *("google/electra-small-discriminator", "albert/albert-base-v2", "microsoft/deberta-v3-base"),
@@ -33,25 +32,25 @@ BASES = (  # one of each architecture
 )
 CHECKS = (
     *(checks.check_gradients, checks.check_only_the_method, checks.check_after_evaluation),
-    *(checks.check_base_untouched, checks.check_reload),
+    *(checks.check_base_unchanged, checks.check_reload),
 )
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination, and what came of it."""
+    """One combination and its outcome."""
 
     task: str
     architecture: str
     quantization: str
     method: str  # kind and settings
-    refused: str | None = None  # the reason that validation gives
-    failed: str | None = None  # what broke although validation lets it through
+    refused: str | None = None  # why validation refuses it
+    failed: str | None = None  # what fails although validation accepts it
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """All cells, and the architectures that a task has no head for."""
+    """All cells, and the architectures without a head for a task."""
 
     cells: Sequence[Cell]
     headless: Sequence[tuple[str, str]]  # task, architecture
@@ -79,26 +78,24 @@ def try_all(
             ]
             with tempfile.TemporaryDirectory() as folder:
                 try:
-                    patient = make_probe_model(
+                    probe = make_probe_model(
                         recipes[0], shapes()[base], Path(folder), device=torch.device("cpu"), width=WIDTH
                     )
                 except UserError:
                     headless.append((task, architecture))
                     continue
-                found = [_try(dataclasses.replace(patient, recipe=recipe), architecture) for recipe in recipes]
-            bad = sum(cell.failed is not None for cell in found)
-            say(f"{task}, {architecture}: {len(found)} combinations" + (f", {bad} FAIL" if bad else ""))
-            cells += found
+                tried = [_try(dataclasses.replace(probe, recipe=recipe), architecture) for recipe in recipes]
+            bad = sum(cell.failed is not None for cell in tried)
+            say(f"{task}, {architecture}: {len(tried)} combinations" + (f", {bad} FAIL" if bad else ""))
+            cells += tried
     return Matrix(cells, headless)
 
 
 def document(matrix: Matrix) -> str:
-    """Markdown: a table a task and quantisation, reasons as footnotes."""
-    seen = environment("cpu", "float32", 1)
+    """Markdown with one table per task and quantization, reasons as footnotes."""
+    installed = environment("cpu", "float32", 1).libraries
     versions = ", ".join(
-        f"{name} {seen.libraries[name]}"
-        for name in ("torch", "transformers", "peft", "bitsandbytes")
-        if name in seen.libraries
+        f"{name} {installed[name]}" for name in ("torch", "transformers", "peft", "bitsandbytes") if name in installed
     )
     notes: dict[str, int] = {}
     lines = [
@@ -109,7 +106,7 @@ def document(matrix: Matrix) -> str:
         "Each combination was attached to two layers of the architecture with random weights, trained, evaluated,",
         "trained on, saved and loaded. *trains*: every trainable tensor gets a gradient before and after evaluation",
         "and moves, the frozen base stays bit-identical, and the reloaded model gives the same logits. *refused*:",
-        "validation says why before anything loads. *FAILS*: validation lets it through, and it does not work: a bug.",
+        "validation says why before anything loads. *FAILS*: validation accepts it, and it does not work: a bug.",
     ]
     for task in dict.fromkeys(cell.task for cell in matrix.cells):
         for quantization in dict.fromkeys(cell.quantization for cell in matrix.cells):
@@ -128,11 +125,11 @@ def _table(cells: Sequence[Cell], notes: dict[str, int]) -> Iterator[str]:
     yield "|---" * (len(architectures) + 1) + "|"
     by_place = {(cell.method, cell.architecture): cell for cell in cells}
     for method in dict.fromkeys(cell.method for cell in cells):
-        row = [_shown(by_place[method, architecture], notes) for architecture in architectures]
+        row = [_cell_text(by_place[method, architecture], notes) for architecture in architectures]
         yield f"| {method} | " + " | ".join(row) + " |"
 
 
-def _shown(cell: Cell, notes: dict[str, int]) -> str:
+def _cell_text(cell: Cell, notes: dict[str, int]) -> str:
     reason = cell.failed or cell.refused
     if reason is None:
         return "trains"
@@ -148,18 +145,18 @@ def _recipe(task: str, base: str, quantization: str, method: dict[str, Any]) -> 
     )
 
 
-def _try(patient: ProbeModel, architecture: str) -> Cell:
-    recipe = patient.recipe
+def _try(probe: ProbeModel, architecture: str) -> Cell:
+    recipe = probe.recipe
     settings = recipe.method.model_dump(include=set().union(*recipe.method.test_settings), exclude_defaults=True)
-    words = "".join(f", {key}: {value}" for key, value in settings.items())
-    cell = Cell(recipe.task.kind, architecture, recipe.quantization.kind, f"{recipe.method.kind}{words}")
+    text = "".join(f", {key}: {value}" for key, value in settings.items())
+    cell = Cell(recipe.task.kind, architecture, recipe.quantization.kind, f"{recipe.method.kind}{text}")
     reason = recipe.incompatible_with(architecture)
     if reason is not None:
         return dataclasses.replace(cell, refused=reason)
     try:
-        trial = make_probe_run(patient)
-        found = [check(trial) for check in CHECKS]
-    except BREAKS as error:
-        return dataclasses.replace(cell, failed=checks.broken(error))
-    bad = [f"{check.name}: {check.detail}" for check in found if check.ok is False]
+        run = make_probe_run(probe)
+        results = [check(run) for check in CHECKS]
+    except LIBRARY_ERRORS as error:
+        return dataclasses.replace(cell, failed=checks.error_text(error))
+    bad = [f"{check.name}: {check.detail}" for check in results if check.ok is False]
     return dataclasses.replace(cell, failed="; ".join(bad) or None)

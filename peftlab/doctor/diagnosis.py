@@ -1,4 +1,4 @@
-"""Does this combination really train, reload, merge? Checks on two layers of a base with random weights, in seconds."""
+"""The doctor: checks in seconds, on two layers of the base with random weights, that a recipe trains and reloads."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from peftlab.doctor import checks
-from peftlab.doctor.checks import BREAKS, Check, broken, distance, guarded
-from peftlab.doctor.probe import ProbeModel, make_probe_model, make_probe_run
+from peftlab.doctor.checks import Check, distance, error_text, guarded
+from peftlab.doctor.probe import LIBRARY_ERRORS, ProbeModel, make_probe_model, make_probe_run
 from peftlab.errors import UserError
 from peftlab.loading.attach import count_parameters
 from peftlab.loading.model import Base, within
@@ -25,28 +25,28 @@ from peftlab.recipe import Recipe
 
 
 def examine(recipe: Recipe, device: torch.device | None = None) -> Iterator[Check]:
-    """The doctor's list for a recipe, check by check. Raises UserError if the recipe cannot be attached to its base."""
+    """Check a recipe, one result after the other. Raises UserError if its method cannot be attached to its base."""
     shape = recipe.model.shape()
     with tempfile.TemporaryDirectory() as folder:
-        patient = make_probe_model(recipe, shape.values, Path(folder), device=device or Accelerator().device)
+        probe = make_probe_model(recipe, shape.values, Path(folder), device=device or Accelerator().device)
         yield check_shape(shape)
         try:
-            base, model = patient.attached()
+            base, model = probe.attached()
         except UserError:
             raise
-        except BREAKS as error:
-            yield Check("attached", False, broken(error), "choose another method, quantisation or base")
+        except LIBRARY_ERRORS as error:
+            yield Check("attached", False, error_text(error), "choose another method, quantization or base")
             return
-        yield check_attached(patient, model, base)
+        yield check_attached(probe, model, base)
         yield check_parameters(model, base)
-        yield guarded("identity at start", lambda: check_identity(patient, model))
+        yield guarded("identity at start", lambda: check_identity(probe, model))
         try:
-            trial = make_probe_run(patient)
-        except BREAKS as error:
-            yield Check("trains", False, broken(error), "choose another method, quantisation or base")
+            run = make_probe_run(probe)
+        except LIBRARY_ERRORS as error:
+            yield Check("trains", False, error_text(error), "choose another method, quantization or base")
             return
         for name, check in checks.ALL.items():
-            yield guarded(name, functools.partial(check, trial))
+            yield guarded(name, functools.partial(check, run))
 
 
 def check_shape(shape: Shape) -> Check:
@@ -58,8 +58,8 @@ def check_shape(shape: Shape) -> Check:
     )
 
 
-def check_attached(patient: ProbeModel, model: nn.Module, base: Base) -> Check:
-    """Which modules hold the method's parameters."""
+def check_attached(probe: ProbeModel, model: nn.Module, base: Base) -> Check:
+    """The modules that hold the method's parameters."""
     modules = {
         _module(name)
         for name, parameter in model.named_parameters()
@@ -67,9 +67,9 @@ def check_attached(patient: ProbeModel, model: nn.Module, base: Base) -> Check:
     }
     places = collections.Counter(_place(name) for name in sorted(modules))
     if places:
-        shown = ", ".join(place if count == 1 else f"{place} x{count}" for place, count in places.items())
-        return Check("attached", True, shown if len(shown) < 160 else f"{len(modules)} modules: {shown[:120]}...")
-    if _adds_nothing(patient.method):
+        text = ", ".join(place if count == 1 else f"{place} x{count}" for place, count in places.items())
+        return Check("attached", True, text if len(text) < 160 else f"{len(modules)} modules: {text[:120]}...")
+    if _adds_nothing(probe.method):
         return Check("attached", None, "nothing but the head trains")
     return Check("attached", False, "no module has a parameter of the method", "check method.targets")
 
@@ -80,15 +80,15 @@ def check_parameters(model: nn.Module, base: Base) -> Check:
     return Check("parameters", counts.trainable > 0, detail, "" if counts.trainable else "nothing would train")
 
 
-def check_identity(patient: ProbeModel, model: nn.Module) -> Check:
-    """Untrained, the method must leave the base as it was before it came, unless it is not meant to."""
-    method, name = patient.method, "identity at start"
-    away = distance(patient.logits(model), patient.logits(patient.base().model))
-    detail = "equal to the base to the bit" if away == 0 else f"logits {away:.1e} of their size from the base's"
+def check_identity(probe: ProbeModel, model: nn.Module) -> Check:
+    """Before training, base and method give the base's logits, unless the method starts elsewhere by design."""
+    method, name = probe.method, "identity at start"
+    away = distance(probe.logits(model), probe.logits(probe.base().model))
+    detail = "logits bit-identical to the base's" if away == 0 else f"logits {away:.1e} of their size from the base's"
     if not method.starts_as_base:
         return Check(name, None, f"not an identity by design: {detail}")
-    ok = away <= (1e-2 if patient.precision == "bfloat16" else 1e-5 if method.modifies_base else 1e-6)
-    return Check(name, ok, detail, "" if ok else "the method must start from the base: check its initialisation")
+    ok = away <= (1e-2 if probe.precision == "bfloat16" else 1e-5 if method.modifies_base else 1e-6)
+    return Check(name, ok, detail, "" if ok else "the method must start from the base: check its initialization")
 
 
 def _adds_nothing(method: Method) -> bool:
@@ -96,7 +96,7 @@ def _adds_nothing(method: Method) -> bool:
 
 
 def _module(name: str) -> str:
-    """The module of the base that a parameter is in or beside.
+    """The module of the base that holds a parameter, or that the parameter's own module is attached to.
 
     >>> _module("bert.encoder.layer.0.attention.self.query.lora_A.default.weight")
     'bert.encoder.layer.0.attention.self.query'
@@ -108,7 +108,7 @@ def _module(name: str) -> str:
 
 
 def _place(module: str) -> str:
-    """The same in whichever layer.
+    """The module's name within its layer.
 
     >>> _place("bert.encoder.layer.0.attention.self.query")
     'attention.self.query'

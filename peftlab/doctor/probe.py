@@ -1,141 +1,160 @@
-"""The patient: a small model of a recipe's own architecture with random weights, and one training of it."""
+"""The probe: a tiny model of a recipe's own architecture with random weights, and one training of it."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from peftlab.component import Precision
 from peftlab.data.examples import Example
 from peftlab.errors import UserError
-from peftlab.loading.attach import apply_method
+from peftlab.loading.attach import apply_method, training_plan
 from peftlab.loading.head import with_head
-from peftlab.loading.model import Base, autocast, load_base, resolve_precision, within
+from peftlab.loading.model import Base, load_base, within
 from peftlab.methods import Method, TrainingPlan
 from peftlab.models.model import ModelFiles
 from peftlab.models.tiny_model import byte_tokenizer, small_config
 from peftlab.recipe import Recipe
 from peftlab.tasks import Task
-from peftlab.training import gradient_checks
+from peftlab.training import gradient_checks, loop
+from peftlab.training.callbacks import Callback
 from peftlab.training.gradient_checks import GradientStats
+from peftlab.training.precision import autocast, resolve_precision
+from peftlab.training.state import TrainState
+from peftlab.training.train_log import Records, Scores
+from peftlab.training.workload import Workload
 
-STEPS = 10  # of a training, an evaluation half-way
-WIDTH = 256  # of the small model, where the base is wider
-SHORTEST_LIMIT = 64  # tokens: a token a byte, the sample rows are longer than a recipe's own might be
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+STEPS = 10  # of a training; it is evaluated once, half-way
+WIDTH = 256  # hidden size of the tiny model, where the base is wider
+SHORTEST_LIMIT = 64  # tokens: with one token per byte the sample rows are longer than a recipe's own might be
+
+# What libraries raise for a combination that they do not support. The doctor reports it.
+LIBRARY_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
 class ProbeModel:
-    """A recipe, and the small base on which it is examined. Dropout is off: what is compared must repeat."""
+    """A recipe and what makes tiny models for it. Dropout is off: what is compared must repeat."""
 
     recipe: Recipe
-    task: Task  # bind to the examples
+    task: Task
+    """Bound to the examples."""
     examples: Sequence[Example]
-    padding_token: int
-    tokenize: Callable[[str], list[int]]
+    tokenizer: PreTrainedTokenizerBase
     device: torch.device
     precision: Precision
-    files: ModelFiles
-    load: Callable[[Recipe, torch.dtype], Base]  # a base of one's own
+    load: Callable[[Recipe, torch.dtype], Base]
+    """Returns a base of its own at each call."""
 
     @property
     def method(self) -> Method:
         return self.recipe.method
 
     def base(self) -> Base:
-        """Fresh, as a run loads it."""
+        """A fresh base, as a run loads it."""
         return self.load(self.recipe, getattr(torch, self.precision))
 
     def plan(self, base: Base) -> TrainingPlan:
-        return TrainingPlan(
+        return training_plan(
+            self.recipe,
+            base,
+            task=self.task,
+            tokenizer=self.tokenizer,
             optimizer_steps=STEPS,
-            task_type=self.task.task_type,
-            head=base.head,
             longest_input=max(len(example) for example in self.examples),
-            seed=self.recipe.seeds.initialization,
-            tokenize=self.tokenize,
         )
 
     def attached(self) -> tuple[Base, nn.Module]:
-        """A fresh base, and the recipe's method on it as a run attaches it."""
+        """A fresh base, and the recipe's method attached to it as a run attaches it."""
         base = self.base()
         return base, apply_method(self.recipe, base, self.plan(base))
 
-    def batch(self) -> dict[str, Tensor]:
-        """All examples, padded."""
-        batch = self.task.collate(self.examples, self.padding_token)
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+    def workload(self, model: nn.Module, *, steps: int = STEPS) -> Workload:
+        """`steps` steps of the recipe's training at a constant learning rate, each on all examples."""
+        settings = {
+            **{"steps": steps, "epochs": None, "batch_examples": len(self.examples), "batch_tokens": None},
+            **{"schedule": "constant", "warmup": 0.0, "accumulation": 1, "clip": None},
+            **{"evaluate_every": max(1, steps // 2), "patience": None, "keep_best": False},
+        }
+        return Workload(
+            model=model,
+            method=self.method,
+            task=self.task,
+            examples=self.examples,
+            padding_token=self.tokenizer.pad_token_id,
+            settings=self.recipe.training.model_copy(update=settings),
+            learning_rate=self.recipe.learning_rate,
+            seeds=self.recipe.seeds,
+            accelerator=Accelerator(cpu=self.device.type == "cpu"),
+            evaluate=self.evaluate,
+            precision=self.precision,
+            check_gradients=False,
+        )
 
-    def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> Any:
-        with autocast(self.precision, self.device):
-            return model(**self.task.model_inputs(batch, model))
+    def evaluate(self) -> tuple[Scores, Records]:
+        """An evaluation that computes nothing."""
+        return {self.task.selection: 0.0}, []
 
     def logits(self, model: nn.Module) -> Tensor:
-        """All the float outputs in evaluation, at positions that are no padding if they are by position."""
-        was = model.training
+        """All float outputs in evaluation mode, flat; outputs per position without those of padding."""
+        was_training = model.training
         model.eval()
-        batch = self.batch()
-        with torch.no_grad():
-            outputs = self.outputs(model, batch)
-        model.train(was)
-        shape = batch["attention_mask"].shape
-        found = []
+        batch = self.task.collate(self.examples, self.tokenizer.pad_token_id)
+        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        with torch.no_grad(), autocast(self.precision, self.device):
+            outputs: Any = model(**self.task.model_inputs(batch, model))
+        model.train(was_training)
+        mask = batch["attention_mask"]
+        logits = []
         for name, value in outputs.items():
             if name.endswith("logits"):
-                by_position = value.shape[:2] == shape
-                found.append((value[batch["attention_mask"].bool()] if by_position else value).float().flatten())
-        return torch.cat(found)
-
-    def backward(self, model: nn.Module) -> None:
-        """One backward pass of the loss and the method's penalty, from a fixed state of chance."""
-        torch.manual_seed(0)
-        model.train()
-        batch = self.batch()
-        with autocast(self.precision, self.device):
-            loss = self.task.loss(self.outputs(model, batch), batch) / self.task.count_targets(batch)
-        loss.backward()
-        penalty = self.method.penalty(model)
-        if penalty is not None:
-            penalty.backward()
-
-    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        settings = self.recipe.training
-        groups = self.method.parameter_groups(model, self.recipe.learning_rate, settings.weight_decay)
-        return torch.optim.AdamW(groups, betas=settings.adam_betas, eps=settings.adam_epsilon)
-
-    def steps(self, model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> list[GradientStats]:
-        """Optimiser steps `first` to `last`, counted from 1, and what the gradients looked like in each."""
-        seen = []
-        for number in range(first, last + 1):
-            self.backward(model)
-            seen.append(gradient_checks.inspect(model))
-            optimizer.step()
-            self.method.after_step(model, number)
-            optimizer.zero_grad()
-        return seen
+                by_position = value.shape[:2] == mask.shape
+                logits.append((value[mask.bool()] if by_position else value).float().flatten())
+        return torch.cat(logits)
 
 
 @dataclass(frozen=True)
 class ProbeRun:
-    """One training of a patient, and what there was to see."""
+    """One training of a probe model, and what was observed."""
 
-    patient: ProbeModel
+    probe: ProbeModel
     base: Base
-    model: nn.Module  # trained
-    unexpected_trainable: tuple[
-        str, ...
-    ]  # parameters of the base that are neither head nor the method's, and yet require a gradient
-    frozen: Mapping[str, tuple[Tensor, Tensor]]  # the base's frozen tensors: now, and before training
-    before: Sequence[GradientStats]  # step by step before the evaluation
-    evaluated: Mapping[str, Tensor]  # what is trainable, as it was then
+    model: nn.Module
+    """Trained."""
+    unexpected_trainable: tuple[str, ...]
+    """Parameters of the base, outside the head, that require a gradient."""
+    frozen: Mapping[str, tuple[Tensor, Tensor]]
+    """The base's frozen tensors by name: now, and a copy from before training."""
+    before: Sequence[GradientStats]
+    """Of each step before the evaluation."""
+    evaluated: Mapping[str, Tensor]
+    """Copies of the trainable tensors at the evaluation."""
     after: Sequence[GradientStats]
+    """Of each step after the evaluation."""
+    error: Exception | None
+    """What ended training after the evaluation, if it did not finish."""
+
+
+class InspectGradients(Callback):
+    """Collects the gradient stats of each step."""
+
+    def __init__(self) -> None:
+        self.stats: list[GradientStats] = []
+
+    def on_gradients(self, state: TrainState) -> None:
+        self.stats.append(gradient_checks.inspect(state.workload.model, state.optimizer_step.gradient))
 
 
 def make_probe_model(
@@ -150,11 +169,11 @@ def make_probe_model(
     files = ModelFiles(folder=folder, source=f"a small {config.model_type}", fingerprint="")
     config = type(config).from_dict({**config.to_dict(), **task.model_settings()})
     torch.manual_seed(0)
-    whole = with_head(config, task)
-    incompatibility = task.incompatibility(whole)
+    random_model = with_head(config, task)
+    incompatibility = task.incompatibility(random_model)
     if incompatibility is not None:
         raise UserError(f"task: {incompatibility}")
-    whole.save_pretrained(folder)
+    random_model.save_pretrained(folder)
     recipe = recipe.model_copy(update={"method": without_dropout(recipe.method)})
 
     @functools.cache
@@ -162,30 +181,33 @@ def make_probe_model(
         settings = {"device": device, "compute": compute, "frozen": frozen, "padding_token": tokenizer.pad_token_id}
         return load_base(recipe.model, files, task, quantization, **settings)
 
-    def fresh(wanted: Recipe, compute: torch.dtype) -> Base:
-        kept = load(wanted.quantization, not wanted.method.trains_base, compute)
-        return Base(copy.deepcopy(kept.model), kept.head, kept.parameters, kept.files)
+    def copy_of_base(recipe: Recipe, compute: torch.dtype) -> Base:
+        base = load(recipe.quantization, not recipe.method.trains_base, compute)
+        return dataclasses.replace(base, model=copy.deepcopy(base.model))
 
     return ProbeModel(
         recipe=recipe,
         task=task,
         examples=examples,
-        padding_token=tokenizer.pad_token_id,
-        tokenize=lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        tokenizer=tokenizer,
         device=device,
         precision=resolve_precision(recipe.training.precision, device),
-        files=files,
-        load=fresh,
+        load=copy_of_base,
     )
 
 
-def make_probe_run(patient: ProbeModel) -> ProbeRun:
-    """Train, evaluate, train on. Nothing is evaluated before: an evaluation is what may break training."""
-    base = patient.base()
-    own = {id(parameter): parameter for parameter in base.model.parameters()}  # kept, so that no id is given twice
-    model = apply_method(patient.recipe, base, patient.plan(base))
-    unexpected_trainable = tuple(
-        name for name, p in model.named_parameters() if id(p) in own and p.requires_grad and not within(name, base.head)
+def make_probe_run(probe: ProbeModel) -> ProbeRun:
+    """Train, evaluate half-way, train on. There is no evaluation before: an evaluation is what may break training.
+
+    Raises what breaks the training before the evaluation; what breaks it later is in the ProbeRun.
+    """
+    base = probe.base()
+    of_base = {id(parameter): parameter for parameter in base.model.parameters()}  # held, so that no id is reused
+    model = apply_method(probe.recipe, base, probe.plan(base))
+    unexpected = tuple(
+        name
+        for name, p in model.named_parameters()
+        if id(p) in of_base and p.requires_grad and not within(name, base.head)
     )
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     frozen = {
@@ -193,16 +215,30 @@ def make_probe_run(patient: ProbeModel) -> ProbeRun:
         for name, tensor in tensors.items()
         if not tensor.requires_grad and not within(name, base.head)
     }
-    optimizer = patient.optimizer(model)
-    before = patient.steps(model, optimizer, 1, STEPS // 2)
-    patient.logits(model)
-    evaluated = copies_of_trainable(model)
-    after = patient.steps(model, optimizer, STEPS // 2 + 1, STEPS)
-    return ProbeRun(patient, base, model, unexpected_trainable, frozen, before, evaluated, after)
+    evaluated: dict[str, Tensor] = {}
+
+    def evaluate() -> tuple[Scores, Records]:
+        if not evaluated:
+            probe.logits(model)
+            evaluated.update(copies_of_trainable(model))
+        return probe.evaluate()
+
+    gradients = InspectGradients()
+    error = None
+    try:
+        loop.train(dataclasses.replace(probe.workload(model), evaluate=evaluate), [gradients])
+    except LIBRARY_ERRORS as raised:
+        if not evaluated:
+            raise
+        error = raised
+    half = STEPS // 2
+    return ProbeRun(
+        probe, base, model, unexpected, frozen, gradients.stats[:half], evaluated, gradients.stats[half:], error
+    )
 
 
 def without_dropout(method: Method) -> Method:
-    """The method, none of its dropouts on."""
+    """The method with each of its dropout settings at 0."""
     return type(method).model_validate(_no_dropout(method.model_dump()))
 
 
@@ -211,26 +247,19 @@ def _no_dropout(values: dict[str, Any]) -> dict[str, Any]:
     >>> _no_dropout({"rank": 4, "dropout": 0.1, "settings": {"lora_dropout": 0.1}})
     {'rank': 4, 'dropout': 0.0, 'settings': {'lora_dropout': 0.0}}
     """
-    found = {}
+    changed = {}
     for key, value in values.items():
         if isinstance(value, dict):
             value = _no_dropout(value)
-        found[key] = 0.0 if "dropout" in key and isinstance(value, float) else value
-    return found
+        changed[key] = 0.0 if "dropout" in key and isinstance(value, float) else value
+    return changed
 
 
 def copies_of_trainable(model: nn.Module) -> dict[str, Tensor]:
-    """By name."""
+    """Copies of the trainable tensors, by name."""
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def put_back(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """What `copies_of_trainable` gave."""
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
-
-
 def first_line(error: Exception) -> str:
+    """The first line of the error's message that is not empty."""
     return next((line for line in str(error).splitlines() if line.strip()), "")

@@ -1,6 +1,8 @@
-"""The recipe's method on its base: attached, or refused with the reason."""
+"""Attaches the recipe's method to its base model, or refuses with the reason."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -9,10 +11,34 @@ from peftlab.loading.model import Base, within
 from peftlab.methods import TrainingPlan
 from peftlab.recipe import Recipe
 from peftlab.results.run_result import Parameters
+from peftlab.tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def training_plan(
+    recipe: Recipe,
+    base: Base,
+    *,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer_steps: int,
+    longest_input: int,
+) -> TrainingPlan:
+    """What the recipe's method may know of the training before it starts. `longest_input` is in tokens."""
+    return TrainingPlan(
+        optimizer_steps=optimizer_steps,
+        task_type=task.task_type,
+        head=base.head,
+        longest_input=longest_input,
+        seed=recipe.seeds.initialization,
+        tokenize=lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]),
+    )
 
 
 def apply_method(recipe: Recipe, base: Base, plan: TrainingPlan) -> torch.nn.Module:
-    """Attach the recipe's method, its values drawn from the recipe's seed whatever was drawn before."""
+    """Attach the recipe's method. Its initial values depend on the plan's seed alone. Raises UserError."""
     reason = recipe.incompatible_with(base.model.config.model_type)
     if reason is not None:
         raise UserError(f"method: {reason}")
@@ -21,11 +47,11 @@ def apply_method(recipe: Recipe, base: Base, plan: TrainingPlan) -> torch.nn.Mod
         model = recipe.method.apply(base.model, plan)
     except UserError:
         raise
-    except ValueError as error:  # what PEFT finds wrong with a setting
+    except ValueError as error:  # PEFT refuses a setting
         raise UserError(f"method: {' '.join(str(error).split())[:200]}") from None
     if recipe.training.gradient_checkpointing:
         # After the method is attached, and undone in part: both libraries make the inputs require gradients, which
-        # sends the backward pass through the whole frozen trunk; non-reentrant checkpointing does without.
+        # sends the backward pass through the frozen trunk; non-reentrant checkpointing does without.
         if not base.model.supports_gradient_checkpointing:
             raise UserError(f"training.gradient_checkpointing: {base.model.config.model_type} does not support it")
         newer = getattr(base.model, "activation_checkpointing_enable", None)  # the older name goes in transformers 6
@@ -37,7 +63,7 @@ def apply_method(recipe: Recipe, base: Base, plan: TrainingPlan) -> torch.nn.Mod
 
 
 def count_parameters(model: torch.nn.Module, base: Base) -> Parameters:
-    """Trainable numbers, the method's and the head's apart."""
+    """Numbers of trainable parameters, of the method and of the head, and of the base's parameters."""
     trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     head = sum(count for name, count in trainable.items() if within(name, base.head))
     total = sum(trainable.values())

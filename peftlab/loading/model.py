@@ -8,13 +8,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
 
-from peftlab.component import Precision
 from peftlab.data.examples import Example
 from peftlab.distributed import DeviceMap, dispatch
 from peftlab.errors import UserError
@@ -207,34 +206,18 @@ def load_base(
     return Base(loaded, head, count(skeleton) + _untied(loaded, skeleton), files)
 
 
-def resolve_precision(wanted: Literal["auto", "float32", "bfloat16"], device: torch.device) -> Precision:
-    """`auto` means bfloat16 where the device computes in it natively."""
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "float32"
-
-
-def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """The context a forward pass runs in."""
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
 @contextlib.contextmanager
 def _readable(files: ModelFiles, what: str) -> Iterator[None]:
     """What the library says of files that it cannot make sense of, in one line."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        if out_of_memory.caused(error):
+        if out_of_memory.is_out_of_memory(error):
             raise
         reason = " ".join((str(error) or type(error).__name__).split())[:200]
         raise UserError(f"model: {files.source} has no usable {what}: {reason}") from None
     except Exception as error:
-        if not files.trusted or out_of_memory.caused(error):
+        if not files.trusted or out_of_memory.is_out_of_memory(error):
             raise
         raise UserError(f"model: {files.source}: its own code gives no {what}: {remote_code.one_line(error)}") from None
 

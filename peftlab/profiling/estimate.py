@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from peftlab.component import Precision
 from peftlab.data.examples import Example
 from peftlab.errors import UserError
-from peftlab.loading.model import longest, resolve_precision
+from peftlab.loading.model import longest
 from peftlab.models.model import ModelFiles, Shape
 from peftlab.models.tiny_model import byte_tokenizer
 from peftlab.profiling.fake_model import (
@@ -33,6 +33,7 @@ from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe
 from peftlab.runs.launch import reset_accelerator_state
 from peftlab.tasks import Task
+from peftlab.training.precision import resolve_precision
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -189,20 +190,19 @@ def predict(recipe: Recipe, shape: Shape, batch: Batch, *, sharers: int = 1) -> 
     with torch.device("meta"):
         ready = subject(
             recipe,
-            batch.task,
             base,
             batch.share,
-            tokenize=lambda text: list(batch.tokenizer(text, add_special_tokens=False)["input_ids"]),
-            padding_token=batch.tokenizer.pad_token_id,
+            task=batch.task,
+            tokenizer=batch.tokenizer,
             accelerator=accelerator,
             precision=precision,
         )
     with contextlib.ExitStack() as stack:
         processes = stack.enter_context(fake_process_group(sharers)) if sharers > 1 else None
         stack.enter_context(shapes_alone())
-        ready = dataclasses.replace(ready, before=to_shapes(ready.model, recipe.quantization, ready.before))
+        ready = dataclasses.replace(ready, before=to_shapes(ready.workload.model, recipe.quantization, ready.before))
         if processes is not None:
-            ready = ready.shared_out(processes)
+            ready = ready.sharded(processes)
         return memory_pass(ready, ShapeRecorder(), evaluate=False)
 
 

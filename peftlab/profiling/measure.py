@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -21,10 +20,9 @@ from peftlab.component import Precision
 from peftlab.data.examples import Example
 from peftlab.distributed.fsdp import FsdpSettings, to_local
 from peftlab.errors import UserError
-from peftlab.loading.attach import apply_method
-from peftlab.loading.model import Base, autocast, resolve_precision
-from peftlab.loading.workload import read
-from peftlab.methods import TrainingPlan
+from peftlab.loading.attach import apply_method, training_plan
+from peftlab.loading.inputs import read_inputs
+from peftlab.loading.model import Base
 from peftlab.profiling.flops import FlopRecorder, matrix_rate
 from peftlab.profiling.memory import Recorder, holdings, process_peak, recorder, static_bytes, tensor_bytes
 from peftlab.profiling.profile import Flops, Inference, Memory, Profile, Times, memory_of, quantile
@@ -32,9 +30,14 @@ from peftlab.recipe import Recipe
 from peftlab.results.environment import environment
 from peftlab.tasks import Task
 from peftlab.training import loop
-from peftlab.training.gradients import Phase
+from peftlab.training.callbacks import Callback, Phase
+from peftlab.training.precision import resolve_precision
 from peftlab.training.settings import Training
-from peftlab.training.train_log import Observers, Records, Scores, TrainLog
+from peftlab.training.train_log import Records, Scores, TrainLog
+from peftlab.training.workload import Workload
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LENGTH = 128  # tokens of an example, if neither the recipe nor the base allows less
 PLANNED_STEPS = 1000  # what a method is told of the run: at its start, where AdaLoRA has its initial ranks
@@ -44,32 +47,25 @@ WARMUP, TIMED = 3, 10  # steps of the timed pass
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that is ready to train, and the batch on which it is measured."""
+    """A workload that is measured, and what tells the bytes of its base, method and head apart."""
 
     recipe: Recipe
-    task: Task  # bind
-    model: nn.Module
-    head: tuple[str, ...]
+    workload: Workload
+    head: tuple[str, ...]  # modules of the task's head, by full name
     before: Mapping[StorageWeakRef, object]  # the base's storages before the method was attached
-    examples: Sequence[Example]
-    padding_token: int
-    accelerator: Accelerator
-    precision: Precision
 
     @property
     def tokens(self) -> int:
-        return sum(sum(self.task.lengths(example)) for example in self.examples)
+        """Tokens of a step."""
+        return sum(sum(self.workload.task.lengths(example)) for example in self.workload.examples)
 
-    def shared_out(self, mesh: DeviceMesh) -> Subject:
-        """The same in shares, of which this process holds one."""
-        parameters = self.model.named_parameters()
-        of_base = [name for name, p in parameters if StorageWeakRef(p.untyped_storage()) in self.before]
-        FsdpSettings().shard(self.model, mesh)
-        held = [StorageWeakRef(to_local(self.model.get_parameter(name)).untyped_storage()) for name in of_base]
-        return dataclasses.replace(self, before={**self.before, **dict.fromkeys(held)})
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return autocast(self.precision, self.accelerator.device)
+    def sharded(self, mesh: DeviceMesh) -> Subject:
+        """The same subject after sharding its model over the processes of `mesh`."""
+        model = self.workload.model
+        of_base = [name for name, p in model.named_parameters() if StorageWeakRef(p.untyped_storage()) in self.before]
+        FsdpSettings().shard(model, mesh)
+        shards = [StorageWeakRef(to_local(model.get_parameter(name)).untyped_storage()) for name in of_base]
+        return dataclasses.replace(self, before={**self.before, **dict.fromkeys(shards)})
 
     def train(
         self,
@@ -78,34 +74,33 @@ class Subject:
         mark: Callable[[Phase], object] = lambda phase: None,
         evaluate: Callable[[], object] = lambda: None,
     ) -> TrainLog:
-        """So many steps of the recipe's training, each on the whole batch. `evaluate` is called after the last one."""
+        """Take `steps` steps of the recipe's training, each on all examples; call `evaluate` after the last one."""
+        workload = self.workload
 
         def score() -> tuple[Scores, Records]:
             evaluate()
-            return {self.task.selection: 0.0}, []
+            return {workload.task.selection: 0.0}, []
 
-        return loop.train(
-            self.model,
-            method=self.recipe.method,
-            task=self.task,
-            examples=self.examples,
-            padding_token=self.padding_token,
-            settings=fixed(self.recipe.training, steps=steps, examples=len(self.examples)),
-            learning_rate=self.recipe.learning_rate,
-            seeds=self.recipe.seeds,
-            accelerator=self.accelerator,
-            autocast=self.autocast,
-            evaluate=score,
-            observer=Observers(),
-            mark=mark,
-        )
+        settings = fixed(workload.settings, steps=steps, examples=len(workload.examples))
+        return loop.train(dataclasses.replace(workload, settings=settings, evaluate=score), [PhaseMarks(mark)])
 
     def forward(self, model: nn.Module) -> Any:
         """The outputs of one forward pass, without gradients."""
-        batch = self.task.collate(self.examples, self.padding_token)
-        batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-        with torch.no_grad(), self.autocast():
-            return model(**self.task.model_inputs(batch, self.model))
+        workload = self.workload
+        batch = workload.task.collate(workload.examples, workload.padding_token)
+        batch = {name: tensor.to(workload.accelerator.device) for name, tensor in batch.items()}
+        with torch.no_grad(), workload.autocast():
+            return model(**workload.task.model_inputs(batch, workload.model))
+
+
+class PhaseMarks(Callback):
+    """Calls a recorder at the end of each phase of a step."""
+
+    def __init__(self, mark: Callable[[Phase], object]) -> None:
+        self._mark = mark
+
+    def on_phase_end(self, phase: Phase) -> None:
+        self._mark(phase)
 
 
 def measure(recipe: Recipe, *, examples: int | None = None, length: int | None = None, timed: bool = True) -> Profile:
@@ -119,22 +114,21 @@ def measure(recipe: Recipe, *, examples: int | None = None, length: int | None =
 
 
 def load(recipe: Recipe, accelerator: Accelerator, *, examples: int | None, length: int | None) -> Subject:
-    """As a run does it."""
-    material = read(recipe, accelerator)
-    count, length = batch_shape(recipe.training, material.limit, examples=examples, length=length)
-    encoded, _ = material.encoded("train", count)
-    chosen = material.task.training_examples(encoded.examples, material.limit)
+    """Load the recipe's base and data, and attach the method, as a run does."""
+    inputs = read_inputs(recipe, accelerator)
+    count, length = batch_shape(recipe.training, inputs.limit, examples=examples, length=length)
+    encoded, _ = inputs.encoded("train", count)
+    chosen = inputs.task.training_examples(encoded.examples, inputs.limit)
     if not chosen:
-        source = material.rows.source
+        source = inputs.rows.source
         raise UserError(f"data: the first {count} rows of the train split of {source} have nothing to learn")
     precision = resolve_precision(recipe.training.precision, accelerator.device)
     return subject(
         recipe,
-        material.task,
-        material.base(accelerator.device, precision),
-        [material.task.stretched(chosen[i % len(chosen)], length) for i in range(count)],
-        tokenize=material.tokenize,
-        padding_token=material.tokenizer.pad_token_id,
+        inputs.base(accelerator.device, precision),
+        [inputs.task.stretched(chosen[i % len(chosen)], length) for i in range(count)],
+        task=inputs.task,
+        tokenizer=inputs.tokenizer,
         accelerator=accelerator,
         precision=precision,
     )
@@ -142,27 +136,38 @@ def load(recipe: Recipe, accelerator: Accelerator, *, examples: int | None, leng
 
 def subject(
     recipe: Recipe,
-    task: Task,
     base: Base,
     examples: Sequence[Example],
     *,
-    tokenize: Callable[[str], list[int]],
-    padding_token: int,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
     precision: Precision,
 ) -> Subject:
     """Attach the recipe's method to the base."""
     before = holdings(base.model)
-    plan = TrainingPlan(
+    plan = training_plan(
+        recipe,
+        base,
+        task=task,
+        tokenizer=tokenizer,
         optimizer_steps=recipe.training.steps or PLANNED_STEPS,
-        task_type=task.task_type,
-        head=base.head,
         longest_input=max(len(example) for example in examples),
-        seed=recipe.seeds.initialization,
-        tokenize=tokenize,
     )
-    model = apply_method(recipe, base, plan)
-    return Subject(recipe, task, model, base.head, before, examples, padding_token, accelerator, precision)
+    workload = Workload(
+        model=apply_method(recipe, base, plan),
+        method=recipe.method,
+        task=task,
+        examples=examples,
+        padding_token=tokenizer.pad_token_id,
+        settings=recipe.training,
+        learning_rate=recipe.learning_rate,
+        seeds=recipe.seeds,
+        accelerator=accelerator,
+        evaluate=lambda: ({task.selection: 0.0}, []),
+        precision=precision,
+    )
+    return Subject(recipe, workload, base.head, before)
 
 
 def batch_shape(training: Training, limit: int, *, examples: int | None, length: int | None) -> tuple[int, int]:
@@ -193,7 +198,7 @@ def fixed(training: Training, *, steps: int, examples: int) -> Training:
 
 def measured(subject: Subject, *, timed: bool = True) -> Profile:
     """The whole ledger. The model has been trained by it, and may have been merged."""
-    device = subject.accelerator.device
+    device = subject.workload.accelerator.device
     memory = memory_pass(subject, recorder(device))
     flops = flops_pass(subject)
     operations = (flops.forward + flops.backward) * subject.tokens
@@ -201,20 +206,20 @@ def measured(subject: Subject, *, timed: bool = True) -> Profile:
     return Profile(
         name=subject.recipe.name,
         digest=subject.recipe.digest,
-        examples=len(subject.examples),
-        length=max(len(example) for example in subject.examples),
+        examples=len(subject.workload.examples),
+        length=max(len(example) for example in subject.workload.examples),
         memory=memory,
         flops=flops,
         times=times,
         inference=inference_pass(subject) if timed else None,
-        environment=environment(device.type, subject.precision, subject.accelerator.num_processes),
+        environment=environment(device.type, subject.workload.precision, subject.workload.accelerator.num_processes),
     )
 
 
 def memory_pass(subject: Subject, follow: Recorder, *, evaluate: bool = True) -> Memory:
     """Bytes of the third step, and of a pass without gradients after it."""
-    static = static_bytes(subject.model, subject.before, subject.head)
-    trained = [to_local(parameter) for parameter in subject.model.parameters() if parameter.requires_grad]
+    static = static_bytes(subject.workload.model, subject.before, subject.head)
+    trained = [to_local(parameter) for parameter in subject.workload.model.parameters() if parameter.requires_grad]
     trained_bytes = sum(tensor.numel() * tensor.element_size() for tensor in trained)
     held: list[int] = []
 
@@ -223,8 +228,8 @@ def memory_pass(subject: Subject, follow: Recorder, *, evaluate: bool = True) ->
 
     def evaluation() -> None:
         follow.mark("rest")
-        subject.model.eval()
-        subject.forward(subject.model)
+        subject.workload.model.eval()
+        subject.forward(subject.workload.model)
         follow.mark("evaluation")
 
     hook = register_optimizer_step_post_hook(look)
@@ -255,13 +260,14 @@ def flops_pass(subject: Subject) -> Flops:
 
 def time_pass(subject: Subject, operations: float) -> Times:
     """Seconds of steps, by the loop's own clock. `operations` are those of one step."""
+    device = subject.workload.accelerator.device
     start, worked = time.perf_counter(), time.process_time()
     steps = subject.train(WARMUP + TIMED).steps
     share = min(1.0, (time.process_time() - worked) / (time.perf_counter() - start))
     ends = [step.seconds for step in steps][WARMUP - 1 :]
     seconds = [end - start for start, end in itertools.pairwise(ends)]
     median = quantile(seconds, 0.5)
-    rate = matrix_rate(subject.accelerator.device, getattr(torch, subject.precision))
+    rate = matrix_rate(device, getattr(torch, subject.workload.precision))
     return Times(
         steps=len(seconds),
         median=median,
@@ -270,13 +276,13 @@ def time_pass(subject: Subject, operations: float) -> Times:
         matrix_rate=rate,
         rate_share=operations / median / rate,
         # Of several threads some wait for others of their own, and nobody can tell.
-        processor_share=share if subject.accelerator.device.type == "cpu" and torch.get_num_threads() == 1 else None,
+        processor_share=share if device.type == "cpu" and torch.get_num_threads() == 1 else None,
     )
 
 
 def inference_pass(subject: Subject) -> Inference:
     """Seconds of a forward pass as trained, without the method, and merged if that can be. Ends with it merged."""
-    method, model = subject.recipe.method, subject.model
+    method, model = subject.recipe.method, subject.workload.model
     unmerged, outputs = _forward_seconds(subject, model)
     base = None
     try:
@@ -298,9 +304,9 @@ def _forward_seconds(subject: Subject, model: nn.Module) -> tuple[float, list[Te
     model.eval()
     seconds = []
     for _ in range(WARMUP + TIMED):
-        start = _now(subject.accelerator.device)
+        start = _now(subject.workload.accelerator.device)
         outputs = subject.forward(model)
-        seconds.append(_now(subject.accelerator.device) - start)
+        seconds.append(_now(subject.workload.accelerator.device) - start)
     found = [value.float() for name, value in outputs.items() if name.endswith("logits")]
     return quantile(seconds[WARMUP:], 0.5), found
 

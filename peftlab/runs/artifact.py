@@ -14,11 +14,12 @@ from peftlab.component import Precision, Settings
 from peftlab.errors import UserError, first_error
 from peftlab.io import untrusted
 from peftlab.io.atomic import sha256
-from peftlab.loading.model import Base, autocast, load_base, load_tokenizer, publish_dropout
+from peftlab.loading.model import Base, load_base, load_tokenizer, publish_dropout
 from peftlab.methods import METHODS, AnyMethod
 from peftlab.models.model import AnyModel, ModelFiles
 from peftlab.quantization import AnyQuantization, Quantization
 from peftlab.tasks import AnyTask, Task
+from peftlab.training.precision import autocast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live bar in a terminal, plain lines in a pipe."""
+"""Console output of a run: a progress bar in a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from rich.text import Text
 
 from peftlab.io.redact import redact
 from peftlab.results.run_result import RunResult, summary
+from peftlab.training.callbacks import Callback
+from peftlab.training.state import TrainState
 from peftlab.training.train_log import Evaluation, MicroBatchReduction, Step, TrainLog
 
 PLAIN_EVERY = 20.0  # seconds between two step lines in a pipe
 
 
 def show_check(name: str, ok: bool | None, detail: str, cure: str) -> None:
-    """A line of the doctor's list, and the cure below it."""
+    """Print a line of the doctor's list, and the cure below it."""
     mark = {True: "[green]good[/green]", False: "[red]BAD[/red] ", None: "[dim]-[/dim]   "}[ok]
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{mark}  [bold]{name:<28}[/bold]{escape(detail)}")
@@ -27,15 +29,15 @@ def show_check(name: str, ok: bool | None, detail: str, cure: str) -> None:
         console.print(f"{'':<6}[yellow]{escape(cure)}[/yellow]")
 
 
-class ConsoleReporter:
-    """The observer of a run. Silent on all processes but the first."""
+class ConsoleReporter(Callback):
+    """Reports a run on the console. `silent` on all processes but the main one."""
 
     def __init__(self, *, silent: bool = False) -> None:
         self._console = Console(quiet=silent, highlight=False, soft_wrap=True)
         self._live = self._console.is_terminal and not silent
         self._progress = Progress(
             TextColumn("training"),
-            BarColumn(bar_width=20),  # so that all of it fits 80 columns
+            BarColumn(bar_width=20),  # the line fits 80 columns
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}  {task.fields[rate]} tokens/s"),
             TimeRemainingColumn(),
@@ -43,9 +45,9 @@ class ConsoleReporter:
             transient=True,
         )
         self._task: TaskID | None = None
-        self._said = time.monotonic()
-        self._loss: float | None = None
-        self.selection = ""
+        self._last_line = time.monotonic()
+        self._loss: float | None = None  # moving average
+        self._selection = ""  # metric that chooses the best state
 
     def __enter__(self) -> ConsoleReporter:
         return self
@@ -53,13 +55,16 @@ class ConsoleReporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.finished()
+        self._remove_bar()
 
     def line(self, label: str, text: str) -> None:
-        """`label      text`, the labels in a column."""
+        """Print `label      text`, labels in a column of their own."""
         self._console.print(Text(f"{label:<11}", style="bold"), escape(redact(text)), sep="")
 
-    def step(self, step: Step, total: int, log: TrainLog) -> None:
+    def on_train_begin(self, state: TrainState) -> None:
+        self._selection = state.workload.task.selection
+
+    def on_step_end(self, step: Step, total: int, log: TrainLog) -> None:
         self._loss = step.loss if self._loss is None else 0.95 * self._loss + 0.05 * step.loss
         loss, rate = f"{self._loss:.4f}", f"{log.tokens / max(log.seconds, 1e-9):,.0f}"
         if self._live:
@@ -67,33 +72,37 @@ class ConsoleReporter:
                 self._progress.start()
                 self._task = self._progress.add_task("training", total=total, loss=loss, rate=rate)
             self._progress.update(self._task, completed=step.number, loss=loss, rate=rate)
-        elif time.monotonic() - self._said > PLAIN_EVERY:
-            self._said = time.monotonic()
+        elif time.monotonic() - self._last_line > PLAIN_EVERY:
+            self._last_line = time.monotonic()
             left = log.seconds / step.number * (total - step.number)
             self._console.print(
                 f"step {step.number}/{total}  epoch {step.epoch:.2f}  loss {loss}  {rate} tokens/s  {left:.0f} s left"
             )
 
-    def evaluation(self, evaluation: Evaluation, best: bool) -> None:
-        score = evaluation.scores[self.selection]
-        scored = f"{self.selection} {score:.4f}" + ("  (best)" if best else "")
+    def on_evaluation(self, evaluation: Evaluation, is_best: bool) -> None:
+        score = evaluation.scores[self._selection]
+        scored = f"{self._selection} {score:.4f}" + ("  (best)" if is_best else "")
         self.line(
             "validation",
             f"step {evaluation.step}  epoch {evaluation.epoch:.2f}  loss {evaluation.loss:.4f}  {scored}",
         )
 
-    def halving(self, halving: MicroBatchReduction) -> None:
-        self.line("memory", f"out of it at step {halving.step}: goes on with accumulation {halving.accumulation}")
+    def on_micro_batch_reduction(self, reduction: MicroBatchReduction) -> None:
+        self.line(
+            "memory", f"out of memory at step {reduction.step}: retrying with accumulation {reduction.accumulation}"
+        )
 
-    def finished(self) -> None:
-        """Training is over, or broke off: take the bar away."""
+    def on_train_end(self, log: TrainLog) -> None:
+        self._remove_bar()
+
+    def _remove_bar(self) -> None:
         if self._task is not None:
             self._progress.stop()
             self._task = None
 
     def summary(self, result: RunResult, folder: Path) -> None:
-        """The closing lines."""
-        self.finished()
+        """Print the final lines."""
+        self._remove_bar()
         for label, text in summary(result):
             self.line(label, text)
         self.line("saved", str(folder))

@@ -21,7 +21,7 @@ from peftlab.runs import artifact
 from peftlab.runs.artifact import Tuned
 from peftlab.tasks import Task
 from peftlab.training.gradients import to_device
-from peftlab.training.loop import predict
+from peftlab.training.prediction import predict
 
 TOKENS = 4096  # of a batch
 COPIES = 8  # of a task's sample rows, each with other tokens

@@ -1,4 +1,4 @@
-"""How a run is spread over processes and devices: the launcher's word, and what the loop cannot do is refused."""
+"""Processes and devices of a run: what the launcher asks for, checked against what the training loop supports."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import datetime
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,87 +22,121 @@ from peftlab.recipe import Recipe
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# What `accelerate launch` sets for placements that this loop cannot train in.
-UNKNOWN = {
+# Environment variables that `accelerate launch` sets for placements that this loop does not support.
+UNSUPPORTED = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism",
 }
-LOST = ("gloo", "NCCL", "ProcessGroup", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
+PEER_FAILURES = (
+    "gloo",
+    "NCCL",
+    "ProcessGroup",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Timed out waiting",
+)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Processes and devices of a run."""
+
+    accelerator: Accelerator
+    fsdp: FsdpSettings | None
+    zero: ZeroSettings | None
+    device_map: DeviceMap | None  # None with a single device too
+
+    @property
+    def shards_parameters(self) -> bool:
+        """True if each process holds a shard of every parameter (FSDP2, ZeRO-3)."""
+        return self.fsdp is not None or (self.zero is not None and self.zero.stage == 3)
 
 
 def init_accelerator(
     recipe: Recipe,
     *,
     minutes: float,
-    sharding: FsdpSettings | None = None,
+    fsdp: FsdpSettings | None = None,
     zero: ZeroSettings | None = None,
     device_map: DeviceMap | None = None,
     tracking: Mapping[str, Any] | None = None,
 ) -> Accelerator:
-    """The run's place among its processes, which may keep each other waiting so long. Raises UserError.
+    """Create the run's Accelerator. Raises UserError for a placement that the recipe or the machine cannot have.
 
-    Without a launcher it is one process, on the GPU if there is one. `tracking`: see `tracking.settings`.
+    Without a launcher the run is one process, on the GPU if there is one. `minutes` is how long processes wait for each
+    other. `tracking`: see `tracking.settings`.
     """
-    for name, placement in UNKNOWN.items():
+    for name, placement in UNSUPPORTED.items():
         if os.environ.get(name, "").lower() in ("1", "true"):
             raise UserError(
-                f"{placement} is not supported: launch with recipes/accelerate/ddp.yaml, or where the model is too "
-                "large for one device, with recipes/accelerate/fsdp2.yaml, which shares it out as ZeRO-3 or ZeRO-2 does"
+                f"{placement} is not supported: launch with recipes/accelerate/ddp.yaml, or if the model is too "
+                "large for one device, with recipes/accelerate/fsdp2.yaml, which shards it as ZeRO-3 does"
             )
-    if sharding is not None:
-        reason = recipe.incompatible_with(recipe.model.known_architecture(), sharded=True)
-        if reason is not None:
-            raise UserError(f"FSDP: {reason}; recipes/accelerate/ddp.yaml trains whole copies")
-    if zero is not None:
-        reason = recipe.incompatible_with(recipe.model.known_architecture(), sharded=zero.stage == 3, zero=zero.stage)
-        if reason is not None:
-            raise UserError(f"DeepSpeed: {reason}; recipes/accelerate/ddp.yaml trains whole copies")
-    asked = _asked_of_launcher(Path(f"/proc/{os.getppid()}/cmdline"))
-    wanted = int(os.environ.get("WORLD_SIZE") or asked.get("num_processes") or 1)
-    if wanted == 1 and (sharding is not None or zero is not None):
-        placement = "FSDP" if zero is None else "DeepSpeed"
-        raise UserError(f"{placement}: one process has nobody to share with; leave it out, or launch several")
-    if device_map is not None and wanted > 1:
+    _check_supported(recipe, fsdp, zero, device_map)
+    launched = _launcher_options(Path(f"/proc/{os.getppid()}/cmdline"))
+    processes = int(os.environ.get("WORLD_SIZE") or launched.get("num_processes") or 1)
+    if processes == 1 and (fsdp is not None or zero is not None):
+        name = "FSDP" if zero is None else "DeepSpeed"
+        raise UserError(f"{name}: one process cannot shard a model; leave {name} out, or launch several processes")
+    if device_map is not None and processes > 1:
         raise UserError(
-            f"--device-map {device_map}: one process spreads the model over all GPUs, and here are {wanted}; "
-            "leave it out (a launcher gives each process its GPU), or do without the launcher"
+            f"--device-map {device_map}: places the model on the GPUs of one process, but there are {processes} "
+            "processes; leave it out (a launcher gives each process its GPU), or run without the launcher"
         )
-    if device_map is not None:
-        reason = recipe.incompatible_with(recipe.model.known_architecture(), spread=True)
-        if reason is not None:
-            raise UserError(f"--device-map {device_map}: {reason}; leave it out")
-    if wanted > 1 and recipe.training.auto_micro_batch:
+    if processes > 1 and recipe.training.auto_micro_batch:
         raise UserError(
-            "training.auto_micro_batch: one process of several that is out of memory leaves the others waiting; "
+            "training.auto_micro_batch: when one of several processes is out of memory the others wait in vain; "
             "set training.accumulation instead"
         )
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    # Of several processes accelerate would take each for the only one, where it is not told of the CPU.
-    cpu = bool(asked.get("use_cpu")) or not torch.cuda.is_available()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE") or wanted)
+    # In a process group accelerate would otherwise take each process for a single one on the CPU.
+    cpu = bool(launched.get("use_cpu")) or not torch.cuda.is_available()
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE") or processes)
     if not cpu and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true"):
-        _check_gpus(here, torch.cuda.device_count())
-    if wanted > 1 and sharding is None and zero is None:
-        # A process that waits in vain for another one raises, and is not aborted by NCCL's watchdog. Shares are
-        # gathered ahead of their use, which this would end.
+        _check_gpus(local_processes, torch.cuda.device_count())
+    if processes > 1 and fsdp is None and zero is None:
+        # A process that waits in vain for another one raises, and is not aborted by NCCL's watchdog. Not for shards:
+        # they are gathered ahead of their use, which blocking waits would prevent.
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     timeout = InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=minutes))
-    # Of a base that is trained whole there may be parts that no forward uses, and whose gradients nobody may wait for.
-    waiting = DistributedDataParallelKwargs(find_unused_parameters=recipe.method.may_train_unused)
+    # If the base itself is trained, it may have parts that no forward uses; no process may wait for their gradients.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=recipe.method.may_train_unused)
     # The precision is the recipe's, not the launcher's.
-    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[timeout, waiting], **(tracking or {}))
-    if accelerator.num_processes != wanted:
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[timeout, ddp], **(tracking or {}))
+    if accelerator.num_processes != processes:
         raise UserError(
-            f"the launcher asked for {wanted} processes, but only {accelerator.num_processes} came up; "
-            "two on one CPU are had with accelerate launch --config_file recipes/accelerate/cpu-2.yaml"
+            f"the launcher asked for {processes} processes, but only {accelerator.num_processes} started; "
+            "to start two on one CPU: accelerate launch --config_file recipes/accelerate/cpu-2.yaml"
         )
     return accelerator
 
 
+def _check_supported(
+    recipe: Recipe, fsdp: FsdpSettings | None, zero: ZeroSettings | None, device_map: DeviceMap | None
+) -> None:
+    """Raise UserError if the recipe cannot be trained in this placement."""
+    if fsdp is None and zero is None and device_map is None:
+        return
+    architecture = recipe.model.known_architecture()
+    ddp = "recipes/accelerate/ddp.yaml trains a copy of the model on each device"
+    if fsdp is not None:
+        reason = recipe.incompatible_with(architecture, sharded=True)
+        if reason is not None:
+            raise UserError(f"FSDP: {reason}; {ddp}")
+    if zero is not None:
+        reason = recipe.incompatible_with(architecture, sharded=zero.stage == 3, zero=zero.stage)
+        if reason is not None:
+            raise UserError(f"DeepSpeed: {reason}; {ddp}")
+    if device_map is not None:
+        reason = recipe.incompatible_with(architecture, spread=True)
+        if reason is not None:
+            raise UserError(f"--device-map {device_map}: {reason}; leave it out")
+
+
 def reset_accelerator_state() -> None:
-    """What accelerate once answered of this process's place and device is all that it ever answers."""
+    """Forget the process's device and rank, which accelerate otherwise keeps for the life of the process."""
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -109,40 +144,40 @@ def reset_accelerator_state() -> None:
 
 
 def _check_gpus(processes: int, gpus: int) -> None:
-    """Each process takes one.
+    """Raise UserError if there are fewer GPUs than processes.
 
     >>> _check_gpus(2, 2)
     """
     if gpus < processes:
         raise UserError(
-            f"the launcher asked for {processes} processes, and there {'is' if gpus == 1 else 'are'} {gpus} "
-            f"GPU{'' if gpus == 1 else 's'} here, of which each takes one; accelerate launch --num_processes {gpus}"
+            f"the launcher asked for {processes} processes with one GPU each, but this machine has {gpus}: "
+            f"accelerate launch --num_processes {gpus}"
         )
 
 
 def remark(accelerator: Accelerator) -> str | None:
-    """What could be had beside the placement that was picked."""
+    """A hint about GPUs that the run does not use."""
     import torch
 
     unused = torch.cuda.device_count() - accelerator.num_processes
     if accelerator.device.type == "cuda" and unused > 0:
         return (
             f"{unused} more GPUs are idle; accelerate launch --config_file recipes/accelerate/ddp.yaml "
-            f"--num_processes {torch.cuda.device_count()} -m peftlab run ... uses them, --device-map auto spreads a "
-            "model over them that is too large for one"
+            f"--num_processes {torch.cuda.device_count()} -m peftlab run ... uses them; --device-map auto places a "
+            "model that is too large for one of them on all"
         )
     return None
 
 
 def is_peer_failure(error: Exception) -> bool:
-    """Whether the error is another process's end or silence."""
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST)
+    """True if the error is due to another process that ended or does not answer."""
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in PEER_FAILURES)
 
 
-def _asked_of_launcher(command_line: Path) -> Mapping[str, Any]:
-    """What `accelerate launch`, the parent of this process, was asked for, as far as it does not say so itself.
+def _launcher_options(command_line: Path) -> Mapping[str, Any]:
+    """Options of `accelerate launch`, the parent of this process, that it does not pass on in the environment.
 
-    On a CPU it starts a single process however many it is asked for; of several, it keeps `use_cpu` to itself.
+    On a CPU it starts a single process whatever `num_processes` says; to several it does not pass on `use_cpu`.
     """
     if sys.platform != "linux":
         return {}
@@ -152,30 +187,30 @@ def _asked_of_launcher(command_line: Path) -> Mapping[str, Any]:
         return {}
     if not any(Path(word).name == "accelerate" or word.startswith("accelerate.commands") for word in words[:3]):
         return {}
-    given, config = _options(words), None
+    options, config = _options(words), None
     with contextlib.suppress(KeyError, OSError, ValueError, yaml.YAMLError):
-        config = yaml.safe_load(Path(given["config_file"]).read_text(encoding="utf-8"))
-    asked = dict(config) if isinstance(config, dict) else {}
-    if given.get("num_processes", "").isdigit():
-        asked["num_processes"] = int(given["num_processes"])
-    if "cpu" in given:
-        asked["use_cpu"] = True
-    return asked
+        config = yaml.safe_load(Path(options["config_file"]).read_text(encoding="utf-8"))
+    launched = dict(config) if isinstance(config, dict) else {}
+    if options.get("num_processes", "").isdigit():
+        launched["num_processes"] = int(options["num_processes"])
+    if "cpu" in options:
+        launched["use_cpu"] = True
+    return launched
 
 
 def _options(words: list[str]) -> Mapping[str, str]:
-    """The launcher's own options, by name.
+    """Options of the launcher itself, by name.
 
     >>> dict(_options(["accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "peftlab"]))
     {'cpu': '', 'num_processes': '2'}
     """
-    found = {}
+    options = {}
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name, equals, _ = word.lstrip("-").replace("-", "_").partition("=")
         if word in ("-m", "--module"):
             break
         if word.startswith("--") and name in ("num_processes", "config_file"):
-            found[name] = word.partition("=")[2] if equals else following
+            options[name] = word.partition("=")[2] if equals else following
         elif word == "--cpu":
-            found["cpu"] = ""
-    return found
+            options["cpu"] = ""
+    return options

@@ -1,4 +1,4 @@
-"""What a run has to say of itself over all its attempts, kept in its checkpoints; and how one goes on from another."""
+"""Resuming a run, and the facts about all its attempts that are saved in its checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _now() -> str:
 
 
 class History(BaseModel):
-    """Of the first attempt's start, and the seconds of all attempts."""
+    """Start of the first attempt, and seconds of all attempts."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -29,9 +29,9 @@ class History(BaseModel):
     evaluate_seconds: float = 0.0
     resumes: list[Resume] = Field(default=[])
 
-    def resume_from(self, kept: object, resume: Resume) -> None:
-        """Take in what a checkpoint kept of the earlier attempts. Raises ValidationError if it is none of that."""
-        past = History.model_validate(kept)
+    def resume_from(self, values: object, resume: Resume) -> None:
+        """Add the history of earlier attempts that a checkpoint holds. Raises ValidationError if it holds none."""
+        past = History.model_validate(values)
         self.started = past.started
         self.load_seconds += past.load_seconds
         self.evaluate_seconds += past.evaluate_seconds
@@ -39,7 +39,7 @@ class History(BaseModel):
 
 
 def resume_from(
-    kept: Checkpoints,
+    checkpoints: Checkpoints,
     history: History,
     environment: Environment,
     accelerator: Accelerator,
@@ -47,30 +47,31 @@ def resume_from(
     resume: bool,
     say: Callable[[str, str], None],
 ) -> Snapshot | None:
-    """The newest state that is kept, if it is asked for and there is one; `history` takes in its past.
+    """The newest saved state if `resume` is set and there is one; `history` then includes the earlier attempts.
 
-    Raises UserError if what is kept is of another run.
+    Raises UserError if the checkpoints belong to another run.
     """
-    with accelerator.main_process_first():  # which deletes what is half-written
+    with accelerator.main_process_first():  # the main process deletes what is half-written
         if accelerator.is_main_process:
-            kept.tidy()
-        found = kept.newest() if resume else None
-    if found is None:
+            checkpoints.tidy()
+        checkpoint = checkpoints.newest() if resume else None
+    if checkpoint is None:
         if resume:
-            checkpointing.refuse_edited(kept.folder, kept.identity)
-            say("resume", "there is nothing to go on from: it starts anew")
-        elif (path := next(checkpointing.names(kept.folder), None)) is not None:
-            say("anew", f"{path.name} of an earlier attempt is here, --resume would go on from it")
+            checkpointing.refuse_edited(checkpoints.folder, checkpoints.identity)
+            say("resume", "no checkpoint found: starting from scratch")
+        elif (path := next(checkpointing.names(checkpoints.folder), None)) is not None:
+            say("restart", f"starting from scratch; --resume would continue from {path.name} of an earlier attempt")
         return None
-    for why in found.passed_over:
-        say("damaged", why)
-    remarks = checkpointing.remarks(found.manifest.identity.environment, environment)
+    manifest = checkpoint.manifest
+    for reason in checkpoint.skipped:
+        say("damaged", reason)
+    remarks = checkpointing.remarks(manifest.identity.environment, environment)
     for remark in remarks:
         say("differs", remark)
-    say("resume", f"from step {found.manifest.step}, kept {found.manifest.written}")
-    this = Resume(step=found.manifest.step, processes=accelerator.num_processes, differences=remarks)
+    say("resume", f"from step {manifest.step}, saved {manifest.written}")
+    this = Resume(step=manifest.step, processes=accelerator.num_processes, differences=remarks)
     try:
-        history.resume_from(found.snapshot.values.get("run"), this)
+        history.resume_from(checkpoint.snapshot.values.get("run"), this)
     except ValidationError:
-        raise UserError(f"--resume: {found.path} does not fit this run: it says nothing of its start") from None
-    return found.snapshot
+        raise UserError(f"--resume: {checkpoint.path} does not fit this run: it lacks the start time") from None
+    return checkpoint.snapshot

@@ -1,4 +1,4 @@
-"""From a recipe to a result: the one module that knows all the parts."""
+"""From a recipe to a result: load, train, predict, save. The one module that knows all the parts."""
 
 from __future__ import annotations
 
@@ -6,388 +6,322 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from peftlab import metrics
-from peftlab.data.examples import Encoded, Example
+from peftlab.data.examples import Example
 from peftlab.distributed import DeviceMap
 from peftlab.distributed.deepspeed import ZeroSettings
 from peftlab.distributed.fsdp import FsdpSettings, device_mesh, gather_parameters
 from peftlab.errors import OutOfMemoryError, ProcessLostError, UserError
 from peftlab.io import atomic, redact
-from peftlab.loading.attach import apply_method, count_parameters
-from peftlab.loading.model import Base, autocast, refuse_unknown_tokens, resolve_precision
-from peftlab.loading.workload import Workload, read
+from peftlab.loading.attach import apply_method, count_parameters, training_plan
+from peftlab.loading.inputs import Inputs, read_inputs
+from peftlab.loading.model import Base, refuse_unknown_tokens
 from peftlab.methods import TrainingPlan
 from peftlab.recipe import Recipe
 from peftlab.results.environment import environment
-from peftlab.results.run_result import (
-    Cost,
-    Curve,
-    MicroBatchReduction,
-    Parameters,
-    RunResult,
-    SplitCounts,
-    checkpoint_folder,
-    tracking_folder,
-    write_result,
-)  # fmt: skip
-from peftlab.runs import artifact, launch, scoring, summary, tracking
+from peftlab.results.run_result import Parameters, RunResult, checkpoint_folder, tracking_folder, write_result
+from peftlab.runs import artifact, launch, record, scoring, summary, tracking
 from peftlab.runs.console import ConsoleReporter
+from peftlab.runs.launch import Placement
+from peftlab.runs.record import RunData
 from peftlab.runs.resume import History, resume_from
 from peftlab.runs.run_folder import publish, staging
 from peftlab.runs.tracking import Tracking
 from peftlab.training import checkpointing, interruption, loop, out_of_memory
-from peftlab.training.callbacks import CheckpointCallback
+from peftlab.training.checkpoint_callback import CheckpointCallback
 from peftlab.training.checkpointing import Checkpoints
 from peftlab.training.interruption import Interrupted
+from peftlab.training.precision import autocast, resolve_precision
+from peftlab.training.prediction import predict
+from peftlab.training.schedule import schedule_length
 from peftlab.training.settings import CheckpointPolicy
-from peftlab.training.state import Snapshot
-from peftlab.training.train_log import Observers, Records, TrainLog
+from peftlab.training.train_log import Records, TrainLog
+from peftlab.training.workload import Workload
 
-LEARNT = ("train", "replay")  # the splits that are trained on
+TRAINED_SPLITS = ("train", "replay")
 
 
-def run(
-    recipe: Recipe,
-    folder: Path,
-    *,
-    resume: bool = False,
-    keeping: CheckpointPolicy | None = None,
-    process_timeout: float = 30.0,
-    score_base: bool = False,
-    device_map: DeviceMap | None = None,
-    trust: str | None = None,
-    trackers: Sequence[str] = (),
-) -> RunResult:
-    """Do what the recipe says and leave it in `folder`, in place of what may be there.
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is done. None of it is part of the recipe, so none of it changes the result."""
 
-    `resume` goes on from the newest checkpoint beside it, if there is one. Processes wait for each other for
-    `process_timeout` minutes. `score_base` scores the base before it is tuned, too, if it has no new head. `device_map`
-    spreads the base over all GPUs of this one process. `trust` is the revision whose own code may run (`Model.files`).
-    `trackers` are Accelerate's names of those that are told how it goes.
-    """
-    sharding, zero = FsdpSettings.from_env(), ZeroSettings.from_env()
-    if score_base and (sharding is not None or zero is not None):
-        raise UserError("--score-base: of a base that is in shares it is not measured; leave one of them out")
+    resume: bool = False
+    """Continue from the newest checkpoint next to the folder, if there is one."""
+    checkpoints: CheckpointPolicy = field(default_factory=CheckpointPolicy)
+    process_timeout: float = 30.0
+    """Minutes that processes wait for each other."""
+    score_base: bool = False
+    """Also score the base model before it is trained, if its head is pretrained."""
+    device_map: DeviceMap | None = None
+    """Place the layers of the base on all GPUs of this one process."""
+    trust: str | None = None
+    """Revision of the base's own code that may run: see `Model.files`."""
+    trackers: Sequence[str] = ()
+    """Experiment trackers, by Accelerate's names."""
+
+
+def run(recipe: Recipe, folder: Path, options: RunOptions = RunOptions()) -> RunResult:
+    """Do what the recipe says and put the result into `folder`, in place of an older one. Raises UserError."""
+    fsdp, zero = FsdpSettings.from_env(), ZeroSettings.from_env()
+    if options.score_base and (fsdp is not None or zero is not None):
+        raise UserError("--score-base: not available for a sharded base; leave one of them out")
     accelerator = launch.init_accelerator(
         recipe,
-        minutes=process_timeout,
-        sharding=sharding,
+        minutes=options.process_timeout,
+        fsdp=fsdp,
         zero=zero,
-        device_map=device_map,
-        tracking=tracking.settings(trackers, tracking_folder(folder)),
+        device_map=options.device_map,
+        tracking=tracking.settings(options.trackers, tracking_folder(folder)),
     )
-    with staging(folder, accelerator) as staged, ConsoleReporter(silent=not accelerator.is_main_process) as screen:
-        try:
-            with contextlib.ExitStack() as signal_guard:
-                this = _Run(recipe, accelerator, sharding, zero, device_map, screen, staged, signal_guard)
-                result = this.result(
-                    checkpoint_folder(folder),
-                    keeping or CheckpointPolicy(),
-                    resume=resume,
-                    score_base=score_base,
-                    trust=trust,
-                )
-                this.tracking.finished(result)
-                if accelerator.is_main_process:
-                    write_result(result, staged)
-                    publish(staged, folder)
-        except Exception as error:
-            reason = atomic.storage_error(error)
-            if reason is not None:
-                raise UserError(f"--output {folder}: cannot be written: {reason}") from None
-            if accelerator.num_processes > 1 and launch.is_peer_failure(error) and not out_of_memory.caused(error):
-                raise ProcessLostError(
-                    f"another process of this run is gone, or was silent for {process_timeout:g} minutes "
-                    f"({' '.join(str(error).split())[:120]}); what is kept can be gone on from with --resume"
-                ) from None
-            if not out_of_memory.caused(error):
-                raise
-            raise OutOfMemoryError(
-                f"out of memory outside of the training steps: {out_of_memory.asked_for(error)}; "
-                f"{out_of_memory.limits(accelerator.device)}"
-            ) from None
+    placement = Placement(accelerator, fsdp, zero, options.device_map if torch.cuda.device_count() > 1 else None)
+    with staging(folder, accelerator) as staged, ConsoleReporter(silent=not accelerator.is_main_process) as console:
+        with _translated_errors(folder, accelerator, options.process_timeout), contextlib.ExitStack() as signal_guard:
+            this = _Run(recipe, placement, options, console, staged, signal_guard)
+            result = this.result(checkpoint_folder(folder))
+            this.tracking.log_result(result)
+            if accelerator.is_main_process:
+                write_result(result, staged)
+                publish(staged, folder)
         accelerator.wait_for_everyone()
-        screen.summary(result, folder)
+        console.summary(result, folder)
         this.tracking.end()
     return result
 
 
-@dataclasses.dataclass(frozen=True)
+@contextlib.contextmanager
+def _translated_errors(folder: Path, accelerator: Accelerator, minutes: float) -> Iterator[None]:
+    """Raise what libraries raise for a full disk, a lost process or too little memory as peftlab's own errors."""
+    try:
+        yield
+    except Exception as error:
+        reason = atomic.storage_error(error)
+        if reason is not None:
+            raise UserError(f"--output {folder}: cannot be written: {reason}") from None
+        memory = out_of_memory.is_out_of_memory(error)
+        if accelerator.num_processes > 1 and launch.is_peer_failure(error) and not memory:
+            raise ProcessLostError(
+                f"another process of this run ended, or did not answer for {minutes:g} minutes "
+                f"({' '.join(str(error).split())[:120]}); --resume continues from the last checkpoint"
+            ) from None
+        if not memory:
+            raise
+        raise OutOfMemoryError(
+            f"out of memory outside of the training steps: {out_of_memory.requested(error)}; "
+            f"{out_of_memory.limits(accelerator.device)}"
+        ) from None
+
+
+@dataclass(frozen=True)
 class PreparedModel:
     """A model that is ready to train."""
 
     base: Base
-    model: torch.nn.Module  # the base, and the method attached to it
-    examples: list[Example]
+    workload: Workload
     parameters: Parameters
-    untouched: dict[str, dict[str, float]]  # scores of the base as it came, by split
+    base_scores: dict[str, dict[str, float]]  # split -> metric -> value, of the base before training
 
 
 class _Run:
-    """One run, phase by phase, each on its own clock."""
+    """One run, phase by phase, each with its own clock."""
 
     def __init__(
         self,
         recipe: Recipe,
-        accelerator: Accelerator,
-        sharding: FsdpSettings | None,
-        zero: ZeroSettings | None,
-        device_map: DeviceMap | None,
-        screen: ConsoleReporter,
+        placement: Placement,
+        options: RunOptions,
+        console: ConsoleReporter,
         folder: Path,
-        signal_guard: contextlib.ExitStack,  # put up once there is something that a signal must not lose
+        signal_guard: contextlib.ExitStack,  # entered once there is something that a signal must not lose
     ) -> None:
         self.recipe = recipe
-        self.accelerator = accelerator
-        self.sharding = sharding
-        self.zero = zero
-        self.shared = sharding is not None or (zero is not None and zero.stage == 3)  # the parameters
-        self.device_map = device_map if torch.cuda.device_count() > 1 else None
-        if self.device_map != device_map:
-            screen.line("device map", "one device: there is nothing to spread the model over")
-        self.screen = screen
+        self.placement = placement
+        self.accelerator = placement.accelerator
+        self.options = options
+        self.console = console
         self.folder = folder
         self.signal_guard = signal_guard
-        self.precision = resolve_precision(recipe.training.precision, accelerator.device)
+        if placement.device_map != options.device_map:
+            console.line("device map", "there is one device only: --device-map has no effect")
+        self.precision = resolve_precision(recipe.training.precision, self.accelerator.device)
         self.environment = environment(
-            accelerator.device.type,
+            self.accelerator.device.type,
             self.precision,
-            accelerator.num_processes,
-            sharded=self.shared,
-            zero=None if zero is None else zero.stage,
-            device_map=self.device_map,
+            self.accelerator.num_processes,
+            sharded=placement.shards_parameters,
+            zero=None if placement.zero is None else placement.zero.stage,
+            device_map=placement.device_map,
         )
-        self.scored = ("validation", "test") if recipe.score_test else ("validation",)
         self.history = History()
-        self.tracking = Tracking(recipe, accelerator, screen.line)
+        self.tracking = Tracking(recipe, self.accelerator, console.line)
 
-    def result(
-        self, checkpoints: Path, keeping: CheckpointPolicy, *, resume: bool, score_base: bool, trust: str | None
-    ) -> RunResult:
+    def result(self, checkpoint_folder: Path) -> RunResult:
         start = time.perf_counter()
-        material = read(self.recipe, self.accelerator, trust)
-        rows, task = material.rows, material.task
-        encoded, skipped = self._encoded(material)
-        floors = self._floors(material)
-        ready = self._ready(material, encoded, score_base=score_base)
+        data = self._data(read_inputs(self.recipe, self.accelerator, self.options.trust))
+        prepared = self._prepared(data)
         self.history.load_seconds = time.perf_counter() - start - self.history.evaluate_seconds
-        kept = Checkpoints(checkpoints, self._identity(material), kept=keeping.kept)
-        resumed = resume_from(
-            kept, self.history, self.environment, self.accelerator, resume=resume, say=self.screen.line
-        )
-        keeper = CheckpointCallback(kept, keeping, self.accelerator, more=self.history.model_dump, say=self.screen.line)
+        checkpoints = self._checkpoint_callback(data.inputs, checkpoint_folder)
         self.signal_guard.enter_context(interruption.deferred())
-        log = self._trained(material, encoded, ready, keeper, resumed)
-        parameters = ready.parameters
+        workload = prepared.workload
+        log = loop.train(workload, [self.console, self.tracking, checkpoints])
         if log.unused:
-            parameters = count_parameters(ready.model, ready.base)
-            self.screen.line("frozen", f"{len(log.unused)} tensors that no forward used, e.g. {log.unused[0]}")
+            prepared = dataclasses.replace(prepared, parameters=count_parameters(workload.model, prepared.base))
+            self.console.line("frozen", f"{len(log.unused)} tensors that no forward used, e.g. {log.unused[0]}")
         predictions = {"validation": log.records}
         if self.recipe.score_test:
             try:
-                predictions["test"] = self._predict(material, encoded, ready.model, "test")
+                predictions["test"] = self._predict(data, workload.model, "test")
             except Interrupted:
-                keeper.stop()
-        scores = {split: scoring.score(task, records) for split, records in predictions.items()}
-        adapter_bytes = self._saved(material, encoded, ready.model, log, predictions)
+                checkpoints.on_interrupt()
+        adapter_bytes = self._save(data, workload.model, log, predictions)
         return RunResult(
-            name=self.recipe.name,
-            digest=self.recipe.digest,
-            recipe=redact.redacted(self.recipe.to_record()),
-            started=self.history.started,
             command=_command(),
-            metrics=scores,
-            metric_signatures=metrics.signatures(task.metrics),
-            constant_baseline=floors,
-            base_model=ready.untouched,
-            selection=task.selection,
-            selection_minimized=task.lower_is_better,
-            best_step=log.best_step if self.recipe.training.keep_best else None,
-            stopped_early=log.stopped_early,
-            curve=Curve(
-                steps=[look.step for look in log.evaluations],
-                scores=[look.scores[task.selection] for look in log.evaluations],
-                losses=[look.loss for look in log.evaluations],
-            ),
-            parameters=parameters,
-            unused=log.unused,
-            method_stats=self.recipe.method.stats(ready.model),
-            fidelity=self.recipe.method.fidelity,
-            cost=Cost(
-                load_seconds=round(self.history.load_seconds, 3),
-                train_seconds=round(log.seconds, 3),
-                evaluate_seconds=round(self.history.evaluate_seconds, 3),
-                optimizer_steps=len(log.steps),
-                tokens=log.tokens,
-                tokens_per_second=round(log.tokens / log.seconds, 1),
-                padding_fraction=round(1 - log.tokens / log.padded_tokens, 4),
-                adapter_bytes=adapter_bytes,
-            ),
-            splits={
-                split: SplitCounts(
-                    examples=len(part.rows),
-                    tokens=sum(sum(task.lengths(e)) for e in part.examples),
-                    dropped=part.counts,
-                    skipped=skipped[split],
-                    leaks=rows.leaks.get(split),
-                )
-                for split, part in encoded.items()
-            },
-            model_source=material.files.source,
-            model_fingerprint=material.files.fingerprint,
-            model_code=material.files.code_revision,
-            data_source=rows.source,
-            data_fingerprint=rows.fingerprint,
+            metrics={split: scoring.score(data.inputs.task, records) for split, records in predictions.items()},
+            base_model=prepared.base_scores,
+            parameters=prepared.parameters,
+            method_stats=self.recipe.method.stats(workload.model),
+            cost=record.cost(self.history, log, adapter_bytes),
             environment=self.environment,
+            started=self.history.started,
             resumes=self.history.resumes,
-            micro_batch_reductions=[MicroBatchReduction(**dataclasses.asdict(halving)) for halving in log.halvings],
+            **record.of_recipe(self.recipe, data.inputs.task),
+            **record.of_data(data),
+            **record.of_log(self.recipe, data.inputs.task, log),
         )
 
-    def _encoded(self, material: Workload) -> tuple[dict[str, Encoded], dict[str, dict[str, int]]]:
-        """Examples by split, and how many rows were left out by reason."""
-        rows, encoded, skipped = material.rows, {}, {}
+    def _data(self, inputs: Inputs) -> RunData:
+        """Encode all splits. Raises UserError if no answer can be scored on the validation split."""
+        rows, encoded, skipped = inputs.rows, {}, {}
         for split in rows.rows:
-            encoded[split], unfit = material.encoded(split)
-            skipped[split] = {**rows.skipped.get(split, {}), **unfit}
-        self._say(summary.data_lines(self.recipe, material.files.source, rows, encoded))
-        learnt = [row for split in LEARNT for row in rows.rows.get(split, [])]
-        remark = material.task.check_training_rows(learnt)
+            encoded[split], unencodable = inputs.encoded(split)
+            skipped[split] = {**rows.skipped.get(split, {}), **unencodable}
+        self._print(summary.data_lines(self.recipe, inputs.files.source, rows, encoded))
+        trained = [row for split in TRAINED_SPLITS for row in rows.rows.get(split, [])]
+        remark = inputs.task.check_training_rows(trained)
         if remark is not None:
-            self.screen.line("labels", remark)
-        return encoded, skipped
+            self.console.line("labels", remark)
+        return RunData(inputs, encoded, skipped, self._constant_baseline(inputs))
 
-    def _floors(self, material: Workload) -> dict[str, dict[str, float]]:
-        """What a constant answer scores. Raises UserError if no answer can be scored on the validation split."""
-        rows, task = material.rows.rows, material.task
-        floors = {split: task.constant_baseline(rows["train"], rows[split]) for split in self.scored}
-        scoring.check_possible(task, floors["validation"], rows["validation"])
-        return {split: floor for split, floor in floors.items() if floor is not None}
+    def _constant_baseline(self, inputs: Inputs) -> dict[str, dict[str, float]]:
+        """Scores of always giving the same answer, by split."""
+        rows, task = inputs.rows.rows, inputs.task
+        scores = {split: task.constant_baseline(rows["train"], rows[split]) for split in self._scored_splits}
+        scoring.check_possible(task, scores["validation"], rows["validation"])
+        return {split: values for split, values in scores.items() if values is not None}
 
-    def _ready(self, material: Workload, encoded: Mapping[str, Encoded], *, score_base: bool) -> PreparedModel:
-        """The base with the method attached, in shares if so placed, and what it trains on."""
-        # What is shared out may be too large for one device.
-        device = torch.device("cpu") if self.shared else self.accelerator.device
-        base = material.base(device, self.precision, self.device_map)
+    @property
+    def _scored_splits(self) -> tuple[str, ...]:
+        return ("validation", "test") if self.recipe.score_test else ("validation",)
+
+    def _prepared(self, data: RunData) -> PreparedModel:
+        """Load the base, attach the method and shard the model if the launcher says so."""
+        inputs, encoded = data.inputs, data.encoded
+        # A model that will be sharded may be too large for one device.
+        device = torch.device("cpu") if self.placement.shards_parameters else self.accelerator.device
+        base = inputs.base(device, self.precision, self.placement.device_map)
         refuse_unknown_tokens(base, (example for part in encoded.values() for example in part.examples))
-        examples = [example for split in LEARNT if split in encoded for example in encoded[split].examples]
-        examples = material.task.training_examples(examples, material.limit)
+        examples = [example for split in TRAINED_SPLITS if split in encoded for example in encoded[split].examples]
+        examples = inputs.task.training_examples(examples, inputs.limit)
         if not examples:
-            raise UserError(f"data: the train split of {material.rows.source} has nothing to learn")
-        lengths = [len(example) for example in examples]
-        plan = TrainingPlan(
-            optimizer_steps=loop.schedule_length(lengths, self.recipe.training, self.recipe.seeds),
-            task_type=material.task.task_type,
-            head=base.head,
-            longest_input=max(*lengths, *(len(example) for part in encoded.values() for example in part.examples)),
-            seed=self.recipe.seeds.initialization,
-            tokenize=material.tokenize,
-        )
-        untouched = {}
-        if score_base and not base.head:  # all that answers in it is pretrained
-            for split in self.scored:
-                records = self._predict(material, encoded, base.model, split)
-                untouched[split] = scoring.score(material.task, records)
+            raise UserError(f"data: the train split of {inputs.rows.source} has nothing to learn")
+        plan = self._plan(data, base, [len(example) for example in examples])
+        base_scores = {}
+        if self.options.score_base and not base.head:  # without a new head all of the base is pretrained
+            for split in self._scored_splits:
+                base_scores[split] = scoring.score(inputs.task, self._predict(data, base.model, split))
         model = apply_method(self.recipe, base, plan)
         parameters = count_parameters(model, base)
-        if self.sharding is not None:
-            self.sharding.shard(model, device_mesh(self.accelerator.device))
-        self._say(summary.model_lines(self.recipe, parameters, self.accelerator, self.environment))
-        return PreparedModel(base, model, examples, parameters, untouched)
+        if self.placement.fsdp is not None:
+            self.placement.fsdp.shard(model, device_mesh(self.accelerator.device))
+        self._print(summary.model_lines(self.recipe, parameters, self.accelerator, self.environment))
+        return PreparedModel(base, self._workload(data, model, examples), parameters, base_scores)
 
-    def _trained(
-        self,
-        material: Workload,
-        encoded: Mapping[str, Encoded],
-        ready: PreparedModel,
-        keeper: CheckpointCallback,
-        resumed: Snapshot | None,
-    ) -> TrainLog:
-        task = material.task
-        self.screen.selection = task.selection
-        log = loop.train(
-            ready.model,
-            method=self.recipe.method,
-            task=task,
-            examples=ready.examples,
-            padding_token=material.tokenizer.pad_token_id,
-            settings=self.recipe.training,
-            learning_rate=self.recipe.learning_rate,
-            seeds=self.recipe.seeds,
-            accelerator=self.accelerator,
-            autocast=self._autocast,
-            evaluate=lambda: scoring.selectable(task, self._predict(material, encoded, ready.model, "validation")),
-            observer=Observers(self.screen, self.tracking),
-            keeper=keeper,
-            resumed=resumed,
-            zero=self.zero,
-            precision=self.precision,
+    def _plan(self, data: RunData, base: Base, lengths: Sequence[int]) -> TrainingPlan:
+        recipe, inputs = self.recipe, data.inputs
+        return training_plan(
+            recipe,
+            base,
+            task=inputs.task,
+            tokenizer=inputs.tokenizer,
+            optimizer_steps=schedule_length(lengths, recipe.training, recipe.seeds),
+            longest_input=max(*lengths, *(len(e) for part in data.encoded.values() for e in part.examples)),
         )
-        self.screen.finished()
-        return log
 
-    def _saved(
-        self,
-        material: Workload,
-        encoded: Mapping[str, Encoded],
-        model: torch.nn.Module,
-        log: TrainLog,
-        predictions: Mapping[str, Records],
-    ) -> int:
-        """Write what was trained and what it predicts; how many bytes the former takes."""
+    def _workload(self, data: RunData, model: torch.nn.Module, examples: Sequence[Example]) -> Workload:
+        recipe, task = self.recipe, data.inputs.task
+        return Workload(
+            model=model,
+            method=recipe.method,
+            task=task,
+            examples=examples,
+            padding_token=data.inputs.tokenizer.pad_token_id,
+            settings=recipe.training,
+            learning_rate=recipe.learning_rate,
+            seeds=recipe.seeds,
+            accelerator=self.accelerator,
+            evaluate=lambda: scoring.selectable(task, self._predict(data, model, "validation")),
+            precision=self.precision,
+            zero=self.placement.zero,
+        )
+
+    def _checkpoint_callback(self, inputs: Inputs, folder: Path) -> CheckpointCallback:
+        """The callback that saves checkpoints, and with `resume` continues from the newest one."""
+        identity = checkpointing.Identity(
+            recipe_digest=self.recipe.digest,
+            recipe=redact.redacted(self.recipe.to_record()),
+            command=_command(),
+            model_fingerprint=inputs.files.fingerprint,
+            data_fingerprint=inputs.rows.fingerprint,
+            environment=self.environment,
+        )
+        policy, say = self.options.checkpoints, self.console.line
+        checkpoints = Checkpoints(folder, identity, keep_last=policy.keep_last)
+        snapshot = resume_from(
+            checkpoints, self.history, self.environment, self.accelerator, resume=self.options.resume, say=say
+        )
+        return CheckpointCallback(
+            checkpoints, policy, self.accelerator, run_values=self.history.model_dump, say=say, resume_from=snapshot
+        )
+
+    def _save(self, data: RunData, model: torch.nn.Module, log: TrainLog, predictions: Mapping[str, Records]) -> int:
+        """Write the trained tensors and the predictions. Returns the bytes of the tensors, 0 on other processes."""
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
         gather_parameters(model, {*trained, *log.unused}, keep=self.accelerator.is_main_process)
         if not self.accelerator.is_main_process:
             return 0
+        recipe, inputs = self.recipe, data.inputs
         card = artifact.Card(
-            model=self.recipe.model,
-            model_fingerprint=material.files.fingerprint,
-            task=material.task,
-            method=self.recipe.method,
-            quantization=self.recipe.quantization,
+            model=recipe.model,
+            model_fingerprint=inputs.files.fingerprint,
+            task=inputs.task,
+            method=recipe.method,
+            quantization=recipe.quantization,
             precision=self.precision,
-            limit=material.limit,
-            recipe_digest=self.recipe.digest,
+            limit=inputs.limit,
+            recipe_digest=recipe.digest,
         )
-        scoring.write(predictions, encoded, self.folder / "predictions.jsonl")
-        folder = self.folder / self.recipe.method.folder
-        return artifact.save(card, model, material.tokenizer, material.files, folder)
+        scoring.write(predictions, data.encoded, self.folder / "predictions.jsonl")
+        return artifact.save(card, model, inputs.tokenizer, inputs.files, self.folder / recipe.method.folder)
 
-    def _identity(self, material: Workload) -> checkpointing.Identity:
-        return checkpointing.Identity(
-            recipe_digest=self.recipe.digest,
-            recipe=redact.redacted(self.recipe.to_record()),
-            command=_command(),
-            model_fingerprint=material.files.fingerprint,
-            data_fingerprint=material.rows.fingerprint,
-            environment=self.environment,
-        )
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return autocast(self.precision, self.accelerator.device)
-
-    def _say(self, lines: Iterable[tuple[str, str]]) -> None:
+    def _print(self, lines: Iterable[tuple[str, str]]) -> None:
         for label, text in lines:
-            self.screen.line(label, text)
+            self.console.line(label, text)
 
-    def _predict(
-        self, material: Workload, encoded: Mapping[str, Encoded], model: torch.nn.Module, split: str
-    ) -> Records:
+    def _predict(self, data: RunData, model: torch.nn.Module, split: str) -> Records:
         start = time.perf_counter()
-        records = loop.predict(
+        records = predict(
             model,
-            task=material.task,
-            examples=encoded[split].examples,
-            tokenizer=material.tokenizer,
+            task=data.inputs.task,
+            examples=data.encoded[split].examples,
+            tokenizer=data.inputs.tokenizer,
             batch_tokens=scoring.BATCH_TOKENS,
             accelerator=self.accelerator,
-            autocast=self._autocast,
+            autocast=lambda: autocast(self.precision, self.accelerator.device),
         )
         self.history.evaluate_seconds += time.perf_counter() - start
         return records

@@ -8,7 +8,6 @@ from pydantic import ValidationError
 
 from peftlab.errors import UserError, first_error
 from peftlab.io.atomic import check_writable
-from peftlab.methods import TrainingPlan
 from peftlab.models.model import ModelFiles
 from peftlab.recipe import Recipe
 from peftlab.suites import gpus, workers
@@ -87,7 +86,7 @@ def parameters(recipe: Recipe) -> int:
     quiet_libraries()
     import torch
 
-    from peftlab.loading.attach import apply_method, count_parameters
+    from peftlab.loading.attach import apply_method, count_parameters, training_plan
     from peftlab.profiling.estimate import sample_batch
     from peftlab.profiling.fake_model import meta_model
 
@@ -103,12 +102,13 @@ def parameters(recipe: Recipe) -> int:
         dropout=recipe.training.dropout,
         padding_token=batch.tokenizer.pad_token_id,
     )
-    plan = TrainingPlan(
+    plan = training_plan(
+        recipe,
+        base,
+        task=batch.task,
+        tokenizer=batch.tokenizer,
         optimizer_steps=PLANNED_STEPS,
-        task_type=batch.task.task_type,
-        head=base.head,
         longest_input=batch.length,
-        tokenize=lambda text: list(batch.tokenizer(text, add_special_tokens=False)["input_ids"]),
     )
     with torch.device("meta"):
         return count_parameters(apply_method(recipe, base, plan), base).method

@@ -172,7 +172,7 @@ def classify_error(error: Exception) -> tuple[State, str]:
     first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
     if isinstance(error, DivergedError):
         return "diverged", first
-    if isinstance(error, OutOfMemoryError) or out_of_memory.caused(error):
+    if isinstance(error, OutOfMemoryError) or out_of_memory.is_out_of_memory(error):
         return "out of memory", first
     return "failed", first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
 
@@ -196,8 +196,8 @@ def current_environment(recipe: Recipe) -> Environment:
     """What this process runs on."""
     import torch
 
-    from peftlab.loading.model import resolve_precision
     from peftlab.results.environment import environment
+    from peftlab.training.precision import resolve_precision
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return environment(device.type, resolve_precision(recipe.training.precision, device), 1)

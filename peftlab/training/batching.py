@@ -1,4 +1,4 @@
-"""Which examples share a batch: of similar length, in an order that depends on nothing but seed and epoch."""
+"""Batches of examples of similar length, in an order that depends on nothing but seed and epoch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-POOL = 50  # batches' worth of examples that are sorted by length together: larger pads less, shuffles less
+POOL = 50  # batches whose examples are sorted by length together: larger pads less and shuffles less
 
 Batch = list[int]  # indices of examples
 
@@ -17,7 +17,7 @@ def epoch_batches(
 ) -> list[Batch]:
     """Shuffled batches of at most `examples` examples, or of at most `tokens` tokens with padding.
 
-    An example longer than `tokens` is a batch of its own.
+    An example longer than `tokens` gets a batch to itself.
 
     >>> batches = epoch_batches([3, 9, 3, 9], seed=0, epoch=0, tokens=18)
     >>> sorted(sorted(batch) for batch in batches)
@@ -37,7 +37,7 @@ def epoch_batches(
 def split_batches(
     order: Sequence[int], lengths: Sequence[int], *, examples: int | None = None, tokens: int | None = None
 ) -> list[Batch]:
-    """Cut `order` into batches as large as allowed, keeping it.
+    """Split `order` into consecutive batches, each as large as the limit allows.
 
     >>> split_batches([0, 1, 2], [2, 2, 3], tokens=6)
     [[0, 1], [2]]
@@ -57,10 +57,10 @@ def split_batches(
     return batches
 
 
-def shares(batch: Batch, lengths: Sequence[int], parts: int) -> list[Batch]:
-    """`batch` in `parts` pieces of similar length; some are empty if there are fewer examples.
+def split_evenly(batch: Batch, lengths: Sequence[int], parts: int) -> list[Batch]:
+    """Split `batch` into `parts` micro-batches, each of examples of similar length; some are empty if examples are few.
 
-    >>> shares([0, 1, 2], [5, 1, 3], 2)
+    >>> split_evenly([0, 1, 2], [5, 1, 3], 2)
     [[1, 2], [0]]
     """
     by_length = sorted(batch, key=lambda i: (lengths[i], i))

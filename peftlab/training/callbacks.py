@@ -1,73 +1,101 @@
-"""When the states of a run are kept, and what becomes of it when it is told to stop."""
+"""Hooks into the training loop, e.g. for a console, an experiment tracker, checkpoints or a profiler."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Literal
 
-from peftlab.training.checkpointing import Checkpoints
-from peftlab.training.interruption import Interrupted, asked
-from peftlab.training.settings import CheckpointPolicy
-from peftlab.training.state import Callback, RngState, Snapshot, TrainState
+from peftlab.training.state import RngState, TrainState
+from peftlab.training.train_log import Evaluation, MicroBatchReduction, Step, TrainLog
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+Phase = Literal["inputs", "forward", "backward", "optimizer"]
+"""Phases of a step, in this order. Each micro-batch has a forward and a backward of its own."""
 
 
-class CheckpointCallback(Callback):
-    """Keeps checkpoints on disk; the first process writes."""
+class Callback:
+    """Base class of the loop's callbacks. Each hook does nothing unless a subclass overrides it.
 
-    def __init__(
-        self,
-        checkpoints: Checkpoints,
-        keeping: CheckpointPolicy,
-        accelerator: Accelerator,
-        *,
-        more: Callable[[], dict[str, Any]],
-        say: Callable[[str, str], None],
-    ) -> None:
-        """`more` is what the run wants kept beside the training's state, JSON; `say` shows a label and a text."""
-        self._checkpoints = checkpoints
-        self._keeping = keeping
-        self._accelerator = accelerator
-        self._more = more
-        self._say = say
-        self._progress: TrainState | None = None
-        self._last = time.monotonic()
-        self._newest = ""  # what can be gone on from, in words
+    Every process of a distributed run calls every hook, in the same order, so a hook may use collective calls.
+    """
 
-    def watch(self, progress: TrainState) -> None:
-        self._progress = progress
-        self._last = time.monotonic()
-        if progress.log.steps:
-            self._newest = f"step {len(progress.log.steps)}"
+    def on_train_begin(self, state: TrainState) -> None:
+        """Called once before the first step. To resume, restore a snapshot into `state` here."""
 
-    def wanted(self, step: int) -> tuple[bool, bool]:
-        every = self._keeping
-        by_time = every.minutes is not None and time.monotonic() - self._last >= 60 * every.minutes
-        return by_time or (every.steps is not None and step % every.steps == 0), asked() is not None
+    def on_phase_end(self, phase: Phase) -> None:
+        """Called at the end of each phase of each step, while what the phase allocated is still there."""
 
-    def keep(self, generators: RngState | None = None) -> str:
-        if self._progress is None:
-            return ""
-        snapshot = self._progress.snapshot(generators)
-        self._last = time.monotonic()
-        if self._accelerator.is_main_process:
-            try:
-                whole = Snapshot(snapshot.step, snapshot.tensors, {**snapshot.values, "run": self._more()})
-                path = self._checkpoints.save(whole)
-            except OSError as error:  # a run does not end because its insurance fails
-                self._say("checkpoint", f"step {snapshot.step} could not be kept: {error.strerror}")
-                return f"step {snapshot.step} could not be kept ({error.strerror}); " + self._newest_in_words()
-            self._newest = f"step {snapshot.step}"
-            return f"the state after step {snapshot.step} is kept in {path}; "
+    def on_gradients(self, state: TrainState) -> None:
+        """Called when all gradients of a step are there: after its last backward, before clipping and the update."""
+
+    def on_step_end(self, step: Step, total: int, log: TrainLog) -> None:
+        """Called after each optimizer step. `total` is the number of steps planned."""
+
+    def on_evaluation(self, evaluation: Evaluation, is_best: bool) -> None:
+        """Called after each evaluation on the validation split."""
+
+    def on_micro_batch_reduction(self, reduction: MicroBatchReduction) -> None:
+        """Called when a step ran out of memory and is retried in smaller micro-batches."""
+
+    def request(self, step: int) -> tuple[bool, bool]:
+        """Whether to save the state after this step, and whether to stop. A request of one process holds for all."""
+        return False, False
+
+    def on_save(self, rng: RngState | None = None) -> str:
+        """Called if a process requested it, and before an error ends the training. A collective call.
+
+        `rng`: the RNG state to save in place of the current one. Returns a clause for the error's message, which says
+        what was saved, or "".
+        """
         return ""
 
-    def stop(self) -> None:
-        self.keep()
-        self._accelerator.wait_for_everyone()
-        raise Interrupted(asked() or 15, self._newest_in_words().removesuffix("; "))
+    def on_interrupt(self) -> None:
+        """Called if a process requested to stop. Saves what must not be lost and raises `Interrupted`."""
 
-    def _newest_in_words(self) -> str:
-        return f"{self._newest} is kept, --resume goes on from it; " if self._newest else "nothing was kept; "
+    def on_train_end(self, log: TrainLog) -> None:
+        """Called once after the last step. The model is in its final state, in evaluation mode."""
+
+
+class CallbackList(Callback):
+    """Calls several callbacks one after the other."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._callbacks = callbacks
+
+    def on_train_begin(self, state: TrainState) -> None:
+        for callback in self._callbacks:
+            callback.on_train_begin(state)
+
+    def on_phase_end(self, phase: Phase) -> None:
+        for callback in self._callbacks:
+            callback.on_phase_end(phase)
+
+    def on_gradients(self, state: TrainState) -> None:
+        for callback in self._callbacks:
+            callback.on_gradients(state)
+
+    def on_step_end(self, step: Step, total: int, log: TrainLog) -> None:
+        for callback in self._callbacks:
+            callback.on_step_end(step, total, log)
+
+    def on_evaluation(self, evaluation: Evaluation, is_best: bool) -> None:
+        for callback in self._callbacks:
+            callback.on_evaluation(evaluation, is_best)
+
+    def on_micro_batch_reduction(self, reduction: MicroBatchReduction) -> None:
+        for callback in self._callbacks:
+            callback.on_micro_batch_reduction(reduction)
+
+    def request(self, step: int) -> tuple[bool, bool]:
+        requests = [callback.request(step) for callback in self._callbacks]
+        return any(save for save, _ in requests), any(stop for _, stop in requests)
+
+    def on_save(self, rng: RngState | None = None) -> str:
+        return "".join(callback.on_save(rng) for callback in self._callbacks)
+
+    def on_interrupt(self) -> None:
+        for callback in self._callbacks:
+            callback.on_interrupt()
+
+    def on_train_end(self, log: TrainLog) -> None:
+        for callback in self._callbacks:
+            callback.on_train_end(log)

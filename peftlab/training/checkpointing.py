@@ -1,7 +1,7 @@
 """Checkpoints that a kill, a full disk or a flipped bit cannot turn into a wrong result.
 
-One is written beside its place, flushed to the disk file by file, the manifest of its files last, and only then given
-its name. It is read if every byte is what the manifest says. safetensors and JSON, no pickle.
+A checkpoint is written under a temporary name and flushed to the disk file by file, the manifest of its files last, and
+then renamed. It is read only if every byte is what the manifest says. safetensors and JSON, no pickle.
 """
 
 from __future__ import annotations
@@ -31,26 +31,28 @@ from peftlab.results.run_result import Environment
 from peftlab.training.state import Snapshot
 
 MANIFEST, TENSORS, VALUES = "manifest.json", "state.safetensors", "state.json"
-LARGEST_MANIFEST = 2**20  # bytes
+MAX_MANIFEST = 2**20  # bytes
 NAME = re.compile(r"step-(\d{8,12})(?:-(\d{1,6}))?")
 
 
 class Damaged(Exception):
-    """A checkpoint that is not what was written, in words."""
+    """The checkpoint is not what was written; the message says in what."""
 
 
 class Contents(Settings):
-    """Of a file."""
+    """Contents of a file."""
 
     sha256: str
     size: int
+    """Bytes."""
 
 
 class Identity(Settings):
-    """What a state belongs to."""
+    """The run that a state belongs to."""
 
     recipe_digest: str
-    recipe: dict[str, Any]  # resolved
+    recipe: dict[str, Any]
+    """Every default filled in."""
     command: list[str]
     model_fingerprint: str
     data_fingerprint: str
@@ -58,36 +60,39 @@ class Identity(Settings):
 
 
 class Manifest(Settings):
-    """Written last. In its file a line of JSON, and the sha256 of that line."""
+    """Written last. Its file holds a line of JSON and the sha256 of that line."""
 
     version: Literal[1] = 1
     step: int = Field(ge=0)
-    written: str  # UTC, ISO 8601
+    """Optimizer steps done."""
+    written: str
+    """Time in UTC, ISO 8601."""
     identity: Identity
     files: dict[str, Contents]
+    """By name."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A checkpoint that can be used, and why newer ones cannot."""
+class LoadedCheckpoint:
+    """A valid checkpoint, and why newer ones were skipped."""
 
     path: Path
     manifest: Manifest
     snapshot: Snapshot
-    passed_over: tuple[str, ...]
+    skipped: tuple[str, ...]
 
 
 class Checkpoints:
     """The checkpoints of one run, in a folder of their own; one process at a time writes there."""
 
-    def __init__(self, folder: Path, identity: Identity, *, kept: int) -> None:
+    def __init__(self, folder: Path, identity: Identity, *, keep_last: int) -> None:
         self.folder = folder
         self.identity = identity
-        self.kept = kept  # how many of the newest ones stay
-        self._mine: list[Path] = []  # those that this attempt wrote or went on from, oldest first
+        self.keep_last = keep_last  # older ones are deleted
+        self._of_attempt: list[Path] = []  # those that this attempt wrote or resumed from, oldest first
 
     def save(self, snapshot: Snapshot) -> Path:
-        """Write a checkpoint, then delete what is no longer wanted. Raises OSError; what was there is there still."""
+        """Write a checkpoint, then delete older ones. Raises OSError; the existing checkpoints are then still there."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._free_name(snapshot.step)
         staged = path.with_name(f".{path.name}.part")
@@ -110,27 +115,27 @@ class Checkpoints:
             shutil.rmtree(staged, ignore_errors=True)
             raise
         sync(self.folder)
-        self._mine.append(path)
+        self._of_attempt.append(path)
         self._prune()
         return path
 
-    def newest(self) -> Found | None:
-        """The newest checkpoint that is whole. Raises UserError if it is of another run, and says in what."""
-        passed_over = []
+    def newest(self) -> LoadedCheckpoint | None:
+        """Load the newest valid checkpoint. Raises UserError if it belongs to another run, or none is valid."""
+        skipped = []
         for path in names(self.folder):
             try:
                 manifest, snapshot = read(path)
             except Damaged as damage:
-                passed_over.append(f"{path.name}: {damage}")
+                skipped.append(f"{path.name}: {damage}")
                 continue
-            if other := differences(manifest.identity, self.identity):
-                raise UserError(f"--resume: {path} is of another run: {'; '.join(other)}")
-            self._mine = [path]
-            return Found(path, manifest, snapshot, tuple(passed_over))
-        if passed_over:
+            if changes := differences(manifest.identity, self.identity):
+                raise UserError(f"--resume: {path} belongs to another run: {'; '.join(changes)}")
+            self._of_attempt = [path]
+            return LoadedCheckpoint(path, manifest, snapshot, tuple(skipped))
+        if skipped:
             raise UserError(
-                f"--resume: no checkpoint in {self.folder} can be used ({'; '.join(passed_over)}); "
-                "without --resume it starts anew"
+                f"--resume: no checkpoint in {self.folder} is valid ({'; '.join(skipped)}); "
+                "without --resume the run starts from scratch"
             )
         return None
 
@@ -141,7 +146,7 @@ class Checkpoints:
                 _delete(path)
 
     def _free_name(self, step: int) -> Path:
-        """Never the name of one that is there, valid or not: until the new one is whole, nothing is touched."""
+        """A name that is not in use: existing checkpoints stay until the new one is complete."""
         path, attempt = self.folder / f"step-{step:08d}", 1
         while path.exists() or path.is_symlink():
             path = self.folder / f"step-{step:08d}-{attempt}"
@@ -149,40 +154,40 @@ class Checkpoints:
         return path
 
     def _prune(self) -> None:
-        self._mine = self._mine[-self.kept :]
+        self._of_attempt = self._of_attempt[-self.keep_last :]
         for path in self.folder.iterdir():
-            if path not in self._mine:
-                with contextlib.suppress(OSError):  # what cannot be deleted does no harm
+            if path not in self._of_attempt:
+                with contextlib.suppress(OSError):  # a checkpoint that cannot be deleted does no harm
                     _delete(path)
 
 
 def names(folder: Path) -> Iterator[Path]:
-    """What is called a checkpoint in `folder`, newest first."""
-    found = []
+    """Paths in `folder` that have the name of a checkpoint, newest first."""
+    matches = []
     if folder.is_dir():
         for path in folder.iterdir():
             if match := NAME.fullmatch(path.name):
-                found.append((int(match[1]), int(match[2] or 0), path))
-    for _, _, path in sorted(found, reverse=True):
+                matches.append((int(match[1]), int(match[2] or 0), path))
+    for _, _, path in sorted(matches, reverse=True):
         yield path
 
 
 def read(path: Path) -> tuple[Manifest, Snapshot]:
-    """A checkpoint, every byte checked before any is used. Raises Damaged."""
+    """Load a checkpoint; every byte is checked before any is used. Raises Damaged."""
     try:
         if not stat.S_ISDIR(path.lstat().st_mode):
             raise Damaged("not a folder")
         manifest = read_manifest(path / MANIFEST)
-        here = {entry.name for entry in path.iterdir()}
-        if strange := sorted(here ^ {MANIFEST, *manifest.files}):
-            raise Damaged(f"{strange[0]} {'does not belong there' if strange[0] in here else 'is missing'}")
+        names = {entry.name for entry in path.iterdir()}
+        if unexpected := sorted(names ^ {MANIFEST, *manifest.files}):
+            raise Damaged(f"{unexpected[0]} {'does not belong there' if unexpected[0] in names else 'is missing'}")
         if set(manifest.files) != {TENSORS, VALUES}:
             raise Damaged(f"{MANIFEST} does not list {TENSORS} and {VALUES}")
         if NAME.fullmatch(path.name) is None or int(NAME.fullmatch(path.name)[1]) != manifest.step:  # type: ignore[index]
             raise Damaged(f"it holds step {manifest.step}")
-        for name, wanted in manifest.files.items():
-            _check_regular(path / name, wanted.size)
-            if _contents(path / name) != wanted:
+        for name, expected in manifest.files.items():
+            _check_regular(path / name, expected.size)
+            if _contents(path / name) != expected:
                 raise Damaged(f"{name} is not what was written")
         untrusted.check_tensors(path / TENSORS)
         values = json.loads((path / VALUES).read_bytes())
@@ -196,64 +201,64 @@ def read(path: Path) -> tuple[Manifest, Snapshot]:
 
 
 def refuse_edited(folder: Path, identity: Identity) -> None:
-    """Raise UserError if the same `peftlab run` has begun a run that is not this one: its recipe has been edited since.
+    """Raise UserError if the same `peftlab run` command started another run: its recipe has been edited since.
 
-    A command that does several runs (a suite) may leave some of them unfinished; this is none of its edits.
+    Not for a command that does several runs, such as a suite: it may leave some of them unfinished.
     """
     if identity.command[1:2] != ["run"] or not folder.parent.is_dir():
         return
-    for beside in sorted(folder.parent.glob("*.checkpoints")):
-        for path in names(beside):
+    for sibling in sorted(folder.parent.glob("*.checkpoints")):
+        for path in names(sibling):
             try:
                 then = read_manifest(path / MANIFEST).identity
             except (Damaged, OSError):
                 continue
             if _without_options(then.command) == _without_options(identity.command):
                 raise UserError(
-                    f"--resume: {path} was begun by the same command, but {'; '.join(differences(then, identity))}; "
-                    "undo the change, or start anew without --resume"
+                    f"--resume: {path} was written by the same command, but {'; '.join(differences(then, identity))}; "
+                    "undo the change, or start from scratch without --resume"
                 )
             break
 
 
 def _without_options(command: Sequence[str]) -> list[str]:
     """The words of a command that say what to run."""
-    left, words = [], iter(command)
+    remaining, words = [], iter(command)
     for word in words:
         name, equals, _ = word.partition("=")
         if name in ("--checkpoint-every", "--keep-checkpoints"):
             if not equals:
                 next(words, None)
         elif word not in ("--resume", "--force"):
-            left.append(word)
-    return left
+            remaining.append(word)
+    return remaining
 
 
 def differences(then: Identity, now: Identity) -> list[str]:
-    """In what two runs are not the same one, so that a state of one is none of the other's."""
-    found = []
+    """Differences between two runs that make the states of one unusable for the other."""
+    changes = []
     if then.recipe_digest != now.recipe_digest:
         one, other = _flat(then.recipe), _flat(now.recipe)
         changed = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
-        found += [f"{key}: {_shown(one, key)} there, {_shown(other, key)} here" for key in changed[:5]]
-        found += [f"and {len(changed) - 5} more"] if len(changed) > 5 else []
+        changes += [f"{key}: {_text(one, key)} there, {_text(other, key)} here" for key in changed[:5]]
+        changes += [f"and {len(changed) - 5} more"] if len(changed) > 5 else []
     for what, a, b in (
         ("the base's files", then.model_fingerprint[:12], now.model_fingerprint[:12]),
         ("the data", then.data_fingerprint[:12], now.data_fingerprint[:12]),
         ("processes", then.environment.processes, now.environment.processes),
-        ("shares of the model", then.environment.sharded, now.environment.sharded),
+        ("shards of the model", then.environment.sharded, now.environment.sharded),
         ("DeepSpeed's ZeRO", then.environment.zero, now.environment.zero),
         ("precision", then.environment.precision, now.environment.precision),
         ("device", then.environment.device, now.environment.device),
     ):
         if a != b:
-            found.append(f"{what}: {a} there, {b} here")
-    return found
+            changes.append(f"{what}: {a} there, {b} here")
+    return changes
 
 
 def remarks(then: Environment, now: Environment) -> list[str]:
-    """What else has changed, and may change a last digit."""
-    found = []
+    """Differences that do not prevent resuming but may change a last digit."""
+    changes = []
     libraries = {name: (then.libraries.get(name), now.libraries.get(name)) for name in then.libraries | now.libraries}
     for what, a, b in (
         ("peftlab's commit", (then.code.commit or "")[:12], (now.code.commit or "")[:12]),
@@ -265,15 +270,15 @@ def remarks(then: Environment, now: Environment) -> list[str]:
         ("accelerators", ", ".join(then.hardware.accelerators), ", ".join(now.hardware.accelerators)),
     ):
         if a != b:
-            found.append(f"{what}: {a or 'none'} then, {b or 'none'} now")
-    return found
+            changes.append(f"{what}: {a or 'none'} then, {b or 'none'} now")
+    return changes
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Raises Damaged or OSError."""
+    """Read and verify a manifest. Raises Damaged or OSError."""
     size = path.lstat().st_size
-    if size > LARGEST_MANIFEST:
-        raise Damaged(f"{MANIFEST} is absurdly long: {size} bytes")
+    if size > MAX_MANIFEST:
+        raise Damaged(f"{MANIFEST} is too long: {size} bytes")
     _check_regular(path, size)
     content = path.read_bytes()
     try:
@@ -320,7 +325,7 @@ def _write_tensors(snapshot: Snapshot, path: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    """First out of sight, so that a half-deleted checkpoint is not taken for a damaged one."""
+    """Delete a file or folder. A folder is renamed first, so that half of it does not count as a damaged checkpoint."""
     if path.is_dir() and not path.is_symlink():
         if not path.name.startswith("."):
             gone = path.with_name(f".{path.name}.gone")
@@ -332,19 +337,20 @@ def _delete(path: Path) -> None:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """
+    """Nested values as one level with dotted names.
+
     >>> _flat({"method": {"kind": "lora", "rank": 4}, "name": "mine"})
     {'method.kind': 'lora', 'method.rank': 4, 'name': 'mine'}
     """
-    found: dict[str, Any] = {}
+    flattened: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            found |= _flat(value, f"{prefix}{key}.")
+            flattened |= _flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            flattened[f"{prefix}{key}"] = value
+    return flattened
 
 
-def _shown(values: Mapping[str, Any], key: str) -> str:
+def _text(values: Mapping[str, Any], key: str) -> str:
     text = json.dumps(values[key]) if key in values else "nothing"
     return text if len(text) <= 60 else f"{text[:57]}..."

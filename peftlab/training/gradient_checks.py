@@ -1,4 +1,4 @@
-"""GradientStats of life: that training reaches every trainable tensor, before an evaluation and after it."""
+"""Checks that training reaches every trainable tensor, before an evaluation and after it."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ import torch
 from peftlab.distributed.fsdp import full_tensor
 from peftlab.errors import UserError
 
-Gradient = Callable[[torch.nn.Parameter], torch.Tensor | None]  # of a parameter, if it has one
+Gradient = Callable[[torch.nn.Parameter], torch.Tensor | None]
+"""Returns the full gradient of a parameter, or None."""
 
-SAMPLE = 256  # numbers of a tensor that are kept to see whether it moves
+SAMPLE = 256  # values of a tensor that are kept to see whether it changes
 
 
 @dataclass(frozen=True)
 class GradientStats:
-    """What is seen of the trainable tensors between a backward pass and the optimiser's step."""
+    """The trainable tensors between a backward pass and the optimizer step."""
 
     count: int
-    missing: tuple[str, ...]  # got no gradient
-    zero: tuple[str, ...]  # got nothing but zeros
-    samples: Mapping[str, torch.Tensor]  # first numbers of each
+    missing: tuple[str, ...]  # without a gradient, by name
+    zero: tuple[str, ...]  # with a gradient of zeros only
+    samples: Mapping[str, torch.Tensor]  # the first values of each tensor
 
 
 def of_parameter(parameter: torch.nn.Parameter) -> torch.Tensor | None:
-    """The gradient of a parameter that this process has all of."""
+    """Gradient of a parameter that is not sharded."""
     return parameter.grad
 
 
 def inspect(model: torch.nn.Module, gradient: Gradient = of_parameter) -> GradientStats:
-    """At the gradients as they are now: a meeting of the processes if these are in shares."""
+    """Current stats of the model's gradients. A collective call if the model is sharded."""
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     missing, zero = [], []
     for name, parameter in trainable.items():
-        found = gradient(parameter)
-        if found is None:
+        tensor = gradient(parameter)
+        if tensor is None:
             missing.append(name)
-        elif not found.any():
+        elif not tensor.any():
             zero.append(name)
     samples = {name: full_tensor(p).flatten()[:SAMPLE].clone() for name, p in trainable.items()}
     return GradientStats(len(trainable), tuple(missing), tuple(zero), samples)
@@ -51,47 +52,47 @@ def require_gradients(
     first: GradientStats | None = None,
     *,
     loss: float = math.nan,
-    whole_base: bool = False,
+    may_train_unused: bool = False,
     gradient: Gradient = of_parameter,
 ) -> GradientStats:
-    """Raise UserError if a trainable tensor has no gradient at this step, or was zero at the `first` look and is now.
+    """Raise UserError if a trainable tensor has no gradient now, or one of zeros both in the `first` stats and now.
 
-    One look alone may see zeros that are right: LoRA's A has no gradient while B is zero. Of a base that is trained
-    whole, what had no gradient at the first look either may be a part that no forward uses. Where the `loss` is 0 it
-    is the examples that teach nothing.
+    Zeros in one step can be correct: the gradient of LoRA's A is zero while B is. With `may_train_unused`, tensors
+    without a gradient in the first stats too may belong to a part of the base that no forward uses. With a `loss` of 0
+    the message names the examples as the cause.
     """
-    signs = inspect(model, gradient)
-    missing: Sequence[str] = signs.missing
-    if whole_base and first is None and len(missing) < signs.count:
+    stats = inspect(model, gradient)
+    missing: Sequence[str] = stats.missing
+    if may_train_unused and first is None and len(missing) < stats.count:
         missing = ()
-    elif whole_base and first is not None:
+    elif may_train_unused and first is not None:
         missing = [name for name in missing if name not in first.missing]
-    dead = [*missing, *(name for name in signs.zero if first is not None and name in first.zero)]
+    dead = [*missing, *(name for name in stats.zero if first is not None and name in first.zero)]
     if dead and not missing and loss == 0:
         raise UserError(_nothing_to_learn(step))
     if dead:
         when = f"step {step}" if first is None else f"step {step}, after an evaluation"
         raise UserError(
-            f"training: at {when}, {len(dead)} of {signs.count} trainable tensors get no gradient ({_some(dead)}), "
-            "so they would not be trained; peftlab doctor says more of this recipe"
+            f"training: at {when}, {len(dead)} of {stats.count} trainable tensors get no gradient ({_some(dead)}), "
+            "so they would not be trained; run peftlab doctor on this recipe for details"
         )
-    return signs
+    return stats
 
 
 def require_updates(model: torch.nn.Module, first: GradientStats, step: int, *, loss: float = math.nan) -> None:
-    """Raise UserError if all the trainable tensors are what they were at the first look; `loss` is the largest yet."""
+    """Raise UserError if no trainable tensor has changed since the `first` stats. `loss` is the largest one so far."""
     now = inspect(model).samples
     if all(torch.equal(now[name], then) for name, then in first.samples.items()):
         if loss == 0:
             raise UserError(_nothing_to_learn(step))
         raise UserError(
             f"training: after {step} steps none of {first.count} trainable tensors has changed; "
-            "training.learning_rate is too small, or the optimiser does not have them"
+            "training.learning_rate is too small, or the optimizer does not have them"
         )
 
 
 def _nothing_to_learn(step: int) -> str:
-    return f"data: at step {step} the loss is 0, and so is every gradient: its examples have nothing to learn"
+    return f"data: at step {step} the loss and every gradient are 0: its examples have nothing to learn"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: at once where nothing would be lost, at the next boundary where something would."""
+"""SIGINT and SIGTERM: end the run at once where nothing would be lost, otherwise at the next step."""
 
 from __future__ import annotations
 
@@ -12,36 +12,39 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """Not an Exception, so that no library takes it for a failure of its own. The exit code is 128 + `number`."""
+    """The run was ended by signal `number`; the exit code is 128 + `number`.
 
-    def __init__(self, number: int, kept: str = "nothing new was kept") -> None:
+    Not an Exception, so that no library handles it as an error of its own. `saved` says what can be resumed.
+    """
+
+    def __init__(self, number: int, saved: str = "nothing new was saved") -> None:
         self.number = number
         word = "interrupted" if number == signal.SIGINT else "terminated"
-        super().__init__(f"{word}: {kept}")
+        super().__init__(f"{word}: {saved}")
 
 
 class _State:
-    """Of the process, as signals are."""
+    """State of the process, as signals belong to a process."""
 
     received: int | None = None
     deferring = False
 
 
 def install() -> None:
-    """Handle the signals from now on. The first one raises `Interrupted` here or later, the second exits at once."""
+    """Install the handlers. The first signal raises `Interrupted`, at once or deferred; the second exits at once."""
     _State.received, _State.deferring = None, False
     for number in SIGNALS:
         signal.signal(number, _handle)
 
 
-def asked() -> int | None:
-    """The signal that came, if one did."""
+def received_signal() -> int | None:
+    """Number of the signal that was received, or None."""
     return _State.received
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """While this lasts a signal is only noted, for whoever asks."""
+    """Context in which a signal is only recorded, for `received_signal`."""
     if _State.received is not None:
         raise Interrupted(_State.received)
     _State.deferring = True

@@ -65,7 +65,7 @@ class CheckpointPolicy(Settings):
 
     steps: int | None = Field(None, ge=1)  # optimiser steps between two checkpoints
     minutes: float | None = Field(10.0, gt=0)
-    kept: int = Field(2, ge=1)  # the newest ones
+    keep_last: int = Field(2, ge=1)
 
 
 class Seeds(Settings):

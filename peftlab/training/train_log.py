@@ -1,21 +1,21 @@
-"""What happened in training, step by step and look by look."""
+"""Log of a training: its steps and evaluations."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 Scores = dict[str, float]
-Records = list[dict[str, Any]]  # one decoded prediction a row
+Records = list[dict[str, Any]]  # one decoded prediction per row
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step."""
+    """One optimizer step."""
 
     number: int  # from 1
-    epoch: float  # passes done
-    loss: float  # nats a target, before the step
+    epoch: float  # passes over the examples that are done
+    loss: float  # nats per target token, before the update
     learning_rate: float
     tokens: int  # without padding
     seconds: float  # of training since the start
@@ -23,18 +23,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One look at the validation split."""
+    """One evaluation on the validation split."""
 
     step: int
     epoch: float
-    loss: float  # training's mean since the last look, nats a target
+    loss: float  # mean training loss since the previous evaluation, nats per target token
     scores: Scores
-    selectable: bool  # whether the method lets the state be kept
+    selectable: bool  # the method allows this state to be the best one, e.g. it has its final rank
 
 
 @dataclass(frozen=True)
 class MicroBatchReduction:
-    """Memory ran out, and from this step on a device makes more and smaller micro-batches of its share."""
+    """Out of memory at this step: from there on each device uses `accumulation` smaller micro-batches per step."""
 
     step: int
     accumulation: int
@@ -42,42 +42,15 @@ class MicroBatchReduction:
 
 @dataclass
 class TrainLog:
-    """What happened in training."""
+    """Steps, evaluations and totals of a training."""
 
     steps: list[Step] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     halvings: list[MicroBatchReduction] = field(default_factory=list)
     best_step: int | None = None
     stopped_early: bool = False
-    records: Records = field(default_factory=list)  # validation's, by the state that training ended with
+    records: Records = field(default_factory=list)  # validation predictions of the final state
     tokens: int = 0  # without padding, over all steps and processes
     padded_tokens: int = 0  # with padding
-    unused: list[str] = field(default_factory=list)  # tensors of a base trained whole that no forward used: frozen
-    seconds: float = 0.0  # of training alone: no loading, no evaluation
-
-
-class Observer(Protocol):
-    """Who wants to see a run while it goes."""
-
-    def step(self, step: Step, total: int, log: TrainLog) -> None: ...
-    def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
-    def halving(self, halving: MicroBatchReduction) -> None: ...
-
-
-class Observers:
-    """Several of them, told one after another."""
-
-    def __init__(self, *observers: Observer) -> None:
-        self._observers = observers
-
-    def step(self, step: Step, total: int, log: TrainLog) -> None:
-        for observer in self._observers:
-            observer.step(step, total, log)
-
-    def evaluation(self, evaluation: Evaluation, best: bool) -> None:
-        for observer in self._observers:
-            observer.evaluation(evaluation, best)
-
-    def halving(self, halving: MicroBatchReduction) -> None:
-        for observer in self._observers:
-            observer.halving(halving)
+    unused: list[str] = field(default_factory=list)  # trainable tensors that no forward used; frozen at the end
+    seconds: float = 0.0  # training steps only, without loading and evaluation

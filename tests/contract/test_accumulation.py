@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -16,18 +15,12 @@ from peftlab.methods import Method
 from peftlab.methods.adalora import AdaLora
 from peftlab.training.loop import train
 from peftlab.training.settings import Seeds, Training
-from peftlab.training.train_log import Evaluation, MicroBatchReduction, Step, TrainLog
+from peftlab.training.workload import Workload
 from tests.contract import bases
 from tests.contract.bases import SUPPORTED, Combination, coordinates
 from tests.sampling import sampled
 
 STEPS = 4
-
-
-class Silence:
-    def step(self, step: Step, total: int, log: TrainLog) -> None: ...
-    def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
-    def halving(self, halving: MicroBatchReduction) -> None: ...
 
 
 def examples() -> list[Example]:
@@ -46,26 +39,26 @@ def change(base: PreTrainedModel, method: Method, accumulation: int) -> dict[str
     model = method.apply(base, bases.plan("encoder"))
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     train(
-        model,
-        method=method,
-        task=bases.TASK,
-        examples=examples(),
-        padding_token=0,
-        # A large epsilon makes the update proportional to the gradient; a small one would magnify rounding errors.
-        settings=Training(
-            steps=STEPS,
-            batch_examples=8,
-            accumulation=accumulation,
-            adam_epsilon=1.0,
-            warmup=0.0,
-            weight_decay=0.0,  # would change a tensor without any gradient
-        ),
-        learning_rate=0.1,
-        seeds=Seeds(),
-        accelerator=Accelerator(cpu=True),
-        autocast=contextlib.nullcontext,
-        evaluate=lambda: ({"entity_f1": 0.0}, []),
-        observer=Silence(),
+        Workload(
+            model=model,
+            method=method,
+            task=bases.TASK,
+            examples=examples(),
+            padding_token=0,
+            # A large epsilon makes the update proportional to the gradient; a small one would magnify rounding errors.
+            settings=Training(
+                steps=STEPS,
+                batch_examples=8,
+                accumulation=accumulation,
+                adam_epsilon=1.0,
+                warmup=0.0,
+                weight_decay=0.0,  # would change a tensor without any gradient
+            ),
+            learning_rate=0.1,
+            seeds=Seeds(),
+            accelerator=Accelerator(cpu=True),
+            evaluate=lambda: ({"entity_f1": 0.0}, []),
+        )
     )
     return {name: p.detach() - start[name] for name, p in model.named_parameters() if name in start}
 

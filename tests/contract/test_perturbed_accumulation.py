@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -13,8 +12,9 @@ from transformers import PreTrainedModel
 
 from peftlab.training.loop import train
 from peftlab.training.settings import Seeds, Training
+from peftlab.training.workload import Workload
 from tests.contract import bases
-from tests.contract.test_accumulation import STEPS, Silence, examples
+from tests.contract.test_accumulation import STEPS, examples
 
 TRIED = [
     bases.Combination(kind, 0, precision, "encoder")
@@ -33,18 +33,18 @@ def change(base: PreTrainedModel, combination: bases.Combination, **settings: ob
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     defaults = {"steps": STEPS, "batch_examples": 8, "adam_epsilon": 1.0, "warmup": 0.0, **settings}
     train(
-        model,
-        method=method,
-        task=bases.TASK,
-        examples=examples(),
-        padding_token=0,
-        settings=Training.model_validate(defaults),
-        learning_rate=0.1,
-        seeds=Seeds(),
-        accelerator=Accelerator(cpu=True),
-        autocast=contextlib.nullcontext,
-        evaluate=lambda: ({"entity_f1": 0.0}, []),
-        observer=Silence(),
+        Workload(
+            model=model,
+            method=method,
+            task=bases.TASK,
+            examples=examples(),
+            padding_token=0,
+            settings=Training.model_validate(defaults),
+            learning_rate=0.1,
+            seeds=Seeds(),
+            accelerator=Accelerator(cpu=True),
+            evaluate=lambda: ({"entity_f1": 0.0}, []),
+        )
     )
     return {name: p.detach() - start[name] for name, p in model.named_parameters() if name in start}
 

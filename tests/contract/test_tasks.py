@@ -47,7 +47,7 @@ def test_the_loss_of_a_batch_is_the_sum_of_the_losses_of_its_examples(probe_mode
     losses, counts = [], []
     with torch.no_grad():
         for examples in batches:
-            batch = task.collate(examples, probe_model.padding_token)
+            batch = task.collate(examples, probe_model.tokenizer.pad_token_id)
             outputs = model(**task.model_inputs(batch, model))
             losses.append(float(task.loss(outputs, batch)))
             counts.append(int(task.count_targets(batch)))
@@ -62,7 +62,7 @@ def test_predictions_are_json_and_accepted_by_the_metrics(probe_model: ProbeMode
     from peftlab.metrics import score
 
     task, model = probe_model.task, probe_model.base().model.eval()
-    batch = task.collate(probe_model.examples, probe_model.padding_token)
+    batch = task.collate(probe_model.examples, probe_model.tokenizer.pad_token_id)
     with torch.no_grad():
         outputs = task.predict(model, batch, byte_tokenizer(model.config))
     records = task.merge(task.decode(outputs, probe_model.examples), probe_model.examples)

@@ -1,4 +1,4 @@
-"""In bfloat16 every method trains in float32 all the same, over every quantisation, and reloads to the bit."""
+"""In bfloat16 every method trains in float32 all the same, over every quantization, and reloads to the bit."""
 
 from __future__ import annotations
 
@@ -60,18 +60,18 @@ def test_it_trains_in_float32_and_reloads_to_the_bit(
     shape = shapes()[base]
     if recipe.incompatible_with(str(shape["model_type"])):
         pytest.skip("refused")
-    # As wide as in the matrix: narrower, a bottleneck of four units can be born dead.
-    patient = make_probe_model(recipe, shape, tmp_path, device=torch.device("cpu"), width=128)
-    trial = make_probe_run(patient)
-    trainable = {name: p for name, p in trial.model.named_parameters() if p.requires_grad}
+    # As wide as in the matrix: narrower, a bottleneck of four units may start with dead units only.
+    probe = make_probe_model(recipe, shape, tmp_path, device=torch.device("cpu"), width=128)
+    run = make_probe_run(probe)
+    trainable = {name: p for name, p in run.model.named_parameters() if p.requires_grad}
     assert {p.dtype for p in trainable.values()} == {torch.float32}
     assert [name for name in trainable if "ranknum" in name] == []
-    found = [check_identity(patient, patient.attached()[1]), *(check(trial) for check in CHECKS)]
+    found = [check_identity(probe, probe.attached()[1]), *(check(run) for check in CHECKS)]
     assert [check for check in found if check.ok is False] == []
-    assert checks.check_reload(trial).detail.startswith("the same logits to the bit")
+    assert checks.check_reload(run).detail.startswith("bit-identical logits")
 
 
 CHECKS = (
     *(checks.check_gradients, checks.check_only_the_method, checks.check_after_evaluation),
-    *(checks.check_base_untouched, checks.check_resume),
+    *(checks.check_base_unchanged, checks.check_resume),
 )

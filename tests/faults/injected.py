@@ -215,7 +215,7 @@ def not_a_number_at_step(number: int) -> None:
 
 def infinite_gradient_at_step(number: int) -> None:
     def spoil() -> None:
-        gradient = next(p.grad for p in _gradients[-1].model.parameters() if p.grad is not None)
+        gradient = next(p.grad for p in _gradients[-1].workload.model.parameters() if p.grad is not None)
         gradient.view(-1)[0] = float("inf")
 
     _at_step(number, spoil)
@@ -254,7 +254,7 @@ def out_of_memory_at_step(number: int, largest: int = 0) -> None:
 
 
 def out_of_memory_in_loading() -> None:
-    from peftlab.loading import workload
+    from peftlab.loading import inputs
 
     def load_base(*arguments: Any, **keywords: Any) -> Any:
         raise RuntimeError(
@@ -262,7 +262,7 @@ def out_of_memory_in_loading() -> None:
             "you tried to allocate 3221225472 bytes. Error code 12 (Cannot allocate memory)"
         )
 
-    workload.load_base = load_base
+    inputs.load_base = load_base
 
 
 def addresses(megabytes: int) -> None:
@@ -338,12 +338,12 @@ def disk_full_at_save(*numbers: int) -> None:
 def fail_with(kind: str, text: str) -> None:
     """An error while the base is loaded, as the hub's client raises them, addresses and all."""
     from peftlab.errors import UserError
-    from peftlab.loading import workload
+    from peftlab.loading import inputs
 
     def load_base(*arguments: Any, **keywords: Any) -> Any:
         raise {"RuntimeError": RuntimeError, "UserError": UserError}[kind](text)
 
-    workload.load_base = load_base
+    inputs.load_base = load_base
 
 
 def write_held_bytes(path: str) -> None:
@@ -356,9 +356,9 @@ def write_held_bytes(path: str) -> None:
 
     real = loop.train
 
-    def train(model: Any, **settings: Any) -> Any:
-        log = real(model, **settings)
-        tensors = [parameter.detach() for parameter in model.parameters()]
+    def train(workload: Any, callbacks: Any) -> Any:
+        log = real(workload, callbacks)
+        tensors = [parameter.detach() for parameter in workload.model.parameters()]
         held = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}
         whole = sum(tensor.numel() * tensor.element_size() for tensor in tensors)

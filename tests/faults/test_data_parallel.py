@@ -79,7 +79,7 @@ GONE = [
         for number in (range(1, 5) if NIGHT else [2])
     ),
     *(
-        ["signal_at", number, signal.SIGKILL, "peftlab.training.callbacks", "CheckpointCallback.keep"]
+        ["signal_at", number, signal.SIGKILL, "peftlab.training.checkpoint_callback", "CheckpointCallback.on_save"]
         for number in (range(2, 8) if NIGHT else [2])
     ),
 ]
@@ -125,7 +125,7 @@ def test_told_to_stop_both_keep_one_state_and_end(told: tuple[int, ...], lab: La
     words = [*lab.words(output), "--checkpoint-every", "never"]
     done = both(lab, words, {rank: [["signal_at_step", 4, signal.SIGTERM]] for rank in told})
     assert [d.code for d in done] == [143, 143], done
-    assert [d.err for d in done] == ["terminated: step 4 is kept, --resume goes on from it\n", ""]
+    assert [d.err for d in done] == ["terminated: step 4 is saved, --resume continues from it\n", ""]
     assert [path.name for path in steps(output)] == ["step-00000004"]
     assert [d.code for d in both(lab, [*words, "--resume"])] == [0, 0]
     assert finished(output).digest == whole(lab).digest
@@ -172,7 +172,7 @@ def test_halving_on_two_processes_is_refused(lab: Lab, output: Path) -> None:
 def test_a_device_map_is_of_one_process(lab: Lab, output: Path) -> None:
     done = both(lab, [*lab.words(output), "--device-map", "auto"])
     assert [d.code for d in done] == [2, 2]
-    assert "--device-map auto: one process spreads the model over all GPUs, and here are 2" in done[0].err
+    assert "--device-map auto: places the model on the GPUs of one process, but there are 2 processes" in done[0].err
 
 
 def test_a_device_map_is_refused_to_a_method_that_compares_layers(lab: Lab, output: Path) -> None:

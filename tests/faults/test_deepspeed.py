@@ -193,7 +193,7 @@ def test_two_gpus_train_as_with_copies(stage: str, combination: Combination, lab
         ([], {STAGE: "1"}, "zero_stage: 1: expected 2 or 3"),
         ([], {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "offload_param_device is not supported"),
         ([], {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, "deepspeed_config_file is not supported"),
-        ([], {"WORLD_SIZE": "1"}, "DeepSpeed: one process has nobody to share with"),
+        ([], {"WORLD_SIZE": "1"}, "DeepSpeed: one process cannot shard a model"),
     ],
     ids=str,
 )

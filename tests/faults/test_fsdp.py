@@ -119,7 +119,7 @@ def test_a_state_kept_in_shares_is_none_of_whole_copies(lab: Lab, output: Path) 
     assert steps(output)
     done = both(lab, words)
     assert done[0].code == 2  # the other may see it gone first
-    assert "shares of the model: True there, False here" in done[0].err
+    assert "shards of the model: True there, False here" in done[0].err
 
 
 def test_told_to_stop_both_keep_one_state_and_end(lab: Lab, output: Path) -> None:
@@ -203,7 +203,7 @@ def test_two_gpus_train_in_shares_as_with_copies(combination: Combination, lab: 
         ([], {"FSDP_VERSION": "1"}, "set fsdp_version: 2"),
         ([], {"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params is not supported"),
         ([], {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "training.gradient_checkpointing: true"),
-        ([], {"WORLD_SIZE": "1"}, "one process has nobody to share with"),
+        ([], {"WORLD_SIZE": "1"}, "one process cannot shard a model"),
     ],
     ids=str,
 )

@@ -170,7 +170,7 @@ def test_killed_while_one_result_takes_the_place_of_another_neither_is_lost(
 def test_nothing_to_go_on_from_starts_anew(lab: Lab, output: Path) -> None:
     done = lab.server.run(*lab.words(output), "--resume")
     assert done.code == 0, done.err
-    assert "nothing to go on from" in done.out
+    assert "no checkpoint found: starting from scratch" in done.out
     assert finished(output).digest == lab.whole().digest
 
 
@@ -178,7 +178,7 @@ def test_without_resume_it_starts_anew_and_says_what_is_there(lab: Lab, output: 
     words = [*lab.words(output), "--checkpoint-every", "1"]
     assert lab.server.run(*words, faults=[["kill_at_step", 5]]).code == KILLED
     anew = lab.server.run(*words, faults=[["kill_at_step", 3]])
-    assert "step-00000004 of an earlier attempt is here, --resume would go on from it" in anew.out
+    assert "starting from scratch; --resume would continue from step-00000004 of an earlier attempt" in anew.out
     assert [path.name for path in steps(output)] == ["step-00000001", "step-00000002"]
 
 

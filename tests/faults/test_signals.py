@@ -24,7 +24,7 @@ def test_in_a_step_the_state_after_it_is_kept(
 ) -> None:
     words = [*lab.words(output), *NEVER]
     done = lab.server.run(*words, faults=[["signal_at_step", step, sent]])
-    assert (done.code, done.err) == (code, f"{word}: step {step} is kept, --resume goes on from it\n")
+    assert (done.code, done.err) == (code, f"{word}: step {step} is saved, --resume continues from it\n")
     assert [path.name for path in steps(output)] == [f"step-{step:08d}"]
     assert lab.server.run(*words, "--resume").code == 0
     after = finished(output)
@@ -45,7 +45,7 @@ def test_in_an_evaluation_the_state_before_it_is_kept(
 ) -> None:
     words = [*lab.words(output), *NEVER]
     done = lab.server.run(*words, faults=[["signal_at", call, sent, module, name]])
-    assert (done.code, done.err) == (code, f"{word}: step {kept} is kept, --resume goes on from it\n")
+    assert (done.code, done.err) == (code, f"{word}: step {kept} is saved, --resume continues from it\n")
     assert lab.server.run(*words, "--resume").code == 0
     after = finished(output)
     assert (after.digest, after.predictions) == (lab.whole().digest, lab.whole().predictions)
@@ -56,7 +56,7 @@ def test_in_an_evaluation_the_state_before_it_is_kept(
 def test_in_a_save_the_save_and_a_step_are_finished(sent: int, code: int, word: str, lab: Lab, output: Path) -> None:
     words = [*lab.words(output), "--checkpoint-every", "2"]
     done = lab.server.run(*words, faults=[["signal_at", 1, sent, "peftlab.training.checkpointing", "save_file"]])
-    assert (done.code, done.err) == (code, f"{word}: step 3 is kept, --resume goes on from it\n")
+    assert (done.code, done.err) == (code, f"{word}: step 3 is saved, --resume continues from it\n")
     assert [path.name for path in steps(output)] == ["step-00000002", "step-00000003"]
     assert lab.server.run(*words, "--resume").code == 0
     assert finished(output).digest == lab.whole().digest
@@ -66,8 +66,8 @@ def test_in_a_save_the_save_and_a_step_are_finished(sent: int, code: int, word: 
 @pytest.mark.parametrize(
     "place",
     [
-        "loading.workload.load_tokenizer",
-        "loading.workload.load_base",
+        "loading.inputs.load_tokenizer",
+        "loading.inputs.load_base",
         "runs.run.apply_method",
         "runs.launch.init_accelerator",
     ],
@@ -100,7 +100,7 @@ def test_at_any_time_it_ends_with_a_line_and_goes_on_to_the_same_bits(
     time.sleep(draw.uniform(0.05, 1.1) * seconds)
     running.send(sent)
     done = running.wait()
-    kept = [f"{word}: step {step} is kept, --resume goes on from it\n" for step in range(1, 9)]
+    kept = [f"{word}: step {step} is saved, --resume continues from it\n" for step in range(1, 9)]
     assert (done.code, done.err) == (0, "") or (
         done.code == code and done.err in (f"{word}: nothing new was kept\n", *kept)
     )
@@ -135,7 +135,7 @@ def test_a_second_signal_ends_it_at_once(
 def test_before_training_an_earlier_state_stays(lab: Lab, output: Path) -> None:
     words = [*lab.words(output), *NEVER, "--resume"]
     assert lab.server.run(*words, faults=[["signal_at_step", 4, signal.SIGINT]]).code == 130
-    loading = ["signal_at", 1, signal.SIGINT, "peftlab.loading.workload", "load_base"]
+    loading = ["signal_at", 1, signal.SIGINT, "peftlab.loading.inputs", "load_base"]
     assert lab.server.run(*words, faults=[loading]).code == 130
     assert lab.server.run(*words, faults=[["signal_at_step", 1, signal.SIGINT]]).code == 130
     assert [path.name for path in steps(output)] == ["step-00000004", "step-00000005"]

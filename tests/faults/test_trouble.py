@@ -36,7 +36,7 @@ def test_a_loss_that_is_no_number_stops_and_the_last_finite_state_is_kept(step: 
     line = one_line(done.err)
     assert done.code == 3
     assert f"the loss is nan at step {step} (examples rows.jsonl:" in line
-    assert f"the state after step {step - 1} is kept in" in line
+    assert f"the state after step {step - 1} is saved in" in line
     assert [path.name for path in steps(output)] == [f"step-{step - 1:08d}"]
     assert lab.server.run(*words, "--resume").code == 0  # the same state, to the bit: the fault was ours
     assert finished(output).digest == lab.whole().digest
@@ -62,7 +62,7 @@ def test_a_checkpoint_without_room_does_not_end_the_run(saves: tuple[int, ...], 
     done = lab.server.run(*lab.words(output), *EVERY, faults=[["disk_full_at_save", *saves]])
     assert done.code == 0, done.err
     for step in saves:
-        assert f"checkpoint step {step} could not be kept: No space left on device" in done.out
+        assert f"checkpoint step {step} could not be saved: No space left on device" in done.out
     assert finished(output).digest == lab.whole().digest
 
 
@@ -140,7 +140,7 @@ def test_out_of_memory_says_what_is_known_and_what_to_change(step: int, lab: Lab
     line = one_line(done.err)
     assert done.code == 4
     assert line.startswith(f"out of memory at step {step}, in micro-batches of up to 4 examples x ")
-    assert "20.00 GiB more were wanted; the process may have " in line
+    assert "20.00 GiB more were requested; the process may use " in line
     assert "set training.auto_micro_batch: true, or a larger training.accumulation (the same update)" in line
     assert f"the state after step {step - 1} is kept" in line
     recipe = load_recipe(lab.folder / "tiny.yaml", [f"model={lab.folder / 'tiny'}"])
@@ -170,7 +170,7 @@ def test_halved_micro_batches_go_on_from_the_same_step_with_the_same_update(
     whole = lab.whole(*recipe).result
     done = lab.server.run(*lab.words(output, *recipe), *EVERY, faults=[["out_of_memory_at_step", step, 1]])
     assert done.code == 0, done.err
-    assert f"out of it at step {step}: goes on with accumulation 2" in done.out
+    assert f"out of memory at step {step}: retrying with accumulation 2" in done.out
     after = finished(output).result
     assert [(h.step, h.accumulation) for h in after.micro_batch_reductions] == [(step, 2), (step, 4)]
     assert after.curve.losses == pytest.approx(whole.curve.losses, abs=1e-5)
@@ -219,13 +219,13 @@ def test_a_real_limit_of_addresses(automatic: bool, lab: Lab, output: Path) -> N
 def test_out_of_memory_while_loading_is_one_line(lab: Lab, output: Path) -> None:
     done = lab.server.run(*lab.words(output), faults=[["out_of_memory_in_loading"]])
     assert done.code == 4
-    assert one_line(done.err).startswith("out of memory outside of the training steps: 3.0 GiB more were wanted")
+    assert one_line(done.err).startswith("out of memory outside of the training steps: 3.0 GiB more were requested")
 
 
 def test_a_file_of_weights_that_cannot_be_mapped_is_no_fault_of_the_file(lab: Lab, output: Path) -> None:
     done = lab.server.run(*lab.words(output), faults=[["weights_not_mapped"]])
     assert done.code == 4, done.err
-    assert one_line(done.err).startswith("out of memory outside of the training steps: 87 MiB more were wanted")
+    assert one_line(done.err).startswith("out of memory outside of the training steps: 87 MiB more were requested")
 
 
 # F12: what may not change anything
@@ -260,5 +260,5 @@ def test_evaluations_and_checkpoints_change_nothing(every: int, lab: Lab, output
     ],
 )
 def test_want_of_memory_is_known_by_each_of_cuda_s_words(text: str) -> None:
-    assert out_of_memory.caused(RuntimeError(text))
-    assert not out_of_memory.caused(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert out_of_memory.is_out_of_memory(RuntimeError(text))
+    assert not out_of_memory.is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))

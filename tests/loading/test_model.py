@@ -204,7 +204,7 @@ def test_weights_without_room_in_memory_are_no_broken_file(tmp_path: Path) -> No
         "reach = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize() + 50 * 2**20\n"
         "resource.setrlimit(resource.RLIMIT_AS, (reach, reach))\n"
         f"try: torch.UntypedStorage.from_file({str(tmp_path / 'weights')!r}, False, 2**30)\n"
-        "except RuntimeError as error: print(error, out_of_memory.caused(error))"
+        "except RuntimeError as error: print(error, out_of_memory.is_out_of_memory(error))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.endswith("Cannot allocate memory (12) True\n"), done.stderr

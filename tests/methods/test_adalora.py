@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from peftlab.methods.adalora import AdaLora
 from peftlab.methods.method import TrainingPlan
 from peftlab.training.loop import train
 from peftlab.training.settings import Seeds, Training
+from peftlab.training.workload import Workload
 from tests.contract.bases import TASK
-from tests.contract.test_accumulation import Silence, examples
+from tests.contract.test_accumulation import examples
 
 STEPS = 10
 METHOD = AdaLora(initial_rank=6, target_rank=3, pruning_interval=1)
@@ -68,18 +68,18 @@ def trained(method: AdaLora = METHOD, until: int = STEPS) -> tuple[Any, torch.op
 def test_a_run_prunes_to_the_target_rank_and_says_what_is_left() -> None:
     model = adapted(steps=6)
     train(
-        model,
-        method=METHOD,
-        task=TASK,
-        examples=examples(),
-        padding_token=0,
-        settings=Training(steps=6, batch_examples=8, keep_best=False),
-        learning_rate=1e-2,
-        seeds=Seeds(),
-        accelerator=Accelerator(cpu=True),
-        autocast=contextlib.nullcontext,
-        evaluate=lambda: ({"entity_f1": 0.0}, []),
-        observer=Silence(),
+        Workload(
+            model=model,
+            method=METHOD,
+            task=TASK,
+            examples=examples(),
+            padding_token=0,
+            settings=Training(steps=6, batch_examples=8, keep_best=False),
+            learning_rate=1e-2,
+            seeds=Seeds(),
+            accelerator=Accelerator(cpu=True),
+            evaluate=lambda: ({"entity_f1": 0.0}, []),
+        )
     )
     figures = METHOD.stats(model)
     ranks = figures["ranks"].values()

@@ -18,7 +18,7 @@ from peftlab.profiling.fake_model import full_config
 from peftlab.recipe import Recipe, load_recipe
 from peftlab.results.run_result import RunResult
 from peftlab.runs.inference import answers, merge, of_lines
-from peftlab.runs.run import run
+from peftlab.runs.run import RunOptions, run
 from peftlab.tasks.causal_lm import CausalLM
 
 CONFIGURATION = """\
@@ -87,7 +87,7 @@ def recipe(base: Path, recipe_file: Path) -> Recipe:
 
 
 def trained(recipe: Recipe, folder: Path) -> RunResult:
-    return run(recipe, folder, trust=revision(Path(recipe.model.id)))
+    return run(recipe, folder, RunOptions(trust=revision(Path(recipe.model.id))))
 
 
 def test_custom_code_does_not_run_without_the_option(recipe: Recipe, tmp_path: Path, witness: Path) -> None:
@@ -108,7 +108,7 @@ def test_changed_code_does_not_run(base: Path, recipe: Recipe, tmp_path: Path, w
     before = revision(base)
     (base / "modeling_own.py").write_text(MODELING + "# one line more\n")
     with pytest.raises(UserError, match=f"{before}: .* is at another revision, {revision(base)}"):
-        run(recipe, tmp_path / "run", trust=before)
+        run(recipe, tmp_path / "run", RunOptions(trust=before))
     assert not witness.exists()
 
 

@@ -89,16 +89,15 @@ def measured(wanted: Recipe, folder: Path, batch: Batch, *, mesh: DeviceMesh | N
     )
     ready = subject(
         wanted,
-        batch.task,
         base,
         batch.share,
-        tokenize=lambda text: [1, 2, 3],
-        padding_token=batch.tokenizer.pad_token_id,
+        task=batch.task,
+        tokenizer=batch.tokenizer,
         accelerator=Accelerator(),
         precision="float32",
     )
     if mesh is not None:
-        ready = ready.shared_out(mesh)
+        ready = ready.sharded(mesh)
     return memory_pass(ready, HostRecorder(), evaluate=False)
 
 

@@ -18,6 +18,7 @@ from peftlab.errors import UserError
 from peftlab.loading.model import Base
 from peftlab.methods import METHODS
 from peftlab.models.model import ModelFiles
+from peftlab.models.tiny_model import byte_tokenizer
 from peftlab.profiling.measure import Subject, batch_shape, flops_pass, inference_pass, measured, memory_pass, subject
 from peftlab.profiling.memory import HostRecorder, recorder
 from peftlab.profiling.profile import MIB, Flops, PhaseSnapshot, read_step
@@ -104,11 +105,10 @@ def golden(golden_base: Path) -> Golden:
         ids = torch.randint(VOCABULARY, (EXAMPLES, LENGTH), generator=generator).tolist()
         return subject(
             recipe,
-            Labelled(),
             Base(model, ("classifier",), 0, ModelFiles(folder=golden_base, source="golden", fingerprint="")),
             [Example({"input_ids": row, "label": i % 2}, Row("", {})) for i, row in enumerate(ids)],
-            tokenize=lambda text: [],
-            padding_token=0,
+            task=Labelled(),
+            tokenizer=byte_tokenizer(model.config),
             accelerator=Accelerator(),
             precision="float32",
         )
@@ -156,8 +156,9 @@ def test_the_golden_bytes(golden: Golden, method: str, quantization: str, cured:
 
 def small(subject: Subject, examples: int = 2, length: int = 32) -> Subject:
     """The same on a smaller batch."""
-    cut = [Example({**e.features, "input_ids": e.features["input_ids"][:length]}, e.row) for e in subject.examples]
-    return dataclasses.replace(subject, examples=cut[:examples])
+    workload = subject.workload
+    cut = [Example({**e.features, "input_ids": e.features["input_ids"][:length]}, e.row) for e in workload.examples]
+    return dataclasses.replace(subject, workload=dataclasses.replace(workload, examples=cut[:examples]))
 
 
 @pytest.mark.slow
@@ -188,7 +189,7 @@ def test_micro_batches_hold_fewer_activations(golden: Golden) -> None:
 
 def test_what_a_layer_keeps_after_the_backward_pass_is_held(golden: Golden) -> None:
     subject, kept = small(golden("lora")), []
-    layer = subject.model.get_submodule("base_model.model.bert.encoder.layer.0")
+    layer = subject.workload.model.get_submodule("base_model.model.bert.encoder.layer.0")
     layer.register_forward_hook(lambda module, inputs, output: kept.__setitem__(slice(None), [output + 0]))
     memory = memory_pass(subject, HostRecorder(), evaluate=False)
     assert memory.held == 0  # of the step before, as much was given back
@@ -265,7 +266,7 @@ def test_the_whole_ledger_is_a_record_that_is_read_without_torch(golden: Golden,
 def test_every_method_has_a_ledger(golden: Golden, method: str) -> None:
     subject = small(golden(method))
     ledger = measured(subject, timed=False)
-    trainable = [p for p in subject.model.parameters() if p.requires_grad]
+    trainable = [p for p in subject.workload.model.parameters() if p.requires_grad]
     assert ledger.memory.gradients == sum(p.numel() * p.element_size() for p in trainable)
     assert ledger.memory.optimizer >= 2 * ledger.memory.gradients
     assert ledger.flops.forward > 0

@@ -90,7 +90,7 @@ def test_a_launch_that_starts_fewer_processes_than_it_was_asked_for_is_refused(
 ) -> None:
     done = launched(recipe_file, tmp_path, "--cpu", "--num_processes", "2")
     assert done.returncode != 0
-    assert "the launcher asked for 2 processes, but only 1 came up" in done.stderr
+    assert "the launcher asked for 2 processes, but only 1 started" in done.stderr
     assert list(tmp_path.rglob("result.json")) == []
 
 

@@ -10,7 +10,7 @@ from peftlab.errors import UserError
 from peftlab.recipe import load_recipe
 from peftlab.results.run_result import RunResult, is_finished, result_folder, tracking_folder
 from peftlab.runs import tracking
-from peftlab.runs.run import run
+from peftlab.runs.run import RunOptions, run
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, EventAccu
     folder = tmp_path_factory.mktemp("tracked")
     (folder / "mine.yaml").write_text(RECIPE)
     recipe = load_recipe(folder / "mine.yaml")
-    result = run(recipe, result_folder(folder, recipe.name, recipe.digest), trackers=["tensorboard"])
+    result = run(recipe, result_folder(folder, recipe.name, recipe.digest), RunOptions(trackers=["tensorboard"]))
     events = EventAccumulator(str(folder / recipe.name / f"{recipe.digest}.tracking" / recipe.name))
     events.Reload()
     return result, events
@@ -52,7 +52,7 @@ def test_a_run_that_is_not_tracked_leaves_nothing_of_it(tmp_path: Path, recipe_f
 
 @pytest.mark.parametrize(
     ("tracker", "says"),
-    [("tensorbord", "did you mean 'tensorboard'"), ("dvclive", "not installed here; pip install dvclive")],
+    [("tensorbord", "did you mean 'tensorboard'"), ("dvclive", "not installed; pip install dvclive")],
 )
 def test_a_tracker_that_is_not_here_is_said_before_anything_loads(tracker: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=says):
@@ -64,8 +64,8 @@ def test_a_tracker_that_cannot_begin_is_a_mistake_in_a_line(tmp_path: Path, reci
     folder = result_folder(tmp_path, recipe.name, recipe.digest)
     folder.parent.mkdir()
     tracking_folder(folder).touch()
-    with pytest.raises(UserError, match="--track: tensorboard could not begin: NotADirectoryError"):
-        run(recipe, folder, trackers=["tensorboard"])
+    with pytest.raises(UserError, match="--track: tensorboard could not start: NotADirectoryError"):
+        run(recipe, folder, RunOptions(trackers=["tensorboard"]))
 
 
 def test_a_tracker_that_fails_later_does_not_end_the_run(
@@ -78,6 +78,6 @@ def test_a_tracker_that_fails_later_does_not_end_the_run(
     monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.finish", full)
     recipe = load_recipe(recipe_file)
     folder = result_folder(tmp_path, recipe.name, recipe.digest)
-    run(recipe, folder, trackers=["tensorboard"])
+    run(recipe, folder, RunOptions(trackers=["tensorboard"]))
     assert is_finished(folder)
-    assert capsys.readouterr().out.count("is told nothing more: OSError: [Errno 28] No space left on device") == 1
+    assert capsys.readouterr().out.count("stopped: OSError: [Errno 28] No space left on device") == 1

@@ -30,9 +30,11 @@ from peftlab.recipe import load_recipe
 from peftlab.tasks.causal_lm import CausalLM
 from peftlab.tasks.multiple_choice import MultipleChoice
 from peftlab.tasks.task import IGNORED, Task
-from peftlab.training.loop import predict, train
+from peftlab.training.loop import train
+from peftlab.training.prediction import predict
 from peftlab.training.settings import Seeds, Training
-from peftlab.training.train_log import Evaluation, MicroBatchReduction, Step, TrainLog
+from peftlab.training.train_log import TrainLog
+from peftlab.training.workload import Workload
 from tests.contract.bases import tiny
 
 CHATML = (
@@ -376,27 +378,21 @@ def test_rows_of_another_format_than_the_first_are_refused() -> None:
         CausalLM().bind([chat(), Row("b", {"text": "x"})])
 
 
-class Silence:
-    def step(self, step: Step, total: int, log: TrainLog) -> None: ...
-    def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
-    def halving(self, halving: MicroBatchReduction) -> None: ...
-
-
 def fit(model: nn.Module, task: CausalLM, encoded: Any, method: Any, **options: Any) -> TrainLog:
     settings = {"steps": 4, "batch_examples": 4, "warmup": 0.0, "evaluate_every": 2, **options.pop("training", {})}
     return train(
-        model,
-        method=method,
-        task=task,
-        examples=task.training_examples(encoded.examples, 200),
-        padding_token=0,
-        settings=Training(**settings),
-        learning_rate=1e-2,
-        seeds=Seeds(),
-        accelerator=Accelerator(cpu=True),
-        autocast=contextlib.nullcontext,
-        evaluate=options.get("evaluate", lambda: ({"perplexity": 1.0}, [])),
-        observer=Silence(),
+        Workload(
+            model=model,
+            method=method,
+            task=task,
+            examples=task.training_examples(encoded.examples, 200),
+            padding_token=0,
+            settings=Training(**settings),
+            learning_rate=1e-2,
+            seeds=Seeds(),
+            accelerator=Accelerator(cpu=True),
+            evaluate=options.get("evaluate", lambda: ({"perplexity": 1.0}, [])),
+        )
     )
 
 

@@ -33,7 +33,7 @@ from peftlab.recipe import load_recipe
 from peftlab.runs.run import run
 from peftlab.tasks.question_answering import QuestionAnswering
 from peftlab.tasks.task import IGNORED
-from peftlab.training.loop import predict
+from peftlab.training.prediction import predict
 from tests.conftest import MINILM
 
 CONTEXT = "Mozart lived in Vienna. He died there in 1791, aged thirty-five."

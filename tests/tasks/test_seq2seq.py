@@ -22,12 +22,12 @@ from peftlab.recipe import load_recipe
 from peftlab.results.run_result import read_result
 from peftlab.runs import artifact
 from peftlab.runs.inference import answers, merge, of_lines
-from peftlab.runs.run import run
+from peftlab.runs.run import RunOptions, run
 from peftlab.runs.scoring import score
 from peftlab.sources import assets
 from peftlab.tasks.seq2seq import Seq2Seq
 from peftlab.tasks.task import IGNORED
-from peftlab.training.loop import predict
+from peftlab.training.prediction import predict
 
 CPU = torch.device("cpu")
 TITLES = Model(id="traceforge/flan-t5-small-titles")
@@ -248,7 +248,7 @@ def finished(small: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -> Pat
         "".join(json.dumps({"source": source, "target": target}) + "\n" for source, target in PAIRS)
     )
     (folder / "mine.yaml").write_text(RECIPE.format(model=small.folder, data=folder / "mine.jsonl"))
-    run(load_recipe(folder / "mine.yaml"), folder / "out", score_base=True)
+    run(load_recipe(folder / "mine.yaml"), folder / "out", RunOptions(score_base=True))
     return folder / "out"
 
 

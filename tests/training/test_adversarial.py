@@ -13,7 +13,7 @@ from peftlab.data.examples import Encoded
 from peftlab.errors import UserError
 from peftlab.loading.model import Base
 from peftlab.tasks import Task
-from peftlab.training.perturbation import Perturbation
+from peftlab.training.adversarial import ForwardPasses
 from peftlab.training.settings import Seeds, Training
 from tests.contract import bases
 from tests.training.test_loop import distance, trained
@@ -45,15 +45,15 @@ def loss_of(outputs: object) -> Tensor:
 
 def ours(model: nn.Module, batch: dict[str, Tensor], **settings: object) -> tuple[dict[str, Tensor], list[float]]:
     """Gradients and losses of a micro-batch of examples 5 and 7 in step 3."""
-    perturbation = Perturbation.of(model, Training.model_validate(settings), Seeds())
+    forward_passes = ForwardPasses.of(model, Training.model_validate(settings), Seeds())
     model.zero_grad()
     losses = []
-    for disturbed in perturbation.passes(batch, [5, 7], 3):
-        with disturbed:
+    for perturbed in forward_passes.contexts(batch, [5, 7], 3):
+        with perturbed:
             loss = loss_of(model(**batch))
             loss.backward()
         losses.append(loss.item())
-    assert len(losses) == perturbation.turns
+    assert len(losses) == forward_passes.count
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, losses
 
 
@@ -89,9 +89,9 @@ def test_fgm_adds_the_gradient_at_the_embeddings_moved_by_epsilon_along_their_gr
 
 def seen_embeddings(model: PreTrainedModel, batch: dict[str, Tensor], step: int = 3, **settings: object) -> Tensor:
     """What the first layer gets in place of the looked-up embeddings."""
-    perturbation = Perturbation.of(model, Training.model_validate(settings), Seeds())
-    (disturbed,) = perturbation.passes(batch, [5, 7], step)
-    with disturbed:
+    forward_passes = ForwardPasses.of(model, Training.model_validate(settings), Seeds())
+    (perturbed,) = forward_passes.contexts(batch, [5, 7], step)
+    with perturbed:
         return model.get_input_embeddings()(batch["input_ids"]).detach()
 
 
@@ -126,8 +126,8 @@ def test_neftunes_noise_is_of_example_and_step_whatever_the_padding_and_gone_out
 def test_what_never_meets_the_embeddings_is_an_error() -> None:
     model = bases.tiny("bert", CLASSES["bert"])
     batch = inputs("bert")
-    (disturbed,) = Perturbation.of(model, Training(embedding_noise=1.0), Seeds()).passes(batch, [5, 7], 1)
-    with pytest.raises(UserError, match="does not look its input up in its embeddings"), disturbed:
+    (perturbed,) = ForwardPasses.of(model, Training(embedding_noise=1.0), Seeds()).contexts(batch, [5, 7], 1)
+    with pytest.raises(UserError, match="does not look its input up in its embeddings"), perturbed:
         model(inputs_embeds=torch.zeros(2, 9, 64))
 
 

@@ -1,6 +1,5 @@
 """A run stops with one line rather than training nothing."""
 
-import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -25,17 +24,12 @@ from peftlab.tasks import Task
 from peftlab.tasks.token_classification import TokenClassification
 from peftlab.training.loop import train
 from peftlab.training.settings import Seeds, Training
-from peftlab.training.train_log import Evaluation, MicroBatchReduction, Step, TrainLog
+from peftlab.training.train_log import TrainLog
+from peftlab.training.workload import Workload
 from tests.contract.bases import tiny
 
 Trains = Callable[..., TrainLog]
 Hook = Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]
-
-
-class Silence:
-    def step(self, step: Step, total: int, log: TrainLog) -> None: ...
-    def evaluation(self, evaluation: Evaluation, best: bool) -> None: ...
-    def halving(self, halving: MicroBatchReduction) -> None: ...
 
 
 class Unowned(Lora):
@@ -67,18 +61,18 @@ def trains(base_of: Callable[..., Base], tagging: Task, encoded: Encoded) -> Tra
 
         put("start")
         return train(
-            model,
-            method=lora,
-            task=tagging,
-            examples=encoded.examples[:8],
-            padding_token=0,
-            settings=Training(steps=4, batch_examples=4, evaluate_every=2),
-            learning_rate=1e-3,
-            seeds=Seeds(),
-            accelerator=Accelerator(cpu=True),
-            autocast=contextlib.nullcontext,
-            evaluate=evaluate,
-            observer=Silence(),
+            Workload(
+                model=model,
+                method=lora,
+                task=tagging,
+                examples=encoded.examples[:8],
+                padding_token=0,
+                settings=Training(steps=4, batch_examples=4, evaluate_every=2),
+                learning_rate=1e-3,
+                seeds=Seeds(),
+                accelerator=Accelerator(cpu=True),
+                evaluate=evaluate,
+            )
         )
 
     return run
@@ -133,18 +127,18 @@ def trained(
         return {labels.selection: 0.0}, []
 
     return train(
-        method.apply(model, TrainingPlan(optimizer_steps=4, task_type="TOKEN_CLS", head=("classifier",))),  # type: ignore[arg-type]
-        method=method,
-        task=labels,
-        examples=[Example({"input_ids": ids, "labels": tags}, Row("test", {})) for ids, tags in rows],
-        padding_token=0,
-        settings=Training(**{"steps": 4, "batch_examples": 4, "evaluate_every": 2, **how}),
-        learning_rate=1e-3,
-        seeds=Seeds(),
-        accelerator=Accelerator(cpu=True),
-        autocast=contextlib.nullcontext,
-        evaluate=evaluate,
-        observer=Silence(),
+        Workload(
+            model=method.apply(model, TrainingPlan(optimizer_steps=4, task_type="TOKEN_CLS", head=("classifier",))),  # type: ignore[arg-type]
+            method=method,
+            task=labels,
+            examples=[Example({"input_ids": ids, "labels": tags}, Row("test", {})) for ids, tags in rows],
+            padding_token=0,
+            settings=Training(**{"steps": 4, "batch_examples": 4, "evaluate_every": 2, **how}),
+            learning_rate=1e-3,
+            seeds=Seeds(),
+            accelerator=Accelerator(cpu=True),
+            evaluate=evaluate,
+        )
     )
 
 
@@ -211,7 +205,7 @@ def test_a_tokenizer_of_another_model_is_named_before_training(recipe_file: Path
 @pytest.mark.parametrize(("decay", "step"), [(0.01, 3), (0.0, 2)])
 def test_examples_without_anything_to_learn_are_named_and_not_the_method(decay: float, step: int) -> None:
     bert = tiny("bert", "AutoModelForTokenClassification", num_labels=3)
-    with pytest.raises(UserError, match=f"^data: at step {step} the loss is 0, and so is every gradient"):
+    with pytest.raises(UserError, match=f"^data: at step {step} the loss and every gradient are 0"):
         trained(bert, Lora(rank=2), tags=(-100, -100, -100), weight_decay=decay)
 
 

@@ -1,12 +1,11 @@
-"""What a recipe names, read: its rows and what the task found in them, the base's files and tokenizer, the base."""
+"""Reads what a recipe names: rows, files and tokenizer, and from them examples and the base model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
-from transformers import PreTrainedTokenizerBase
 
 from peftlab.component import Precision
 from peftlab.data.examples import Encoded, Splits
@@ -18,30 +17,30 @@ from peftlab.models.model import ModelFiles
 from peftlab.recipe import Recipe
 from peftlab.tasks import Task
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerBase
+
 
 @dataclass(frozen=True)
-class Workload:
-    """What there is before a model is."""
+class Inputs:
+    """Everything that a workload is built from, before there is a model."""
 
     recipe: Recipe
     rows: Splits
     files: ModelFiles
-    task: Task  # bind to the rows
+    task: Task  # bound to the rows
     tokenizer: PreTrainedTokenizerBase
     limit: int  # tokens of the longest input
 
     def encoded(self, split: str, count: int | None = None) -> tuple[Encoded, dict[str, int]]:
-        """Examples of a split, or of its first `count` rows, and how many rows were left out by reason."""
+        """Examples of a split, or of its first `count` rows, and numbers of rows left out, by reason."""
         what = f"the {split} split of {self.rows.source}"
         rows, on_bad_row = self.rows.rows[split][:count], self.recipe.data.on_bad_row
         return encode(self.task, rows, self.tokenizer, self.limit, files=self.files, what=what, on_bad_row=on_bad_row)
 
-    def tokenize(self, text: str) -> list[int]:
-        """The text alone, without what begins or ends a sequence."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
     def base(self, device: torch.device, precision: Precision, device_map: DeviceMap | None = None) -> Base:
-        """The base with the task's head, as the recipe's method is attached to it."""
+        """Load the base model with the task's head, without the method."""
         return load_base(
             self.recipe.model,
             self.files,
@@ -57,9 +56,9 @@ class Workload:
         )
 
 
-def read(recipe: Recipe, accelerator: Accelerator, trust: str | None = None) -> Workload:
-    """`trust`: see `Model.files`. Raises UserError with rows that the task cannot take, or what is wrong with files."""
-    with accelerator.main_process_first():  # one process fetches, the others find
+def read_inputs(recipe: Recipe, accelerator: Accelerator, trust: str | None = None) -> Inputs:
+    """Read rows, files and tokenizer. `trust`: see `Model.files`. Raises UserError with each row or file at fault."""
+    with accelerator.main_process_first():  # one process fetches, the others read its cache
         rows, files = recipe.rows(), recipe.model.files(trust)
         if files.trusted:
             remote_code.install(files.folder)
@@ -67,4 +66,4 @@ def read(recipe: Recipe, accelerator: Accelerator, trust: str | None = None) -> 
     task = task.bind(row for split in rows.rows.values() for row in split)
     tokenizer = load_tokenizer(files, task)
     limit = longest_input(files, task, reserved=recipe.method.positions)
-    return Workload(recipe, rows, files, task, tokenizer, limit)
+    return Inputs(recipe, rows, files, task, tokenizer, limit)
