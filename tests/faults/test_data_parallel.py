@@ -75,7 +75,7 @@ GONE = [
     *(["kill_at_step", number] for number in (range(2, 9) if NIGHT else [5])),
     *(["raise_at_step", number] for number in (range(2, 9) if NIGHT else [5])),
     *(
-        ["signal_at", number, signal.SIGKILL, "peftlab.training.loop", "split_batches"]
+        ["signal_at", number, signal.SIGKILL, "peftlab.training.prediction", "split_batches"]
         for number in (range(1, 5) if NIGHT else [2])
     ),
     *(

@@ -35,9 +35,9 @@ def test_in_a_step_the_state_after_it_is_kept(
 @pytest.mark.parametrize(
     ("call", "module", "name", "kept"),
     [
-        (1, "peftlab.training.loop", "_evaluate", 3),
-        (2, "peftlab.training.loop", "split_batches", 6),  # in the second evaluation
-        (4, "peftlab.training.loop", "split_batches", 8),  # while the test split is scored
+        (1, "peftlab.training.loop", "_Loop._evaluate", 3),
+        (2, "peftlab.training.prediction", "split_batches", 6),  # in the second evaluation
+        (4, "peftlab.training.prediction", "split_batches", 8),  # while the test split is scored
     ],
 )
 def test_in_an_evaluation_the_state_before_it_is_kept(
@@ -75,7 +75,7 @@ def test_in_a_save_the_save_and_a_step_are_finished(sent: int, code: int, word: 
 def test_before_training_it_ends_at_once(place: str, sent: int, code: int, word: str, lab: Lab, output: Path) -> None:
     module, _, name = place.rpartition(".")
     done = lab.server.run(*lab.words(output), faults=[["signal_at", 1, sent, f"peftlab.{module}", name]])
-    assert (done.code, done.err) == (code, f"{word}: nothing new was kept\n")
+    assert (done.code, done.err) == (code, f"{word}: nothing new was saved\n")
     assert list(output.glob("tiny/[!.]*")) == []
 
 
@@ -102,7 +102,7 @@ def test_at_any_time_it_ends_with_a_line_and_goes_on_to_the_same_bits(
     done = running.wait()
     kept = [f"{word}: step {step} is saved, --resume continues from it\n" for step in range(1, 9)]
     assert (done.code, done.err) == (0, "") or (
-        done.code == code and done.err in (f"{word}: nothing new was kept\n", *kept)
+        done.code == code and done.err in (f"{word}: nothing new was saved\n", *kept)
     )
     assert (done.err in kept) is (steps(output) != [])
     assert lab.server.run(*words, "--resume").code == 0

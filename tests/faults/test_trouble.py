@@ -142,7 +142,7 @@ def test_out_of_memory_says_what_is_known_and_what_to_change(step: int, lab: Lab
     assert line.startswith(f"out of memory at step {step}, in micro-batches of up to 4 examples x ")
     assert "20.00 GiB more were requested; the process may use " in line
     assert "set training.auto_micro_batch: true, or a larger training.accumulation (the same update)" in line
-    assert f"the state after step {step - 1} is kept" in line
+    assert f"the state after step {step - 1} is saved" in line
     recipe = load_recipe(lab.folder / "tiny.yaml", [f"model={lab.folder / 'tiny'}"])
     forecast = estimate_memory(recipe, limit=None, devices=1, examples=None, length=None)
     assert forecast.needed is not None
