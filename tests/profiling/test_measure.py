@@ -36,6 +36,7 @@ class Labelled(Task):
     kind: Literal["labelled"] = "labelled"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     task_type: ClassVar[str] = "SEQ_CLS"
+    fields: ClassVar[tuple[str, ...]] = ("label",)
 
     def collate(self, examples: Sequence[Example], padding_token: int) -> dict[str, Tensor]:
         return {
