@@ -1,7 +1,8 @@
-"""What a source of examples is asked, and what every source shares: columns, splits, bad rows, leaks, few-shot."""
+"""Interface of a data source, and the steps that all sources share: columns, bad rows, splits, leaks, samples."""
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,33 +13,53 @@ from pydantic import Field, model_validator
 from peftlab.component import Component
 from peftlab.data import leaks
 from peftlab.data.bad_rows import OnBadRow, apply_bad_row_policy
+from peftlab.data.columns import ColumnMapping
 from peftlab.data.examples import Row, Splits
-from peftlab.data.splitting import canonical, cut, sample, values
-from peftlab.errors import UserError, nearest, printable
+from peftlab.data.splitting import canonical, classes, sample, split_rows
+from peftlab.errors import UserError
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-Pair = tuple[Row, Row]  # as the source has it, and under the task's names
+Pair = tuple[Row, Row]  # a row as the source has it, and under the task's names
 
 
-class Data(Component):
-    """Rows in three splits. A subclass reads them; splits that it lacks are cut from train by a seeded hash."""
+class Data(Component, abc.ABC):
+    """Interface that every data source implements: rows in the splits train, validation and test.
 
-    columns: dict[str, str] = Field(default={})  # the task's field -> the source's column, where the names differ
-    numbers: tuple[str, ...] = Field(default=(), strict=False)  # columns of numbers in a format that knows only text
-    # Columns of lists in such a format -> what stands between the items, e.g. {label: "|"}; an empty cell has none.
-    # Left out of the digest where there are none.
+    A source is one file in this package. Obligatory: `kind` and `read`. Optional: `local` and `missing_files`. A split
+    that the source lacks is cut off from train, by a seeded hash of the rows' content.
+    """
+
+    columns: dict[str, str] = Field(default={})
+    """Column of the source for each field of the task, where the names differ, e.g. {labels: ner_tags}."""
+    numbers: tuple[str, ...] = Field(default=(), strict=False)
+    """Columns whose text is read as a number, for formats that know only text, such as CSV; e.g. [stars]."""
+    # Left out of the digest if empty.
     lists: dict[str, Annotated[str, Field(min_length=1)]] = Field(default={}, exclude_if=operator.not_)
-    validation_share: float = Field(0.1, ge=0, lt=1)  # of train, if the source has no validation split
-    test_share: float = Field(0.1, ge=0, lt=1)  # of train, if the source has no test split
+    """Columns whose text is read as a list, with the separator of the items, e.g. {label: "|"}. An empty cell is an
+    empty list."""
+    validation_share: float = Field(0.1, ge=0, lt=1)
+    """Fraction of train that becomes the validation split, if the source has none. 0: none is cut off."""
+    test_share: float = Field(0.1, ge=0, lt=1)
+    """Fraction of train that becomes the test split, if the source has none. 0: none is cut off."""
     split_seed: int = Field(0, ge=0)
-    group: str | None = None  # a column: rows with the same value of it are cut into the same split
-    stratify: str | None = None  # a column: each value of it is shared out alike, among splits and in samples
-    train_examples: int | None = Field(None, ge=1)  # keep so many, chosen by a seeded hash
+    """Seed of the splits and samples."""
+    group: str | None = None
+    """Column whose equal values stay in the same split when splits are cut, e.g. the author or the document."""
+    stratify: str | None = None
+    """Column of classes that keep their frequencies in the splits that are cut, and in samples; e.g. label."""
+    train_examples: int | None = Field(None, ge=1)
+    """Number of rows to keep of train, a seeded sample. Null: all."""
     validation_examples: int | None = Field(None, ge=1)
+    """Number of rows to keep of validation, a seeded sample. Null: all."""
     test_examples: int | None = Field(None, ge=1)
-    on_bad_row: OnBadRow = "error"  # skip leaves bad rows out and counts them
-    drop_leaks: bool = False  # take out of train what is in validation or test too, but for case and white space
+    """Number of rows to keep of test, a seeded sample. Null: all."""
+    on_bad_row: OnBadRow = "error"
+    """`error`: report bad rows and stop before training. `skip`: leave them out and count them, up to a tenth of a
+    split."""
+    drop_leaks: bool = False
+    """Remove rows from train whose input occurs in validation or test too, up to case and white space. They are counted
+    in any case."""
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Self:
@@ -50,16 +71,19 @@ class Data(Component):
 
     @property
     def local(self) -> bool:
-        """Whether the rows are in files of the user's own, which may change under the same name."""
+        """True if the rows are in files of the user, which may change under the same name."""
         return False
 
     def missing_files(self) -> list[str]:
-        """The user's own files that are not there."""
+        """The user's files that do not exist."""
         return []
 
+    @abc.abstractmethod
     def read(self) -> tuple[dict[str, list[Row]], str]:
-        """The source's rows by split under its own column names, and the source in words."""
-        raise NotImplementedError
+        """The source's rows by split, under its own column names, and a description of the source for people.
+
+        Raises UserError if the source cannot be read. A row that cannot be read has a fault.
+        """
 
     def load(
         self,
@@ -70,135 +94,94 @@ class Data(Component):
         visible: Sequence[str] = (),
         scored: Sequence[Split] = SPLITS,
     ) -> Splits:
-        """Rows that carry `fields`, and those of `optional` that they have.
+        """Rows by split with the task's `fields`, and with those of the `optional` fields that they have.
 
-        `check` raises UserError for a row that will not do; rows that are alike in the fields `visible` to
-        the model (default: all) are the same question. Raises UserError if a column is missing, a split empty, a row
-        bad; of splits that are not `scored` none need be there.
+        `check` raises UserError for a bad row. Rows with equal `visible` fields, those that the model sees (default:
+        all), are the same input. Splits that are not `scored` may be absent, and their rows may all be bad.
+        Raises UserError if a column is missing, a split empty or a row bad.
         """
-        fields, optional = tuple(fields), tuple(optional)
-        read, source = self.read()
-        self._check_columns(read, fields, optional)
+        mapping = ColumnMapping(tuple(fields), tuple(optional), self.columns, self.numbers, self.lists)
+        rows, source = self.read()
+        mapping.check(rows)
+        pairs, skipped = self._without_bad_rows(rows, source, mapping, check, scored)
+        pairs = self._cut_missing_splits(pairs)
+        self._require_rows(pairs, rows, source, scored)
+        visible = tuple(visible) or mapping.fields
+        if self.drop_leaks:
+            pairs["train"], dropped = _without_leaks(pairs, visible, source)
+            skipped["train"] = skipped.get("train", {}) | ({"leaks": dropped} if dropped else {})
+        counts = (self.train_examples, self.validation_examples, self.test_examples)
+        samples: dict[str, list[Row]] = {
+            split: self._sample(pairs[split], count) for split, count in zip(SPLITS, counts, strict=True)
+        }
+        trained = leaks.input_hashes(samples["train"], visible)
+        leaked: dict[str, int] = {
+            split: sum(leaks.input_hash(row, visible) in trained for row in samples[split]) for split in SPLITS[1:]
+        }
+        return Splits(samples, source, fingerprint(samples), skipped, leaked)
+
+    def _without_bad_rows(
+        self,
+        rows: Mapping[str, Sequence[Row]],
+        source: str,
+        mapping: ColumnMapping,
+        check: Callable[[Row], object],
+        scored: Sequence[str],
+    ) -> tuple[dict[str, list[Pair]], dict[str, dict[str, int]]]:
+        """The good rows of each split, and the number of skipped ones by split and reason."""
         pairs: dict[str, list[Pair]] = {}
         skipped: dict[str, dict[str, int]] = {}
-        for split, rows in read.items():
-            named = [(row, self._named(row, fields, optional, check)) for row in rows]
+        for split, part in rows.items():
+            named = [(row, mapping.apply(row, check)) for row in part]
             bad = [row for _, row in named if row.fault is not None]
-            useless = bool(rows) and len(bad) == len(rows)  # as GLUE's test, whose labels were never published
-            if useless and split not in scored:
-                pairs[split] = []  # there, so that none is cut off from train
+            all_bad = bool(part) and len(bad) == len(part)  # e.g. GLUE's test split, whose labels are not published
+            if all_bad and split not in scored:
+                pairs[split] = []  # present, so that none is cut off from train
                 continue
-            what = f"the {split} split of {source}"
+            name = f"the {split} split of {source}"
             try:
-                skipped[split] = apply_bad_row_policy(bad, len(rows), what, self.on_bad_row)
+                skipped[split] = apply_bad_row_policy(bad, len(part), name, self.on_bad_row)
             except UserError as error:
-                hint = f"\n{what}: if it has no labels, take another one for it, or set score_test: false"
-                raise UserError(f"{error}{hint if useless and split == 'test' else ''}") from None
+                hint = f"\n{name}: if it has no labels, use another split for it, or set score_test: false"
+                raise UserError(f"{error}{hint if all_bad and split == 'test' else ''}") from None
             pairs[split] = [pair for pair in named if pair[1].fault is None]
-        pairs = self._cut(pairs)
-        for split in SPLITS:
-            if split not in scored and (split not in read or read[split]):
-                pairs.setdefault(split, [])
-            elif not pairs.get(split):
-                share = {"validation": self.validation_share, "test": self.test_share}.get(split)
-                cure = f"; data.{split}_share: 0 cuts none from train" if share == 0 and split not in read else ""
-                raise UserError(f"data: the {split} split of {source} is empty{cure}")
-        visible = tuple(visible) or (*fields, *optional)
-        if self.drop_leaks:
-            asked = leaks.keys((row for split in SPLITS[1:] for _, row in pairs[split]), visible)
-            fresh = [pair for pair in pairs["train"] if leaks.key(pair[1], visible) not in asked]
-            if not fresh:
-                raise UserError(f"data.drop_leaks: all of train of {source} is in validation or test too")
-            dropped = len(pairs["train"]) - len(fresh)
-            pairs["train"] = fresh
-            skipped["train"] = skipped.get("train", {}) | ({"leaks": dropped} if dropped else {})
-        wanted = (self.train_examples, self.validation_examples, self.test_examples)
-        kept: dict[str, list[Row]] = {
-            split: self._keep(pairs[split], count) for split, count in zip(SPLITS, wanted, strict=True)
-        }
-        seen = leaks.keys(kept["train"], visible)
-        found: dict[str, int] = {
-            split: sum(leaks.key(row, visible) in seen for row in kept[split]) for split in SPLITS[1:]
-        }
-        return Splits(kept, source, fingerprint(kept), skipped, found)
+        return pairs, skipped
 
-    def _check_columns(self, rows: Mapping[str, Sequence[Row]], fields: Sequence[str], optional: Sequence[str]) -> None:
-        """Raise UserError for a column that no row has: that is the recipe's mistake, not a row's."""
-        known = (*fields, *optional)
-        unknown = [field for field in self.columns if field not in known]
-        if unknown:
-            raise UserError(f"data.columns: the task has no field {unknown[0]!r}{nearest(unknown[0], known)}")
-        columns = [self.columns.get(field, field) for field in known]
-        for option, named in (("numbers", self.numbers), ("lists", self.lists)):
-            strange = [column for column in named if column not in columns]
-            if strange:
-                hint = nearest(strange[0], columns)
-                raise UserError(f"data.{option}: {strange[0]!r} is the column of no field of the task{hint}")
-        whole = [row for part in rows.values() for row in part if row.fault is None]
-        there = dict.fromkeys(name for row in whole for name in row.fields)
-        for field in known:
-            column = self.columns.get(field, field)
-            if field in optional and field not in self.columns:
-                continue
-            if whole and column not in there:
-                raise UserError(f"{whole[0].where}: {_lacks(there, column, field)}")
-
-    def _named(self, row: Row, fields: Sequence[str], optional: Sequence[str], check: Callable[[Row], object]) -> Row:
-        """The row under the task's names, with a fault if it will not do."""
-        if row.fault is not None:
-            return row
-        found = {}
-        for field in (*fields, *optional):
-            column = self.columns.get(field, field)
-            if field in optional and row.fields.get(column) is None:
-                continue
-            if column not in row.fields:
-                return Row(row.where, {}, f"{field}: {_lacks(row.fields, column, field)}")
-            value = row.fields[column]
-            if column in self.numbers and isinstance(value, str):
-                try:
-                    value = float(value)
-                except ValueError:
-                    return Row(row.where, {}, f"{field}: {value[:40]!r} is no number")
-            if column in self.lists and isinstance(value, str):
-                value = [item for part in value.split(self.lists[column]) if (item := part.strip())]
-            found[field] = value
-        if not found:
-            return Row(row.where, {}, f"no column for any of the task's fields {', '.join((*fields, *optional))}")
-        named = Row(row.where, found)
-        try:
-            check(named)
-        except UserError as error:
-            return Row(row.where, found, str(error).removeprefix(f"{row.where}: "))
-        return named
-
-    def _cut(self, pairs: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
+    def _cut_missing_splits(self, pairs: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
         missing = {
-            split: share
-            for split, share in (("validation", self.validation_share), ("test", self.test_share))
-            if split not in pairs and share
+            split: fraction
+            for split, fraction in (("validation", self.validation_share), ("test", self.test_share))
+            if split not in pairs and fraction
         }
         if not missing or "train" not in pairs:
             sampled = any((self.train_examples, self.validation_examples, self.test_examples))
-            for option, idle in (("group", self.group), ("stratify", None if sampled else self.stratify)):
-                if idle is not None:
-                    raise UserError(f"data.{option}: this source has all its splits and nothing is cut; leave it out")
+            for option, unused in (("group", self.group), ("stratify", None if sampled else self.stratify)):
+                if unused is not None:
+                    raise UserError(f"data.{option}: this source has all its splits and none is cut; leave it out")
             return pairs
-        everything = pairs["train"]
-        places = cut(
-            [row for row, _ in everything],
-            missing,
-            seed=self.split_seed,
-            group=self.group,
-            stratify=self.stratify,
+        train = pairs["train"]
+        positions = split_rows(
+            [row for row, _ in train], missing, seed=self.split_seed, group=self.group, stratify=self.stratify
         )
-        return pairs | {split: [everything[i] for i in positions] for split, positions in places.items()}
+        return pairs | {split: [train[i] for i in members] for split, members in positions.items()}
 
-    def _keep(self, pairs: list[Pair], count: int | None) -> list[Row]:
+    def _require_rows(
+        self, pairs: dict[str, list[Pair]], rows: Mapping[str, Sequence[Row]], source: str, scored: Sequence[str]
+    ) -> None:
+        """Raise UserError if a split is empty that must not be. A split that may be absent becomes an empty list."""
+        for split in SPLITS:
+            if split not in scored and (split not in rows or rows[split]):
+                pairs.setdefault(split, [])
+            elif not pairs.get(split):
+                fraction = {"validation": self.validation_share, "test": self.test_share}.get(split)
+                reason = f"; data.{split}_share: 0 cuts none from train" if fraction == 0 and split not in rows else ""
+                raise UserError(f"data: the {split} split of {source} is empty{reason}")
+
+    def _sample(self, pairs: list[Pair], count: int | None) -> list[Row]:
         rows = [row for _, row in pairs]
         if count is None or count >= len(rows):
             return rows
-        strata = None if self.stratify is None else values([row for row, _ in pairs], self.stratify)
+        strata = None if self.stratify is None else classes([row for row, _ in pairs], self.stratify)
         return [rows[i] for i in sample(rows, count, seed=self.split_seed, strata=strata)]
 
 
@@ -212,7 +195,10 @@ def fingerprint(rows: Mapping[str, Sequence[Row]]) -> str:
     return digest.hexdigest()
 
 
-def _lacks(there: Iterable[str], column: str, field: str) -> str:
-    there = [printable(str(name)) for name in there]
-    hint = nearest(column, there) or f"; it has: {', '.join(there)}"
-    return f"no column {column!r} for the task's field {field!r}{hint}"
+def _without_leaks(pairs: Mapping[str, list[Pair]], visible: Sequence[str], source: str) -> tuple[list[Pair], int]:
+    """The rows of train whose input is not in validation or test, and the number of the others."""
+    tested = leaks.input_hashes((row for split in SPLITS[1:] for _, row in pairs[split]), visible)
+    train = [pair for pair in pairs["train"] if leaks.input_hash(pair[1], visible) not in tested]
+    if not train:
+        raise UserError(f"data.drop_leaks: all of train of {source} is in validation or test too")
+    return train, len(pairs["train"]) - len(train)

@@ -1,4 +1,4 @@
-"""What flows between data, task and loop: rows as read, examples as encoded."""
+"""Data types between sources, tasks and the training loop: rows as read, examples as encoded."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """One record of a data set, its fields under the task's names."""
+    """One record of a data set."""
 
-    where: str  # "data/train.jsonl:12", a path that finds the file, for messages
+    where: str
+    """File and line for messages, e.g. "data/train.jsonl:12"; the path can be opened."""
     fields: Mapping[str, Any]
-    fault: str | None = None  # "not JSON: ...": why nothing can be made of it, if so
+    """Values by the names that the task gives them; in `Data.read`, by the columns of the source."""
+    fault: str | None = None
+    """Reason why the row cannot be used, e.g. "not JSON: ..."; None for a good row."""
 
     @property
     def file_and_line(self) -> str:
-        """`where` without the folders, which are this machine's own.
+        """`where` without folders, which are specific to one machine.
 
         >>> Row("mine/train.jsonl:12", {}).file_and_line
         'train.jsonl:12'
@@ -29,23 +32,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows of a data set, and what identifies them."""
+    """The rows of a data set by split, with their provenance."""
 
-    rows: dict[str, list[Row]]  # "train", "validation", "test"
-    source: str  # where they came from, for people
-    fingerprint: str  # sha256 of the rows' content
-    skipped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # split -> reason -> rows left out
-    leaks: Mapping[str, int] = field(default_factory=dict)  # split -> rows whose input is in train too
+    rows: dict[str, list[Row]]
+    """Rows of "train", "validation" and "test"."""
+    source: str
+    """Description of the source, for people."""
+    fingerprint: str
+    """sha256 of the rows' content."""
+    skipped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Number of skipped rows by split and reason."""
+    leaks: Mapping[str, int] = field(default_factory=dict)
+    """Number of rows by split whose input occurs in train too."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One encoded row, or a window of it: integer sequences by the model's argument names, not padded.
-
-    Its length is that of what the model reads.
-    """
+    """One encoded row, a window of it or a choice for it. Its length is that of `input_ids`."""
 
     features: dict[str, list[int]]
+    """Sequences of integers by the model's argument names, not padded."""
     row: Row
 
     def __len__(self) -> int:
@@ -54,13 +60,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Examples, and what encoding had to leave out: `{"truncated_sentences": 3, "lost_entities": 4}`."""
+    """Encoded rows."""
 
     examples: list[Example]
     counts: dict[str, int]
+    """What encoding lost, e.g. {"truncated_sentences": 3, "lost_entities": 4}."""
 
     @property
     def rows(self) -> list[Row]:
-        """Each row once, in order: a row's windows or choices stand next to each other."""
+        """Each row once, in order. The examples of a row are consecutive."""
         rows = (example.row for example in self.examples)
         return [next(same) for _, same in itertools.groupby(rows, key=id)]

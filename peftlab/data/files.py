@@ -1,4 +1,4 @@
-"""One's own files: JSON lines, a JSON array, CSV, TSV, Parquet, CoNLL columns or plain text."""
+"""Your own files: JSON lines, a JSON array, CSV, TSV, Parquet, CoNLL columns or plain text."""
 
 from __future__ import annotations
 
@@ -13,13 +13,20 @@ from peftlab.errors import UserError
 
 
 class Files(Data):
-    """A file a split, its format told by the ending, .gz or not; paths are relative to the working directory."""
+    """Your own files, one per split: .jsonl, .json, .csv, .tsv, .parquet, .conll or .txt, also gzipped.
+
+    Paths are relative to the working directory; `~` is the home folder.
+    """
 
     kind: Literal["files"] = "files"
     train: ExpandedPath
+    """File of the training rows, e.g. data/train.jsonl."""
     validation: ExpandedPath | None = None
+    """File of the validation rows. Null: `validation_share` of train."""
     test: ExpandedPath | None = None
-    format: Format | None = None  # where the ending does not tell it, e.g. conll for a .txt
+    """File of the test rows. Null: `test_share` of train."""
+    format: Format | None = None
+    """Format of the files. Null: by the ending of each file's name. Example: conll for a .txt file of columns."""
 
     @property
     def local(self) -> bool:
@@ -37,10 +44,10 @@ class Files(Data):
 
 
 def read_file(path: Path, format: Format | None = None) -> list[Row]:
-    """The rows of a file. Raises UserError if its format is not known, or it cannot be read at all."""
-    known = format or ending_format(path)
-    if known is None:
+    """The rows of a file. Raises UserError if its format is unknown, or if the file cannot be read at all."""
+    format = format or ending_format(path)
+    if format is None:
         raise UserError(
-            f"data: {path} ends in {path.suffix!r}; known are {', '.join(ENDINGS)}; data.format says another's format"
+            f"data: {path} ends in {path.suffix!r}; known are {', '.join(ENDINGS)}; for others set data.format"
         )
-    return READERS[known](path)
+    return READERS[format](path)

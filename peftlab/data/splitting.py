@@ -1,8 +1,8 @@
-"""Which rows go where: splits and samples drawn by a seeded hash of the content, not by position.
+"""Splits and samples, drawn by a seeded hash of a row's content, not by its position.
 
-A row's draw depends on the row (or its group) and the seed alone, so that order and other rows change nothing. Under
-`stratify` each class is cut by itself: rows that are added move the border of their class by their share, and of the
-rest only rows at that border move.
+The draw of a row (or of its group) depends on its content and the seed alone, so that neither order nor other rows
+change it. Stratified, each class is split by itself: added rows move the boundaries within their class by their
+fraction, and only rows at these boundaries change their split.
 """
 
 from __future__ import annotations
@@ -17,63 +17,63 @@ from peftlab.data.examples import Row
 from peftlab.errors import UserError, nearest, printable
 
 
-def cut(
-    rows: Sequence[Row], shares: Mapping[str, float], *, seed: int, group: str | None, stratify: str | None
+def split_rows(
+    rows: Sequence[Row], fractions: Mapping[str, float], *, seed: int, group: str | None, stratify: str | None
 ) -> dict[str, list[int]]:
-    """Positions in `rows` for each split of `shares`, and for "train" the rest; in order.
+    """Sorted positions in `rows` for each split of `fractions`, and the remaining ones for "train".
 
-    `group` and `stratify` name columns: equal values of the first stay together, each value of the second is shared
-    out alike. Rows that are the same all over stay together too.
+    `group` and `stratify` name columns: rows with the same value of the first stay in one split, each value of the
+    second is distributed by the same fractions. Identical rows stay in one split too.
     """
     units: dict[str, list[int]] = defaultdict(list)
     for position, row in enumerate(rows):
         units[canonical(row.fields) if group is None else canonical(_value(row, group, "group"))].append(position)
-    places: dict[str, list[int]] = {split: [] for split in (*shares, "train")}
+    positions: dict[str, list[int]] = {split: [] for split in (*fractions, "train")}
     if stratify is None:
         for unit, members in units.items():
-            places[_by_draw(draw(unit, seed), shares)] += members
+            positions[_split_of(hash_fraction(unit, seed), fractions)] += members
     else:
-        strata = values(rows, stratify)
-        classes: dict[str, list[str]] = defaultdict(list)
+        strata = classes(rows, stratify)
+        units_of_class: dict[str, list[str]] = defaultdict(list)
         for unit, members in units.items():
-            own = Counter(sorted(strata[member] for member in members))
-            classes[own.most_common(1)[0][0]].append(unit)  # a group of several classes counts as its commonest
-        for name, members_of in classes.items():
-            ordered = sorted(members_of, key=lambda unit: (draw(unit, seed), unit))
+            counts = Counter(sorted(strata[member] for member in members))
+            units_of_class[counts.most_common(1)[0][0]].append(unit)  # a mixed group counts as its most frequent class
+        for name, names_of_units in units_of_class.items():
+            ordered = sorted(names_of_units, key=lambda unit: (hash_fraction(unit, seed), unit))
             sizes = [len(units[unit]) for unit in ordered]
-            for unit, split in zip(ordered, _share_out(name, sizes, shares, seed), strict=True):
-                places[split] += units[unit]
-    return {split: sorted(positions) for split, positions in places.items()}
+            for unit, split in zip(ordered, _distribute(name, sizes, fractions, seed), strict=True):
+                positions[split] += units[unit]
+    return {split: sorted(members) for split, members in positions.items()}
 
 
 def sample(rows: Sequence[Row], count: int, *, seed: int, strata: Sequence[str] | None = None) -> list[int]:
-    """Positions of `count` rows, in order; with `strata`, a class for each row, of each class its share.
+    """Sorted positions of `count` rows. With `strata`, a class for each row, every class keeps its fraction.
 
-    A smaller sample is part of a larger one.
+    A smaller sample is a subset of a larger one.
     """
-    draws = [draw(canonical(row.fields), seed) for row in rows]
+    draws = [hash_fraction(canonical(row.fields), seed) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: (draws[i], i))
     if strata is not None:
-        classes: dict[str, list[int]] = defaultdict(list)
+        members_of_class: dict[str, list[int]] = defaultdict(list)
         for i in order:
-            classes[strata[i]].append(i)
-        rank = {i: (place + 0.5) / len(members) for members in classes.values() for place, i in enumerate(members)}
+            members_of_class[strata[i]].append(i)
+        rank = {i: (k + 0.5) / len(members) for members in members_of_class.values() for k, i in enumerate(members)}
         order.sort(key=lambda i: (rank[i], draws[i], i))
     return sorted(order[:count])
 
 
-def values(rows: Sequence[Row], stratify: str) -> list[str]:
-    """The class of each row. Raises UserError if there are too many for classes."""
-    found = [canonical(_value(row, stratify, "stratify")) for row in rows]
-    if len(set(found)) > max(1, len(found) // 2):
+def classes(rows: Sequence[Row], stratify: str) -> list[str]:
+    """The class of each row, by column `stratify`. Raises UserError if more than half of the values differ."""
+    names = [canonical(_value(row, stratify, "stratify")) for row in rows]
+    if len(set(names)) > max(1, len(names) // 2):
         raise UserError(
-            f"data.stratify: {stratify!r} has {len(set(found))} different values in {len(found)} rows; classes have few"
+            f"data.stratify: {stratify!r} has {len(set(names))} different values in {len(names)} rows; classes have few"
         )
-    return found
+    return names
 
 
-def draw(key: str, seed: int) -> float:
-    """A number in [0, 1) that depends on nothing but key and seed."""
+def hash_fraction(key: str, seed: int) -> float:
+    """A number in [0, 1) that depends on key and seed alone."""
     return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:8], "big") / 2**64
 
 
@@ -86,27 +86,27 @@ def canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
 
 
-def _by_draw(number: float, shares: Mapping[str, float]) -> str:
-    for split, share in shares.items():
-        if number < share:
+def _split_of(draw: float, fractions: Mapping[str, float]) -> str:
+    for split, fraction in fractions.items():
+        if draw < fraction:
             return split
-        number -= share
+        draw -= fraction
     return "train"
 
 
-def _share_out(name: str, sizes: Sequence[int], shares: Mapping[str, float], seed: int) -> list[str]:
-    """A split for each unit of a class, in turn, until the split has its share of the class.
+def _distribute(name: str, sizes: Sequence[int], fractions: Mapping[str, float], seed: int) -> list[str]:
+    """The split of each unit of a class: units are taken in order until a split has its fraction of the class.
 
-    What is left of a row is rounded by a draw, so that many small classes still give a split its share.
+    A fraction of a row is rounded by a draw, so that a split gets its fraction of many small classes too.
     """
-    places: list[str] = []
-    for split, share in shares.items():
-        target = math.floor(sum(sizes) * share + draw(f"{split} {name}", seed))
+    splits: list[str] = []
+    for split, fraction in fractions.items():
+        target = math.floor(sum(sizes) * fraction + hash_fraction(f"{split} {name}", seed))
         taken = 0.0
-        while len(places) < len(sizes) and taken + sizes[len(places)] / 2 <= target:
-            taken += sizes[len(places)]
-            places.append(split)
-    return places + ["train"] * (len(sizes) - len(places))
+        while len(splits) < len(sizes) and taken + sizes[len(splits)] / 2 <= target:
+            taken += sizes[len(splits)]
+            splits.append(split)
+    return splits + ["train"] * (len(sizes) - len(splits))
 
 
 def _value(row: Row, column: str, option: str) -> object:

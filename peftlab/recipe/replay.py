@@ -11,7 +11,7 @@ from peftlab.component import Settings
 from peftlab.data import AnyData
 from peftlab.data.data import SPLITS, fingerprint
 from peftlab.data.examples import Splits
-from peftlab.data.leaks import key, keys
+from peftlab.data.leaks import input_hash, input_hashes
 from peftlab.data.splitting import sample
 
 
@@ -23,8 +23,8 @@ class Replay(Settings):
 
     def mixed(self, new: Splits, old: Splits, given: Sequence[str]) -> Splits:
         """`new` with a fourth split, "replay". What `new` is validated or tested on is never replayed."""
-        asked = keys((row for split in SPLITS[1:] for row in new.rows[split]), given)
-        rows = [row for row in old.rows["train"] if key(row, given) not in asked]
+        tested = input_hashes((row for split in SPLITS[1:] for row in new.rows[split]), given)
+        rows = [row for row in old.rows["train"] if input_hash(row, given) not in tested]
         count = replayed(len(new.rows["train"]), self.share)
         mixed = new.rows | {"replay": [rows[i] for i in sample(rows, count, seed=self.data.split_seed)]}
         return dataclasses.replace(

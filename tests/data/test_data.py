@@ -1,4 +1,4 @@
-"""Sources of examples: files, folders and registry packages; splits and samples that depend on content alone."""
+"""Data sources: files, folders and registry packages, and the splits and samples drawn from them."""
 
 import collections
 import json
@@ -44,7 +44,7 @@ def test_conll_2003_has_its_published_sizes() -> None:
         "O", *(f"{prefix}-{kind}" for prefix in "BI" for kind in ("PER", "ORG", "LOC", "MISC"))
     }  # fmt: skip
     file, _, line = splits.rows["train"][0].where.rpartition(":")
-    assert file == "eriktks/conll2003/train.txt"  # no place on this disk: it stands in results
+    assert file == "eriktks/conll2003/train.txt"  # without a path of this machine, as it is stored in results
     asset = assets.find("eriktks/conll2003")
     assert asset is not None
     assert (assets.fetch(asset) / Path(file).name).read_text().splitlines()[int(line) - 1].startswith("EU ")
@@ -78,7 +78,7 @@ def test_conll_2003_has_its_published_sizes() -> None:
         ],
     ),
 )
-def test_classified_texts_have_their_published_sizes(
+def test_text_classification_sets_have_their_published_sizes(
     id: str, columns: dict[str, str], size: int, labels: dict[object, int]
 ) -> None:
     splits = Hub(id=id, columns=columns).load(("text", "label"), ("text_pair",))
@@ -100,7 +100,7 @@ def test_rated_texts_have_their_published_sizes_and_range(name: str, size: int) 
     assert 2.5 < max(ratings) <= 4
 
 
-def test_an_optional_column_is_taken_if_it_is_there_and_must_be_if_it_is_named(tmp_path: Path) -> None:
+def test_an_optional_column_is_read_if_present_and_required_if_named(tmp_path: Path) -> None:
     lines: list[dict[str, object]] = [
         {"tokens": f"a{i}", "labels": "x", **({"more": 1} if i % 2 else {})} for i in range(50)
     ]
@@ -113,17 +113,17 @@ def test_an_optional_column_is_taken_if_it_is_there_and_must_be_if_it_is_named(t
         Files(train=path, columns={"moer": "more"}).load(FIELDS, ("more",))
 
 
-def test_a_split_given_to_another_is_not_read_twice(tmp_path: Path) -> None:
+def test_a_split_assigned_to_another_is_not_read_twice(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         table = datasets.Dataset.from_dict({"tokens": [f"{split} {i}" for i in range(50)], "labels": ["x"] * 50})
         table.to_parquet(tmp_path / f"{split}-00000.parquet")
     rows = Hub(id=str(tmp_path), splits={"test": "validation"}).load(FIELDS).rows
     assert {row.fields["tokens"].split()[0] for row in rows["test"]} == {"validation"}
-    assert {row.fields["tokens"].split()[0] for row in rows["validation"]} == {"train"}  # cut from it
+    assert {row.fields["tokens"].split()[0] for row in rows["validation"]} == {"train"}  # cut off from train
     assert len(rows["train"]) + len(rows["validation"]) == 50
 
 
-def test_missing_splits_are_cut_by_content_so_that_a_row_stays_where_it_is(tmp_path: Path) -> None:
+def test_missing_splits_are_cut_by_content_so_that_added_rows_move_no_other(tmp_path: Path) -> None:
     small = Files(train=jsonl(tmp_path / "a.jsonl", sentences(300))).load(FIELDS)
     large = Files(train=jsonl(tmp_path / "b.jsonl", sentences(300, 300)[::-1] + sentences(300))).load(FIELDS)
     assert 15 <= len(small.rows["validation"]) <= 45
@@ -140,14 +140,14 @@ def test_a_smaller_sample_is_part_of_a_larger_one(tmp_path: Path) -> None:
     assert few < many
 
 
-def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_content_alone(tmp_path: Path) -> None:
     one = Files(train=jsonl(tmp_path / "a.jsonl", sentences(50))).load(FIELDS)
     same = Files(train=jsonl(tmp_path / "moved.jsonl", sentences(50))).load(FIELDS)
     other = Files(train=jsonl(tmp_path / "c.jsonl", sentences(51))).load(FIELDS)
     assert one.fingerprint == same.fingerprint != other.fingerprint
 
 
-def test_conll_columns_are_read_with_the_line_a_sentence_starts_on(tmp_path: Path) -> None:
+def test_a_conll_sentence_is_located_by_its_first_line(tmp_path: Path) -> None:
     path = tmp_path / "a.conll"
     path.write_text("-DOCSTART- -X- O\n\nEU NNP B-ORG\nrejects VBZ O\n\n\nPeter NNP B-PER\n")
     rows, _ = Files(train=str(path)).read()
@@ -157,7 +157,7 @@ def test_conll_columns_are_read_with_the_line_a_sentence_starts_on(tmp_path: Pat
     ]
 
 
-def test_of_conllu_words_and_parts_of_speech_are_read(tmp_path: Path) -> None:
+def test_words_and_parts_of_speech_are_read_from_conllu(tmp_path: Path) -> None:
     lines = ["1-2\tzum\t_\t_", "1\tzu\tzu\tADP", "2\tdem\tder\tDET", "2.1\tx\tx\tNOUN", "3\tSee\tSee\tNOUN"]
     rest = "\t_" * 5 + "\tSpaceAfter=No\n"
     path = tmp_path / "a.conll"
@@ -169,7 +169,7 @@ def test_of_conllu_words_and_parts_of_speech_are_read(tmp_path: Path) -> None:
     ]
 
 
-def test_shares_leave_something_to_train_on(tmp_path: Path) -> None:
+def test_validation_and_test_leave_rows_to_train_on(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match=r"validation_share 0.9 \+ test_share 0.1: nothing of train is left"):
         Files(train="a.jsonl", validation_share=0.9)
     path = jsonl(tmp_path / "a.jsonl", sentences(50))
@@ -177,7 +177,7 @@ def test_shares_leave_something_to_train_on(tmp_path: Path) -> None:
         Files(train=path, test_share=0).load(FIELDS)
 
 
-def test_a_test_split_that_is_not_scored_need_not_be_there(tmp_path: Path) -> None:
+def test_a_test_split_that_is_not_scored_may_be_absent(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", sentences(50))
     recipe = {"name": "mine", "model": "x", "task": "token_classification", "method": "lora"}
     recipe |= {"data": {"train": path, "test_share": 0}, "score_test": False}
@@ -196,7 +196,7 @@ def test_a_tilde_at_the_start_of_a_path_is_the_home_folder(tmp_path: Path, monke
     assert Model(id="~/base").id == f"{tmp_path}/base"
 
 
-def test_a_folder_of_parquet_gives_class_names(tmp_path: Path) -> None:
+def test_class_names_are_read_from_a_folder_of_parquet(tmp_path: Path) -> None:
     features = datasets.Features(
         {
             "tokens": datasets.List(datasets.Value("string")),
@@ -210,7 +210,7 @@ def test_a_folder_of_parquet_gives_class_names(tmp_path: Path) -> None:
     assert splits.rows["train"][0].fields == {"tokens": ["a", "b"], "labels": ["O", "B-PER"]}
 
 
-def test_only_blanks_and_tabs_part_columns_and_comments_are_skipped(tmp_path: Path) -> None:
+def test_columns_are_separated_by_blanks_and_tabs_only_and_comments_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "a.conll"
     path.write_text("# sent_id = 1\n10\u00a0000 O\n# O\n\n")
     assert Files(train=str(path)).read()[0]["train"][0].fields == {"tokens": ["10\u00a0000", "#"], "labels": ["O", "O"]}
@@ -244,9 +244,9 @@ def test_a_bad_file_names_file_and_line(tmp_path: Path, content: bytes, says: st
     assert says in str(caught.value)
 
 
-def test_a_row_of_columns_that_do_not_fit_names_its_line(tmp_path: Path) -> None:
+def test_a_line_with_another_number_of_columns_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.conll").write_text("EU B-ORG\nrejects\n")
-    with pytest.raises(UserError, match=r"a.conll:2: 1 columns, wanted 2"):
+    with pytest.raises(UserError, match=r"a.conll:2: 1 columns, expected 2"):
         Files(train=str(tmp_path / "a.conll")).load(FIELDS)
 
 
@@ -263,13 +263,13 @@ def test_a_file_that_cannot_be_read_is_named(settings: dict[str, str], says: str
     assert says in str(caught.value)
 
 
-def test_a_column_for_a_field_that_the_task_has_not_is_refused(tmp_path: Path) -> None:
+def test_a_column_for_an_unknown_field_of_the_task_is_refused(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", sentences(50))
     with pytest.raises(UserError, match=r"data.columns: the task has no field 'label' \(did you mean 'labels'\?\)"):
         Files(train=path, columns={"label": "tags"}).load(FIELDS)
 
 
-def test_a_file_in_place_of_an_id_is_told_how_to_be_written(tmp_path: Path) -> None:
+def test_a_file_in_place_of_an_id_is_an_error_with_the_right_setting(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", sentences(3))
     with pytest.raises(UserError, match=r"a.jsonl' is a file; write data: \{train: .*a.jsonl\}"):
         Hub(id=path).load(FIELDS)
@@ -282,11 +282,11 @@ def test_a_bad_file_in_a_folder_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_id_without_a_hub_is_one_line_with_the_nearest_known_one() -> None:
+def test_an_unknown_id_is_one_line_with_the_nearest_known_id() -> None:
     with pytest.raises(UserError) as caught:
         Hub(id="eriktks/conl2003").load(FIELDS)
     assert (
-        "is not a folder here, nor a known asset (did you mean 'eriktks/conll2003'?), nor to be had from the hub"
+        "is not a local folder, not a known asset (did you mean 'eriktks/conll2003'?), and not available from the Hub"
         in str(caught.value)
     )
     assert "\n" not in str(caught.value)
@@ -307,25 +307,25 @@ def test_a_conversation_has_alternating_roles_and_ends_with_an_answer(tmp_path: 
     ]
 
 
-def test_alpaca_has_its_instructions() -> None:
+def test_alpaca_has_its_published_size() -> None:
     splits = Hub(id="alpaca_en_demo").load((), ("instruction", "input", "output"))
     rows = [row for part in splits.rows.values() for row in part]
     assert len(rows) == 999
     assert sum(bool(row.fields["input"]) for row in rows) == 412
 
 
-def test_a_package_is_read_once_a_process_and_who_reads_it_again_may_do_what_he_likes(
+def test_a_package_is_read_once_per_process_and_its_cached_rows_are_not_shared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reads: list[Path] = []
-    real = REGISTRY["datamade/usaddress"]
+    original = REGISTRY["datamade/usaddress"]
 
     def counting(folder: Path) -> dict[str, list[Row]]:
         reads.append(folder)
-        return real(folder)
+        return original(folder)
 
     monkeypatch.setitem(REGISTRY, "datamade/usaddress", counting)
-    hub._of_registry.cache_clear()
+    hub._registry_rows.cache_clear()
     first, source = Hub(id="datamade/usaddress").read()
     count = len(first["train"])
     first["train"].clear()

@@ -1,4 +1,4 @@
-"""F6: every bad row is named with file, line and field before anything trains, or left out and counted."""
+"""Fault F6: every bad row is named by file, line and field before training starts, or skipped and counted."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def line(value: object) -> bytes:
 
 def load(path: Path, task: Task | None = None, **settings: Any) -> Splits:
     task = task or TokenClassification()
-    given = {"train": str(path), "validation_share": 0.2, "test_share": 0.2, **settings}
-    return Files.model_validate(given).load(task.fields, check=task.check_row, visible=task.visible_fields)
+    values = {"train": str(path), "validation_share": 0.2, "test_share": 0.2, **settings}
+    return Files.model_validate(values).load(task.fields, check=task.check_row, visible=task.visible_fields)
 
 
 def refusal(path: Path, task: Task | None = None, **settings: Any) -> str:
@@ -56,9 +56,9 @@ ROWS: dict[str, tuple[bytes, str]] = {
     "single quotes": (b"{'tokens': ['a'], 'labels': ['O']}\n", "not JSON"),
     "a comment": (b"# tokens\n", "not JSON"),
     "two objects": (b'{"tokens": ["a"], "labels": ["O"]} {}\n', "not JSON: Extra data"),
-    "a key twice": (b'{"tokens": ["a"], "tokens": ["b"], "labels": ["O"]}\n', "tokens: the key stands twice"),
-    "NaN": (b'{"tokens": ["a"], "labels": ["O"], "x": NaN}\n', "not JSON: NaN is no number"),
-    "infinity": (b'{"tokens": ["a"], "labels": ["O"], "x": -Infinity}\n', "not JSON: -Infinity is no number"),
+    "a key twice": (b'{"tokens": ["a"], "tokens": ["b"], "labels": ["O"]}\n', "tokens: the key occurs twice"),
+    "NaN": (b'{"tokens": ["a"], "labels": ["O"], "x": NaN}\n', "not JSON: NaN is not a number"),
+    "infinity": (b'{"tokens": ["a"], "labels": ["O"], "x": -Infinity}\n', "not JSON: -Infinity is not a number"),
     "a number of 5,000 digits": (b'{"tokens": ' + b"1" * 5000 + b"}\n", "not JSON"),
     "depth": (b"[" * 200_000 + b"\n", "nested too deeply"),
     "a list": (b'["a", "b"]\n', "a JSON object was expected, found list"),
@@ -75,7 +75,7 @@ ROWS: dict[str, tuple[bytes, str]] = {
     "a line of 5 MB": (line({"tokens": ["a" * 5_000_000], "labels": ["O"]}), "a line of more than 4194304 bytes"),
     "no tokens": (line({"labels": ["O"]}), "tokens: no column 'tokens' for the task's field 'tokens'"),
     "no labels": (line({"tokens": ["a"]}), "labels: no column 'labels' for the task's field 'labels'; it has: tokens"),
-    "a misspelt field": (line({"tokens": ["a"], "labls": ["O"]}), "(did you mean 'labls'?)"),
+    "a misspelled field": (line({"tokens": ["a"], "labls": ["O"]}), "(did you mean 'labls'?)"),
     "an empty object": (b"{}\n", "tokens: no column 'tokens'"),
     "tokens null": (line({"tokens": None, "labels": ["O"]}), "tokens: a list of strings was expected, found 'None'"),
     "labels null": (line({"tokens": ["a"], "labels": None}), "labels: a list of strings was expected, found 'None'"),
@@ -106,13 +106,13 @@ ROWS: dict[str, tuple[bytes, str]] = {
     "a bare type": (line({"tokens": ["a"], "labels": ["PER"]}), "labels: 'PER' at 'a' is not an IOB2 tag"),
     "B- of nothing": (line({"tokens": ["a"], "labels": ["B-"]}), "labels: 'B-' at 'a' is not an IOB2 tag"),
     "a small o": (line({"tokens": ["a"], "labels": ["o"]}), "labels: 'o' at 'a' is not an IOB2 tag"),
-    "a blank beside a tag": (line({"tokens": ["a"], "labels": [" O"]}), "labels: ' O' at 'a' is not an IOB2 tag"),
+    "a blank before a tag": (line({"tokens": ["a"], "labels": [" O"]}), "labels: ' O' at 'a' is not an IOB2 tag"),
     "an unknown type": (line({"tokens": ["a"], "labels": ["B-LOCC"]}), "unknown tag 'B-LOCC' (did you mean 'B-LOC'?)"),
 }
 
 
 @pytest.mark.parametrize("case", ROWS)
-def test_a_bad_row_is_named_with_file_line_and_what_is_wrong(tmp_path: Path, case: str) -> None:
+def test_a_bad_row_is_named_by_file_and_line_with_its_fault(tmp_path: Path, case: str) -> None:
     bad, says = ROWS[case]
     path = tmp_path / "mine.jsonl"
     before = [line(sentence(i)) for i in range(GOOD)]
@@ -125,14 +125,14 @@ def test_a_bad_row_is_named_with_file_line_and_what_is_wrong(tmp_path: Path, cas
     splits = load(path, TokenClassification(labels=TAGS), on_bad_row="skip")
     assert sum(splits.skipped["train"].values()) == 1
     assert sum(len(rows) for rows in splits.rows.values()) == GOOD
-    assert path.with_name("whole.jsonl").write_bytes(b"".join(before))
-    whole = load(path.with_name("whole.jsonl"), TokenClassification(labels=TAGS))
-    assert whole.fingerprint == splits.fingerprint
+    assert path.with_name("good.jsonl").write_bytes(b"".join(before))
+    good = load(path.with_name("good.jsonl"), TokenClassification(labels=TAGS))
+    assert good.fingerprint == splits.fingerprint
 
 
 CONLL: dict[str, tuple[str, str]] = {
-    "a word without a tag": ("Paris\n\n", "1 columns, wanted 3 as on line 1"),
-    "a column more": ("Paris X Y B-LOC\n\n", "4 columns, wanted 3 as on line 1"),
+    "a word without a tag": ("Paris\n\n", "1 columns, expected 3 as on line 1"),
+    "a column more": ("Paris X Y B-LOC\n\n", "4 columns, expected 3 as on line 1"),
     "not UTF-8": ("Pari\udce9 X B-LOC\n\n", "not UTF-8: byte 0xe9"),
     "NUL": ("Paris\0 X B-LOC\n\n", "a NUL byte"),
     "I- first": ("Paris X I-LOC\n\n", "labels: 'I-LOC' at 'Paris' follows 'O'"),
@@ -141,7 +141,7 @@ CONLL: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("case", CONLL)
-def test_a_bad_line_of_columns_is_named_and_takes_its_sentence_along(tmp_path: Path, case: str) -> None:
+def test_a_bad_line_of_columns_makes_its_sentence_bad(tmp_path: Path, case: str) -> None:
     bad, says = CONLL[case]
     path = tmp_path / "mine.conll"
     good = "".join(f"Ada X B-PER\nmet X O\nNo{i} X O\n\n" for i in range(GOOD))
@@ -154,8 +154,8 @@ def test_a_bad_line_of_columns_is_named_and_takes_its_sentence_along(tmp_path: P
 
 
 CSV: dict[str, tuple[str, str]] = {
-    "a cell too few": ("only\n", "1 columns, wanted 2 as on line 1"),
-    "a cell too many": ("a,b,c\n", "3 columns, wanted 2 as on line 1"),
+    "a cell too few": ("only\n", "1 columns, expected 2 as on line 1"),
+    "a cell too many": ("a,b,c\n", "3 columns, expected 2 as on line 1"),
     "a quotation mark inside": ('"a"b,c\n', "not CSV: "),
     "NUL": ("a\0,b\n", "a NUL byte"),
     "not UTF-8": ("caf\udce9,b\n", "not UTF-8: byte 0xe9"),
@@ -164,7 +164,7 @@ CSV: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("case", CSV)
-def test_a_bad_record_of_a_table_is_named_with_the_line_it_starts_on(tmp_path: Path, case: str) -> None:
+def test_a_bad_record_of_a_table_is_named_by_its_first_line(tmp_path: Path, case: str) -> None:
     bad, says = CSV[case]
     path = tmp_path / "mine.csv"
     text = "text,label\n" + '"two\nlines",x\n' + "".join(f"row {i},y\n" for i in range(GOOD)) + bad + "last,z\n"
@@ -177,9 +177,9 @@ def test_a_bad_record_of_a_table_is_named_with_the_line_it_starts_on(tmp_path: P
     assert says in str(caught.value)
     splits = data.load(("text", "label"))
     assert sum(splits.skipped["train"].values()) == 1
-    kept = {row.fields["text"] for rows in splits.rows.values() for row in rows}
-    assert {"two\nlines", "last", "row 0", f"row {GOOD - 1}"} <= kept
-    assert len(kept) == GOOD + 2
+    texts = {row.fields["text"] for rows in splits.rows.values() for row in rows}
+    assert {"two\nlines", "last", "row 0", f"row {GOOD - 1}"} <= texts
+    assert len(texts) == GOOD + 2
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_bad_record_of_a_table_is_named_with_the_line_it_starts_on(tmp_path: P
         ("text,label\n", "the train split of"),
     ],
 )
-def test_a_table_that_cannot_be_read_at_all_is_refused_even_where_rows_are_skipped(
+def test_a_table_that_cannot_be_read_is_an_error_even_if_bad_rows_are_skipped(
     tmp_path: Path, text: str, says: str
 ) -> None:
     path = tmp_path / "mine.csv"
@@ -230,7 +230,7 @@ PIECES = st.one_of(
 )
 @given(data=st.data())
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_spoilt_file_is_read_or_named_with_its_line(name: str, data: st.DataObject, tmp_path: Path) -> None:
+def test_a_damaged_file_is_read_or_named_by_line(name: str, data: st.DataObject, tmp_path: Path) -> None:
     content, task = FORMATS[name]
     for _ in range(data.draw(st.integers(1, 3))):
         start = data.draw(st.integers(0, len(content)))
@@ -243,12 +243,14 @@ def test_a_spoilt_file_is_read_or_named_with_its_line(name: str, data: st.DataOb
             splits = load(path, task, on_bad_row=on_bad_row)
             assert sum(len(rows) for rows in splits.rows.values()) > 0
         except UserError as error:
-            said = str(error).split("\n")
-            assert all(re.match(rf"{path}(:\d+)?: .|and \d+ more bad rows|data.on_bad_row: ", at) for at in said), said
-            assert all(at.isprintable() for at in said), said
+            lines = str(error).split("\n")
+            assert all(re.match(rf"{path}(:\d+)?: .|and \d+ more bad rows|data.on_bad_row: ", at) for at in lines), (
+                lines
+            )
+            assert all(at.isprintable() for at in lines), lines
 
 
-def test_what_a_terminal_obeys_is_shown(tmp_path: Path) -> None:
+def test_control_characters_in_messages_are_escaped(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_bytes(b"\x1b[2Jtext,label\na,b\n")
     assert refusal(path, SequenceClassification()) == (
@@ -256,7 +258,7 @@ def test_what_a_terminal_obeys_is_shown(tmp_path: Path) -> None:
     )
 
 
-def test_bad_rows_of_parquet_are_named_by_their_number(tmp_path: Path) -> None:
+def test_bad_rows_of_parquet_are_named_by_number(tmp_path: Path) -> None:
     path = tmp_path / "mine.parquet"
     rows = [sentence(i) for i in range(GOOD)]
     rows[6] = {"tokens": ["a", "b"], "labels": ["O"]}
@@ -266,7 +268,7 @@ def test_bad_rows_of_parquet_are_named_by_their_number(tmp_path: Path) -> None:
     assert refusal(tmp_path / "torn.parquet").startswith(f"{tmp_path / 'torn.parquet'}: not parquet: ")
 
 
-def test_bad_rows_of_a_folder_are_named_by_their_number(tmp_path: Path) -> None:
+def test_bad_rows_of_a_folder_are_named_by_number(tmp_path: Path) -> None:
     rows = [sentence(i) for i in range(GOOD)]
     rows[3]["labels"] = ["O"]
     (tmp_path / "train.jsonl").write_bytes(b"".join(line(row) for row in rows))
@@ -290,7 +292,7 @@ def test_a_row_of_100_000_tokens_is_named_before_training_or_counted(tmp_path: P
     assert len(encoded.examples) == GOOD
 
 
-def test_many_bad_rows_are_said_at_once_one_of_each_sort_first(tmp_path: Path) -> None:
+def test_many_bad_rows_are_reported_together_beginning_with_one_of_each_reason(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     short = line({"tokens": ["a", "b"], "labels": ["O"]})
     path.write_bytes(b"".join([line(sentence(0)), *[short] * 20, b"{\n", line({"labels": ["O"]})]))
@@ -304,8 +306,8 @@ def test_every_split_is_checked_and_skips_are_counted_by_reason(tmp_path: Path) 
     short, broken = line({"tokens": ["a", "b"], "labels": ["O"]}), b"{\n"
     (tmp_path / "train.jsonl").write_bytes(good + short + short + broken)
     (tmp_path / "test.jsonl").write_bytes(good + broken)
-    given = {"validation": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl"), "on_bad_row": "skip"}
-    splits = load(tmp_path / "train.jsonl", **given)
+    settings = {"validation": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl"), "on_bad_row": "skip"}
+    splits = load(tmp_path / "train.jsonl", **settings)
     assert splits.skipped == {
         "train": {"labels": 2, "not JSON": 1},
         "validation": {"labels": 2, "not JSON": 1},
@@ -325,7 +327,7 @@ def test_more_than_a_tenth_is_not_skipped(tmp_path: Path) -> None:
     )
 
 
-def test_a_run_stops_before_anything_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_bad_rows_stops_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from peftlab.runs.run import run
 
     (tmp_path / "mine.jsonl").write_bytes(b"".join(line(sentence(i)) for i in range(GOOD)) + b"{\n")

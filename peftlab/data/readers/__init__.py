@@ -1,4 +1,4 @@
-"""File formats. A reader gives rows that know their file and line; one that cannot be read carries its fault."""
+"""File formats. A reader returns rows with their file and line; a row that cannot be read has a fault."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ ENDINGS: dict[str, Format] = {
 
 
 def ending_format(path: Path) -> Format | None:
-    """What a file's ending says it is; a .gz may be around it.
+    """Format by the ending of a file's name, without .gz; None if it is unknown.
 
     >>> ending_format(Path("a.csv.gz")), ending_format(Path("a.JSONL")), ending_format(Path("a.xyz"))
     ('csv', 'jsonl', None)

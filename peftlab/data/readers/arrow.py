@@ -1,4 +1,4 @@
-"""Tables of `datasets`, which may know their class labels by name."""
+"""Tables of `datasets`, which may have class labels with names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def dataset_rows(dataset: object, where: str) -> list[Row]:
-    """Rows of a `datasets.Dataset`, with the names of its class labels in place of their numbers."""
+    """Rows of a `datasets.Dataset`, with names in place of class numbers."""
     from datasets import ClassLabel, Dataset, List
 
     assert isinstance(dataset, Dataset)
@@ -25,15 +25,15 @@ def dataset_rows(dataset: object, where: str) -> list[Row]:
         fault = None
         for column, label in names.items():
             try:
-                record[column] = _named(record[column], label)
+                record[column] = _class_name(record[column], label)
             except ValueError:
-                fault = f"{column}: {record[column]} is no number of one of its {label.num_classes} classes"
+                fault = f"{column}: {record[column]} is not the number of one of {label.num_classes} classes"
         rows.append(Row(f"{where} row {number}", record, fault))
     return rows
 
 
-def _named(value: Any, label: ClassLabel) -> Any:
-    """The name of a class, or of each of a list; -1 is how unlabelled rows are published."""
+def _class_name(value: Any, label: ClassLabel) -> Any:
+    """The name of a class, or of each class of a list. None for -1, the number of unlabeled rows."""
     if isinstance(value, list):
-        return [_named(each, label) for each in value]
+        return [_class_name(item, label) for item in value]
     return None if value is None or value < 0 else label.int2str(value)

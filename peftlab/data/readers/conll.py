@@ -1,4 +1,4 @@
-"""CoNLL columns: a token a line, a blank line between sentences."""
+"""CoNLL columns: one token per line, an empty line between sentences."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ UNIVERSAL = 10  # columns of CoNLL-U: number, word, lemma, universal part of spe
 
 
 def read_conll(path: Path, columns: tuple[str, ...] = ("tokens", "labels")) -> list[Row]:
-    """Sentences of token-per-line columns; `-DOCSTART-` lines and CoNLL-U's comments are skipped.
+    """One row per sentence. `-DOCSTART-` lines and CoNLL-U comments are skipped. A bad line makes its sentence bad.
 
-    With two columns and more in the file, the first and the last are read; of CoNLL-U's ten (the first token's number
-    is 1), the word and its universal part of speech. A bad line makes its sentence bad.
+    For two `columns`, a file with more has them in its first and last; CoNLL-U (ten columns, tokens numbered from 1)
+    has the word and its universal part of speech.
     """
     rows: list[Row] = []
     fields: list[list[str]] = []
-    faults: list[Row] = []  # of the sentence
+    faults: list[Row] = []  # of the current sentence
     start = width = first = 0
     universal = False
 
@@ -35,7 +35,7 @@ def read_conll(path: Path, columns: tuple[str, ...] = ("tokens", "labels")) -> l
         faults.clear()
 
     for number, line, fault in read_lines(path):
-        # Only blanks and tabs part columns: a token may hold any other space.
+        # Columns are separated by blanks and tabs only: a token may contain any other space.
         parts = [part for part in re.split("\t" if "\t" in line else " ", line.strip(" \t\r\n")) if part]
         if fault is not None:
             faults.append(Row(f"{path}:{number}", {}, fault))
@@ -48,12 +48,12 @@ def read_conll(path: Path, columns: tuple[str, ...] = ("tokens", "labels")) -> l
         if not width and len(parts) >= len(columns):
             width, first = len(parts), number
             universal = len(columns) == 2 and width == UNIVERSAL and parts[0] == "1" and "\t" in line
-        outer = len(columns) == 2 and width > 2  # of more columns, the first and the last
+        outer = len(columns) == 2 and width > 2  # read the first and the last of more columns
         if len(parts) != (width if outer else len(columns)):
-            wanted = f"{width} as on line {first}" if outer else f"{len(columns)} ({', '.join(columns)})"
-            faults.append(Row(f"{path}:{number}", {}, f"{len(parts)} columns, wanted {wanted}"))
+            expected = f"{width} as on line {first}" if outer else f"{len(columns)} ({', '.join(columns)})"
+            faults.append(Row(f"{path}:{number}", {}, f"{len(parts)} columns, expected {expected}"))
             continue
-        if universal and not parts[0].isdigit():  # 3-4 is written as one word, 3.1 not at all
+        if universal and not parts[0].isdigit():  # 3-4 is a multiword token, 3.1 an empty node
             continue
         if outer:
             parts = [parts[1], parts[3]] if universal else [parts[0], parts[-1]]

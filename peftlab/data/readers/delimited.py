@@ -1,4 +1,4 @@
-"""Tables as text, the first line naming the columns: CSV with quotes (RFC 4180), TSV without any (IANA)."""
+"""Tables as text, with column names in the first line: CSV with quotes (RFC 4180), TSV without (IANA)."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from peftlab.data.examples import Row
 from peftlab.data.readers.lines import LONGEST_LINE, read_lines
 from peftlab.errors import UserError
 
-SIGNS = ",;|"
+DELIMITERS = ",;|"
+Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL, csv.QUOTE_NONE
 
 
 def read_csv(path: Path) -> list[Row]:
-    """Every value is a string, numbers too, unless `data.numbers` names the column. Blank lines are skipped.
+    """One row per record. Every value is a string, numbers too. Empty lines are skipped.
 
-    Commas part the columns, or semicolons or bars if they part the first line into more.
+    The delimiter is a comma, or the semicolon or bar if it splits the first line into more columns.
     """
     return _read(path, delimiter=None)
 
 
 def read_tsv(path: Path) -> list[Row]:
-    """As `read_csv`, but parted by tabs, and a quotation mark is a character like any other."""
+    """As `read_csv`, but separated by tabs, and without quoting."""
     return _read(path, delimiter="\t")
 
 
 def _read(path: Path, delimiter: str | None) -> list[Row]:
     faults: dict[int, str] = {}  # by line
-    before = 0  # lines of the records so far
 
     def texts() -> Iterator[str]:
         for number, line, fault in read_lines(path):
@@ -42,39 +42,42 @@ def _read(path: Path, delimiter: str | None) -> list[Row]:
     if faults:
         raise UserError(f"{path}:1: {faults[1]}")
     csv.field_size_limit(LONGEST_LINE)
-    if "\r" in head.rstrip("\r\n"):
-        raise UserError(f"{path}:1: its lines end in a carriage return alone; want a line feed, or both")
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter is None else csv.QUOTE_NONE
-    if delimiter is None and head.count('"') % 2:
-        raise UserError(f"{path}:1: a column's name goes on in the next line; the first line names the columns")
-    headers = {sign: next(csv.reader([head], delimiter=sign, quoting=quoting), []) for sign in delimiter or SIGNS}
-    sign = max(headers, key=lambda sign: len(headers[sign]))  # the first of those that part it alike
-    names = [name.strip() for name in headers[sign]]
-    _check_names(path, names)
-    reader = csv.reader(lines, delimiter=sign, quoting=quoting, strict=True)
+    quoting: Quoting = csv.QUOTE_MINIMAL if delimiter is None else csv.QUOTE_NONE
+    delimiter, names = _header(path, head, delimiter, quoting)
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     rows: list[Row] = []
+    previous = 1  # last line before the record
     while True:
-        where = f"{path}:{before + 2}"
+        where = f"{path}:{previous + 1}"
         try:
             record = next(reader, None)
             fault = None
         except csv.Error as error:
-            if "unexpected end of data" in str(error):  # it has swallowed all that follows
+            if "unexpected end of data" in str(error):  # the quoted cell extends to the end of the file
                 raise UserError(f"{where}: a quotation mark that is never closed") from None
             record, fault = [], f"not CSV: {error}"
         if record is None:
             return rows
-        broken = [faults[number] for number in range(before + 2, reader.line_num + 2) if number in faults]
-        before = reader.line_num
-        if not record and not broken and fault is None:
+        last = reader.line_num + 1
+        bad_lines = [faults[number] for number in range(previous + 1, last + 1) if number in faults]
+        previous = last
+        if not record and not bad_lines and fault is None:
             continue
         if len(record) != len(names):
-            fault = fault or f"{len(record)} columns, wanted {len(names)} as on line 1"
-        fault = broken[0] if broken else fault
+            fault = fault or f"{len(record)} columns, expected {len(names)} as on line 1"
+        fault = bad_lines[0] if bad_lines else fault
         rows.append(Row(where, {} if fault else dict(zip(names, record, strict=True)), fault))
 
 
-def _check_names(path: Path, names: list[str]) -> None:
+def _header(path: Path, head: str, delimiter: str | None, quoting: Quoting) -> tuple[str, list[str]]:
+    """The delimiter (None: by the first line) and the column names. Raises UserError if the names are bad."""
+    if "\r" in head.rstrip("\r\n"):
+        raise UserError(f"{path}:1: lines end in a carriage return alone; a line feed, or both, was expected")
+    if delimiter is None and head.count('"') % 2:
+        raise UserError(f"{path}:1: a column name continues on the next line; the first line names the columns")
+    headers = {sign: next(csv.reader([head], delimiter=sign, quoting=quoting), []) for sign in delimiter or DELIMITERS}
+    delimiter = max(headers, key=lambda sign: len(headers[sign]))  # the first one, if several give as many columns
+    names = [name.strip() for name in headers[delimiter]]
     if not names:
         raise UserError(f"{path}:1: is empty; the first line names the columns")
     for position, name in enumerate(names):
@@ -82,3 +85,4 @@ def _check_names(path: Path, names: list[str]) -> None:
             raise UserError(f"{path}:1: column {position + 1} has no name; the first line names the columns")
         if name in names[:position]:
             raise UserError(f"{path}:1: two columns are named {name!r}")
+    return delimiter, names

@@ -1,4 +1,4 @@
-"""JSON: a file that is one array of objects, or an object a line for all its ending says."""
+"""JSON: one array of objects, or one object per line in a file called .json."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 
 from peftlab.data.examples import Row
 from peftlab.data.readers.jsonl import parse, read_jsonl
-from peftlab.data.readers.lines import opened
+from peftlab.data.readers.lines import open_file
 from peftlab.errors import UserError
 
 SPACE = re.compile(r"[ \t\r\n]*")
-FLATTEN = (  # SQuAD's own files: articles of paragraphs of questions
+FLATTEN = (  # for SQuAD's own files: articles of paragraphs of questions
     "jq -c '.data[].paragraphs[] | .context as $context | .qas[] | {id, question, context: $context, "
     "answers: {text: [.answers[].text], answer_start: [.answers[].answer_start]}}' FILE > FILE.jsonl"
 )
 
 
 def read_json(path: Path) -> list[Row]:
-    """A row an object of the array, by the line it starts on. Raises UserError for what is no array of rows."""
-    with opened(path) as file:
+    """One row per object of the array, located by the line on which it starts. Raises UserError for other JSON."""
+    with open_file(path) as file:
         content = file.read()
     try:
         text = content.decode("utf-8-sig")
@@ -31,15 +31,17 @@ def read_json(path: Path) -> list[Row]:
     if text[start : start + 1] == "[":
         return _rows(path, text, start + 1)
     try:
-        whole = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return read_jsonl(path)
-    nested = isinstance(whole, dict) and "data" in whole
+    nested = isinstance(value, dict) and "data" in value
     if not nested and "\n" not in text.strip():
         return read_jsonl(path)
-    keys = ", ".join(list(whole)[:5]) if isinstance(whole, dict) else type(whole).__name__
-    cure = f"; of SQuAD's articles rows are made by {FLATTEN}" if nested else ""
-    raise UserError(f"{path}: an array of objects, or an object a line, was expected, found one value ({keys}){cure}")
+    keys = ", ".join(list(value)[:5]) if isinstance(value, dict) else type(value).__name__
+    hint = f"; to get rows from SQuAD's articles: {FLATTEN}" if nested else ""
+    raise UserError(
+        f"{path}: an array of objects, or one object per line, was expected, found one value ({keys}){hint}"
+    )
 
 
 def _rows(path: Path, text: str, position: int) -> list[Row]:
@@ -60,14 +62,14 @@ def _rows(path: Path, text: str, position: int) -> list[Row]:
         if text[position : position + 1] == ",":
             position = _after_space(text, position + 1)
         elif text[position : position + 1] != "]":
-            raise UserError(f"{path}:{line}: not JSON: the object that begins here is followed by neither , nor ]")
+            raise UserError(f"{path}:{line}: not JSON: the object that begins here is not followed by , or ]")
     if _after_space(text, position + 1) < len(text):
         line += text.count("\n", counted, position)
-        raise UserError(f"{path}:{line}: not JSON: the array ends here, and something follows it")
+        raise UserError(f"{path}:{line}: not JSON: the array ends here, but the file does not")
     return rows
 
 
 def _after_space(text: str, position: int) -> int:
-    found = SPACE.match(text, position)
-    assert found is not None  # it may be empty
-    return found.end()
+    space = SPACE.match(text, position)
+    assert space is not None  # the pattern matches the empty string
+    return space.end()

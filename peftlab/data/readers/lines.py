@@ -1,4 +1,4 @@
-"""The lines of a text file, each with its number and what is wrong with it."""
+"""Lines of a text file, each with its number and its fault."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ LONGEST_LINE = 4 * 1024 * 1024  # bytes
 
 
 class Line(NamedTuple):
-    number: int  # from 1
-    text: str  # with its end; without what is no UTF-8
+    """One line of a file."""
+
+    number: int
+    """Counted from 1."""
+    text: str
+    """With its line ending; bytes that are not UTF-8 are left out."""
     fault: str | None
+    """Reason why the line cannot be used."""
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """Every line; one that is not UTF-8, holds NUL or is absurdly long has a fault. Raises UserError for the file."""
-    with opened(path) as file:
+    """Every line; one that is not UTF-8, contains NUL or exceeds LONGEST_LINE has a fault. Raises UserError."""
+    with open_file(path) as file:
         for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
             if len(raw) > LONGEST_LINE:
                 rest = raw
@@ -40,8 +45,8 @@ def read_lines(path: Path) -> Iterator[Line]:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[gzip.GzipFile | io.BufferedReader]:
-    """The bytes of a file, unpacked if it is a .gz. Raises UserError if it cannot be read."""
+def open_file(path: Path) -> Iterator[gzip.GzipFile | io.BufferedReader]:
+    """The bytes of a file, decompressed if it is a .gz. Raises UserError if it cannot be read."""
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             yield file

@@ -1,4 +1,4 @@
-"""Parquet: typed columns; what `datasets` has written keeps its class names."""
+"""Parquet: typed columns; files written by `datasets` keep their class names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from peftlab.errors import UserError
 
 
 def read_parquet(path: Path) -> list[Row]:
-    """A row a record, its values typed as the file says. Rows have numbers, not lines."""
+    """One row per record, with the types of the file. Rows have numbers in place of lines."""
     import pyarrow
     from pyarrow import parquet
 
