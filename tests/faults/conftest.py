@@ -1,4 +1,4 @@
-"""A tiny model, a few rows, and a server that forks `peftlab` commands on them."""
+"""Fixtures of the fault tests: a tiny model, a few rows, and a server that forks `peftlab` commands on them."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ method: {{kind: lora, rank: 2, dropout: 0.1}}
 training: {{steps: {STEPS}, evaluate_every: 3, batch_examples: 4, learning_rate: 2e-2, precision: float32,
   dropout: 0.1}}
 """
-NIGHT = os.environ.get("PEFTLAB_FAULTS") == "all"  # the counts of a night
+NIGHT = os.environ.get("PEFTLAB_FAULTS") == "all"  # `make test-night`
 
 
 def counted(change: int, night: int) -> int:
-    """How many to try on every change, and over night."""
+    """Number of repetitions: `change` in make test-all, `night` in make test-night."""
     return night if NIGHT else change
 
 
@@ -56,7 +56,7 @@ def kind_and_quantization(combination: bases.Combination) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a finished run left."""
+    """Outputs of a finished run."""
 
     digest: str
     result: RunResult
@@ -64,39 +64,45 @@ class Trained:
 
 
 class Lab:
-    """Runs of recipes, each with its own output folder."""
+    """Runs variants of one tiny recipe, and caches the uninterrupted ones."""
 
     def __init__(self, server: Server, folder: Path) -> None:
         self.server, self.folder = server, folder
-        self._whole: dict[tuple[str, ...], Trained] = {}
-        self.kept: dict[tuple[str, ...], Trained] = {}  # of other sorts of runs
-        self.folders: dict[str, Path] = {}  # of runs that several tests look at
+        self._uninterrupted: dict[tuple[str, ...], Trained] = {}
+        self.cache: dict[tuple[str, ...], Trained] = {}  # uninterrupted runs of two processes, by their overrides
+        self.folders: dict[str, Path] = {}  # outputs that several tests read
 
-    def words(self, output: Path, *sets: str) -> list[str | Path]:
-        return ["run", "tiny.yaml", "--output", output, *itertools.chain(*(("--set", word) for word in sets))]
+    def words(self, output: Path, *overrides: str) -> list[str | Path]:
+        return [
+            "run",
+            "tiny.yaml",
+            "--output",
+            output,
+            *itertools.chain(*(("--set", override) for override in overrides)),
+        ]
 
-    def whole(self, *sets: str) -> Trained:
-        """What an uninterrupted run gives."""
-        if sets not in self._whole:
-            output = self.folder / f"whole-{len(self._whole)}"
-            done = self.server.run(*self.words(output, *sets))
+    def uninterrupted(self, *overrides: str) -> Trained:
+        """Outputs of an uninterrupted run under these overrides."""
+        if overrides not in self._uninterrupted:
+            output = self.folder / f"uninterrupted-{len(self._uninterrupted)}"
+            done = self.server.run(*self.words(output, *overrides))
             assert done.code == 0, done.err
-            self._whole[sets] = finished(output)
+            self._uninterrupted[overrides] = finished(output)
             shutil.rmtree(output)
-        return self._whole[sets]
+        return self._uninterrupted[overrides]
 
 
 def two(
     lab: Lab, words: Sequence[str | Path], faults: dict[int, list[list[Any]]] | None = None, **environment: str
 ) -> list[Running]:
-    """Both processes of one command, started."""
+    """Start a command in two processes."""
     return lab.server.start_two(*words, faults=faults, **environment)
 
 
 def both(
     lab: Lab, words: Sequence[str | Path], faults: dict[int, list[list[Any]]] | None = None, **environment: str
 ) -> list[Done]:
-    """The same, ended."""
+    """Run a command in two processes and wait for both."""
     return lab.server.run_two(*words, faults=faults, **environment)
 
 
@@ -109,14 +115,14 @@ def lab(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 @pytest.fixture
 def output(lab: Lab) -> Iterator[Path]:
-    """A folder for one test's runs, gone after it."""
+    """An output folder for one test, deleted after it."""
     path = lab.folder / f"output-{next(lab.server.numbers)}"
     yield path
     shutil.rmtree(path, ignore_errors=True)
 
 
 def make_inputs(folder: Path) -> None:
-    """A model with a tokenizer, rows and a recipe."""
+    """Write a tiny model with its tokenizer, rows and a recipe."""
     from peftlab.models.tiny_model import byte_tokenizer
 
     model = bases.tiny("bert", "AutoModel", max_position_embeddings=64, vocab_size=512, intermediate_size=128)
@@ -130,8 +136,8 @@ def make_inputs(folder: Path) -> None:
     (folder / "tiny.yaml").write_text(RECIPE)
 
 
-def sets(combination: bases.Combination) -> tuple[str, ...]:
-    """The overrides that make the recipe this method over this precision."""
+def overrides(combination: bases.Combination) -> tuple[str, ...]:
+    """Overrides that select this method and quantization."""
     method = {**METHODS[combination.kind].test_settings[combination.sample], "kind": combination.kind}
     if "dropout" in METHODS[combination.kind].model_fields:
         method.setdefault("dropout", 0.1)
@@ -139,14 +145,14 @@ def sets(combination: bases.Combination) -> tuple[str, ...]:
 
 
 def finished(output: Path) -> Trained:
-    """The one run below `output`, which has left nothing but its result."""
+    """Outputs of the only run below `output`; fails if the run left anything else."""
     (path,) = output.glob("tiny/*/result.json")
     assert [p.name for p in path.parent.parent.iterdir() if not p.name.startswith(".")] == [path.parent.name]
     return Trained(digest(path.parent), read_result(path), (path.parent / "predictions.jsonl").read_bytes())
 
 
 def digest(run: Path) -> str:
-    """O1: sha256 over sorted (name, dtype, shape, bytes) of adapter and head."""
+    """SHA-256 of names, dtypes, shapes and bytes of the adapter and head tensors, sorted by name."""
     total = hashlib.sha256()
     for file in sorted(run.glob("*/*.safetensors")):
         with safe_open(file, "pt") as tensors:
@@ -158,8 +164,14 @@ def digest(run: Path) -> str:
 
 
 def steps(output: Path) -> list[Path]:
-    """The checkpoints below `output`, oldest first."""
+    """Checkpoints below `output`, oldest first."""
     return sorted(output.glob("tiny/*.checkpoints/step-*"))
+
+
+def one_line(text: str) -> str:
+    """The only line of a text."""
+    (line,) = text.splitlines()
+    return line
 
 
 KILLED = -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""Faults that a forked command gives itself."""
+"""Faults that a forked command injects into itself."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# What the interpreter reports of the file operations that a save is made of.
+# Audit events of the interpreter for the file operations of a save.
 OPERATIONS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove")
 _counted = {"operations": 0, "finished": 0}
-_gradients: list[Any] = []  # the one of the step that is being done
+_gradients: list[Any] = []  # of the current step
 
 
 def _watch(counting: Callable[[], bool], folder: str, at: int) -> None:
@@ -43,7 +43,7 @@ def _watch(counting: Callable[[], bool], folder: str, at: int) -> None:
 
 
 def kill_at_operation_of_save(step: int, number: int) -> None:
-    """SIGKILL before the `number`th file operation of the save of this step, deletions included."""
+    """SIGKILL before the `number`th file operation, deletions included, of the save of this step."""
     from peftlab.training.checkpointing import Checkpoints
 
     real, saving = Checkpoints.save, [False]
@@ -60,7 +60,7 @@ def kill_at_operation_of_save(step: int, number: int) -> None:
 
 
 def count_operations_of_save(step: int, file: str) -> None:
-    """How many there are, written into `file`."""
+    """Write the number of file operations of the save of this step into `file`."""
     from peftlab.runs import run
 
     kill_at_operation_of_save(step, -1)
@@ -74,7 +74,7 @@ def count_operations_of_save(step: int, file: str) -> None:
 
 
 def kill_while_publishing(number: int) -> None:
-    """SIGKILL before the `number`th file operation from when result.json is written."""
+    """SIGKILL before the `number`th file operation after the writing of result.json has begun."""
     from peftlab.runs import run
 
     real, writing = run.write_result, [False]
@@ -88,7 +88,7 @@ def kill_while_publishing(number: int) -> None:
 
 
 def kill_at_move(number: int) -> None:
-    """SIGKILL before the `number`th renaming or deletion of a whole folder from when result.json is written."""
+    """SIGKILL before the `number`th renaming or deletion of a folder after result.json has been written."""
     from peftlab.runs import run
 
     real, seen = run.write_result, [0]
@@ -115,12 +115,12 @@ def other_version(library: str, version: str) -> None:
 
 
 def kill_at_step(number: int) -> None:
-    """SIGKILL in the middle of the optimiser's `number`th step of this process, from 1."""
+    """SIGKILL in the middle of the `number`th optimizer step of this process, from 1."""
     signal_at_step(number, signal.SIGKILL)
 
 
 def signal_at_step(number: int, *signals: int) -> None:
-    """The signals one after the other, in the middle of the `number`th step of this process."""
+    """Send the signals one after the other in the middle of the `number`th step of this process."""
     _at_step(number, lambda: [os.kill(os.getpid(), sent) for sent in signals])
 
 
@@ -137,7 +137,7 @@ def raise_at_step(number: int, rank: str = "") -> None:
 
 
 def _at_step(number: int, action: Callable[[], Any]) -> None:
-    """Do something at the end of the `number`th attempt at a step's gradients, from 1."""
+    """Call `action` after the `number`th computation of a step's gradients, from 1."""
     from peftlab.training.gradients import Gradients
 
     real, attempts = Gradients.add, [0]
@@ -167,7 +167,7 @@ def _count_finished_steps() -> None:
 
 
 def signal_at(number: int, sent: int, module: str, name: str) -> None:
-    """The signal at the `number`th call of a function that the command makes, e.g. in loading or saving."""
+    """Send the signal at the `number`th call of a function, e.g. one that loads or saves."""
     import importlib
 
     owner: Any = importlib.import_module(module)
@@ -186,7 +186,7 @@ def signal_at(number: int, sent: int, module: str, name: str) -> None:
 
 
 def kill_in_training_after(seconds: float) -> None:
-    """Killed by the system's clock, whatever the interpreter is at, so long after training began."""
+    """SIGALRM from the system's timer this long after training began, wherever the interpreter is."""
     from peftlab.training import loop
 
     real = loop.train
@@ -200,7 +200,7 @@ def kill_in_training_after(seconds: float) -> None:
 
 
 def not_a_number_at_step(number: int) -> None:
-    """A batch whose loss is NaN, as bad data or too large a rate make it."""
+    """A NaN loss, as bad data or too large a learning rate gives it."""
     from peftlab.training.gradients import Gradients
 
     real, attempts = Gradients.add, [0]
@@ -222,7 +222,7 @@ def infinite_gradient_at_step(number: int) -> None:
 
 
 def infinite_backward_at_step(number: int) -> None:
-    """The same where the gradients are in shares; a step has one backward."""
+    """An infinite gradient where gradients are sharded; a step has one backward pass."""
     from peftlab.distributed.deepspeed import ZeroOptimizerStep
 
     real, attempts = ZeroOptimizerStep.backward, [0]
@@ -235,7 +235,7 @@ def infinite_backward_at_step(number: int) -> None:
 
 
 def out_of_memory_at_step(number: int, largest: int = 0) -> None:
-    """As a GPU says it, from that step on in the middle of it, for micro-batches of more than `largest` examples."""
+    """The out-of-memory error of a GPU from that step on, for micro-batches of more than `largest` examples."""
     import torch
     from torch._subclasses import FakeTensor
 
@@ -245,7 +245,7 @@ def out_of_memory_at_step(number: int, largest: int = 0) -> None:
     _count_finished_steps()
 
     def loss(self: Any, outputs: Any, batch: Any) -> Any:
-        shapes_alone = isinstance(batch["labels"], FakeTensor)  # what a forecast is made of
+        shapes_alone = isinstance(batch["labels"], FakeTensor)  # the memory estimate
         if not shapes_alone and _counted["finished"] + 1 >= number and len(batch["labels"]) > largest:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity")
         return real(self, outputs, batch)
@@ -266,14 +266,14 @@ def out_of_memory_in_loading() -> None:
 
 
 def addresses(megabytes: int) -> None:
-    """RLIMIT_AS so many MiB above what the process has now."""
+    """Set RLIMIT_AS to this many MiB above the address space of the process."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + megabytes * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
 
 def weights_not_mapped() -> None:
-    """What torch says under RLIMIT_AS where a file of weights does not fit."""
+    """The error of torch when RLIMIT_AS leaves no room for a file of weights."""
     import transformers
 
     def from_pretrained(*arguments: Any, **keywords: Any) -> Any:
@@ -283,7 +283,7 @@ def weights_not_mapped() -> None:
 
 
 def addresses_in_step(number: int, megabytes: int) -> None:
-    """That limit in this step alone."""
+    """Set RLIMIT_AS in this step only."""
     from peftlab.training.gradients import Gradients
 
     _count_finished_steps()
@@ -301,14 +301,14 @@ def addresses_in_step(number: int, megabytes: int) -> None:
 
 
 def largest_file_of_run(size: int) -> None:
-    """RLIMIT_FSIZE from when training begins: what a full disk is to whoever writes."""
+    """Set RLIMIT_FSIZE when training begins, which fails writes as a full disk does."""
     from peftlab.training import loop
 
     real = loop.train
 
     def train(*arguments: Any, **keywords: Any) -> Any:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        # What the test reads of the command is not the run's.
+        # The limit must leave room for the captured output of the command.
         streams = [os.fstat(number).st_size for number in (1, 2)]
         resource.setrlimit(resource.RLIMIT_FSIZE, (max(size, *streams) + 2000, resource.RLIM_INFINITY))
         return real(*arguments, **keywords)
@@ -317,7 +317,7 @@ def largest_file_of_run(size: int) -> None:
 
 
 def disk_full_at_save(*numbers: int) -> None:
-    """No space left in the checkpoints with these numbers, from 1."""
+    """Fail the saves with these numbers, from 1, with ENOSPC."""
     import errno
 
     from peftlab.training import checkpointing
@@ -336,7 +336,7 @@ def disk_full_at_save(*numbers: int) -> None:
 
 
 def fail_with(kind: str, text: str) -> None:
-    """An error while the base is loaded, as the hub's client raises them, addresses and all."""
+    """An error while the base is loaded, such as the Hub client raises with addresses in its text."""
     from peftlab.errors import UserError
     from peftlab.loading import inputs
 
@@ -347,7 +347,7 @@ def fail_with(kind: str, text: str) -> None:
 
 
 def write_held_bytes(path: str) -> None:
-    """At the end of the training, write how many bytes of the model this process holds, and how many all hold."""
+    """After training, write the model's bytes in this process and in all processes together."""
     import json
 
     from torch.distributed.tensor import DTensor
@@ -361,15 +361,15 @@ def write_held_bytes(path: str) -> None:
         tensors = [parameter.detach() for parameter in workload.model.parameters()]
         held = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}
-        whole = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        Path(path).write_text(json.dumps([sum(storages.values()), whole]))
+        total = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        Path(path).write_text(json.dumps([sum(storages.values()), total]))
         return log
 
     loop.train = train
 
 
 def write_gradient_buffer(path: str) -> None:
-    """Write how many elements the buffer has that DeepSpeed makes for gradients."""
+    """Write the number of elements of DeepSpeed's gradient buffer."""
     from peftlab.distributed.deepspeed import ZeroSettings
 
     real = ZeroSettings.update

@@ -1,4 +1,4 @@
-"""F5 and F17: a damaged or malicious checkpoint is found before a training step, and an older one used."""
+"""A damaged or malicious checkpoint is detected before training, and an older one is used."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ FILES = (MANIFEST, TENSORS, VALUES)
 
 
 @pytest.fixture(scope="module")
-def kept(lab: Lab) -> Path:
-    """Checkpoints of steps 3, 4 and 5, and what resumes from them."""
-    output = lab.folder / "kept"
+def saved(lab: Lab) -> Path:
+    """Output folder with checkpoints of steps 3, 4 and 5."""
+    output = lab.folder / "saved"
     words = [*lab.words(output), "--checkpoint-every", "1", "--keep-checkpoints", "3"]
     assert lab.server.run(*words, faults=[["kill_at_step", 6]]).code == KILLED
     assert len(steps(output)) == 3
@@ -32,8 +32,8 @@ def kept(lab: Lab) -> Path:
 
 
 @pytest.fixture
-def copied(kept: Path, output: Path) -> Path:
-    shutil.copytree(kept, output)
+def copied(saved: Path, output: Path) -> Path:
+    shutil.copytree(saved, output)
     return output
 
 
@@ -84,14 +84,14 @@ DAMAGES: dict[str, Callable[[Path, Path], None]] = {
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_found(damage: str, file: str, copied: Path) -> None:
+def test_a_damaged_file_is_detected(damage: str, file: str, copied: Path) -> None:
     older, newest = steps(copied)[1:]
     DAMAGES[damage](newest / file, older / file)
     with pytest.raises(Damaged):
         read(newest)
 
 
-def test_any_flipped_bit_is_found(copied: Path) -> None:
+def test_any_flipped_bit_is_detected(copied: Path) -> None:
     draw = random.Random(0)
     newest = steps(copied)[-1]
     read(newest)
@@ -105,12 +105,12 @@ def test_any_flipped_bit_is_found(copied: Path) -> None:
     read(newest)
 
 
-@pytest.mark.parametrize("damage", ["renamed", "a stranger in it", "a link to another", "nothing in it"])
-def test_a_damaged_folder_is_found(damage: str, copied: Path) -> None:
+@pytest.mark.parametrize("damage", ["renamed", "an extra file", "a link to another", "empty"])
+def test_a_damaged_folder_is_detected(damage: str, copied: Path) -> None:
     newest = steps(copied)[-1]
     if damage == "renamed":
         newest = newest.rename(newest.with_name("step-00000007"))
-    elif damage == "a stranger in it":
+    elif damage == "an extra file":
         (newest / "optimizer.pt").write_bytes(b"?")
     elif damage == "a link to another":
         newest = newest.rename(newest.parent.parent / "moved")
@@ -124,27 +124,27 @@ def test_a_damaged_folder_is_found(damage: str, copied: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_an_older_one_is_used_and_it_is_said_which_is_damaged(file: str, lab: Lab, copied: Path) -> None:
+def test_an_older_checkpoint_is_used_and_the_damaged_one_is_named(file: str, lab: Lab, copied: Path) -> None:
     flip(steps(copied)[-1] / file, 4001)
     done = lab.server.run(*lab.words(copied), "--resume")
     assert done.code == 0, done.err
     assert f"damaged    step-00000005: {file} " in done.out
     assert "resume     from step 4" in done.out
-    assert finished(copied).digest == lab.whole().digest
+    assert finished(copied).digest == lab.uninterrupted().digest
 
 
-def test_where_all_are_damaged_nothing_is_trained(lab: Lab, copied: Path) -> None:
+def test_if_all_are_damaged_nothing_is_trained(lab: Lab, copied: Path) -> None:
     for path in steps(copied):
         (path / VALUES).unlink()
     done = lab.server.run(*lab.words(copied), "--resume", faults=[["raise_at_step", 1]])
     assert (done.code, len(done.err.splitlines())) == (2, 1)
     assert "step-00000005: state.json is missing" in done.err
     assert lab.server.run(*lab.words(copied)).code == 0
-    assert finished(copied).digest == lab.whole().digest
+    assert finished(copied).digest == lab.uninterrupted().digest
 
 
 class Bomb:
-    """Writes a file if it is ever unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -191,8 +191,8 @@ CRAFTED: dict[str, Callable[[Path], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", CRAFTED)
-def test_a_checkpoint_made_by_an_enemy_executes_nothing_and_is_refused(kind: str, lab: Lab, copied: Path) -> None:
-    """Its manifest is in order: digests show accidents, not malice."""
+def test_a_malicious_checkpoint_executes_nothing_and_is_refused(kind: str, lab: Lab, copied: Path) -> None:
+    """Its manifest is consistent: digests detect accidents, not malice."""
     sign = copied / "executed"
     forge(steps(copied)[-1], TENSORS, CRAFTED[kind](sign))
     done = lab.server.run(*lab.words(copied), "--resume", faults=[["addresses", 3000]])
@@ -202,13 +202,13 @@ def test_a_checkpoint_made_by_an_enemy_executes_nothing_and_is_refused(kind: str
         assert (done.code, len(done.err.splitlines())) == (2, 1)
         assert "does not fit this run" in done.err
     else:
-        assert finished(copied).digest == lab.whole().digest
+        assert finished(copied).digest == lab.uninterrupted().digest
 
 
 @pytest.mark.parametrize(
     "content", [b"[" * 100_000, b'{"log": 1e999999}', b"{}", b"\x80\x04K\x01.", b'{"a": ' * 50_000], ids=range(5)
 )
-def test_values_made_by_an_enemy_are_refused(content: bytes, lab: Lab, copied: Path) -> None:
+def test_malicious_values_are_refused(content: bytes, lab: Lab, copied: Path) -> None:
     forge(steps(copied)[-1], VALUES, content)
     done = lab.server.run(*lab.words(copied), "--resume")
     assert "Traceback" not in done.err
@@ -216,7 +216,7 @@ def test_values_made_by_an_enemy_are_refused(content: bytes, lab: Lab, copied: P
 
 
 @pytest.mark.parametrize("name", ["../../victim", "/etc/hostname", "state.pt"])
-def test_a_manifest_cannot_name_files_elsewhere(name: str, copied: Path) -> None:
+def test_a_manifest_cannot_name_files_outside_its_folder(name: str, copied: Path) -> None:
     newest = steps(copied)[-1]
     body = json.loads((newest / MANIFEST).read_bytes().splitlines()[0])
     body["files"][name] = body["files"].pop(VALUES)

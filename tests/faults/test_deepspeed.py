@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO over gloo: two processes that share out optimiser, gradients and parameters do what one does."""
+"""DeepSpeed ZeRO over gloo: two processes with sharded optimizer states, gradients and parameters train as one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.faults.conftest import (
     both,
     finished,
     kind_and_quantization,
-    sets,
+    overrides,
     steps,
 )
 from tests.faults.test_fsdp import COMPILER, NO_COMPILER, recipe_of
@@ -29,7 +29,7 @@ from tests.sampling import sampled, slow_after
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
 STAGE = "ACCELERATE_DEEPSPEED_ZERO_STAGE"
-SHARED = [
+SHARDABLE = [
     (stage, combination)
     for stage in ("2", "3")
     for combination in COMBINATIONS
@@ -38,7 +38,7 @@ SHARED = [
     and not (stage == "3" and combination.precision == "nf4" and combination.settings.get("weight_decomposed"))
 ]
 SOME = ("lora-none-encoder", "lora-nf4-encoder", "full-none-encoder", "prefix_tuning-none-encoder")
-CHANGE = SHARED if NIGHT else [(stage, c) for stage, c in SHARED if str(c) in SOME]
+CHANGE = SHARDABLE if NIGHT else [(stage, c) for stage, c in SHARDABLE if str(c) in SOME]
 LORA_AND_FULL = [(stage, c) for stage, c in CHANGE if c.kind in ("lora", "full")]
 
 
@@ -49,9 +49,9 @@ def errors(done: list[Done]) -> str:
 @pytest.mark.parametrize(
     ("stage", "combination"), sampled(CHANGE, lambda cell: (cell[0], *kind_and_quantization(cell[1])), 1), ids=str
 )
-def test_it_trains_as_one_process_does(stage: str, combination: Combination, lab: Lab, output: Path) -> None:
+def test_it_trains_as_one_process(stage: str, combination: Combination, lab: Lab, output: Path) -> None:
     recipe = recipe_of(combination)
-    one = lab.whole(*recipe).result
+    one = lab.uninterrupted(*recipe).result
     buffer = output.with_name(f"{output.name}-buffer")
     report = {0: [["write_gradient_buffer", str(buffer)]]}
     done = both(lab, lab.words(output, *recipe), report, **ZERO, **{STAGE: stage})
@@ -68,7 +68,7 @@ def test_it_trains_as_one_process_does(stage: str, combination: Combination, lab
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["2", "3"])
-def test_what_is_saved_is_whole(stage: str, lab: Lab, output: Path) -> None:
+def test_the_saved_model_is_unsharded(stage: str, lab: Lab, output: Path) -> None:
     recipe = recipe_of(next(c for c in COMBINATIONS if str(c) == "full-none-encoder"))
     alone = output.with_name(f"{output.name}-alone")
     assert lab.server.run(*lab.words(alone, *recipe)).code == 0
@@ -76,25 +76,27 @@ def test_what_is_saved_is_whole(stage: str, lab: Lab, output: Path) -> None:
     one, other = (load_file(next(folder.rglob("model.safetensors"))) for folder in (alone, output))
     assert one.keys() == other.keys()
     for name, tensor in one.items():
-        if name.endswith(".key.bias"):  # attention is the same for any: its gradient is rounding, which Adam blows up
+        if name.endswith(
+            ".key.bias"
+        ):  # does not affect attention: its gradient is rounding error, which Adam magnifies
             continue
         assert (other[name] - tensor).abs().max() < 1e-4, name
 
 
 @pytest.mark.parametrize(("stage", "combination"), slow_after(1, LORA_AND_FULL), ids=str)
-def test_both_killed_they_go_on_to_the_same_bits(stage: str, combination: Combination, lab: Lab, output: Path) -> None:
-    method, _ = sets(combination)  # with dropout
+def test_both_killed_they_resume_bit_identically(stage: str, combination: Combination, lab: Lab, output: Path) -> None:
+    method, _ = overrides(combination)  # with dropout
     recipe = (method, recipe_of(combination)[1])
     place = {**ZERO, STAGE: stage}
-    whole = output.with_name(f"{output.name}-whole")
-    assert [d.code for d in both(lab, lab.words(whole, *recipe), **place)] == [0, 0]
+    reference = output.with_name(f"{output.name}-reference")
+    assert [d.code for d in both(lab, lab.words(reference, *recipe), **place)] == [0, 0]
     words = [*lab.words(output, *recipe), "--checkpoint-every", "1", "--resume"]
     kill = [["kill_at_step", 5]]
     assert [d.code for d in both(lab, words, {0: kill, 1: kill}, **place)] == [KILLED, KILLED]
     done = both(lab, words, **place)
     assert [d.code for d in done] == [0, 0], errors(done)
     assert "from step 4" in done[0].out
-    assert finished(output).digest == finished(whole).digest
+    assert finished(output).digest == finished(reference).digest
 
 
 OPTIONS = {
@@ -114,7 +116,7 @@ OPTIONS = {
 )
 def test_it_trains_with_every_option(stage: str, options: str, lab: Lab, output: Path) -> None:
     recipe = ("method.dropout=0.0", "training.dropout=0.0", *OPTIONS[options])
-    one = lab.whole(*recipe).result
+    one = lab.uninterrupted(*recipe).result
     done = both(lab, lab.words(output, *recipe), **ZERO, **{STAGE: stage})
     assert [d.code for d in done] == [0, 0], errors(done)
     other = finished(output).result
@@ -131,16 +133,16 @@ def test_it_trains_in_bfloat16(stage: str, lab: Lab, output: Path) -> None:
         "training.precision=bfloat16",
         "training.learning_rate=5e-3",
     )
-    copies, shares = output / "copies", output / "shares"
-    assert [d.code for d in both(lab, lab.words(copies, *recipe))] == [0, 0]
-    done = both(lab, lab.words(shares, *recipe), **ZERO, **{STAGE: stage})
+    replicated, sharded = output / "replicated", output / "sharded"
+    assert [d.code for d in both(lab, lab.words(replicated, *recipe))] == [0, 0]
+    done = both(lab, lab.words(sharded, *recipe), **ZERO, **{STAGE: stage})
     assert [d.code for d in done] == [0, 0], errors(done)
-    one, other = finished(copies).result, finished(shares).result
+    one, other = finished(replicated).result, finished(sharded).result
     assert other.environment.precision == "bfloat16"
-    # The engine of ZeRO-3 has a backward of its own, whose bfloat16 is rounded elsewhere: at the first step the last
-    # layer's gradients are equal, those of the first layer differ by 0.7 % at most.
+    # The backward pass of ZeRO-3's engine rounds bfloat16 at other places: in the first step the gradients of the last
+    # layer are equal, those of the first layer differ by at most 0.7 %.
     assert other.curve.losses == pytest.approx(one.curve.losses, abs=1e-2 if stage == "3" else 1e-5)
-    in_float32 = lab.whole(*(word for word in recipe if "precision" not in word)).result
+    in_float32 = lab.uninterrupted(*(word for word in recipe if "precision" not in word)).result
     assert one.curve.losses != pytest.approx(in_float32.curve.losses, abs=1e-4)
 
 
@@ -148,7 +150,7 @@ def test_it_trains_in_bfloat16(stage: str, lab: Lab, output: Path) -> None:
     ("stage", "poison"),
     sampled([(s, p) for s in ("2", "3") for p in ("not_a_number_at_step", "infinite_backward_at_step")], tuple, 1),
 )
-def test_what_is_not_finite_stops_it_with_the_last_finite_state(
+def test_a_non_finite_loss_stops_it_with_the_last_finite_checkpoint(
     stage: str, poison: str, lab: Lab, output: Path
 ) -> None:
     words = [*lab.words(output), "--checkpoint-every", "never"]
@@ -156,15 +158,15 @@ def test_what_is_not_finite_stops_it_with_the_last_finite_state(
     done = both(lab, words, {0: fault, 1: fault}, **ZERO, **{STAGE: stage})
     assert done[0].code not in (0, 1), done
     assert "at step 4" in done[0].err
-    (kept,) = steps(output)
-    assert kept.name == "step-00000003"
-    state = load_file(kept / "state.safetensors")
+    (checkpoint,) = steps(output)
+    assert checkpoint.name == "step-00000003"
+    state = load_file(checkpoint / "state.safetensors")
     assert all(tensor.isfinite().all() for name, tensor in state.items() if name.startswith(("weights.", "optimizer.")))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize(("stage", "combination"), LORA_AND_FULL, ids=str)
-def test_two_gpus_train_as_with_copies(stage: str, combination: Combination, lab: Lab, output: Path) -> None:
+def test_two_gpus_train_sharded_as_data_parallel(stage: str, combination: Combination, lab: Lab, output: Path) -> None:
     recipe = recipe_of(combination)
     losses = []
     for place in ({}, {**ZERO, STAGE: stage}):
@@ -197,7 +199,7 @@ def test_two_gpus_train_as_with_copies(stage: str, combination: Combination, lab
     ],
     ids=str,
 )
-def test_what_it_cannot_share_out_is_refused_before_loading(
+def test_what_cannot_be_sharded_is_refused_before_loading(
     sets: list[str], environment: dict[str, str], says: str, lab: Lab, output: Path
 ) -> None:
     done = lab.server.run(*lab.words(output, *sets), **{**ZERO, "WORLD_SIZE": "2", **environment})
@@ -206,10 +208,10 @@ def test_what_it_cannot_share_out_is_refused_before_loading(
     assert len(done.err.splitlines()) == 1
 
 
-def test_the_launchers_switch_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {**ZERO, STAGE: "3"}
-    assert ZeroSettings.from_env(asked) == ZeroSettings(3)
-    assert asked == {STAGE: "3"}
+def test_the_launcher_s_setting_is_read_and_removed_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {**ZERO, STAGE: "3"}
+    assert ZeroSettings.from_env(environment) == ZeroSettings(3)
+    assert environment == {STAGE: "3"}
     assert ZeroSettings.from_env({}) is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="DeepSpeed is not installed: pip install deepspeed"):

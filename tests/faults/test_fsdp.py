@@ -1,4 +1,4 @@
-"""FSDP2 over gloo: two processes that hold a share of the model each train, keep and save what one process does."""
+"""FSDP2 over gloo: two processes with a shard of the model each train, checkpoint and save as one process does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from peftlab.distributed.fsdp import FsdpSettings
 from peftlab.errors import UserError
 from peftlab.models.tiny_model import byte_tokenizer
 from tests.contract.bases import Combination, tiny
-from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Lab, both, finished, sets, steps
+from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Lab, both, finished, overrides, steps
 from tests.sampling import sampled, slow_after
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -29,20 +29,20 @@ CHANGE = SHARDABLE if NIGHT else [c for c in SHARDABLE if str(c) in SOME]
 
 
 def recipe_of(combination: Combination) -> tuple[str, ...]:
-    """Without dropout, which differs between one process and two."""
-    method, _ = sets(combination)
+    """Overrides without dropout, whose random numbers differ between one process and two."""
+    method, _ = overrides(combination)
     storage = '{"kind": "nf4", "storage": "float32"}' if combination.precision == "nf4" else "none"
     method = method.replace('"dropout": 0.1', '"dropout": 0.0')
     return (method, f"quantization={storage}", "training.dropout=0.0", "training.learning_rate=5e-3")
 
 
 @pytest.mark.parametrize("combination", CHANGE, ids=str)
-def test_shares_train_as_the_whole_does(combination: Combination, lab: Lab, output: Path) -> None:
+def test_shards_train_as_one_process(combination: Combination, lab: Lab, output: Path) -> None:
     recipe = recipe_of(combination)
-    one = lab.whole(*recipe).result
-    held = [output.with_name(f"{output.name}-held-{rank}.json") for rank in (0, 1)]
-    report = {rank: [["write_held_bytes", str(path)]] for rank, path in enumerate(held)}
-    done = both(lab, lab.words(output, *recipe), report, **FSDP)
+    one = lab.uninterrupted(*recipe).result
+    reports = [output.with_name(f"{output.name}-held-{rank}.json") for rank in (0, 1)]
+    faults = {rank: [["write_held_bytes", str(path)]] for rank, path in enumerate(reports)}
+    done = both(lab, lab.words(output, *recipe), faults, **FSDP)
     assert [d.code for d in done] == [0, 0], done
     assert "2 processes, in shares (FSDP2)" in done[0].out
     other = finished(output).result
@@ -50,9 +50,9 @@ def test_shares_train_as_the_whole_does(combination: Combination, lab: Lab, outp
     assert other.curve.losses == pytest.approx(one.curve.losses, abs=1e-5)
     assert other.metrics == one.metrics
     assert other.parameters == one.parameters
-    for path in held:
-        mine, all_of_it = json.loads(path.read_text())
-        assert all_of_it / 2 <= mine < all_of_it / 2 * 1.1  # shares are of equal size, filled up where they must
+    for path in reports:
+        local, total = json.loads(path.read_text())
+        assert total / 2 <= local < total / 2 * 1.1  # shards have equal sizes, padded where necessary
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_shares_train_as_the_whole_does(combination: Combination, lab: Lab, outp
     ],
     ids=str,
 )
-def test_shares_train_with_every_option(options: tuple[str, ...], lab: Lab, output: Path) -> None:
+def test_shards_train_with_every_option(options: tuple[str, ...], lab: Lab, output: Path) -> None:
     recipe = ("method.dropout=0.0", "training.dropout=0.0", *options)
-    one = lab.whole(*recipe).result
+    one = lab.uninterrupted(*recipe).result
     done = both(lab, lab.words(output, *recipe), **FSDP, FSDP_RESHARD_AFTER_FORWARD="false")
     assert [d.code for d in done] == [0, 0], done
     other = finished(output).result
@@ -83,8 +83,8 @@ def test_shares_train_with_every_option(options: tuple[str, ...], lab: Lab, outp
     assert other.metrics == one.metrics
 
 
-def test_what_is_saved_is_whole(lab: Lab, output: Path) -> None:
-    """And it is what one process saves, which wrote it without knowing of shares."""
+def test_the_saved_model_is_unsharded(lab: Lab, output: Path) -> None:
+    """And equals the one that a single process saves."""
     recipe = recipe_of(next(c for c in SHARDABLE if str(c) == "full-none-encoder"))
     alone = output.with_name(f"{output.name}-alone")
     assert lab.server.run(*lab.words(alone, *recipe)).code == 0
@@ -92,37 +92,39 @@ def test_what_is_saved_is_whole(lab: Lab, output: Path) -> None:
     one, other = (load_file(next(folder.rglob("model.safetensors"))) for folder in (alone, output))
     assert one.keys() == other.keys()
     for name, tensor in one.items():
-        if name.endswith(".key.bias"):  # attention is the same for any: its gradient is rounding, which Adam blows up
+        if name.endswith(
+            ".key.bias"
+        ):  # does not affect attention: its gradient is rounding error, which Adam magnifies
             continue
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("combination", slow_after(1, [c for c in CHANGE if c.kind in ("lora", "full")]), ids=str)
-def test_both_killed_they_go_on_to_the_same_bits(combination: Combination, lab: Lab, output: Path) -> None:
-    method, _ = sets(combination)  # with dropout
+def test_both_killed_they_resume_bit_identically(combination: Combination, lab: Lab, output: Path) -> None:
+    method, _ = overrides(combination)  # with dropout
     recipe = (method, recipe_of(combination)[1])
-    whole = output.with_name(f"{output.name}-whole")
-    assert [d.code for d in both(lab, lab.words(whole, *recipe), **FSDP)] == [0, 0]
+    reference = output.with_name(f"{output.name}-reference")
+    assert [d.code for d in both(lab, lab.words(reference, *recipe), **FSDP)] == [0, 0]
     words = [*lab.words(output, *recipe), "--checkpoint-every", "1", "--resume"]
     kill = [["kill_at_step", 5]]
     assert [d.code for d in both(lab, words, {0: kill, 1: kill}, **FSDP)] == [KILLED, KILLED]
     done = both(lab, words, **FSDP)
     assert [d.code for d in done] == [0, 0], done
     assert "from step 4" in done[0].out
-    assert finished(output).digest == finished(whole).digest
+    assert finished(output).digest == finished(reference).digest
 
 
-def test_a_state_kept_in_shares_is_none_of_whole_copies(lab: Lab, output: Path) -> None:
+def test_a_sharded_checkpoint_is_refused_without_sharding(lab: Lab, output: Path) -> None:
     words = [*lab.words(output), "--checkpoint-every", "1", "--resume"]
     kill = [["kill_at_step", 3]]
     both(lab, words, {0: kill, 1: kill}, **FSDP)
     assert steps(output)
     done = both(lab, words)
-    assert done[0].code == 2  # the other may see it gone first
+    assert done[0].code == 2  # the other process may see the first one end
     assert "shards of the model: True there, False here" in done[0].err
 
 
-def test_told_to_stop_both_keep_one_state_and_end(lab: Lab, output: Path) -> None:
+def test_a_signal_to_one_process_ends_both_with_one_checkpoint(lab: Lab, output: Path) -> None:
     words = [*lab.words(output), "--checkpoint-every", "never"]
     done = both(lab, words, {1: [["signal_at_step", 4, 15]]}, **FSDP)
     assert [d.code for d in done] == [143, 143], done
@@ -157,7 +159,9 @@ PLACES = {"fsdp2": FSDP, "zero-3": ZERO_3}
     ("place", "task", "method"),
     sampled([(p, t, m) for p in PLACES for t in TEXTS for m in ("lora", "full")], tuple, strength=1),
 )
-def test_texts_are_written_side_by_side(place: str, task: str, method: str, lab: Lab, output: Path) -> None:
+def test_sharded_models_generate_what_one_process_generates(
+    place: str, task: str, method: str, lab: Lab, output: Path
+) -> None:
     if place == "zero-3" and not COMPILER:
         pytest.skip(NO_COMPILER)
     architecture, auto, fields, setting = TEXTS[task]
@@ -182,7 +186,7 @@ def test_texts_are_written_side_by_side(place: str, task: str, method: str, lab:
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("combination", [c for c in CHANGE if c.kind in ("lora", "full")], ids=str)
-def test_two_gpus_train_in_shares_as_with_copies(combination: Combination, lab: Lab, output: Path) -> None:
+def test_two_gpus_train_sharded_as_data_parallel(combination: Combination, lab: Lab, output: Path) -> None:
     recipe = recipe_of(combination)
     losses = []
     for place in ({}, FSDP):
@@ -207,7 +211,7 @@ def test_two_gpus_train_in_shares_as_with_copies(combination: Combination, lab: 
     ],
     ids=str,
 )
-def test_what_cannot_be_in_shares_is_refused_before_loading(
+def test_what_cannot_be_sharded_is_refused_before_loading(
     sets: list[str], environment: dict[str, str], says: str, lab: Lab, output: Path
 ) -> None:
     done = lab.server.run(*lab.words(output, *sets), **{**FSDP, "WORLD_SIZE": "2", **environment})
@@ -216,9 +220,9 @@ def test_what_cannot_be_in_shares_is_refused_before_loading(
     assert len(done.err.splitlines()) == 1
 
 
-def test_the_launchers_switch_is_taken_over() -> None:
+def test_the_launcher_s_setting_is_read_and_removed_from_the_environment() -> None:
     environment = {**FSDP, "FSDP_RESHARD_AFTER_FORWARD": "false"}
     assert FsdpSettings.from_env(environment) == FsdpSettings(reshard=False)
-    assert FsdpSettings.from_env(environment) is None  # or Accelerate would shard, too
+    assert FsdpSettings.from_env(environment) is None  # otherwise Accelerate would shard, too
     with pytest.raises(UserError, match="fsdp_version: 2"):
         FsdpSettings.from_env({"ACCELERATE_USE_FSDP": "1"})

@@ -1,4 +1,4 @@
-"""F8: runners on one suite, killed and held up at random: every run ends in one result, none twice, none lost."""
+"""Runners of one suite, killed and stopped at random: every run gives exactly one result."""
 
 import contextlib
 import os
@@ -39,7 +39,7 @@ LEASE = 2.0  # seconds
 
 
 def runner(folder: Path, log: Path) -> int:
-    """A process that works on the suite, and notes what it has written."""
+    """Fork a runner of the suite that logs the digests of the results it writes."""
     pid = os.fork()
     if pid:
         return pid
@@ -47,13 +47,13 @@ def runner(folder: Path, log: Path) -> int:
     try:
         write = Store.write
 
-        def noted(self, recipe, record, predictions):  # type: ignore[no-untyped-def]
+        def logged(self, recipe, record, predictions):  # type: ignore[no-untyped-def]
             path = write(self, recipe, record, predictions)
             with log.open("a") as file:
                 file.write(f"{recipe.digest}\n")
             return path
 
-        Store.write = noted  # type: ignore[method-assign]
+        Store.write = logged  # type: ignore[method-assign]
         bench(folder, Options(lease=LEASE), lambda line: None)
         code = 0
     finally:
@@ -61,7 +61,7 @@ def runner(folder: Path, log: Path) -> int:
 
 
 def alive(pids: set[int]) -> set[int]:
-    """Those that have not ended; one that ended by itself ended well."""
+    """Processes that still run; fails if one has ended with an error."""
     for pid in list(pids):
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -77,28 +77,28 @@ def alive(pids: set[int]) -> set[int]:
 def test_every_run_ends_in_one_result_however_often_runners_are_killed(
     tmp_path: Path, runners: int, faults: int, number: int
 ) -> None:
-    seeds = list(range(1, 3 * runners))  # enough that there is work left when the last of the faults comes
+    seeds = list(range(1, 3 * runners))  # enough that work is left at the last fault
     (tmp_path / "suite.yaml").write_text(SUITE.replace("[1]", str(seeds)))
     log = tmp_path / "log"
     chance = random.Random(runners + 100 * number)
     pids = {runner(tmp_path, log) for _ in range(runners)}
-    held: dict[int, float] = {}  # stopped, until when
+    stopped: dict[int, float] = {}  # by SIGSTOP, with the time of their SIGCONT
     killed = 0
     deadline = time.monotonic() + 500
     while alive(pids):
         assert time.monotonic() < deadline
         time.sleep(chance.uniform(0.1, 0.8))
-        for pid in [pid for pid, until in held.items() if until < time.monotonic()]:
+        for pid in [pid for pid, until in stopped.items() if until < time.monotonic()]:
             os.kill(pid, signal.SIGCONT)
-            del held[pid]
-        free = sorted(pids - held.keys())
+            del stopped[pid]
+        free = sorted(pids - stopped.keys())
         if killed == faults or not free:
             continue
         killed += 1
         victim = chance.choice(free)
         if chance.random() < 0.3:
-            os.kill(victim, signal.SIGSTOP)  # thought dead when its lease ends, and then it is back
-            held[victim] = time.monotonic() + 1.5 * LEASE
+            os.kill(victim, signal.SIGSTOP)  # its lease ends, and then it continues
+            stopped[victim] = time.monotonic() + 1.5 * LEASE
         else:
             os.kill(victim, signal.SIGKILL)
             os.waitpid(victim, 0)
@@ -117,7 +117,7 @@ def test_every_run_ends_in_one_result_however_often_runners_are_killed(
     assert not list((tmp_path / ".bench" / "work").iterdir())
 
 
-def test_a_killed_runner_takes_its_run_with_it(tmp_path: Path) -> None:
+def test_the_run_of_a_killed_runner_ends_with_it(tmp_path: Path) -> None:
     (tmp_path / "suite.yaml").write_text(SUITE.replace("steps: 1", "steps: 100000"))
     pid = runner(tmp_path, tmp_path / "log")
     try:
@@ -133,4 +133,4 @@ def test_a_killed_runner_takes_its_run_with_it(tmp_path: Path) -> None:
     time.sleep(5)
     with contextlib.suppress(ProcessLookupError):
         os.kill(int(found[0]), signal.SIGKILL)
-        pytest.fail("its run went on without it")
+        pytest.fail("its run continued without it")

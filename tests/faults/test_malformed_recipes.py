@@ -1,4 +1,4 @@
-"""F7: a malformed recipe is refused at once, with file, line and key; none crashes, hangs or takes all memory."""
+"""A malformed recipe is refused at once with file, line and key; none crashes, hangs or exhausts memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ seeds: 1
 """
 RECIPES = sorted((Path(__file__).parent.parent.parent / "recipes").glob("*.yaml"))
 
-# What stands in a line, what is put there, and what the refusal names.
+# Text of a line, its replacement, and what the message must contain.
 WRONG = {
     "a tab": ("  epochs: 2", "\tepochs: 2", ":7: a tab cannot indent"),
     "an open bracket": ("[query, value]", "[query, value", ":"),
@@ -116,7 +116,7 @@ def test_a_malformed_recipe_is_refused_with_line_and_key(old: str, new: str, say
 
 
 @pytest.mark.parametrize(("content", "says"), RAW.values(), ids=RAW)
-def test_what_is_no_text_is_refused(content: bytes, says: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(content: bytes, says: str, tmp_path: Path) -> None:
     assert says in refusal(tmp_path, content)
 
 
@@ -143,8 +143,8 @@ OVERRIDES = st.one_of(
 
 
 @st.composite
-def spoilt(draw: st.DrawFn) -> bytes:
-    """A real recipe, in a few places something else."""
+def corrupted(draw: st.DrawFn) -> bytes:
+    """A valid recipe, corrupted in a few places."""
     text = draw(st.sampled_from(RECIPES)).read_text()
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(text)))
@@ -158,7 +158,7 @@ def spoilt(draw: st.DrawFn) -> bytes:
 
 
 def verdict(path: Path, *overrides: str) -> str:
-    """What is said of the recipe, in time; nothing if it is good."""
+    """The error message for the recipe, empty if it is valid; fails if it takes too long."""
     begun = time.process_time()
     try:
         load_recipe(path, overrides)
@@ -188,14 +188,14 @@ FUZZ = settings(
 
 
 @FUZZ
-@given(content=spoilt())
-def test_a_spoilt_recipe_is_good_or_refused(content: bytes, tmp_path: Path) -> None:
+@given(content=corrupted())
+def test_a_corrupted_recipe_is_valid_or_refused(content: bytes, tmp_path: Path) -> None:
     judge(content, tmp_path)
 
 
 @FUZZ
 @given(values=VALUES, key=KEYS)
-def test_any_value_under_any_key_is_good_or_refused(values: object, key: str, tmp_path: Path) -> None:
+def test_any_value_under_any_key_is_valid_or_refused(values: object, key: str, tmp_path: Path) -> None:
     import yaml
 
     recipe = yaml.safe_load(GOOD)
@@ -209,7 +209,7 @@ def test_any_value_under_any_key_is_good_or_refused(values: object, key: str, tm
 
 @FUZZ
 @given(override=OVERRIDES)
-def test_any_override_is_good_or_refused(override: str, tmp_path: Path) -> None:
+def test_any_override_is_valid_or_refused(override: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(GOOD)
     verdict(path, override)

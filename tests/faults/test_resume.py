@@ -1,4 +1,4 @@
-"""F1-F3: killed wherever, a run goes on to the bits of the run that was not."""
+"""A run killed at any point resumes to the same bits as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.faults.conftest import (
     counted,
     finished,
     kind_and_quantization,
-    sets,
+    overrides,
     steps,
 )
 from tests.sampling import sampled, slow_after
@@ -27,12 +27,12 @@ EVERY = ("--checkpoint-every", "1", "--resume")
 
 
 @pytest.mark.parametrize("combination", sampled(COMBINATIONS, kind_and_quantization, strength=1), ids=str)
-def test_killed_in_mid_epoch_every_method_goes_on_to_the_same_bits(
+def test_killed_in_mid_epoch_every_method_resumes_bit_identically(
     combination: Combination, lab: Lab, output: Path
 ) -> None:
-    """20 examples in batches of 4: step 4 is in the middle of the first epoch, an evaluation behind it."""
-    recipe = sets(combination)
-    whole = lab.whole(*recipe)
+    """20 examples in batches of 4: step 4 is in the middle of the first epoch, after an evaluation."""
+    recipe = overrides(combination)
+    reference = lab.uninterrupted(*recipe)
     words = [*lab.words(output, *recipe), *EVERY]
     killed = lab.server.run(*words, faults=[["kill_at_step", 5]])
     assert killed.code == KILLED, killed.err
@@ -41,9 +41,9 @@ def test_killed_in_mid_epoch_every_method_goes_on_to_the_same_bits(
     assert resumed.code == 0, resumed.err
     assert "resume     from step 4" in resumed.out
     after = finished(output)
-    assert (after.digest, after.predictions) == (whole.digest, whole.predictions)
-    assert after.result.metrics == whole.result.metrics
-    assert after.result.curve == whole.result.curve
+    assert (after.digest, after.predictions) == (reference.digest, reference.predictions)
+    assert after.result.metrics == reference.result.metrics
+    assert after.result.curve == reference.result.curve
     assert [resume.step for resume in after.result.resumes] == [4]
 
 
@@ -56,58 +56,57 @@ def test_killed_in_mid_epoch_every_method_goes_on_to_the_same_bits(
     ],
     ids=["layer decay", "NEFTune", "FGM"],
 )
-def test_under_other_ways_to_train_it_goes_on_to_the_same_bits(recipe: tuple[str, ...], lab: Lab, output: Path) -> None:
-    whole = lab.whole(*recipe)
-    assert whole.digest != lab.whole(*recipe[:-1]).digest  # the setting does something
+def test_training_options_resume_bit_identically(recipe: tuple[str, ...], lab: Lab, output: Path) -> None:
+    reference = lab.uninterrupted(*recipe)
+    assert reference.digest != lab.uninterrupted(*recipe[:-1]).digest  # the setting has an effect
     words = [*lab.words(output, *recipe), *EVERY]
     assert lab.server.run(*words, faults=[["kill_at_step", 5]]).code == KILLED
     resumed = lab.server.run(*words)
     assert resumed.code == 0, resumed.err
     after = finished(output)
     assert (after.digest, after.predictions, after.result.curve) == (
-        whole.digest,
-        whole.predictions,
-        whole.result.curve,
+        reference.digest,
+        reference.predictions,
+        reference.result.curve,
     )
 
 
 @pytest.mark.parametrize("number", slow_after(3, range(counted(16, 1000))))
-def test_killed_at_any_time_the_newest_whole_checkpoint_is_found(number: int, lab: Lab, output: Path) -> None:
-    """F1. Killed by the clock, again and again, until it gets through."""
+def test_killed_at_any_time_the_newest_complete_checkpoint_is_found(number: int, lab: Lab, output: Path) -> None:
+    """Killed by a timer up to three times, then run to the end."""
     draw = random.Random(number)
-    recipe = sets(draw.choice(COMBINATIONS))
+    recipe = overrides(draw.choice(COMBINATIONS))
     words = [*lab.words(output, *recipe), *EVERY]
     kills = 0
     while True:
         done = lab.server.run(*words, faults=[["kill_in_training_after", draw.uniform(0, 0.6)]] if kills < 3 else [])
-        if done.code != -signal.SIGALRM:  # the system's clock kills as abruptly as SIGKILL
+        if done.code != -signal.SIGALRM:  # the timer kills as abruptly as SIGKILL
             break
         kills += 1
         assert "damaged" not in done.out
     assert done.code == 0, done.err
-    assert finished(output).digest == lab.whole(*recipe).digest
+    assert finished(output).digest == lab.uninterrupted(*recipe).digest
 
 
 @pytest.mark.parametrize("number", slow_after(2, range(counted(20, 200))))
 def test_three_kills_two_of_them_in_one_epoch(number: int, lab: Lab, output: Path) -> None:
-    """F3."""
     draw = random.Random(number)
-    recipe = sets(draw.choice(COMBINATIONS))
+    recipe = overrides(draw.choice(COMBINATIONS))
     words = [*lab.words(output, *recipe), *EVERY]
     first = draw.randint(2, 3)
     for at in (first, 2, draw.randint(2, STEPS - first - 1)):  # each counted from where the one before was killed
         assert lab.server.run(*words, faults=[["kill_at_step", at]]).code == KILLED
     assert lab.server.run(*words).code == 0
     after = finished(output)
-    assert after.digest == lab.whole(*recipe).digest
+    assert after.digest == lab.uninterrupted(*recipe).digest
     assert len(after.result.resumes) == 3
 
 
 @pytest.mark.parametrize("stride", slow_after(1, [4, 1]))
 @pytest.mark.parametrize("combination", COMBINATIONS[:: counted(len(COMBINATIONS), 1)], ids=str)
 def test_killed_at_each_file_operation_of_a_save(combination: Combination, stride: int, lab: Lab, output: Path) -> None:
-    """F2. The save is that of step 4: steps 2 and 3 are there, 2 is then deleted."""
-    recipe = sets(combination)
+    """The save is that of step 4: steps 2 and 3 exist, and 2 is then deleted."""
+    recipe = overrides(combination)
     words = [*lab.words(output, *recipe), *EVERY]
     count = output.with_suffix(".count")
     assert lab.server.run(*words, faults=[["count_operations_of_save", 4, str(count)]]).code == 0
@@ -123,10 +122,10 @@ def test_killed_at_each_file_operation_of_a_save(combination: Combination, strid
         assert resumed.code == 0, f"operation {number}: {resumed.err}"
         assert "damaged" not in resumed.out
         assert ("from step 3" in resumed.out) != ("from step 4" in resumed.out)
-        assert finished(at).digest == lab.whole(*recipe).digest
+        assert finished(at).digest == lab.uninterrupted(*recipe).digest
 
 
-def test_what_killed_attempts_left_goes_at_the_next_start(lab: Lab, output: Path) -> None:
+def test_remains_of_a_killed_save_are_deleted_at_the_next_start(lab: Lab, output: Path) -> None:
     words = [*lab.words(output), *EVERY]
     assert lab.server.run(*words, faults=[["kill_at_operation_of_save", 4, 6]]).code == KILLED
     (debris,) = output.glob("tiny/*.checkpoints/.*")
@@ -142,43 +141,41 @@ def test_killed_while_the_result_is_written_nothing_is_lost(where: int, lab: Lab
     assert killed.code in (KILLED, 0)
     again = lab.server.run(*words)
     assert again.code == 0, again.err
-    assert finished(output).digest == lab.whole().digest
+    assert finished(output).digest == lab.uninterrupted().digest
 
 
-MOVES = 8  # an old result and its checkpoints out of the way, the new one in, what is left deleted
+MOVES = 8  # the old result and its checkpoints out of the way, the new one in, the rest deleted
 DECISIVE = 5  # the one that gives the new result its name
 
 
 @pytest.mark.parametrize("number", slow_after(3, [1, DECISIVE, DECISIVE + 1, 2, 3, 4, *range(DECISIVE + 2, MOVES + 2)]))
-def test_killed_while_one_result_takes_the_place_of_another_neither_is_lost(
-    number: int, lab: Lab, output: Path
-) -> None:
+def test_killed_while_a_result_replaces_another_neither_is_lost(number: int, lab: Lab, output: Path) -> None:
     words = [*lab.words(output), *EVERY]
     assert lab.server.run(*words).code == 0
     first = finished(output).result
     killed = lab.server.run(*words, "--force", faults=[["kill_at_move", number]])
     assert killed.code == (KILLED if number <= MOVES else 0), killed.err
-    there = [read_result(path) for path in output.glob("tiny/*/result.json") if path.parent.suffix != ".part"]
-    assert (first in there) == (number <= DECISIVE + 1)
-    assert any(result != first for result in there) == (number > DECISIVE)
+    results = [read_result(path) for path in output.glob("tiny/*/result.json") if path.parent.suffix != ".part"]
+    assert (first in results) == (number <= DECISIVE + 1)
+    assert any(result != first for result in results) == (number > DECISIVE)
     again = lab.server.run(*words, *(["--force"] if number <= DECISIVE else []))
     assert again.code == 0, again.err
     assert ("resume     from step" in again.out) == (number <= DECISIVE)
-    assert finished(output).digest == lab.whole().digest
+    assert finished(output).digest == lab.uninterrupted().digest
 
 
-def test_nothing_to_go_on_from_starts_anew(lab: Lab, output: Path) -> None:
+def test_without_a_checkpoint_resume_starts_from_scratch(lab: Lab, output: Path) -> None:
     done = lab.server.run(*lab.words(output), "--resume")
     assert done.code == 0, done.err
     assert "no checkpoint found: starting from scratch" in done.out
-    assert finished(output).digest == lab.whole().digest
+    assert finished(output).digest == lab.uninterrupted().digest
 
 
-def test_without_resume_it_starts_anew_and_says_what_is_there(lab: Lab, output: Path) -> None:
+def test_without_resume_it_starts_from_scratch_and_names_the_checkpoint(lab: Lab, output: Path) -> None:
     words = [*lab.words(output), "--checkpoint-every", "1"]
     assert lab.server.run(*words, faults=[["kill_at_step", 5]]).code == KILLED
-    anew = lab.server.run(*words, faults=[["kill_at_step", 3]])
-    assert "starting from scratch; --resume would continue from step-00000004 of an earlier attempt" in anew.out
+    restarted = lab.server.run(*words, faults=[["kill_at_step", 3]])
+    assert "starting from scratch; --resume would continue from step-00000004 of an earlier attempt" in restarted.out
     assert [path.name for path in steps(output)] == ["step-00000001", "step-00000002"]
 
 
@@ -192,7 +189,7 @@ def test_resuming_an_edited_recipe_is_refused_with_the_difference(lab: Lab, outp
         refused = lab.server.run(*words)
         assert (refused.code, len(refused.err.splitlines())) == (2, 1)
         assert "training.learning_rate: 0.02 there, 0.03 here" in refused.err
-        assert lab.server.run(*words, "--set", "seeds=1").code == 0  # another command is another run
+        assert lab.server.run(*words, "--set", "seeds=1").code == 0  # a different recipe is a different run
     finally:
         recipe.write_text(before)
     assert lab.server.run(*words).code == 0
@@ -217,7 +214,7 @@ def test_resuming_on_other_data_or_base_is_refused(
     assert says in refused.err
 
 
-def test_another_library_version_is_said_and_recorded(lab: Lab, output: Path) -> None:
+def test_another_library_version_is_reported_and_recorded(lab: Lab, output: Path) -> None:
     words = [*lab.words(output), *EVERY]
     assert lab.server.run(*words, faults=[["other_version", "peft", "0.0.1"], ["kill_at_step", 5]]).code == KILLED
     done = lab.server.run(*words)
@@ -227,22 +224,22 @@ def test_another_library_version_is_said_and_recorded(lab: Lab, output: Path) ->
     assert any(text.startswith("peft: 0.0.1 then") for text in resume.differences)
 
 
-def test_early_stopping_goes_on_counting(lab: Lab, output: Path) -> None:
+def test_patience_is_counted_across_a_resume(lab: Lab, output: Path) -> None:
     recipe = ("training.steps=40", "training.evaluate_every=1", "training.patience=4", "training.learning_rate=1e-5")
-    whole = lab.whole(*recipe)
-    assert whole.result.stopped_early
-    stopped = whole.result.cost.optimizer_steps
+    reference = lab.uninterrupted(*recipe)
+    assert reference.result.stopped_early
+    stopped = reference.result.cost.optimizer_steps
     words = [*lab.words(output, *recipe), *EVERY]
-    for at in (stopped - 1, 1):  # once before the last evaluation, once in the step that it stops at
+    for at in (stopped - 1, 1):  # before the last evaluation, then in the last step
         assert lab.server.run(*words, faults=[["kill_at_step", at]]).code == KILLED
     assert lab.server.run(*words).code == 0
     after = finished(output)
-    assert (after.digest, after.result.curve) == (whole.digest, whole.result.curve)
+    assert (after.digest, after.result.curve) == (reference.digest, reference.result.curve)
     assert after.result.cost.optimizer_steps == stopped
 
 
-@pytest.mark.parametrize("kept", [1, 3])
-def test_as_many_checkpoints_stay_as_were_asked_for(kept: int, lab: Lab, output: Path) -> None:
-    words = [*lab.words(output), *EVERY, "--keep-checkpoints", kept]
+@pytest.mark.parametrize("keep_last", [1, 3])
+def test_as_many_checkpoints_are_kept_as_configured(keep_last: int, lab: Lab, output: Path) -> None:
+    words = [*lab.words(output), *EVERY, "--keep-checkpoints", keep_last]
     assert lab.server.run(*map(str, words), faults=[["kill_at_step", 6]]).code == KILLED
-    assert [path.name for path in steps(output)] == [f"step-{step:08d}" for step in range(6 - kept, 6)]
+    assert [path.name for path in steps(output)] == [f"step-{step:08d}" for step in range(6 - keep_last, 6)]

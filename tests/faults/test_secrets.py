@@ -1,4 +1,4 @@
-"""F16: a secret in the environment, the recipe, an address or an error reaches no file and no stream."""
+"""A secret in the environment, the recipe, an address or an error reaches no file and no stream."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ ALL = [*BY_FORM.values(), *BY_NAME.values(), *(secret for _, secret in BY_PLACE.
 TEXT = "; ".join([*BY_FORM.values(), *BY_NAME.values(), *(text.replace("\n", " ") for text, _ in BY_PLACE.values())])
 
 
-def found(lab: Lab, output: Path, *streams: str) -> list[str]:
-    """Which canaries are anywhere below the output or in what was said."""
+def leaked(lab: Lab, output: Path, *streams: str) -> list[str]:
+    """Canaries that occur in a file below the output or in one of the streams."""
     content = [text.encode() for text in streams]
     content += [path.read_bytes() for path in output.rglob("*") if path.is_file()]
     return [secret for secret in ALL if any(secret.encode() in part for part in content)]
@@ -51,16 +51,16 @@ def test_there_are_twenty_canaries() -> None:
 
 
 @pytest.mark.parametrize("text", BY_FORM.values(), ids=BY_FORM)
-def test_a_secret_is_known_by_its_form(text: str) -> None:
+def test_a_secret_is_recognized_by_its_form(text: str) -> None:
     assert redact(f"before {text} after") == "before [redacted] after"
 
 
 @pytest.mark.parametrize(("text", "secret"), BY_PLACE.values(), ids=BY_PLACE)
-def test_a_secret_is_known_by_its_place(text: str, secret: str) -> None:
+def test_a_secret_is_recognized_by_its_context(text: str, secret: str) -> None:
     assert secret not in redact(text)
 
 
-def test_ordinary_words_stay() -> None:
+def test_ordinary_text_is_not_redacted() -> None:
     text = (
         "the base's files: 4f0c9ae1b2d3 there; task sk-learn; hf_home; data rows.jsonl:12; lr 2e-05 https://a.b/c?d=e"
     )
@@ -72,11 +72,11 @@ def test_no_canary_reaches_a_file_or_a_stream_of_a_run(lab: Lab, output: Path) -
     killed = lab.server.run(*words, faults=[["kill_at_step", 5]], **BY_NAME)
     assert killed.code == KILLED, killed.err
     assert steps(output)
-    assert found(lab, output, killed.out, killed.err) == []
+    assert leaked(lab, output, killed.out, killed.err) == []
     done = lab.server.run(*words, **BY_NAME)
     assert done.code == 0, done.err
     assert "[redacted]" in next(output.glob("tiny/*/result.json")).read_text()
-    assert found(lab, output, done.out, done.err) == []
+    assert leaked(lab, output, done.out, done.err) == []
 
 
 @pytest.mark.parametrize("kind", ["RuntimeError", "UserError"])
@@ -84,11 +84,11 @@ def test_no_canary_comes_out_of_an_error(kind: str, lab: Lab, output: Path) -> N
     done = lab.server.run(*lab.words(output), faults=[["fail_with", kind, TEXT]], **BY_NAME)
     assert done.code == (1 if kind == "RuntimeError" else 2)
     assert "[redacted]" in done.err
-    assert found(lab, output, done.out, done.err) == []
+    assert leaked(lab, output, done.out, done.err) == []
 
 
 def test_no_canary_comes_out_of_a_refused_recipe(lab: Lab, output: Path) -> None:
     wrong = lab.server.run("run", "tiny.yaml", "--set", f"method.kind={BY_FORM['OpenAI']}", **BY_NAME)
     address = lab.server.run("run", "tiny.yaml", "--set", f"model={BY_PLACE['user and password'][0]}", **BY_NAME)
     assert (wrong.code, address.code) == (2, 2)
-    assert found(lab, output, wrong.err, address.err, wrong.out, address.out) == []
+    assert leaked(lab, output, wrong.err, address.err, wrong.out, address.out) == []

@@ -1,4 +1,4 @@
-"""F17: bases and adapters made by strangers execute nothing, and are refused with the reason."""
+"""Untrusted bases and adapters execute no code, and are refused with the reason."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from tests.faults.conftest import Lab
 
 
 class Bomb:
+    """Creates a folder when it is unpickled."""
+
     def __init__(self, sign: Path) -> None:
         self.sign = sign
 
@@ -25,7 +27,7 @@ class Bomb:
 
 
 def archive(path: Path, sign: Path) -> None:
-    """As torch.save writes it."""
+    """Write a pickle in the format of torch.save."""
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", pickle.dumps(Bomb(sign)))
         file.writestr("archive/version", "3")
@@ -33,7 +35,7 @@ def archive(path: Path, sign: Path) -> None:
 
 @pytest.fixture
 def adapter(lab: Lab, output: Path) -> Path:
-    """A run's, and a place for signs that something was executed."""
+    """Adapter folder of a finished run."""
     if "adapter" not in lab.folders:
         lab.folders["adapter"] = lab.folder / "finished"
         assert lab.server.run(*lab.words(lab.folders["adapter"])).code == 0
@@ -42,7 +44,7 @@ def adapter(lab: Lab, output: Path) -> Path:
 
 
 def resign(adapter: Path) -> None:
-    """A card that knows the new files, as a stranger would make it."""
+    """Rewrite peftlab.json with the digests of the present files, as an attacker would."""
     card = json.loads((adapter / "peftlab.json").read_text())
     card["files"] = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -58,18 +60,18 @@ def refused(lab: Lab, adapter: Path) -> str:
     return done.err
 
 
-def test_the_adapter_itself_is_used(lab: Lab, adapter: Path) -> None:
+def test_the_original_adapter_is_accepted(lab: Lab, adapter: Path) -> None:
     done = lab.server.run("predict", adapter.parent, "Main St")
     assert done.code == 0, done.err
     assert json.loads(done.out)["words"] == ["Main", "St"]
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "pytorch_model.bin", "adapter_model.pt", "training_args.PKL"])
-@pytest.mark.parametrize("beside", [True, False], ids=["beside safetensors", "in their place"])
-def test_a_pickle_in_an_adapter_is_not_read(name: str, beside: bool, lab: Lab, adapter: Path) -> None:
+@pytest.mark.parametrize("extra", [True, False], ids=["next to safetensors", "instead of safetensors"])
+def test_a_pickle_in_an_adapter_is_not_read(name: str, extra: bool, lab: Lab, adapter: Path) -> None:
     sign = adapter.parent / "executed"
     archive(adapter / name, sign)
-    if not beside:
+    if not extra:
         (adapter / "adapter_model.safetensors").unlink()
     resign(adapter)
     assert "a pickle can execute code" in refused(lab, adapter)
@@ -84,7 +86,7 @@ def test_an_absurd_header_is_refused(length: int, lab: Lab, adapter: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["../../../../etc/hostname", "/etc/hostname", "sub/adapter_model.safetensors"])
-def test_a_card_names_no_files_elsewhere(name: str, lab: Lab, adapter: Path) -> None:
+def test_a_card_cannot_name_files_outside_its_folder(name: str, lab: Lab, adapter: Path) -> None:
     card = json.loads((adapter / "peftlab.json").read_text())
     card["files"][name] = "0" * 64
     (adapter / "peftlab.json").write_text(json.dumps(card))
@@ -115,12 +117,12 @@ def test_a_base_of_pickles_is_not_read(lab: Lab, base: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "name"), [("config.json", "AutoModelForTokenClassification"), ("tokenizer_config.json", "AutoTokenizer")]
 )
-def test_code_that_comes_with_a_base_is_not_executed(file: str, name: str, lab: Lab, base: Path) -> None:
+def test_code_of_a_base_is_not_executed(file: str, name: str, lab: Lab, base: Path) -> None:
     sign = base / "executed"
     (base / "strange.py").write_text(f"import os\nos.mkdir({str(sign)!r})\nclass Strange: pass\n")
     config = json.loads((base / file).read_text())
-    own = "strange.Strange"
-    config["auto_map"] = {name: [own, own] if name == "AutoTokenizer" else own}
+    reference = "strange.Strange"
+    config["auto_map"] = {name: [reference, reference] if name == "AutoTokenizer" else reference}
     (base / file).write_text(json.dumps(config))
     done = lab.server.run(*lab.words(base.parent / "runs", f"model={base}"))
     assert "Traceback" not in done.err
@@ -128,7 +130,7 @@ def test_code_that_comes_with_a_base_is_not_executed(file: str, name: str, lab: 
     assert not sign.exists()
 
 
-def test_an_architecture_that_needs_its_own_code_is_refused(lab: Lab, base: Path) -> None:
+def test_an_architecture_that_needs_remote_code_is_refused(lab: Lab, base: Path) -> None:
     sign = base / "executed"
     (base / "strange.py").write_text(f"import os\nos.mkdir({str(sign)!r})\nclass Strange: pass\n")
     config = json.loads((base / "config.json").read_text())
