@@ -21,6 +21,7 @@
 ##   make test-rest            what test-all runs in addition to test
 ##   make test-night           fault injection with the counts of a night
 ##   make schema               docs/recipe.schema.json, from the code
+##   make docs-reference       docs/reference.md, from the code
 ##   make audit                known vulnerabilities of the pinned dependencies; needs the network
 ##
 ## PYTHON=python3.12 names the interpreter for .venv. After installation `peftlab --help` lists all commands.
@@ -29,7 +30,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 .DEFAULT_GOAL := help
-.PHONY: help install recipe recipes bench test test-rest test-all test-night check audit schema
+.PHONY: help install recipe recipes bench test test-rest test-all test-night check audit schema docs-reference
 
 help:
 	@sed -n 's/^## \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -101,6 +102,9 @@ check: $(READY)
 
 schema: $(READY)
 	$(BIN)/peftlab schema > docs/recipe.schema.json
+
+docs-reference: $(READY)
+	$(BIN)/peftlab reference > docs/reference.md
 
 # A dependency that the advisories do not list fails too: it was not audited.
 audit:

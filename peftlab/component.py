@@ -32,12 +32,21 @@ class Settings(BaseModel):
     """
 
 
+def _describe_kind(schema: dict[str, Any], component: type[BaseModel]) -> None:
+    """Describe the key `kind` of a component's JSON schema by the first line of the component's docstring."""
+    kind = schema.get("properties", {}).get("kind")
+    if kind is not None:
+        kind["description"] = (component.__doc__ or "").splitlines()[0]
+
+
 class Component(Settings, ABC):
     """One choice of a recipe, e.g. a method or a task.
 
     A subclass fixes `kind: Literal["lora"] = "lora"`, implements the abstract methods and assigns every ClassVar that
     its base class declares without a value. Instantiating a subclass that lacks one of them raises TypeError.
     """
+
+    model_config = ConfigDict(json_schema_extra=_describe_kind)
 
     required_attributes: ClassVar[tuple[str, ...]] = ()
     """Class attributes that every concrete subclass must define; a class without one is refused at its definition."""

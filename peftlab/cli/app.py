@@ -12,12 +12,14 @@ from peftlab.cli import (
     bench,
     doctor,
     estimate,
+    explain,
     init,
     list_components,
     merge,
     overview,
     predict,
     profile,
+    reference,
     renamed,
     report,
     reproduce,
@@ -32,6 +34,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "run": run.run,
     "init": init.init,
     "list": list_components.list_components,
+    "explain": explain.explain,
     "validate": validate.validate,
     "doctor": doctor.doctor,
     "estimate": estimate.estimate,
@@ -45,6 +48,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "reproduce": reproduce.reproduce,
     "overview": overview.overview,
     "schema": schema.schema,
+    "reference": reference.reference,
 }
 
 app = typer.Typer(

@@ -33,17 +33,28 @@ NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 class Recipe(Settings):
     """One run, every default filled in. Two recipes with the same digest are the same run."""
 
-    name: str = Field(pattern=NAME)  # the file's own if not given
-    description: str = ""
-    model: AnyModel
-    task: AnyTask
-    data: AnyData
-    replay: Replay | None = None  # old data to train on as well
-    method: AnyMethod
-    quantization: AnyQuantization = NoQuantization()
-    training: Training = Training()
-    seeds: AnySeeds = Seeds()
-    score_test: bool = True  # off while settings are still being chosen
+    name: str = Field(pattern=NAME, examples=["lora-ner"])
+    """Name of the run and of its folder. Default: the name of the file without `.yaml`."""
+    description: str = Field("", examples=["LoRA on my own data"])
+    """One line about the recipe, printed by `peftlab list`."""
+    model: AnyModel = Field(examples=["sentence-transformers/all-MiniLM-L6-v2"])
+    """Base model: a Hub id or a folder; as a mapping also its revision."""
+    task: AnyTask = Field(examples=["token_classification"])
+    """Task family: its kind, or a mapping with its settings."""
+    data: AnyData = Field(examples=[{"train": "mine.jsonl"}])
+    """Data: a Hub id, or a mapping with the user's own files or more settings."""
+    replay: Replay | None = Field(None, examples=[{"share": 0.2, "data": {"train": "old.jsonl"}}])
+    """Older data to train on as well, so that the model does not forget it."""
+    method: AnyMethod = Field(examples=[{"kind": "lora", "rank": 8}])
+    """Fine-tuning method: its kind, or a mapping with its settings."""
+    quantization: AnyQuantization = Field(NoQuantization(), examples=["nf4"])
+    """Quantization of the frozen base model."""
+    training: Training = Field(Training(), examples=[{"epochs": 3, "learning_rate": 1e-4}])
+    """Length, batches, optimizer and checkpoints of the training."""
+    seeds: AnySeeds = Field(Seeds(), examples=[1])
+    """One seed for all sources of randomness, or a mapping with a seed for each."""
+    score_test: bool = True
+    """Evaluate on the test split at the end. False for trials, which choose settings on the validation split."""
 
     _null_in_record: frozenset[DefaultKey] = PrivateAttr(frozenset())
 

@@ -16,10 +16,12 @@ from peftlab.data.splitting import sample
 
 
 class Replay(Settings):
-    """One draw of the old data's train split, the same in every epoch, shuffled among the new examples."""
+    """One sample of the old data's train split, the same in every epoch, shuffled among the new examples."""
 
-    data: AnyData
-    share: float = Field(0.2, gt=0, lt=1)  # of the examples trained on; less if the old data has not so many
+    data: AnyData = Field(examples=[{"train": "old.jsonl"}])
+    """The old data: a Hub id, or a mapping with files."""
+    share: float = Field(0.2, gt=0, lt=1)
+    """Fraction of all training examples that are old ones; less if the old data has too few."""
 
     def mixed(self, new: Splits, old: Splits, given: Sequence[str]) -> Splits:
         """`new` with a fourth split, "replay". What `new` is validated or tested on is never replayed."""

@@ -158,7 +158,11 @@ def test_a_file_name_that_is_no_run_name_asks_for_one(tmp_path: Path) -> None:
             "mine.yaml:1: model: string should match",
         ),
         ("model: ", "name: ../up\nmodel: ", "mine.yaml:1: name: string should match pattern"),
-        ("method:\n  kind: lora\n  rank: 8", "method: full\nquantization: nf4", "full fine-tuning changes the base's"),
+        (
+            "method:\n  kind: lora\n  rank: 8",
+            "method: full\nquantization: nf4",
+            "full fine-tuning changes the base model's",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_with_file_line_key_and_remedy(tmp_path: Path, old: str, new: str, says: str) -> None:
@@ -202,4 +206,4 @@ def test_what_may_be_a_word_or_a_mapping_has_one_complaint_that_of_the_mapping(t
 @pytest.mark.parametrize(("word", "kind"), [("lora", "lora"), ("LORA", "lora"), ("prefix-tuning", "prefix_tuning")])
 def test_a_type_of_peft_that_is_a_method_here_says_its_kind(tmp_path: Path, word: str, kind: str) -> None:
     said = complaint(tmp_path, GOOD, "method.kind=peft", f"method.type={word}")
-    assert said.endswith(f"type: {word} has a method of its own; use kind: {kind}")
+    assert said.endswith(f"type: {word} is implemented as a method of peftlab; use kind: {kind}")

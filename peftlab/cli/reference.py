@@ -1,0 +1,64 @@
+"""`peftlab reference`: docs/reference.md, every key of recipes and suites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from peftlab.cli.command import command
+from peftlab.data import DATA
+from peftlab.methods import METHODS
+from peftlab.models.model import Model
+from peftlab.quantization import QUANTIZATIONS
+from peftlab.recipe import Recipe
+from peftlab.recipe.reference import Entry, entries
+from peftlab.tasks import TASKS
+from peftlab.training.settings import Seeds, Training
+
+HEADER = """\
+# Reference
+
+Every key of a recipe and of a suite. This page is generated from the code by `make docs-reference`;
+`peftlab explain KEY` prints one entry, and [recipe.schema.json](recipe.schema.json) holds the same for editors.
+"""
+RECIPE_MODELS = (Model, Training, Seeds, *TASKS.values(), *DATA.values(), *METHODS.values(), *QUANTIZATIONS.values())
+
+
+@command()
+def reference() -> None:
+    """Print the reference of all keys (docs/reference.md)."""
+    print(page(), end="")
+
+
+def page() -> str:
+    """The page as Markdown."""
+    from peftlab.suites.suite import Suite
+
+    recipe = entries(Recipe)
+    top = [entry for entry in recipe if "." not in entry.key]
+    lines = [HEADER, "## Recipe", "", *_table(top)]
+    for section in top:
+        inner = [entry for entry in recipe if entry.key.startswith(f"{section.key}.")]
+        for kind in dict.fromkeys(entry.kind for entry in inner if entry.key.count(".") == 1):
+            rows = [entry for entry in inner if entry.kind == kind and not entry.key.endswith(".kind")]
+            lines += ["", f"## {section.key}" if kind is None else f"## {section.key}: {kind}", ""]
+            lines += [*_about(section.key, kind)]
+            lines += _table(rows) if rows else ["No keys but `kind`."]
+    lines += ["", "## Suite", "", *_table(entries(Suite, documented=RECIPE_MODELS))]
+    return "\n".join(lines) + "\n"
+
+
+def _about(section: str, kind: str | None) -> Iterator[str]:
+    """The first line of the component's docstring."""
+    components = {"task": TASKS, "data": DATA, "method": METHODS, "quantization": QUANTIZATIONS}.get(section, {})
+    if kind in components:
+        yield (components[kind].__doc__ or "").splitlines()[0]
+        yield ""
+
+
+def _table(rows: Sequence[Entry]) -> list[str]:
+    lines = ["| key | type | default | meaning | example |", "|---|---|---|---|---|"]
+    for entry in rows:
+        default = entry.default if entry.default in ("required", "the defaults of its keys") else f"`{entry.default}`"
+        cells = (f"`{entry.key}`", entry.type, default, entry.meaning, f"`{entry.example}`")
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return lines
