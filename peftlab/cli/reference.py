@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+from pydantic import BaseModel
 
 from peftlab.cli.command import command
+from peftlab.component import Component
 from peftlab.data import DATA
 from peftlab.methods import METHODS
 from peftlab.models.model import Model
@@ -20,7 +23,18 @@ HEADER = """\
 Every key of a recipe and of a suite. This page is generated from the code by `make docs-reference`;
 `peftlab explain KEY` prints one entry, and [recipe.schema.json](recipe.schema.json) holds the same for editors.
 """
-RECIPE_MODELS = (Model, Training, Seeds, *TASKS.values(), *DATA.values(), *METHODS.values(), *QUANTIZATIONS.values())
+COMPONENTS: Mapping[str, Mapping[str, type[Component]]] = {
+    "task": TASKS,
+    "data": DATA,
+    "method": METHODS,
+    "quantization": QUANTIZATIONS,
+}
+RECIPE_MODELS: tuple[type[BaseModel], ...] = (
+    Model,
+    Training,
+    Seeds,
+    *(component for components in COMPONENTS.values() for component in components.values()),
+)
 
 
 @command()
@@ -49,9 +63,9 @@ def page() -> str:
 
 def _about(section: str, kind: str | None) -> Iterator[str]:
     """The first line of the component's docstring."""
-    components = {"task": TASKS, "data": DATA, "method": METHODS, "quantization": QUANTIZATIONS}.get(section, {})
-    if kind in components:
-        yield (components[kind].__doc__ or "").splitlines()[0]
+    component = COMPONENTS.get(section, {}).get(kind or "")
+    if component is not None:
+        yield (component.__doc__ or "").splitlines()[0]
         yield ""
 
 

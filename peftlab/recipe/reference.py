@@ -113,7 +113,8 @@ def _members(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterato
 
 
 def _kind(node: Mapping[str, Any]) -> str | None:
-    return node.get("properties", {}).get("kind", {}).get("const")
+    kind: str | None = node.get("properties", {}).get("kind", {}).get("const")
+    return kind
 
 
 def _member_text(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
