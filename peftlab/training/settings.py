@@ -1,4 +1,5 @@
-"""How long, how fast and how exactly a recipe trains."""
+"""Settings of the training loop, of checkpoints and of seeds."""
+
 
 from __future__ import annotations
 
@@ -12,74 +13,105 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Training(Settings):
-    """The loop's settings. A batch is all that one optimiser step sees, on all devices together."""
+    """Settings of the training loop. A batch is what one optimizer step trains on, over all devices together."""
 
-    epochs: float | None = Field(
-        None, gt=0, le=10_000
-    )  # passes over the training examples; 3 if neither this nor steps is given
-    steps: int | None = Field(None, ge=1, le=100_000_000)  # optimiser steps, instead of epochs
-    learning_rate: float | None = Field(None, gt=0, le=10)  # the method's own if not given
+    epochs: float | None = Field(None, gt=0, le=10_000)
+    """Passes over the training examples; a fraction is allowed. 3 if neither this nor `steps` is given."""
+    steps: int | None = Field(None, ge=1, le=100_000_000)
+    """Number of optimizer steps, in place of `epochs`."""
+    learning_rate: float | None = Field(None, gt=0, le=10)
+    """Peak learning rate of AdamW, after the warm-up. null: the method's default (`peftlab list`)."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: float = Field(0.06, ge=0, lt=1)  # fraction of optimiser steps
+    """Learning rate after the warm-up: falls to 0 linearly or along a half cosine, or stays constant."""
+    warmup: float = Field(0.06, ge=0, lt=1)
+    """Fraction of the optimizer steps over which the learning rate rises linearly to its peak."""
     batch_examples: int | None = Field(None, ge=1)
-    batch_tokens: int | None = Field(
-        None, ge=8
-    )  # padding included, instead of batch_examples; 1024 if neither is given
-    accumulation: int = Field(1, ge=1)  # micro-batches that a device makes of its share: less memory, the same update
-    auto_micro_batch: bool = False  # where memory runs out: twice as many micro-batches, and on from the same step
+    """Most examples in a batch, over all devices and micro-batches together."""
+    batch_tokens: int | None = Field(None, ge=8)
+    """Most tokens in a batch, padding included, in place of `batch_examples`. 1024 if neither is given."""
+    accumulation: int = Field(1, ge=1)
+    """Micro-batches into which each device splits its part of a batch (gradient accumulation).
+
+    More of them need less memory and give the same update.
+    """
+    auto_micro_batch: bool = False
+    """Out of memory, double `accumulation` and retry the same step, in place of ending the run. One process only."""
     weight_decay: float = Field(0.01, ge=0, le=10)
+    """AdamW's weight decay, per step and unit of learning rate. Biases and norms are not decayed."""
     adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """AdamW's decay rates of the running averages of the gradient and of its square."""
     adam_epsilon: float = Field(1e-8, gt=0)
-    clip: float | None = Field(1.0, gt=0)  # largest norm of the gradient
-    dropout: float | None = Field(0.0, ge=0, lt=1)  # of the base model; null keeps its config's own
-    evaluate_every: int | None = Field(None, ge=1)  # optimiser steps; at the end of each epoch if not given
-    patience: int | None = Field(None, ge=1)  # evaluations without a better score before stopping
-    keep_best: bool = True  # end with the state that scored best on validation, not with the last one
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # bfloat16 where the device computes in it
+    """Term added to AdamW's denominator."""
+    clip: float | None = Field(1.0, gt=0)
+    """Largest norm of the gradient over all trained parameters; a larger one is scaled down. null: no clipping."""
+    dropout: float | None = Field(0.0, ge=0, lt=1)
+    """Dropout probability in the base model. null: as in its config. A method may have a dropout setting of its own."""
+    evaluate_every: int | None = Field(None, ge=1)
+    """Optimizer steps between two evaluations on the validation split. null: at the end of each epoch."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after this many evaluations without a better score. null: train to the end."""
+    keep_best: bool = True
+    """End with the weights of the best evaluation, not with those of the last step."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Dtype of forward and backward passes. auto: bfloat16 where the device computes in it natively, else float32.
+
+    What is trained is held in float32 in any case.
+    """
     gradient_checkpointing: bool = False
-    layer_decay: float | None = Field(None, gt=0, le=1)  # a layer's learning rate over that of the layer above it
-    adversarial: float | None = Field(None, gt=0)  # norm of FGM's perturbation of an example's embeddings
-    embedding_noise: float | None = Field(None, gt=0)  # NEFTune's alpha
+    """Compute activations again in the backward pass in place of keeping them: less memory, more time."""
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """Ratio of a layer's learning rate to that of the layer above it. null: the same rate for all layers."""
+    adversarial: float | None = Field(None, gt=0)
+    """Norm of FGM's adversarial perturbation of an example's embeddings. null: none. It doubles the time of a step."""
+    embedding_noise: float | None = Field(None, gt=0)
+    """NEFTune's alpha: scale of the uniform noise on the embeddings in training. null: no noise."""
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Training:
         for one, other in (("epochs", "steps"), ("batch_examples", "batch_tokens")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
-                raise ValueError(f"give {one} or {other}, not both (null takes one back)")
+                raise ValueError(f"give {one} or {other}, not both (null unsets one)")
         return self
 
     @property
     def passes(self) -> float:
-        """Epochs, if steps do not say how long."""
+        """Number of epochs, if `steps` is not given."""
         return 3.0 if self.epochs is None else self.epochs
 
     @property
     def batch(self) -> dict[str, int | None]:
-        """The limit of a batch, as `batching` takes it."""
+        """Limits of a batch, as arguments of `epoch_batches`."""
         tokens = 1024 if self.batch_examples is None and self.batch_tokens is None else self.batch_tokens
         return {"examples": self.batch_examples, "tokens": tokens}
 
 
 class CheckpointPolicy(Settings):
-    """How often a run's state is kept. No part of a recipe: it shapes no result."""
+    """How often checkpoints are saved, and how many are kept. Not part of a recipe: it does not affect the result."""
 
-    steps: int | None = Field(None, ge=1)  # optimiser steps between two checkpoints
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps between two checkpoints."""
     minutes: float | None = Field(10.0, gt=0)
+    """Minutes between two checkpoints."""
     keep_last: int = Field(2, ge=1)
+    """Number of newest checkpoints that are kept."""
 
 
 class Seeds(Settings):
-    """One seed a source of chance, so that methods can be compared on the same batches."""
+    """One seed per source of randomness, so that methods can be compared on the same batches."""
 
-    initialization: int = Field(0, ge=0, lt=2**63)  # of the head and the method's parameters
+    initialization: int = Field(0, ge=0, lt=2**63)
+    """Seed of the initial values of the head and of the method's parameters."""
     data_order: int = Field(0, ge=0, lt=2**63)
+    """Seed of the order of the training examples."""
     dropout: int = Field(0, ge=0, lt=2**63)
+    """Seed of dropout masks and of the noise on embeddings."""
 
 
-def _same(seed: object) -> object:
+def _expand(seed: object) -> object:
+    """One number is the seed of all three."""
     if isinstance(seed, int) and not isinstance(seed, bool):
         return {"initialization": seed, "data_order": seed, "dropout": seed}
     return seed
 
 
-AnySeeds = Annotated[Seeds, BeforeValidator(_same, json_schema_input_type=Seeds | int)]
+AnySeeds = Annotated[Seeds, BeforeValidator(_expand, json_schema_input_type=Seeds | int)]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -23,20 +23,17 @@ from peftlab.profiling.measure import Subject, batch_shape, flops_pass, inferenc
 from peftlab.profiling.memory import HostRecorder, recorder
 from peftlab.profiling.profile import MIB, Flops, PhaseSnapshot, read_step
 from peftlab.recipe import Recipe
-from peftlab.tasks import Task
+from peftlab.tasks.sequence_classification import SequenceClassification
 from peftlab.training.settings import Training
 from tests.sampling import slow_after
 
 VOCABULARY, EXAMPLES, LENGTH = 8000, 8, 128
 
 
-class Labelled(Task):
+class Labeled(SequenceClassification):
     """Two classes over token ids that need no mask: the batch of the golden table."""
 
-    kind: Literal["labelled"] = "labelled"
-    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
-    task_type: ClassVar[str] = "SEQ_CLS"
-    fields: ClassVar[tuple[str, ...]] = ("label",)
+    kind: Literal["sequence_classification"] = "sequence_classification"
 
     def collate(self, examples: Sequence[Example], padding_token: int) -> dict[str, Tensor]:
         return {
@@ -108,7 +105,7 @@ def golden(golden_base: Path) -> Golden:
             recipe,
             Base(model, ("classifier",), 0, ModelFiles(folder=golden_base, source="golden", fingerprint="")),
             [Example({"input_ids": row, "label": i % 2}, Row("", {})) for i, row in enumerate(ids)],
-            task=Labelled(),
+            task=Labeled(),
             tokenizer=byte_tokenizer(model.config),
             accelerator=Accelerator(),
             precision="float32",

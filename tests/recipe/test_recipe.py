@@ -65,7 +65,7 @@ def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
     assert "key=value was expected" in complaint(tmp_path, GOOD, "method.rank")
     assert complaint(tmp_path, GOOD, "methd.rank=4").startswith("--set methd.rank: methd: unknown key (did you mean")
     assert "is more than one value" in complaint(tmp_path, GOOD, "method.rank=4\nfoo: 5")
-    assert "give epochs or steps, not both (null takes one back)" in complaint(tmp_path, GOOD, "training.steps=4")
+    assert "give epochs or steps, not both (null unsets one)" in complaint(tmp_path, GOOD, "training.steps=4")
 
 
 def test_another_kind_leaves_the_keys_of_the_first_behind(tmp_path: Path) -> None:
