@@ -1,6 +1,5 @@
 """Settings of the training loop, of checkpoints and of seeds."""
 
-
 from __future__ import annotations
 
 from typing import Annotated, Literal
