@@ -56,10 +56,9 @@ def test_records_statistics_and_reports_import_no_torch() -> None:
         "results.run_result",
         "statistics.hypothesis_tests",
         "statistics.power",
-        "reports.markdown",
-        "reports.latex",
-        "reports.figures",
+        "reports.files",
         "reports.html",
+        "reports.overview",
     )
     code = "import sys, " + ", ".join(f"peftlab.{module}" for module in modules)
     code += "; assert 'torch' not in sys.modules"

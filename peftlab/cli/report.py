@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -17,19 +18,26 @@ from peftlab.suites.store import suite_folder
 def report(
     suite: SuiteFolder,
     output: Annotated[
-        Path | None, typer.Option(help="The page; report.html in the suite's folder if not given.", show_default=False)
+        Path | None,
+        typer.Option(help="File to write; report/report.html in the suite's folder by default.", show_default=False),
     ] = None,
 ) -> None:
     """Write a suite's results as one HTML page.
 
-    The page holds a table to sort and filter, the figures and every run.
+    The page holds tables to sort and filter, the figures and links to every run.
     """
-    from peftlab.reports.html import page
-    from peftlab.reports.markdown import read_analysis
+    from peftlab.reports import html
+    from peftlab.reports.analysis import read_analysis
+    from peftlab.reports.files import FOLDER
+    from peftlab.reports.sections import build_document
 
-    path = output or suite_folder(suite) / "report.html"
-    text = page(read_analysis(suite))
+    folder = suite_folder(suite)
+    path = output or folder / FOLDER / "report.html"
+    document = build_document(read_analysis(suite))
+    text = html.render(document, root=os.path.relpath(folder.resolve(), path.resolve().parent))
     try:
+        if output is None:
+            path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written: {error.strerror}") from None

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
 from peftlab.cli.command import command
 from peftlab.cli.options import SuiteFolder
 from peftlab.errors import UserError
 from peftlab.suites.store import suite_folder
 
 
-@command()
-def table(suite: SuiteFolder) -> None:
-    """Write a suite's tables (Markdown, LaTeX, CSV) and figures."""
-    from peftlab.reports.figures import write_figures
-    from peftlab.reports.markdown import read_analysis, tables
+class FigureFormat(StrEnum):
+    PDF = "pdf"
+    SVG = "svg"
 
-    folder = suite_folder(suite)
+
+@command()
+def table(
+    suite: SuiteFolder,
+    figures: Annotated[
+        list[FigureFormat], typer.Option("--figures", help="Also write the figures in this format; repeatable.")
+    ] = [],  # noqa: B006
+) -> None:
+    """Write a suite's tables (Markdown, LaTeX, CSV) and figures (PNG).
+
+    They go to the folder report of the suite.
+    """
+    from peftlab.reports.analysis import read_analysis
+    from peftlab.reports.files import FOLDER, write_report
+
+    folder = suite_folder(suite) / FOLDER
     analysis = read_analysis(suite)
     try:
-        for name, text in tables(analysis).items():
-            (folder / name).write_text(text, encoding="utf-8")
-            print(folder / name)
-        for path in write_figures(analysis, folder / "figures"):
+        for path in write_report(analysis, folder, [figure_format.value for figure_format in figures]):
             print(path)
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from peftlab.doctor import checks
 from peftlab.doctor.probe import LIBRARY_ERRORS, ProbeModel, make_probe_model, make_probe_run
 from peftlab.errors import UserError
+from peftlab.io.markdown_table import markdown_table
 from peftlab.methods import METHODS
 from peftlab.models.shapes import shapes
 from peftlab.quantization import QUANTIZATIONS
@@ -111,7 +112,7 @@ def document(matrix: Matrix) -> str:
     for task in dict.fromkeys(cell.task for cell in matrix.cells):
         for quantization in dict.fromkeys(cell.quantization for cell in matrix.cells):
             of_table = [cell for cell in matrix.cells if (cell.task, cell.quantization) == (task, quantization)]
-            lines += ["", f"## {task}, quantization: {quantization}", "", *_table(of_table, notes)]
+            lines += ["", f"## {task}, quantization: {quantization}", "", _table(of_table, notes)]
         lacking = [architecture for name, architecture in matrix.headless if name == task]
         if lacking:
             lines += ["", f"transformers has no head that serves {task} on {', '.join(lacking)}."]
@@ -119,14 +120,14 @@ def document(matrix: Matrix) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _table(cells: Sequence[Cell], notes: dict[str, int]) -> Iterator[str]:
+def _table(cells: Sequence[Cell], notes: dict[str, int]) -> str:
     architectures = list(dict.fromkeys(cell.architecture for cell in cells))
-    yield "| method | " + " | ".join(architectures) + " |"
-    yield "|---" * (len(architectures) + 1) + "|"
     by_place = {(cell.method, cell.architecture): cell for cell in cells}
-    for method in dict.fromkeys(cell.method for cell in cells):
-        row = [_cell_text(by_place[method, architecture], notes) for architecture in architectures]
-        yield f"| {method} | " + " | ".join(row) + " |"
+    rows = [
+        [method, *(_cell_text(by_place[method, architecture], notes) for architecture in architectures)]
+        for method in dict.fromkeys(cell.method for cell in cells)
+    ]
+    return markdown_table(["method", *architectures], rows)
 
 
 def _cell_text(cell: Cell, notes: dict[str, int]) -> str:

@@ -51,9 +51,9 @@ class Memory(Settings):
         rest = self.kept + self.inputs
         return {
             "base weights": self.base,
-            "quantisation constants": self.constants,
+            "quantization constants": self.constants,
             "method and head": self.method + self.head,
-            "optimiser": self.optimizer,
+            "optimizer": self.optimizer,
             "activations or gradients": self.peak - self.weights - self.optimizer - rest - self.transient,
             "transient": self.transient,
             "batch and other": rest,

@@ -1,4 +1,4 @@
-"""The columns of a suite's tables, and how a number is written in them; "" is what was not measured."""
+"""Columns of a suite's tables: title, text of a row's cell and the value it is sorted by."""
 
 from __future__ import annotations
 
@@ -7,279 +7,277 @@ from dataclasses import dataclass
 from statistics import median
 
 from peftlab.profiling.profile import MIB, Profile, Times
-from peftlab.reports.analysis import Analysis, Line
+from peftlab.reports.analysis import Analysis
+from peftlab.reports.formatting import byte_size, count, decimal, percent, probability, scientific
+from peftlab.reports.result_row import ResultRow
 from peftlab.results.run_result import RunResult
-
-DASH = "–"  # of what was not measured
 
 
 @dataclass(frozen=True)
 class Column:
+    """A column of numbers."""
+
     title: str
-    text: Callable[[Line], str]
-    value: Callable[[Line], float | None] | None = None  # what it is sorted by, where that is not the text
-    bold: bool = False  # where the line is tied with the best
+    text: Callable[[ResultRow], str]
+    """Cell of a row; "" if the value was not measured."""
+    value: Callable[[ResultRow], float | None]
+    """The number that the cell shows, which rows are sorted by."""
+    mark_best: bool = False
+    """Set the cell in bold if the row is tied for best."""
 
 
-def result_columns(findings: Analysis, task: str) -> list[Column]:
-    """What a paper shows of a task."""
-    suite = findings.suite
+def result_columns(analysis: Analysis, task: str) -> list[Column]:
+    """Score, its interval and the comparison with the reference."""
+    suite = analysis.suite
     return [
-        Column("trainable", lambda line: _count(line, lambda result: result.parameters.trainable), trainable),
-        Column(
-            "share", lambda line: percent(_first(line, lambda result: result.parameters.trainable_fraction)), trainable
-        ),
-        Column("saved", lambda line: size(saved_bytes(line)), saved_bytes),
-        Column("n", runs, lambda line: line.states["done"]),
-        Column(f"{suite.split} {findings.metric(task)}", score, _mean, bold=True),
-        Column("95 % interval", interval, lambda line: line.interval and line.interval[0]),
+        _count_column("trainable parameters", trainable_parameters),
+        _column("trainable fraction", lambda row: _any_run(row, lambda r: r.parameters.trainable_fraction), percent),
+        _column("adapter size", adapter_bytes, byte_size),
+        Column("n", finished_runs, lambda row: row.states["done"]),
+        Column(f"{suite.split} {analysis.metric(task)}", score, _mean, mark_best=True),
+        Column("95 % interval", interval, lambda row: row.interval and row.interval[0]),
         Column(f"difference to {suite.reference}", difference, _difference),
-        Column("p", lambda line: probability(line.p), lambda line: line.p),
-        Column(
-            f"p, no worse by {suite.margin:g}",
-            lambda line: probability(line.p_no_worse),
-            lambda line: line.p_no_worse,
+        _column("p", lambda row: row.p, probability),
+        _column(f"non-inferiority p (margin {suite.margin:g})", lambda row: row.p_noninferiority, probability),
+    ]
+
+
+def cost_columns(analysis: Analysis, task: str) -> list[Column]:
+    """Parameters, memory of the process and training time. Times only if no other work used the machine."""
+    exclusive = analysis.suite.own_machine
+    pruned = any(effective_parameters(row) is not None for row in analysis.of_task(task))
+
+    def time(figure: Callable[[RunResult], float]) -> Callable[[ResultRow], float | None]:
+        return lambda row: _median(row, figure) if exclusive else None
+
+    return [
+        _count_column("method parameters", lambda row: _any_run(row, lambda r: r.parameters.method)),
+        _count_column("head parameters", lambda row: _any_run(row, lambda r: r.parameters.head)),
+        *([_count_column("effective parameters", effective_parameters)] if pruned else []),
+        _column("peak process memory", lambda row: row.peak_process_bytes, byte_size),
+        _column("padding", lambda row: _median(row, lambda r: r.cost.padding_fraction), percent),
+        _count_column("training tokens", lambda row: _any_run(row, lambda r: r.cost.tokens)),
+        _column("best checkpoint at", _best_checkpoint_at, percent),
+        _count_column("training time (s)", time(lambda r: r.cost.train_seconds)),
+        _count_column("tokens/s", time(lambda r: r.cost.tokens_per_second)),
+    ]
+
+
+def memory_columns(analysis: Analysis, task: str) -> list[Column]:
+    """Memory of a training step by tensor group, in MiB; the peak of an evaluation; on a GPU, the allocator's."""
+    on_gpu = any(row.profile and row.profile.memory.reserved is not None for row in analysis.of_task(task))
+    return [
+        _profile_column("base weights", lambda profile: profile.memory.base / MIB),
+        _profile_column("quantization constants", lambda profile: profile.memory.constants / MIB),
+        _profile_column("method and head", lambda profile: (profile.memory.method + profile.memory.head) / MIB),
+        _profile_column("gradients", lambda profile: profile.memory.gradients / MIB),
+        _profile_column("optimizer", lambda profile: profile.memory.optimizer / MIB),
+        _profile_column("activations", lambda profile: profile.memory.activations / MIB),
+        _profile_column("transient", lambda profile: profile.memory.transient / MIB),
+        _profile_column("peak", lambda profile: profile.memory.peak / MIB),
+        _profile_column("evaluation peak", lambda profile: _mib(profile.memory.evaluation_peak)),
+        *([_profile_column("reserved", lambda profile: _mib(profile.memory.reserved))] if on_gpu else []),
+    ]
+
+
+def compute_columns(analysis: Analysis) -> list[Column]:
+    """FLOPs of a training step, its time relative to the reference, and latencies of inference relative to the base."""
+    reference = analysis.suite.reference
+
+    def times(row: ResultRow) -> StepTimes | None:
+        return StepTimes.of(row.profile, analysis.reference_profile(row))
+
+    def step_text(row: ResultRow) -> str:
+        step = times(row)
+        if step is None:
+            return ""
+        low, high = step.relative_quartiles
+        return f"{step.relative_time:.2f} ({low:.2f} to {high:.2f})"
+
+    def step_time(row: ResultRow) -> float | None:
+        step = times(row)
+        return None if step is None else step.relative_time
+
+    def throughput(row: ResultRow) -> float | None:
+        step = times(row)
+        return None if step is None else step.relative_throughput
+
+    def base_latency(row: ResultRow) -> float | None:
+        profile, other = row.profile, analysis.reference_profile(row)
+        if profile is None or other is None or profile.inference is None or other.inference is None:
+            return None
+        return _ratio(profile.inference.base, other.inference.unmerged)
+
+    return [
+        _profile_column("forward MFLOPs/token", lambda profile: profile.flops.forward / 1e6),
+        _profile_column("backward MFLOPs/token", lambda profile: profile.flops.backward / 1e6),
+        _profile_column("step/forward FLOPs", lambda profile: profile.flops.ratio),
+        Column(f"step time / {reference}", step_text, step_time),
+        _column(f"tokens/s / {reference}", throughput, decimal),
+        _profile_column(
+            "share of peak matmul", lambda profile: profile.times.rate_share if profile.times else None, percent
+        ),
+        _profile_column("unmerged / base latency", lambda profile: _relative_latency(profile, "unmerged")),
+        _profile_column("merged / base latency", lambda profile: _relative_latency(profile, "merged")),
+        _column(f"base / {reference} latency", base_latency, decimal),
+        _profile_column(
+            "merge error", lambda profile: profile.inference.merge_error if profile.inference else None, scientific
         ),
     ]
 
 
-def cost_columns(findings: Analysis, task: str) -> list[Column]:
-    """What the runs cost. Times only if the machine did nothing else."""
-    times = findings.suite.own_machine
-    pruned = any(effective_parameters(line) is not None for line in findings.of_task(task))
-    return [
-        Column("method", lambda line: _count(line, lambda result: result.parameters.method)),
-        Column("head", lambda line: _count(line, lambda result: result.parameters.head)),
-        *([Column("trainable at the end", _at_the_end, effective_parameters)] if pruned else []),
-        Column("peak of the process", lambda line: size(line.high_water_bytes), lambda line: line.high_water_bytes),
-        Column("padding", lambda line: percent(_middle(line, lambda result: result.cost.padding_fraction))),
-        Column("tokens", lambda line: _count(line, lambda result: result.cost.tokens)),
-        Column("best after", lambda line: percent(_best_after(line)), _best_after),
-        Column("training s", lambda line: _rounded(line, lambda r: r.cost.train_seconds) if times else ""),
-        Column("tokens/s", lambda line: _rounded(line, lambda r: r.cost.tokens_per_second) if times else ""),
-    ]
+@dataclass(frozen=True)
+class StepTimes:
+    """Step times of a profile and of the reference, corrected for the speed of the machine at the time.
 
+    Each profile also times a large matmul in the same process; a slower machine slows both alike.
+    """
 
-def memory_columns(findings: Analysis, task: str) -> list[Column]:
-    """Where the bytes of a training step are, in MiB; what an evaluation takes, and what a GPU's allocator held."""
-    on_gpu = any(line.ledger and line.ledger.memory.reserved is not None for line in findings.of_task(task))
-    return [
-        _measured("base weights", lambda ledger: ledger.memory.base / MIB, _hundredths),
-        _measured("quantisation constants", lambda ledger: ledger.memory.constants / MIB, _hundredths),
-        _measured("method and head", lambda ledger: (ledger.memory.method + ledger.memory.head) / MIB, _hundredths),
-        _measured("gradients", lambda ledger: ledger.memory.gradients / MIB, _hundredths),
-        _measured("optimiser", lambda ledger: ledger.memory.optimizer / MIB, _hundredths),
-        _measured("activations", lambda ledger: ledger.memory.activations / MIB, _hundredths),
-        _measured("transient", lambda ledger: ledger.memory.transient / MIB, _hundredths),
-        _measured("peak", lambda ledger: ledger.memory.peak / MIB, _hundredths),
-        _measured("evaluation", lambda ledger: _mib(ledger.memory.evaluation_peak), _hundredths),
-        *([_measured("reserved", lambda ledger: _mib(ledger.memory.reserved), _hundredths)] if on_gpu else []),
-    ]
+    times: Times
+    reference: Times
 
-
-def speed_columns(findings: Analysis) -> list[Column]:
-    """Operations of a training step, and its times and those of inference as shares of others."""
-    reference = findings.suite.reference
-
-    def times(line: Line) -> tuple[Times, Times] | None:
-        own, other = line.ledger, findings.reference_ledger(line)
-        if own is None or other is None or own.times is None or other.times is None:
+    @classmethod
+    def of(cls, profile: Profile | None, reference: Profile | None) -> StepTimes | None:
+        if profile is None or reference is None or profile.times is None or reference.times is None:
             return None
-        return own.times, other.times
+        return cls(profile.times, reference.times)
 
-    def unit(own: Times, other: Times) -> float:
-        """Seconds of the reference's step, at the speed that the machine had when `own` was timed."""
-        return other.median * other.matrix_rate / own.matrix_rate
+    @property
+    def reference_seconds(self) -> float:
+        """Seconds of the reference's step at the speed that the machine had when the profile was measured."""
+        return self.reference.median * self.reference.matrix_rate / self.times.matrix_rate
 
-    def step(line: Line) -> float | None:
-        return None if (found := times(line)) is None else found[0].median / unit(*found)
+    @property
+    def relative_time(self) -> float:
+        return self.times.median / self.reference_seconds
 
-    def step_text(line: Line) -> str:
-        if (found := times(line)) is None:
-            return ""
-        low, high = found[0].quartiles
-        return f"{step(line):.2f} ({low / unit(*found):.2f} to {high / unit(*found):.2f})"
+    @property
+    def relative_quartiles(self) -> tuple[float, float]:
+        low, high = self.times.quartiles
+        return low / self.reference_seconds, high / self.reference_seconds
 
-    def rate(line: Line) -> float | None:
-        if (found := times(line)) is None:
-            return None
-        own, other = found
-        return own.tokens_per_second / other.tokens_per_second * unit(own, other) / other.median
-
-    def base(line: Line) -> float | None:
-        own, other = line.ledger, findings.reference_ledger(line)
-        if own is None or other is None or own.inference is None or other.inference is None:
-            return None
-        return _ratio(own.inference.base, other.inference.unmerged)
-
-    return [
-        _measured("forward", lambda ledger: ledger.flops.forward / 1e6, _hundredths),
-        _measured("backward", lambda ledger: ledger.flops.backward / 1e6, _hundredths),
-        _measured("step in forwards", lambda ledger: ledger.flops.ratio, _hundredths),
-        Column(f"step to {reference}", step_text, step),
-        Column(f"tokens/s to {reference}", lambda line: _hundredths(rate(line)), rate),
-        _measured("of the matrix rate", lambda ledger: ledger.times.rate_share if ledger.times else None, percent),
-        _measured("unmerged to base", lambda ledger: _to_base(ledger, "unmerged"), _hundredths),
-        _measured("merged to base", lambda ledger: _to_base(ledger, "merged"), _hundredths),
-        Column(f"base to {reference}", lambda line: _hundredths(base(line)), base),
-        _measured("merge error", lambda ledger: ledger.inference.merge_error if ledger.inference else None, _small),
-    ]
+    @property
+    def relative_throughput(self) -> float:
+        ratio = self.times.tokens_per_second / self.reference.tokens_per_second
+        return ratio * self.reference_seconds / self.reference.median
 
 
-def title(line: Line) -> tuple[str, str]:
-    """Method and base."""
-    name = line.recipe.method.title
-    same = line.row.method == line.recipe.method.kind
-    base = line.recipe.quantization.title if line.recipe.quantization.quantizes else "unquantised"
-    return name if same else f"{name} ({line.row.method})", base
+def method_title(row: ResultRow) -> str:
+    """Title of the method, with its name in the suite if that is not the method's kind."""
+    title = row.recipe.method.title
+    name = row.combination.method
+    return title if name == row.recipe.method.kind else f"{title} ({name})"
 
 
-def runs(line: Line) -> str:
-    """How many seeds have a score, of how many that ended or are still to come, and how many diverged."""
-    done, diverged = 0 if line.score is None else line.score.n, line.states["diverged"]
-    of = f"{done}" if done == line.wanted else f"{done} of {line.wanted}"
-    return "" if line.refused else of + (f", {diverged} diverged" if diverged else "")
+def precision(row: ResultRow) -> str:
+    """Quantization of the base weights; without one, the dtype that a run recorded."""
+    if row.recipe.quantization.quantizes:
+        return row.recipe.quantization.title
+    recorded = next((result.environment.precision for result in (*row.results, *row.trial_results)), None)
+    return {None: "none", "float32": "none (fp32)", "bfloat16": "none (bf16)"}[recorded]
 
 
-def score(line: Line) -> str:
-    """Mean and sample deviation."""
-    if line.score is None:
+def finished_runs(row: ResultRow) -> str:
+    """Number of seeds with a score, the number planned if it is larger, and the number of diverged runs."""
+    if row.incompatibility:
         return ""
-    spread = "" if line.score.std is None else f" ± {line.score.std:.4f}"
-    return f"{line.score.mean:.4f}{spread}"
+    done, diverged = 0 if row.score is None else row.score.n, row.states["diverged"]
+    text = f"{done}" if done == row.seeds else f"{done} of {row.seeds}"
+    return text + (f", {diverged} diverged" if diverged else "")
 
 
-def interval(line: Line) -> str:
-    if line.interval is None:
+def score(row: ResultRow) -> str:
+    """Mean and sample standard deviation."""
+    if row.score is None:
         return ""
-    low, high = line.interval
+    std = "" if row.score.std is None else f" ± {row.score.std:.4f}"
+    return f"{row.score.mean:.4f}{std}"
+
+
+def interval(row: ResultRow) -> str:
+    if row.interval is None:
+        return ""
+    low, high = row.interval
     return f"{low:.4f} to {high:.4f}"
 
 
-def difference(line: Line) -> str:
-    if line.comparison is None or line.gap is None:
+def difference(row: ResultRow) -> str:
+    if row.comparison is None or row.difference_interval is None:
         return ""
-    low, high = line.gap
-    return f"{line.comparison.difference.value:+.4f} ({low:+.4f} to {high:+.4f})"
+    low, high = row.difference_interval
+    return f"{row.comparison.difference.value:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
-def _mean(line: Line) -> float | None:
-    return None if line.score is None else line.score.mean
+def adapter_bytes(row: ResultRow) -> float | None:
+    return _any_run(row, lambda result: result.cost.adapter_bytes)
 
 
-def _difference(line: Line) -> float | None:
-    return None if line.comparison is None else line.comparison.difference.value
+def trainable_parameters(row: ResultRow) -> float | None:
+    return _any_run(row, lambda result: result.parameters.trainable)
 
 
-def probability(p: float | None) -> str:
-    """
-    >>> probability(0.01234), probability(1e-9), probability(None)
-    ('0.012', '< 0.001', '')
-    """
-    if p is None:
-        return ""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def size(count: float | None) -> str:
-    """Bytes for people.
-
-    >>> size(2_700_000), size(14_000), size(None)
-    ('2.6 MiB', '13.7 KiB', '')
-    """
-    if count is None:
-        return ""
-    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
-
-
-def percent(share: float | None) -> str:
-    """
-    >>> percent(0.03), percent(0.000153)
-    ('3.00 %', '0.0153 %')
-    """
-    if share is None:
-        return ""
-    return f"{share * 100:.2f} %" if share >= 0.001 or not share else f"{share * 100:.3g} %"
-
-
-def saved_bytes(line: Line) -> float | None:
-    return _first(line, lambda result: result.cost.adapter_bytes)
-
-
-def trainable(line: Line) -> float | None:
-    return _first(line, lambda result: result.parameters.trainable)
-
-
-def effective_parameters(line: Line) -> float | None:
-    """Those that training left in use, head included, where a method says so; the median of the runs."""
+def effective_parameters(row: ResultRow) -> float | None:
+    """Trainable parameters left after pruning, head included, of methods that prune; median of the runs."""
 
     def of_run(result: RunResult) -> float | None:
         effective = result.method_stats.get("effective_parameters")
         return None if effective is None else effective + result.parameters.head
 
-    return middle(of_run(result) for result in line.results or line.trial_results)
+    return measured_median(of_run(result) for result in row.results or row.trial_results)
 
 
-def middle(values: Iterable[float | None]) -> float | None:
-    """The median of what was measured."""
+def measured_median(values: Iterable[float | None]) -> float | None:
+    """Median of the values that were measured, None if none was."""
     measured = [value for value in values if value is not None]
     return median(measured) if measured else None
 
 
-def _best_after(line: Line) -> float | None:
-    """The share of training's steps after which validation scored best; the median of the runs."""
-    return _middle(line, lambda result: result.best_step and result.best_step / result.cost.optimizer_steps)
+def _mean(row: ResultRow) -> float | None:
+    return None if row.score is None else row.score.mean
 
 
-def _middle(line: Line, figure: Callable[[RunResult], float | None]) -> float | None:
-    return middle(figure(result) for result in line.results)
+def _difference(row: ResultRow) -> float | None:
+    return None if row.comparison is None else row.comparison.difference.value
 
 
-def _first(line: Line, figure: Callable[[RunResult], float]) -> float | None:
-    """Of any run: the same in all. A trial of the combination will do."""
-    return next((figure(result) for result in line.results or line.trial_results), None)
+def _best_checkpoint_at(row: ResultRow) -> float | None:
+    """Fraction of the optimizer steps after which validation scored best; median of the runs."""
+    return _median(row, lambda result: result.best_step and result.best_step / result.cost.optimizer_steps)
 
 
-def _count(line: Line, figure: Callable[[RunResult], float]) -> str:
-    value = _first(line, figure)
-    return "" if value is None else f"{value:,.0f}"
+def _median(row: ResultRow, figure: Callable[[RunResult], float | None]) -> float | None:
+    return measured_median(figure(result) for result in row.results)
 
 
-def _rounded(line: Line, figure: Callable[[RunResult], float]) -> str:
-    value = _middle(line, figure)
-    return "" if value is None else f"{value:,.0f}"
+def _any_run(row: ResultRow, figure: Callable[[RunResult], float]) -> float | None:
+    """A figure that is the same in every run and trial of the combination."""
+    return next((figure(result) for result in row.results or row.trial_results), None)
 
 
-def _at_the_end(line: Line) -> str:
-    value = effective_parameters(line)
-    return "" if value is None else f"{value:,.0f}"
+def _column(title: str, value: Callable[[ResultRow], float | None], form: Callable[[float | None], str]) -> Column:
+    return Column(title, lambda row: form(value(row)), value)
 
 
-def _measured(name: str, figure: Callable[[Profile], float | None], form: Callable[[float | None], str]) -> Column:
-    """A figure of the line's ledger."""
-
-    def value(line: Line) -> float | None:
-        return None if line.ledger is None else figure(line.ledger)
-
-    return Column(name, lambda line: form(value(line)), value)
+def _count_column(title: str, value: Callable[[ResultRow], float | None]) -> Column:
+    return _column(title, value, count)
 
 
-def _to_base(ledger: Profile, model: str) -> float | None:
-    inference = ledger.inference
+def _profile_column(
+    title: str, figure: Callable[[Profile], float | None], form: Callable[[float | None], str] = decimal
+) -> Column:
+    """A figure of the row's profile."""
+    return _column(title, lambda row: None if row.profile is None else figure(row.profile), form)
+
+
+def _relative_latency(profile: Profile, model: str) -> float | None:
+    """Latency of the tuned model, "merged" or "unmerged", relative to the base model."""
+    inference = profile.inference
     return None if inference is None else _ratio(getattr(inference, model), inference.base)
 
 
-def _ratio(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one / other
+def _ratio(numerator: float | None, denominator: float | None) -> float | None:
+    return None if numerator is None or denominator is None else numerator / denominator
 
 
-def _mib(count: int | None) -> float | None:
-    return None if count is None else count / MIB
-
-
-def _small(value: float | None) -> str:
-    return "" if value is None else f"{value:.1e}"
-
-
-def _hundredths(value: float | None) -> str:
-    return "" if value is None else f"{value:,.2f}"
+def _mib(value: int | None) -> float | None:
+    return None if value is None else value / MIB

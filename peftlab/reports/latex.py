@@ -1,120 +1,115 @@
-"""A suite's tables as a LaTeX document (booktabs) that compiles as it stands."""
+"""LaTeX renderer of a suite's document (booktabs); the result compiles as it is."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 
-from peftlab.reports import text
-from peftlab.reports.analysis import Analysis, Line
-from peftlab.reports.columns import DASH, Column, cost_columns, memory_columns, result_columns, speed_columns, title
-from peftlab.reports.published import HEADS, heading, published
+from peftlab.reports.document import (
+    Block,
+    Document,
+    Figure,
+    Footnotes,
+    Paragraph,
+    References,
+    Runs,
+    Section,
+    Table,
+    TableRow,
+)
+from peftlab.reports.formatting import DASH
 
 SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": "$<$", ">": "$>$",
     "±": r"$\pm$", "–": "--", "−": "$-$", "×": r"$\times$",
 }  # fmt: skip
-NUMBER = re.compile(r"(?<![\w.])([+-])(?=\d)")
+SIGN = re.compile(r"(?<![\w.])([+-])(?=\d)")
+PREAMBLE = (
+    r"\documentclass{article}",
+    r"\usepackage[T1]{fontenc}",
+    r"\usepackage[utf8]{inputenc}",
+    r"\IfFileExists{lmodern.sty}{\usepackage{lmodern}}{}",
+    r"\usepackage[margin=2cm,landscape]{geometry}",
+    r"\usepackage{booktabs,graphicx}",
+    r"\setcounter{secnumdepth}{0}",
+    # Figures are files next to the document; a missing one leaves no gap.
+    r"\newcommand{\suitefigure}[1]{\IfFileExists{#1.pdf}{\includegraphics[width=.49\linewidth]{#1.pdf}}"
+    r"{\IfFileExists{#1.png}{\includegraphics[width=.49\linewidth]{#1.png}}{}}}",
+)
+SECTIONS = (r"\section", r"\subsection")
 
 
-def document(findings: Analysis) -> str:
-    """All tables, notes and the setup; cites what references.bib holds."""
-    suite, notes = findings.suite, text.Notes()
+def render(document: Document) -> str:
+    """The document as LaTeX. Figures are included from figures/, citations resolved by references.bib."""
     parts = [
-        f"% Written by `peftlab table` from the results of the suite {suite.name}; do not edit.",
-        r"\documentclass{article}",
-        r"\usepackage[T1]{fontenc}",
-        r"\usepackage[utf8]{inputenc}",
-        r"\IfFileExists{lmodern.sty}{\usepackage{lmodern}}{}",
-        r"\usepackage[margin=2cm,landscape]{geometry}",
-        r"\usepackage{booktabs,graphicx}",
+        f"% Written by `peftlab table` from the results of the suite {document.title}; do not edit.",
+        *PREAMBLE,
         r"\begin{document}",
+        *(escape(paragraph) for paragraph in document.introduction),
     ]
-    for task in suite.tasks:
-        lines = findings.of_task(task)
-        label = f"{suite.name}-{task}"
-        beside = _published(findings, task, f"{label}-published")
-        if not findings.begun(task):
-            parts += [f"\\paragraph{{{escaped(task)}}}", *map(escaped, text.to_come(findings, task)), *beside]
-            continue
-        caption = f"{task}. {' '.join(text.judgement(findings, task))}"
-        parts.append(_table(lines, result_columns(findings, task), caption, label, notes.marker(text.remarks)))
-        parts += beside
-        costs = f"{task}, cost. {text.costs(suite)}"
-        parts.append(_table(lines, cost_columns(findings, task), costs, f"{label}-cost"))
-        if findings.measured(task):
-            caption = f"{task}, memory. {' '.join(text.memory(findings, task))}"
-            marks = notes.marker(text.profile_remarks)
-            parts.append(_table(lines, memory_columns(findings, task), caption, f"{label}-memory", marks))
-            caption = f"{task}, operations and times. {text.speed(findings)}"
-            parts.append(_table(lines, speed_columns(findings), caption, f"{label}-speed"))
-        parts.append(r"\clearpage")  # LaTeX holds some fifty tables that wait for their page, and no more
-    parts += _published(findings, None, f"{suite.name}-published")
-    parts.append(r"\clearpage")
-    if notes.texts:
-        parts.append(r"\paragraph{Notes}")
-        parts += [f"\\textsuperscript{{{notes.letter(i)}}}~{escaped(text)}.\\\\" for i, text in enumerate(notes.texts)]
-    if setup := text.setup(findings):
-        parts += [r"\paragraph{Experimental setup}", *map(escaped, setup)]
-    if references := text.references(findings):
-        parts.append(f"Methods and quantisations as in \\cite{{{','.join(r.key for r in references)}}}.")
-        parts += [r"\bibliographystyle{plain}", r"\bibliography{references}"]
+    for section in document.sections:
+        parts += _section(document.title, section, level=0)
     parts.append(r"\end{document}")
     return "\n".join(parts) + "\n"
 
 
-def escaped(text: str) -> str:
-    """Plain text as LaTeX prints it.
+def escape(text: str) -> str:
+    """Escape plain text for LaTeX.
 
-    >>> escaped("50 % of a_b, < 3 ± 1, -0.5")
+    >>> escape("50 % of a_b, < 3 ± 1, -0.5")
     '50 \\\\% of a\\\\_b, $<$ 3 $\\\\pm$ 1, $-$0.5'
     """
-    plain = "".join(SPECIAL.get(character, character) for character in text)
-    return NUMBER.sub(r"$\1$", plain)
+    return SIGN.sub(r"$\1$", "".join(SPECIAL.get(character, character) for character in text))
 
 
-def _table(
-    lines: Sequence[Line],
-    columns: Sequence[Column],
-    caption: str,
-    label: str,
-    marked: Callable[[Line], Sequence[str]] = lambda line: (),
-) -> str:
+def _section(suite: str, section: Section, *, level: int) -> Iterator[str]:
+    yield f"{SECTIONS[level]}{{{escape(section.title)}}}"
+    for block in section.blocks:
+        yield from _block(suite, block)
+    if any(isinstance(block, Table) for block in section.blocks):
+        yield r"\clearpage"  # keeps tables in their section; LaTeX also holds only some fifty unplaced floats
+    for subsection in section.sections:
+        yield from _section(suite, subsection, level=level + 1)
+
+
+def _block(suite: str, block: Block) -> Iterator[str]:
+    if isinstance(block, Paragraph):
+        yield escape(block.text) + "\n"
+    elif isinstance(block, Table):
+        yield _table(suite, block)
+    elif isinstance(block, Figure):
+        yield f"\\suitefigure{{figures/{block.name}}}\n"
+    elif isinstance(block, Footnotes):
+        yield r"\noindent"
+        for letter, text in block.items:
+            yield f"\\textsuperscript{{{letter}}}~{escape(text)}.\\\\"
+    elif isinstance(block, References):
+        keys = ",".join(reference.key for reference in block.references)
+        yield f"Methods and quantizations as in \\cite{{{keys}}}."
+        yield from (r"\bibliographystyle{plain}", r"\bibliography{references}")
+    else:
+        yield _runs(block)
+
+
+def _table(suite: str, table: Table) -> str:
+    alignment = "".join("r" if column.numeric else "l" for column in table.columns)
+    caption = " ".join([f"{table.caption}.", *table.explanations])
+    previous = None
     rows = []
-    before = ""
-    for line in lines:
-        method, base = title(line)
-        letters = ",".join(marked(line))
-        marks = f"\\textsuperscript{{{letters}}}" if letters else ""
-        cells = [escaped(column.text(line) or DASH) for column in columns]
-        bold = [column.bold and line.tied for column in columns]
-        cells = [f"\\textbf{{{cell}}}" if strong else cell for cell, strong in zip(cells, bold, strict=True)]
-        names = ["", base + marks] if method == before else [escaped(method) + marks, base]
-        before = method
-        rows.append(" & ".join([*names, *cells]) + r" \\")
-    heads = ["method", "base", *(column.title for column in columns)]
-    return _framed(rows, heads, f"ll{'r' * len(columns)}", caption, label)
-
-
-def _published(findings: Analysis, task: str | None, label: str) -> list[str]:
-    """Another paper's rows beside ours."""
-    rows = [" & ".join(escaped(cell or DASH) for cell in row.cells) + r" \\" for row in published(findings, task)]
-    over = heading(task) if task is None else f"{task}. {heading(task)}"
-    return [_framed(rows, HEADS, "llrrrll", f"{over}.", label)] if rows else []
-
-
-def _framed(rows: Sequence[str], heads: Sequence[str], alignment: str, caption: str, label: str) -> str:
+    for row in table.rows:
+        rows.append(_row(row, repeated=bool(table.filters) and row.cells[0].text == previous))
+        previous = row.cells[0].text
     return "\n".join(
         [
-            r"\begin{table}[p]",
+            r"\begin{table}[!ht]",
             r"\centering\footnotesize",
-            f"\\caption{{{escaped(caption)}}}",
-            f"\\label{{tab:{label}}}",
+            f"\\caption{{{escape(caption)}}}",
+            f"\\label{{tab:{suite}-{table.name}}}",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",  # no wider than the page
             rf"\begin{{tabular}}{{{alignment}}}",
             r"\toprule",
-            " & ".join(map(escaped, heads)) + r" \\",
+            " & ".join(escape(column.title) for column in table.columns) + r" \\",
             r"\midrule",
             *rows,
             r"\bottomrule",
@@ -122,3 +117,20 @@ def _framed(rows: Sequence[str], heads: Sequence[str], alignment: str, caption: 
             r"\end{table}",
         ]
     )
+
+
+def _row(row: TableRow, *, repeated: bool) -> str:
+    """A row of the table; a method that stands in the row above is not repeated."""
+    cells = [escape(cell.text or DASH) for cell in row.cells]
+    cells = [f"\\textbf{{{text}}}" if cell.bold else text for text, cell in zip(cells, row.cells, strict=True)]
+    if repeated:
+        cells[0] = ""
+    if row.notes:
+        cells[1 if repeated else 0] += f"\\textsuperscript{{{','.join(row.notes)}}}"
+    return " & ".join(cells) + r" \\"
+
+
+def _runs(runs: Runs) -> str:
+    """Names of the files behind a table row."""
+    files = ", ".join(link.path for run in runs.runs for link in run.links[:1])
+    return f"{{\\footnotesize\\raggedright {escape(runs.title)}: {escape(files or runs.reason)}.\\par}}"

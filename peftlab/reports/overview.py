@@ -1,4 +1,4 @@
-"""What recipes give: a Markdown table of their results, one run each. No torch."""
+"""Overview of recipes: a Markdown table of their results, one run each."""
 
 from __future__ import annotations
 
@@ -6,32 +6,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peftlab.errors import UserError
+from peftlab.io.markdown_table import markdown_table
 from peftlab.recipe import Recipe, load_recipe
-from peftlab.reports.columns import percent, size
+from peftlab.reports.formatting import DASH, byte_size, count, percent
 from peftlab.results.run_result import Environment, RunResult, is_finished, read_result, result_folder
 
-DASH = "–"
-HEADING = (
-    "# What the recipes give",
-    "",
-    "Written by `make recipes`; do not edit. One run each: the seed's luck is in it. *One answer always* is the most",
-    "frequent one of train, or its mean; *base untouched* the base before any training, if its head is its own, on",
-    "test. Tokens are those trained on in a second, without padding; the machine may have had other work. A dash was",
-    "not measured. A row such as *adapter-ner `quantization=nf4`* is",
-    '`make recipe name=adapter-ner set="quantization=nf4"`.',
-    "",
-)
-COLUMNS = (
-    "recipe",
-    "metric",
-    "one answer always",
-    "base untouched",
+HEADING = """\
+# Results of the recipes
+
+Written by `make recipes`; do not edit. One run each, so the variance between seeds is unknown. *constant baseline*: a
+model that predicts the most frequent label or the mean of train for every example. *base model*: the base before
+training, if it comes with a head of its own. Both are scored on test. *tokens/s*: training tokens without padding; the
+machine may have had other work. A dash stands for what was not measured. A row such as *adapter-ner
+`quantization=nf4`* is `make recipe name=adapter-ner set="quantization=nf4"`.
+"""
+TEXT_COLUMNS = ("recipe", "metric")
+NUMBER_COLUMNS = (
+    "constant baseline",
+    "base model",
     "validation",
     "test",
-    "trainable",
-    "share",
-    "saved",
-    "training",
+    "trainable parameters",
+    "trainable fraction",
+    "adapter size",
+    "training time (s)",
     "tokens/s",
     "threads",
 )
@@ -43,27 +41,31 @@ def overview(paths: Sequence[Path], results: Path, variants: Sequence[str] = ())
     A variant is the name of a recipe and an override, e.g. "adapter-ner quantization=nf4".
     Raises UserError if there is no result at all or a variant names none of the recipes.
     """
+    recipes = _with_variants(paths, variants)
+    run_results = [_result(recipe, results) for _, recipe in recipes]
+    if not any(run_results):
+        raise UserError(f"{results}: no result of these {len(recipes)} recipes; `peftlab run FILE --output {results}`")
+    rows = [[label, *_cells(recipe, result)] for (label, recipe), result in zip(recipes, run_results, strict=True)]
+    header = (*TEXT_COLUMNS, *NUMBER_COLUMNS)
+    table = markdown_table(header, rows, right_aligned=range(len(TEXT_COLUMNS), len(header)))
+    return f"{HEADING}\n{table}\n\n{_environments(run_results)}\n"
+
+
+def _with_variants(paths: Sequence[Path], variants: Sequence[str]) -> list[tuple[str, Recipe]]:
+    """Label and recipe of each row."""
     overrides: dict[str, list[str]] = {}
     for variant in variants:
         name, _, override = variant.partition(" ")
         overrides.setdefault(name, []).append(override)
-    rows = []
+    recipes = []
     for path in paths:
         recipe = load_recipe(path)
-        rows.append((recipe.name, recipe))
+        recipes.append((recipe.name, recipe))
         for override in overrides.pop(recipe.name, ()):
-            rows.append((f"{recipe.name} `{override}`", load_recipe(path, [override])))
+            recipes.append((f"{recipe.name} `{override}`", load_recipe(path, [override])))
     if overrides:
         raise UserError(f"--variant {next(iter(overrides))}: no recipe of this name is given")
-    found = [_result(recipe, results) for _, recipe in rows]
-    if not any(found):
-        raise UserError(f"{results}: no result of these {len(rows)} recipes; `peftlab run FILE --output {results}`")
-    rule = "|---|---|" + "---:|" * (len(COLUMNS) - 2)
-    table = [
-        f"| {' | '.join([label, *_cells(recipe, result)])} |"
-        for (label, recipe), result in zip(rows, found, strict=True)
-    ]
-    return "\n".join([*HEADING, f"| {' | '.join(COLUMNS)} |", rule, *table, "", *_ground(found), ""])
+    return recipes
 
 
 def _result(recipe: Recipe, results: Path) -> RunResult | None:
@@ -73,37 +75,37 @@ def _result(recipe: Recipe, results: Path) -> RunResult | None:
 
 def _cells(recipe: Recipe, result: RunResult | None) -> list[str]:
     if result is None:
-        return [recipe.task.selection] + [DASH] * (len(COLUMNS) - 2)
+        return [recipe.task.selection] + [DASH] * len(NUMBER_COLUMNS)
     metric = result.selection
-    last = "test" if "test" in result.metrics else "validation"
+    split = "test" if "test" in result.metrics else "validation"
 
-    def score(scores: dict[str, dict[str, float]], split: str) -> str:
-        value = scores.get(split, {}).get(metric)
+    def score(scores: dict[str, dict[str, float]], of_split: str) -> str:
+        value = scores.get(of_split, {}).get(metric)
         return DASH if value is None else f"{value:.4f}"
 
     return [
-        f"{metric} (smaller is better)" if result.selection_minimized else metric,
-        score(result.constant_baseline, last),
-        score(result.base_model, last),
+        f"{metric} (lower is better)" if result.selection_minimized else metric,
+        score(result.constant_baseline, split),
+        score(result.base_model, split),
         score(result.metrics, "validation"),
         score(result.metrics, "test"),
-        f"{result.parameters.trainable:,}",
+        count(result.parameters.trainable),
         percent(result.parameters.trainable_fraction),
-        size(result.cost.adapter_bytes),
-        f"{result.cost.train_seconds:,.0f} s",
-        f"{result.cost.tokens_per_second:,.0f}",
-        f"{result.environment.hardware.threads}",
+        byte_size(result.cost.adapter_bytes),
+        count(result.cost.train_seconds),
+        count(result.cost.tokens_per_second),
+        count(result.environment.hardware.threads),
     ]
 
 
-def _ground(found: Sequence[RunResult | None]) -> list[str]:
-    """What the runs ran on, each kind of it once."""
-    kinds = dict.fromkeys(_machine(result.environment) for result in found if result is not None)
-    return [f"On {'; on '.join(kinds)}."]
+def _environments(results: Sequence[RunResult | None]) -> str:
+    """Machines that the runs used, each once."""
+    machines = dict.fromkeys(_machine(result.environment) for result in results if result is not None)
+    return f"Machines: {'; '.join(machines)}."
 
 
 def _machine(environment: Environment) -> str:
     hardware = environment.hardware
-    where = ", ".join(hardware.accelerators) or hardware.processor
+    device = ", ".join(hardware.accelerators) or hardware.processor
     processes = "" if environment.processes == 1 else f"{environment.processes} processes, "
-    return f"{where} ({processes}{environment.precision})"
+    return f"{device} ({processes}{environment.precision})"

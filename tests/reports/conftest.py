@@ -1,3 +1,5 @@
+"""Suites with simulated results."""
+
 import shutil
 from pathlib import Path
 
@@ -10,12 +12,12 @@ from peftlab.suites.profiles import ProfileRecord, ProfileStore
 from peftlab.suites.store import Counted, Predictions, Record, Store, validation_scores
 from peftlab.suites.suite import Row
 from peftlab.suites.suite_file import load_suite
-from tests.reports.made_up import SUITE, counts, ledger, result
+from tests.reports.example_suite import SUITE, counts, profile, result
 
 
 @pytest.fixture(scope="session")
 def suite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("suites") / "made-up"
+    folder = tmp_path_factory.mktemp("suites") / "example"
     folder.mkdir()
     (folder / "suite.yaml").write_text(SUITE)
     store, suite = Store(folder), load_suite(folder)
@@ -40,9 +42,9 @@ def suite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def measured_folder(suite_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with ledgers: of full fine-tuning and LoRA; that of BitFit failed."""
-    folder = Path(shutil.copytree(suite_folder, tmp_path_factory.mktemp("measured") / "made-up"))
+def profiled_folder(suite_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The suite with profiles of full fine-tuning and LoRA; profiling BitFit failed."""
+    folder = Path(shutil.copytree(suite_folder, tmp_path_factory.mktemp("profiled") / "example"))
     suite = load_suite(folder)
     for method, kind, peak, seconds, merged in (
         ("full", "none", 100, 0.5, None), ("lora", "none", 60, 0.3, 0.2), ("lora", "nf4", 59, 0.4, None),
@@ -51,7 +53,7 @@ def measured_folder(suite_folder: Path, tmp_path_factory: pytest.TempPathFactory
         recipe = suite.recipe(Row("addresses", method, kind), learning_rate=0.123, seed=7, trial=True)
         values = {"recipe": recipe.model_dump(mode="json"), "state": "failed", "reason": "no such layer"}
         if peak is not None:
-            found = ledger(recipe, peak=peak, seconds=seconds, merged=merged)
-            values |= {"state": "done", "reason": None, "profile": found}
+            measured = profile(recipe, peak=peak, seconds=seconds, merged=merged)
+            values |= {"state": "done", "reason": None, "profile": measured}
         ProfileStore(folder).write(recipe, ProfileRecord(**values))
     return folder

@@ -1,4 +1,4 @@
-"""The HTML page of a suite, also in a browser."""
+"""HTML page of a suite, also in a browser."""
 
 import re
 import shutil
@@ -13,8 +13,14 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
-from peftlab.reports.html import page
-from peftlab.reports.markdown import read_analysis
+from peftlab.reports import html
+from peftlab.reports.analysis import read_analysis
+from peftlab.reports.sections import build_document
+
+
+def page(folder: Path) -> str:
+    """The page of a suite, to stand in the suite's folder."""
+    return html.render(build_document(read_analysis(folder)), root=".")
 
 
 class Links(HTMLParser):
@@ -36,10 +42,10 @@ class Links(HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.mark.parametrize("made", ["suite_folder", "measured_folder"])
-def test_the_page_is_whole_and_every_number_leads_to_its_runs(made: str, request: pytest.FixtureRequest) -> None:
-    folder = request.getfixturevalue(made)
-    text = page(read_analysis(folder))
+@pytest.mark.parametrize("suite", ["suite_folder", "profiled_folder"])
+def test_the_page_is_valid_and_every_number_leads_to_its_runs(suite: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(suite)
+    text = page(folder)
     links = Links(text)
     assert links.open == []
     assert len(set(links.ids)) == len(links.ids)
@@ -48,18 +54,20 @@ def test_the_page_is_whole_and_every_number_leads_to_its_runs(made: str, request
             assert target[1:] in links.ids
         elif not target.startswith("data:image/svg+xml;base64,"):
             assert (folder / target).is_file()
-    linked = {target for target in links.targets if target.startswith(("results/", "profiles/"))}
+    linked = {target.removeprefix("./") for target in links.targets if target.startswith("./")}
     assert {name for name in linked if name.endswith(".json")} == {
         f"{path.parent.name}/{path.name}" for path in folder.glob("*/*.json")
     }
-    numbers = re.findall(r'<td[^>]*data-value="[^"]+">(.*?)</td>', text)
-    assert numbers
+    results = text.split("<h2>Notes</h2>")[0].replace("\n", "")
+    without_published = re.sub(r'<table id="table-addresses-published">.*?</table>', "", results)
+    numbers = re.findall(r'<td class="number[^>]*data-value="[^"]+">(.*?)</td>', without_published)
+    assert len(numbers) > 30
     assert all("<a href=" in cell for cell in numbers if re.match(r"[\d.<+-]", cell))
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
-def test_the_page_sorts_numbers_by_size_and_puts_what_is_missing_last(suite_folder: Path) -> None:
-    script = page(read_analysis(suite_folder)).split("<script>")[1].split("</script>")[0]
+def test_the_page_sorts_numbers_by_value_and_puts_missing_values_last(suite_folder: Path) -> None:
+    script = page(suite_folder).split("<script>")[1].split("</script>")[0]
     code = script + 'for (const v of [["10", "", "9", "-0.5", "1e3"], ["b", "a"]]) console.log(v.sort(order).join("|"))'
     done = subprocess.run(["node", "-e", code], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
@@ -81,24 +89,24 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 
 @pytest.fixture
-def shown(browser: webdriver.Chrome, measured_folder: Path) -> webdriver.Chrome:
-    """The page where it is meant to stand, in the suite's folder."""
-    path = measured_folder / "report.html"
-    path.write_text(page(read_analysis(measured_folder)), encoding="utf-8")
+def shown(browser: webdriver.Chrome, profiled_folder: Path) -> webdriver.Chrome:
+    """The page in the suite's folder."""
+    path = profiled_folder / "report.html"
+    path.write_text(page(profiled_folder), encoding="utf-8")
     browser.get("about:blank")
     browser.get(path.as_uri())
     return browser
 
 
 def column(browser: webdriver.Chrome, title: str) -> list[str]:
-    """The cells below this head of the first table, as far as they are to be seen."""
+    """Visible cells of a column of the first table."""
     table = browser.find_element(By.CSS_SELECTOR, "table")
     heads = [cell.text for cell in table.find_elements(By.CSS_SELECTOR, "th")]
     number = next(i for i, head in enumerate(heads, 1) if head.split(" ▲")[0].split(" ▼")[0] == title)
     return [c.text for c in table.find_elements(By.CSS_SELECTOR, f"td:nth-child({number})") if c.is_displayed()]
 
 
-def test_a_browser_shows_it_without_complaint_and_without_fetching_anything(shown: webdriver.Chrome) -> None:
+def test_a_browser_shows_the_page_without_errors_and_without_fetching_anything(shown: webdriver.Chrome) -> None:
     assert shown.get_log("browser") == []
     assert shown.execute_script("return performance.getEntriesByType('resource').map(e => e.name)") == []
     drawn = shown.execute_script("return [...document.images].map(i => i.complete && i.naturalWidth > 100)")
@@ -109,33 +117,33 @@ def test_a_browser_shows_it_without_complaint_and_without_fetching_anything(show
         assert shown.execute_script("return document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_a_click_on_a_head_sorts_by_size_and_the_next_one_the_other_way(shown: webdriver.Chrome) -> None:
+def test_a_click_on_a_header_sorts_ascending_and_the_next_one_descending(shown: webdriver.Chrome) -> None:
     title = "test entity_f1"
     head = next(b for b in shown.find_elements(By.CSS_SELECTOR, "th button") if b.text == title)
     before = column(shown, title)
-    rising = sorted((cell for cell in before if cell != "–"), key=lambda text: float(text.split()[0]))
+    ascending = sorted((cell for cell in before if cell != "–"), key=lambda text: float(text.split()[0]))
     head.click()
-    assert column(shown, title) == [*rising, "–"]
+    assert column(shown, title) == [*ascending, "–"]
     assert head.find_element(By.XPATH, "..").get_attribute("aria-sort") == "ascending"
     head.click()
-    assert column(shown, title) == [*reversed(rising), "–"]
+    assert column(shown, title) == [*reversed(ascending), "–"]
     assert before != column(shown, title)
 
 
-def test_filters_leave_the_rows_of_one_method_and_base(shown: webdriver.Chrome) -> None:
-    method, base = (Select(shown.find_element(By.NAME, name)) for name in ("method", "base"))
-    everything = column(shown, "method")
+def test_filters_leave_the_rows_of_one_method_and_precision(shown: webdriver.Chrome) -> None:
+    method, precision = (Select(shown.find_element(By.NAME, name)) for name in ("method", "precision"))
+    all_rows = column(shown, "method")
     method.select_by_visible_text("LoRA")
-    assert column(shown, "base") == ["unquantised", "NF4"]
-    base.select_by_visible_text("NF4")
-    assert column(shown, "base") == ["NF4"]
+    assert column(shown, "precision") == ["none (fp32)", "NF4"]
+    precision.select_by_visible_text("NF4")
+    assert column(shown, "precision") == ["NF4"]
     method.select_by_visible_text("all")
-    base.select_by_visible_text("all")
-    assert column(shown, "method") == everything
+    precision.select_by_visible_text("all")
+    assert column(shown, "method") == all_rows
 
 
-def test_a_click_on_a_number_opens_its_runs_whose_files_are_there(shown: webdriver.Chrome) -> None:
-    cell = shown.find_element(By.CSS_SELECTOR, "tr[data-method=LoRA][data-base=NF4] td.tied a")
+def test_a_click_on_a_number_opens_its_runs_whose_files_exist(shown: webdriver.Chrome) -> None:
+    cell = shown.find_element(By.CSS_SELECTOR, """tr[data-filters='["LoRA", "NF4"]'] td.best a""")
     target = str(cell.get_attribute("href")).split("#")[1]
     runs = shown.find_element(By.ID, target)
     assert runs.get_attribute("open") is None

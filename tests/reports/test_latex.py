@@ -1,4 +1,4 @@
-"""The LaTeX document of a suite."""
+"""LaTeX report of a suite."""
 
 import re
 import shutil
@@ -7,40 +7,41 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.reports.markdown import read_analysis, tables
-from tests.reports.made_up import SUITE
+from peftlab.reports.analysis import read_analysis
+from tests.reports.example_suite import SUITE, report_of
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.mark.parametrize("made", ["suite_folder", "measured_folder"])
+@pytest.mark.parametrize("suite", ["suite_folder", "profiled_folder"])
 def test_latex_is_balanced_escaped_and_cites_what_the_bibliography_has(
-    made: str, request: pytest.FixtureRequest
+    suite: str, request: pytest.FixtureRequest
 ) -> None:
-    """What needs no TeX engine to be seen."""
-    files = tables(read_analysis(request.getfixturevalue(made)))
+    """Checks that need no TeX engine."""
+    files = report_of(read_analysis(request.getfixturevalue(suite)))
     text = files["table.tex"]
     opened = re.findall(r"\\begin\{(\w+)\}", text)
     closed = re.findall(r"\\end\{(\w+)\}", text)
     assert sorted(opened) == sorted(closed)
     assert re.sub(r"\\.", "", text).count("{") == re.sub(r"\\.", "", text).count("}")
-    prose = re.sub(r"\\(label|cite|usepackage|bibliography)\S*|^%.*|\}~", "", text, flags=re.M)
+    body = text.split(r"\begin{document}")[1]
+    prose = re.sub(r"\\(label|cite|bibliography|suitefigure)\S*|\}~", "", body)
     assert not re.search(r"(?<!\\)[_#^~]", prose)
-    for body in re.findall(r"\\begin\{tabular\}\{(l+r+)\}(.*?)\\end\{tabular\}", text, flags=re.S):
-        for row in re.findall(r"^(.*)\\\\$", body[1], flags=re.M):
-            assert len(re.findall(r"(?<!\\)&", row)) + 1 == len(body[0])
+    for alignment, rows in re.findall(r"\\begin\{tabular\}\{([lr]+)\}(.*?)\\end\{tabular\}", text, flags=re.S):
+        for row in re.findall(r"^(.*)\\\\$", rows, flags=re.M):
+            assert len(re.findall(r"(?<!\\)&", row)) + 1 == len(alignment)
     cited = set(re.findall(r"\\cite\{(.*?)\}", text)[0].split(","))
     assert cited == set(re.findall(r"^@misc\{(.*),$", files["references.bib"], flags=re.M))
     assert {"hu2021lora", "dettmers2023qlora", "benzaken2021bitfit"} <= cited
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None or shutil.which("bibtex") is None, reason="needs a TeX engine")
-@pytest.mark.parametrize("made", ["suite_folder", "measured_folder", "ner", "quick"])
-def test_latex_compiles_as_it_stands_and_nothing_is_wider_than_the_page(
-    made: str, tmp_path: Path, request: pytest.FixtureRequest
+@pytest.mark.parametrize("suite", ["suite_folder", "profiled_folder", "ner", "quick"])
+def test_latex_compiles_and_nothing_is_wider_than_the_page(
+    suite: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    folder = BENCHMARKS / made if (BENCHMARKS / made).is_dir() else request.getfixturevalue(made)
-    for name, text in tables(read_analysis(folder)).items():
+    folder = BENCHMARKS / suite if (BENCHMARKS / suite).is_dir() else request.getfixturevalue(suite)
+    for name, text in report_of(read_analysis(folder)).items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     latex = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"]
     for command in (latex, ["bibtex", "table"], latex, latex):
@@ -52,11 +53,11 @@ def test_latex_compiles_as_it_stands_and_nothing_is_wider_than_the_page(
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs a TeX engine")
-def test_latex_of_a_suite_of_many_tasks_compiles_too(tmp_path: Path) -> None:
+def test_latex_of_a_suite_with_many_tasks_compiles(tmp_path: Path) -> None:
     many = "".join(f"  t{number}: {{}}\n" for number in range(40))
     suite = SUITE.replace("tasks: {addresses: {}}\n", f"tasks:\n{many}").replace("task: addresses", "task: t1")
     (tmp_path / "suite.yaml").write_text(suite + "name: mine\n")
-    (tmp_path / "table.tex").write_text(tables(read_analysis(tmp_path))["table.tex"], encoding="utf-8")
+    (tmp_path / "table.tex").write_text(report_of(read_analysis(tmp_path))["table.tex"], encoding="utf-8")
     latex = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"]
     done = subprocess.run(latex, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout[-2000:]

@@ -1,4 +1,4 @@
-"""The table of recipes: a row a recipe, numbers of its own result or dashes."""
+"""Overview of recipes: one row per recipe, with the numbers of its result or dashes."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,8 @@ import pytest
 
 from peftlab.errors import UserError
 from peftlab.recipe import load_recipe
-from peftlab.reports.overview import DASH, overview
+from peftlab.reports.formatting import DASH
+from peftlab.reports.overview import overview
 from peftlab.results.run_result import RunResult, read_result, result_folder, write_result
 
 ROOT = Path(__file__).parents[2]
@@ -30,22 +31,23 @@ def result() -> RunResult:
     return read_result(result_folder(RESULTS, recipe.name, recipe.digest))
 
 
-def test_a_row_says_what_the_result_says(result: RunResult, tmp_path: Path) -> None:
+def test_a_row_has_the_numbers_of_the_result(result: RunResult, tmp_path: Path) -> None:
     folder = result_folder(tmp_path, "lora-custom-data", result.digest)
     folder.mkdir(parents=True)
-    untouched = {"test": {result.selection: 0.125}}
-    write_result(result.model_copy(update={"base_model": untouched}), folder)
+    write_result(result.model_copy(update={"base_model": {"test": {result.selection: 0.125}}}), folder)
     row = cells(
         overview([ROOT / "recipes" / f"{name}.yaml" for name in ("lora-custom-data", "lora-ner")], tmp_path),
         "lora-custom-data",
     )
     assert row["test"] == f"{result.metrics['test'][result.selection]:.4f}"
     assert row["validation"] == f"{result.metrics['validation'][result.selection]:.4f}"
-    assert row["base untouched"] == "0.1250"
-    assert row["trainable"] == f"{result.parameters.trainable:,}"
+    assert row["base model"] == "0.1250"
+    assert row["trainable parameters"] == f"{result.parameters.trainable:,}"
 
 
-def test_what_was_not_run_is_a_dash_and_nothing_at_all_is_an_error(result: RunResult, tmp_path: Path) -> None:
+def test_a_recipe_without_result_is_a_row_of_dashes_and_no_result_at_all_is_an_error(
+    result: RunResult, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="no result of these 2 recipes"):
         overview(FILES, tmp_path)
     folder = result_folder(tmp_path, "lora-custom-data", result.digest)
@@ -67,5 +69,5 @@ def test_a_variant_of_a_recipe_that_is_not_given_is_refused() -> None:
         overview(FILES, RESULTS, ["lora-nre quantization=nf4"])
 
 
-def test_the_committed_table_is_that_of_the_committed_results() -> None:
+def test_the_committed_overview_is_what_the_committed_results_give() -> None:
     assert overview(RECIPES, RESULTS, VARIANTS) == (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")

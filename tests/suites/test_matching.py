@@ -7,7 +7,7 @@ import pytest
 
 from peftlab.errors import UserError
 from peftlab.methods import METHODS
-from peftlab.reports.text import matching
+from peftlab.reports.setup import matching
 from peftlab.suites.matching import matched_suite
 from peftlab.suites.plan import make_plan
 from peftlab.suites.sizes import FILE, read_sizes
@@ -81,7 +81,7 @@ def test_the_excess_over_the_target_is_reported(suite: Suite) -> None:
     (text,) = matching(suite, "addresses")
     (lora,) = (size for size in suite.sizes() if size.method == "lora")
     assert f"lora rank {lora.size} ({lora.parameters:,}, {lora.excess * 100:+.2g} %)" in text
-    assert text.endswith("without a size, so as they are: full; left as they are: prompt_tuning.")
+    assert text.endswith("without a size to adjust: full; not matched: prompt_tuning.")
 
 
 def test_sizes_are_found_once_and_again_when_the_suite_says_something_else(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 
 import peftlab.runs.run
 from peftlab.errors import OutOfMemoryError, ProcessLostError, UserError
-from peftlab.reports.markdown import read_analysis
-from peftlab.reports.text import setup
+from peftlab.reports.analysis import read_analysis
+from peftlab.reports.setup import setup
 from peftlab.suites import store, workers
 from peftlab.suites.placement import Placement
 from peftlab.suites.profile_jobs import profile_suite
@@ -79,10 +79,10 @@ def test_two_processes_give_what_one_gives_and_the_result_says_how(tmp_path: Pat
             assert other.predictions().kept == stored.predictions().kept
             assert spread.curve.losses == pytest.approx(alone.curve.losses, abs=1e-5)
             assert (spread.environment.processes, spread.environment.sharded) == (2, sharded)
-    assert "spread" not in setup(read_analysis(folders[0]))[0]
+    assert "Each run uses" not in setup(read_analysis(folders[0]))[0]
     found = read_analysis(folders[2])
-    assert "A run is spread over 2 processes, each with a shard of the model (FSDP2)." in setup(found)[0]
-    assert "1 thread, 2 processes with a share of the model each" in found.common["addresses"]
+    assert "Each run uses 2 processes, each with a shard of the model (FSDP2)." in setup(found)[0]
+    assert "1 thread, 2 processes with a share of the model each" in found.environments["addresses"]
     again = reproduce(next(iter(two.values())).path)
     assert again.same
     assert again.differences == []

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.reports import columns
-from peftlab.reports.html import page
-from peftlab.reports.markdown import markdown, read_analysis
+from peftlab.reports import columns, html, markdown
+from peftlab.reports.analysis import read_analysis
+from peftlab.reports.sections import build_document
 from peftlab.runs.run import run
 from peftlab.sources.assets import cache_folder
 from peftlab.suites import run_jobs, workers
@@ -165,10 +165,11 @@ def test_an_undefined_score_is_reported_and_stops_no_runner(
     folder, messages = write_suite(tmp_path / "tiny"), list[str]()
     bench(folder, Options(), messages.append)
     assert sum("test entity_f1 undefined" in line for line in messages) == 2
-    findings = read_analysis(folder)
-    assert [columns.runs(line) for line in findings.lines] == ["0 of 1", "0 of 1"]
-    assert "of 1 runs that are done entity_f1 is undefined" in markdown(findings)
-    assert "test entity_f1 undefined" in page(findings)
+    analysis = read_analysis(folder)
+    assert [columns.finished_runs(row) for row in analysis.rows] == ["0 of 1", "0 of 1"]
+    document = build_document(analysis)
+    assert "entity_f1 is undefined for 1 finished runs" in markdown.render(document, root="..")
+    assert "test entity_f1 undefined" in html.render(document, root="..")
 
 
 def test_a_row_refused_under_another_placement_is_run(tmp_path: Path) -> None:
