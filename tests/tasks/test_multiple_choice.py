@@ -13,24 +13,13 @@ from peftlab.data.examples import Row
 from peftlab.errors import UserError
 from peftlab.tasks.multiple_choice import MultipleChoice
 from peftlab.tasks.task import IGNORED
-from tests.contract.bases import tiny
-from tests.tasks.test_causal_lm import LLAMA, make_tokenizer, records
+from tests.tasks.chats import make_tokenizer, records
 
 ROWS = [
     Row("a", {"prompt": "What is the capital of France?", "answer": "Paris"}),
     Row("b", {"prompt": "Tell me more.", "answer": "12 + 30 = 42"}),
     Row("c", {"prompt": "Tell me more, please.", "answer": "It"}),
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return make_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def llama(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    return tiny("llama", "AutoModelForCausalLM", vocab_size=len(tokenizer), **LLAMA)
 
 
 def nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str) -> tuple[float, int]:
