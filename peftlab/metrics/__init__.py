@@ -67,9 +67,9 @@ def sufficient_statistics(
         metric = load_metric(name)
         if not metric.aggregates:
             continue
-        columns = [_columns(metric, records) for records in rows]
-        sizes = [len(next(iter(values.values()))) for values in columns]
-        flat = {column: [value for values in columns for value in values[column]] for column in metric.columns}
+        complete = [_complete(metric, records) for records in rows]
+        sizes = [len(records) for records in complete]
+        flat = _columns(metric, list(itertools.chain.from_iterable(complete)))
         if any(sizes):
             for score_name, per_record in metric.sufficient_statistics(**flat).items():
                 aggregate, per_row = _sum_by_row(metric.aggregates[score_name], per_record, sizes)
@@ -104,6 +104,15 @@ def prediction_keys(names: Iterable[str]) -> list[str]:
 
 def _columns(metric: Metric, records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The metric's columns, from the records in which none of them is None."""
+    complete = _complete(metric, records)
     keys = {column: RECORD_KEYS.get(column, column) for column in metric.columns}
-    complete = [record for record in records if all(record[key] is not None for key in keys.values())]
     return {column: [record[key] for record in complete] for column, key in keys.items()}
+
+
+def _complete(metric: Metric, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The records in which none of the metric's columns is None."""
+    complete = list(records)
+    for column in metric.columns:
+        key = RECORD_KEYS.get(column, column)
+        complete = [record for record in complete if record[key] is not None]
+    return complete

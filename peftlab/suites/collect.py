@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,12 @@ def collect(folder: Path) -> tuple[Record, Predictions]:
     return Record(state="done", result=result, tensors=tensors), predictions
 
 
-def counted(task: Task, records: list[dict[str, Any]]) -> list[Counted]:
-    """The counts, row by row, of those of the task's metrics that have some."""
+def counted(task: Task, records: list[dict[str, Any]], names: Sequence[str] | None = None) -> list[Counted]:
+    """Sufficient statistics, one row per record, of the task's metrics or of those `names`, as far as they have any."""
     rows = [task.to_metric_inputs([record]) for record in records]
     return [
         Counted(score=statistics.score, form=statistics.aggregate, rows=statistics.rows)
-        for statistics in metrics.sufficient_statistics(task.metrics, rows)
+        for statistics in metrics.sufficient_statistics(task.metrics if names is None else names, rows)
     ]
 
 
