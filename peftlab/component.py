@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 ExpandedPath = Annotated[str, AfterValidator(os.path.expanduser)]
 """A path or a Hub id. A leading ~ is expanded."""
@@ -43,29 +43,18 @@ class Component(Settings, ABC):
     """One choice of a recipe, e.g. a method or a task.
 
     A subclass fixes `kind: Literal["lora"] = "lora"`, implements the abstract methods and assigns every ClassVar that
-    its base class declares without a value. Instantiating a subclass that lacks one of them raises TypeError.
+    its base class declares without a value. A subclass that lacks such a value raises TypeError where it is defined.
     """
 
     model_config = ConfigDict(json_schema_extra=_describe_kind)
 
-    required_attributes: ClassVar[tuple[str, ...]] = ()
-    """Class attributes that every concrete subclass must define; a class without one is refused at its definition."""
-
     kind: str
     """Name of the component in a recipe."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _require_class_attributes(cls, values: Any) -> Any:
-        missing = sorted(name for name in cls.__class_vars__ if not hasattr(cls, name))
-        if missing:
-            raise TypeError(f"Can't instantiate class {cls.__name__} without class attribute {', '.join(missing)}")
-        return values
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        missing = [name for name in cls.required_attributes if not hasattr(cls, name)]
+        missing = sorted(name for name in cls.__class_vars__ if not hasattr(cls, name))
         if missing and isinstance(cls.model_fields["kind"].default, str):
             raise TypeError(f"{cls.__name__} lacks the class attribute {', '.join(missing)}")
 

@@ -23,8 +23,6 @@ class Metric(Component, abc.ABC):
     Optional: `aggregates` with `sufficient_statistics`, for confidence intervals and paired tests, and `signature`.
     """
 
-    required_attributes: ClassVar[tuple[str, ...]] = ("citation", "columns", "scores")
-
     citation: ClassVar[str]
     """Reference of the metric or of the library that computes it."""
     columns: ClassVar[Mapping[str, ColumnType]]

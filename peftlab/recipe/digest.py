@@ -116,13 +116,17 @@ def completed(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, An
 
 
 def _with_added_fields(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    added = model.added_fields if issubclass(model, Settings) else {}
-    filled = {**added, **values}
+    filled = {**_added_fields(model), **values}
     for name, value in filled.items():
         inner = _section_model(model, name, value)
         if inner is not None:
             filled[name] = _with_added_fields(inner, value)
     return filled
+
+
+def _added_fields(model: type[BaseModel]) -> dict[str, Any]:
+    """`added_fields` of a model and its base classes."""
+    return {name: value for base in model.__mro__ for name, value in vars(base).get("added_fields", {}).items()}
 
 
 def _section_model(model: type[BaseModel], name: str, values: object) -> type[BaseModel] | None:
@@ -142,11 +146,11 @@ def digest(recipe: Settings, recorded: Mapping[str, Any]) -> str:
 
 def _shaping(model: Settings, values: Mapping[str, Any], excluded: Any) -> dict[str, Any]:
     """Values without descriptive keys, and without added keys that change nothing."""
-    kept = {}
+    added, shaping = _added_fields(type(model)), {}
     for name, value in values.items():
         inner = excluded.get(name, ()) if isinstance(excluded, Mapping) else (name in excluded)
-        if inner is True or (name in model.added_fields and value == model.added_fields[name]):
+        if inner is True or (name in added and value == added[name]):
             continue
         section = getattr(model, name)
-        kept[name] = _shaping(section, value, inner or ()) if isinstance(section, Settings) else value
-    return kept
+        shaping[name] = _shaping(section, value, inner or ()) if isinstance(section, Settings) else value
+    return shaping

@@ -43,8 +43,6 @@ class Task(Component, abc.ABC):
     message begins with `row.where`.
     """
 
-    required_attributes: ClassVar[tuple[str, ...]] = ("auto_class", "task_type", "fields")
-
     auto_class: ClassVar[str]
     """Class of transformers that builds base and head, e.g. "AutoModelForTokenClassification"."""
     task_type: ClassVar[str]

@@ -35,7 +35,7 @@ def test_a_task_that_lacks_an_obligatory_method_cannot_be_instantiated(name: str
 
 
 def test_a_task_that_lacks_a_class_attribute_is_refused_at_its_definition() -> None:
-    with pytest.raises(TypeError, match="Nameless lacks the class attribute auto_class, task_type, fields"):
+    with pytest.raises(TypeError, match="Nameless lacks the class attribute auto_class, fields, task_type"):
 
         class Nameless(Task):
             kind: Literal["nameless"] = "nameless"
