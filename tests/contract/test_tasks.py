@@ -74,7 +74,7 @@ def test_predictions_are_json_and_accepted_by_the_metrics(probe_model: ProbeMode
     assert all({"predicted", "expected"} <= record.keys() for record in records)
     assert task.selection in score(task.metrics, task.to_metric_inputs(records))
     right = [{**record, "predicted": record["expected"]} for record in records]
-    best, found = (score(task.metrics, task.to_metric_inputs(part))[task.selection] for part in (right, records))
+    best, found = (task.rank(score(task.metrics, task.to_metric_inputs(part))) for part in (right, records))
     assert best >= found
     json.dumps([task.answer(record) for record in records])
 
