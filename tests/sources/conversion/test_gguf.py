@@ -92,8 +92,7 @@ def test_a_folder_without_one_gguf_file_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_cached_smollm2_computes_the_same_as_its_gguf_file(tmp_path, monkeypatch):
-    monkeypatch.undo()  # the real cache and index
+def test_cached_smollm2_computes_the_same_as_its_gguf_file(tmp_path):
     asset = assets.find("HuggingFaceTB/SmolLM2-135M-Instruct")
     folder = fetch(asset)
     (tmp_path / "raw").mkdir()
