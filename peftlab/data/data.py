@@ -45,15 +45,15 @@ class Data(Component, abc.ABC):
     split_seed: int = Field(0, ge=0)
     """Seed of the splits and samples."""
     group: str | None = None
-    """Column whose equal values stay in the same split when splits are cut, e.g. the author or the document."""
+    """Column whose equal values stay in the same split when splits are cut, e.g. author."""
     stratify: str | None = None
-    """Column of classes that keep their frequencies in the splits that are cut, and in samples; e.g. label."""
+    """Column of classes that keep their frequencies in the splits that are cut and in samples, e.g. label."""
     train_examples: int | None = Field(None, ge=1)
-    """Number of rows to keep of train, a seeded sample. Null: all."""
+    """Number of rows to keep of train, a seeded sample, e.g. 1000. Null: all."""
     validation_examples: int | None = Field(None, ge=1)
-    """Number of rows to keep of validation, a seeded sample. Null: all."""
+    """Number of rows to keep of validation, a seeded sample, e.g. 200. Null: all."""
     test_examples: int | None = Field(None, ge=1)
-    """Number of rows to keep of test, a seeded sample. Null: all."""
+    """Number of rows to keep of test, a seeded sample, e.g. 200. Null: all."""
     on_bad_row: OnBadRow = "error"
     """`error`: report bad rows and stop before training. `skip`: leave them out and count them, up to a tenth of a
     split."""

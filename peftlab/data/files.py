@@ -22,11 +22,11 @@ class Files(Data):
     train: ExpandedPath
     """File of the training rows, e.g. data/train.jsonl."""
     validation: ExpandedPath | None = None
-    """File of the validation rows. Null: `validation_share` of train."""
+    """File of the validation rows, e.g. data/dev.jsonl. Null: `validation_share` of train."""
     test: ExpandedPath | None = None
-    """File of the test rows. Null: `test_share` of train."""
+    """File of the test rows, e.g. data/test.jsonl. Null: `test_share` of train."""
     format: Format | None = None
-    """Format of the files. Null: by the ending of each file's name. Example: conll for a .txt file of columns."""
+    """Format of the files. Null: by the ending of each file's name; e.g. conll for a .txt file of columns."""
 
     @property
     def local(self) -> bool:

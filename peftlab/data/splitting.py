@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -101,7 +100,7 @@ def _distribute(name: str, sizes: Sequence[int], fractions: Mapping[str, float],
     """
     splits: list[str] = []
     for split, fraction in fractions.items():
-        target = math.floor(sum(sizes) * fraction + hash_fraction(f"{split} {name}", seed))
+        target = int(sum(sizes) * fraction + hash_fraction(f"{split} {name}", seed))
         taken = 0.0
         while len(splits) < len(sizes) and taken + sizes[len(splits)] / 2 <= target:
             taken += sizes[len(splits)]

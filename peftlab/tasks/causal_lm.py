@@ -51,9 +51,9 @@ class CausalLM(Task):
     packing: bool = False
     """Train on sequences of up to max_length tokens that hold several rows, none of which sees another."""
     generate: int = Field(0, ge=0)
-    """Number of examples per split for which an answer is generated, greedily, and scored by ROUGE. 0: none."""
+    """Number of examples per split whose answer is generated, greedily, and scored by ROUGE, e.g. 100. 0: none."""
     new_tokens: int = Field(128, ge=1)
-    """Most tokens of a generated answer."""
+    """Maximum number of tokens of a generated answer."""
 
     @property
     def selection(self) -> str:
@@ -88,7 +88,7 @@ class CausalLM(Task):
         return task
 
     def model_settings(self) -> dict[str, Any]:
-        # transformers separates packed rows only without a cache, and makes one unless told otherwise.
+        # transformers separates packed rows only without a cache, and makes one by default.
         return {"use_cache": False} if self.packing else {}
 
     def incompatibility(self, model: PreTrainedModel) -> str | None:

@@ -45,7 +45,7 @@ class MultipleChoice(Task):
     new_head: ClassVar[bool] = False
 
     choices: Annotated[list[str], Field(min_length=2)] | None = None
-    """Choices of rows that have none of their own. Null: all answers in the data, sorted."""
+    """Choices of rows that have none of their own, e.g. [first, second]. Null: all answers in the data, sorted."""
     by_token: bool = False
     """Compare the mean log-likelihood per token. False: the sum, by which a longer answer is less likely."""
     template: str | None = None

@@ -42,15 +42,15 @@ class QuestionAnswering(Task):
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"no_answer": True})
 
     stride: int | None = Field(None, ge=0)
-    """Tokens in which consecutive windows overlap. Null: a third of a window, which is also the most."""
+    """Tokens in which consecutive windows overlap, e.g. 64. Null: a third of a window, which is also the most."""
     no_answer: bool = False
     """Allow rows without answers, and predictions of "no answer", as in SQuAD 2."""
     no_answer_threshold: float = 0.0
     """"No answer" is predicted if its score exceeds the best answer's by more than this (sums of two logits)."""
     max_answer: int = Field(30, ge=1)
-    """Most tokens of a predicted answer."""
+    """Maximum number of tokens of a predicted answer."""
     n_best: int = Field(20, ge=1)
-    """Most likely start and end tokens of each window that are combined to answers."""
+    """Number of start and of end tokens per window, the most likely ones, that are combined to answers."""
 
     @property
     def selection(self) -> str:

@@ -36,9 +36,9 @@ class Seq2Seq(Task):
     prefix: str = ""
     """Text before every source, e.g. "summarize: "."""
     max_target: int = Field(128, ge=2)
-    """Most tokens of a target in training."""
+    """Maximum number of tokens of a target in training."""
     max_new_tokens: int = Field(64, ge=1)
-    """Most tokens of a generated text."""
+    """Maximum number of tokens of a generated text."""
     beams: int = Field(1, ge=1, le=64)
     """Beams of the search. 1: greedy decoding."""
     length_penalty: float = 1.0

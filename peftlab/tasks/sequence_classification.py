@@ -63,8 +63,9 @@ class SequenceClassification(Classification):
     """Type of the input: `text`, `pair` (text and text_pair) or `entities` (text, head and tail). Null: by the fields
     of the first row."""
     select_by: str | None = None
-    """Score by which the best checkpoint and learning rate are selected. Null: accuracy, micro_f1 or r2, by `problem`.
-    Others: macro_f1, mcc; macro_f1, exact_match; pearson, spearman."""
+    """Score by which the best checkpoint and learning rate are selected, e.g. macro_f1. single_label: accuracy,
+    macro_f1 or mcc; multi_label: micro_f1, macro_f1 or exact_match; regression: r2, pearson or spearman. Null: the
+    first of these."""
 
     @model_validator(mode="after")
     def _settings_fit_the_problem(self) -> SequenceClassification:

@@ -65,7 +65,7 @@ class Task(Component, abc.ABC):
     """Settings for the contract tests: one for each path through the code."""
 
     max_length: int | None = Field(None, ge=8)
-    """Most tokens per example. Null: the model's own limit."""
+    """Maximum number of tokens per example, e.g. 256. Null: the model's own limit."""
     truncate: bool = False
     """Cut inputs that are longer, and count what is lost. False: a longer input is an error."""
 

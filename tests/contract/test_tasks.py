@@ -88,5 +88,5 @@ def test_a_bound_task_is_equal_after_a_round_trip_through_json(settings: dict[st
     assert again == bound
     assert again.model_settings() == bound.model_settings()
     assert bound.bind(rows) == bound
-    floor = bound.constant_baseline(rows, rows)
-    assert floor is None or task.selection in floor
+    baseline = bound.constant_baseline(rows, rows)
+    assert baseline is None or task.selection in baseline

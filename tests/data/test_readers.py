@@ -21,8 +21,8 @@ def read(path: Path, **settings: Any) -> list[Row]:
 def test_numbers_of_a_text_format_are_read_from_the_columns_named(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,stars\n" + "".join(f"t{i},{i}.5\n" for i in range(40)))
-    shares = {"validation_share": 0.2, "test_share": 0.2}
-    data = Files(train=str(path), columns={"label": "stars"}, numbers=("stars",), **shares)
+    fractions = {"validation_share": 0.2, "test_share": 0.2}
+    data = Files(train=str(path), columns={"label": "stars"}, numbers=("stars",), **fractions)
     rows = [row for part in data.load(("text", "label")).rows.values() for row in part]
     assert sorted(row.fields["label"] for row in rows) == [i + 0.5 for i in range(40)]
     path.write_text("text,stars\na,5\nb,five\n")

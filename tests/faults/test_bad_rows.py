@@ -93,7 +93,7 @@ ROWS: dict[str, tuple[bytes, str]] = {
     "no tags": (line({"tokens": ["a"], "labels": []}), "labels: 0 tags for 1 tokens"),
     "an empty sentence": (line({"tokens": [], "labels": []}), "tokens: an empty sentence"),
     "an empty word": (line({"tokens": ["a", ""], "labels": ["O", "O"]}), "tokens: an empty word"),
-    "a blank word": (line({"tokens": ["a", " \t"], "labels": ["O", "O"]}), "tokens: an empty word"),
+    "a word of spaces": (line({"tokens": ["a", " \t"], "labels": ["O", "O"]}), "tokens: an empty word"),
     "I- first": (line({"tokens": ["a"], "labels": ["I-PER"]}), "labels: 'I-PER' at 'a' follows 'O': these tags are"),
     "I- after O": (line({"tokens": ["a", "b"], "labels": ["O", "I-PER"]}), "'I-PER' at 'b' follows 'O'"),
     "I- of another type": (
@@ -106,7 +106,7 @@ ROWS: dict[str, tuple[bytes, str]] = {
     "a bare type": (line({"tokens": ["a"], "labels": ["PER"]}), "labels: 'PER' at 'a' is not an IOB2 tag"),
     "B- of nothing": (line({"tokens": ["a"], "labels": ["B-"]}), "labels: 'B-' at 'a' is not an IOB2 tag"),
     "a small o": (line({"tokens": ["a"], "labels": ["o"]}), "labels: 'o' at 'a' is not an IOB2 tag"),
-    "a blank before a tag": (line({"tokens": ["a"], "labels": [" O"]}), "labels: ' O' at 'a' is not an IOB2 tag"),
+    "a space before a tag": (line({"tokens": ["a"], "labels": [" O"]}), "labels: ' O' at 'a' is not an IOB2 tag"),
     "an unknown type": (line({"tokens": ["a"], "labels": ["B-LOCC"]}), "unknown tag 'B-LOCC' (did you mean 'B-LOC'?)"),
 }
 

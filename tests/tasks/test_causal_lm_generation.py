@@ -156,15 +156,15 @@ def test_an_answer_stays_within_the_positions_of_the_base(virtual: int, length: 
             .eval()
         )
     task, prompt = CausalLM(form="text", new_tokens=128), torch.arange(length) % 90 + 3
-    fitted, new_tokens = task._fit_positions(model, prompt)
-    assert torch.equal(fitted, prompt[-len(fitted) :])
-    assert len(fitted) + new_tokens <= 64 - virtual
+    cut, new_tokens = task._fit_positions(model, prompt)
+    assert torch.equal(cut, prompt[-len(cut) :])
+    assert len(cut) + new_tokens <= 64 - virtual
     half = 32 - virtual // 2
-    assert len(fitted) == length or (len(fitted), new_tokens) == (half, half)
+    assert len(cut) == length or (len(cut), new_tokens) == (half, half)
     assert isinstance(task._generate(model, prompt, make_tokenizer(), []), str)
 
 
 def test_a_prompt_that_leaves_enough_positions_is_not_cut() -> None:
     model = tiny("gpt2", "AutoModelForCausalLM", n_positions=64, n_embd=64, n_layer=2, n_head=4)
-    fitted, new_tokens = CausalLM(form="text", new_tokens=8)._fit_positions(model, torch.arange(56))
-    assert (len(fitted), new_tokens) == (56, 8)
+    cut, new_tokens = CausalLM(form="text", new_tokens=8)._fit_positions(model, torch.arange(56))
+    assert (len(cut), new_tokens) == (56, 8)
