@@ -25,10 +25,12 @@ def predict(
     """Apply a fine-tuned model; print one JSON object per input."""
     rows = given_rows(text)
     lines, source = given_texts(text) if rows is None else ([], text)
-    from peftlab.runs.inference import answers, of_file, of_lines
+    from peftlab.runs.inference import answers, rows_from_file, rows_from_lines
 
     columns = run_result.columns_of(folder)
     for answer in answers(
-        folder, lambda task: of_lines(task, lines, source) if rows is None else of_file(task, rows, columns), trust
+        folder,
+        lambda task: rows_from_lines(task, lines, source) if rows is None else rows_from_file(task, rows, columns),
+        trust,
     ):
         print(json.dumps(answer, ensure_ascii=False))

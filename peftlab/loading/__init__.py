@@ -1,1 +1,1 @@
-"""What a recipe names, loaded: its data encoded, its base with the task's head, the method attached."""
+"""Loading of what a recipe names: data, encoded examples, base model and tokenizer, and the attached method."""

@@ -1,4 +1,4 @@
-"""Encoded examples, kept beside the fetched assets: whole and unchanged, or not there."""
+"""Cache of encoded examples on the disk. An entry is complete and unchanged, or it is not used."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from peftlab.data.examples import Encoded, Example, Row
 from peftlab.io.atomic import atomic_write
 from peftlab.sources import assets
 
-MOST = 2 * 2**30  # bytes of all entries
+MAX_BYTES = 2 * 2**30  # of all entries
 FEATURE, LENGTHS = "feature.", "lengths."
 Tensors = dict[str, np.ndarray]
 
 
 def folder() -> Path:
-    """Where the entries are, a file each; any of them may be deleted at any time."""
+    """Folder of the entries, one file each. They may be deleted at any time."""
     return assets.cache_folder() / "encoded"
 
 
 def load(key: str, rows: Sequence[Row]) -> Encoded | None:
-    """What `store` kept under this key for these rows, or None if there is nothing, or nothing that is whole."""
+    """Load what `store` wrote under this key for these rows; None without an entry, or if it is damaged."""
     try:
         with safe_open(_path(key), framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -39,12 +39,12 @@ def load(key: str, rows: Sequence[Row]) -> Encoded | None:
     if metadata.get("sha256") != _digest(tensors, metadata.get("counts", "")):
         return None
     with contextlib.suppress(OSError):
-        os.utime(_path(key))  # it was used
+        os.utime(_path(key))  # marks it as used
     return _unpack(tensors, json.loads(metadata["counts"]), rows)
 
 
 def store(key: str, rows: Sequence[Row], encoded: Encoded) -> None:
-    """Keep it, if it is of a form that can be kept. A cache that cannot be written is no reason to stop."""
+    """Write an entry, if its features can be stored. An error of the disk is ignored: the cache is optional."""
     tensors = _pack(rows, encoded)
     if tensors is None or _unpack(tensors, encoded.counts, rows) != encoded:
         return
@@ -58,12 +58,12 @@ def store(key: str, rows: Sequence[Row], encoded: Encoded) -> None:
 
 
 def _prune() -> None:
-    """Where all together are too much, those go that were not used for longest."""
+    """Delete the least recently used entries if all together are too large."""
     entries = sorted(((path, path.stat()) for path in folder().glob("*.safetensors")), key=lambda e: -e[1].st_mtime_ns)
     total = 0
-    for path, facts in entries:
-        total += facts.st_size
-        if total > MOST:
+    for path, stat in entries:
+        total += stat.st_size
+        if total > MAX_BYTES:
             path.unlink(missing_ok=True)
 
 
@@ -72,21 +72,21 @@ def _path(key: str) -> Path:
 
 
 def _pack(rows: Sequence[Row], encoded: Encoded) -> Tensors | None:
-    """Each feature as one long sequence and the lengths of its pieces; the row of each example by position."""
-    places = {id(row): position for position, row in enumerate(rows)}
+    """Each feature as one flat array and the lengths of its sequences; of each example the position of its row."""
+    positions = {id(row): position for position, row in enumerate(rows)}
     examples = encoded.examples
     names = list(examples[0].features) if examples else []
     if [field.name for field in dataclasses.fields(Example)] != ["features", "row"] or not all(
-        id(example.row) in places and list(example.features) == names for example in examples
+        id(example.row) in positions and list(example.features) == names for example in examples
     ):
         return None
-    tensors = {"rows": np.array([places[id(example.row)] for example in examples], dtype=np.int64)}
+    tensors = {"rows": np.array([positions[id(example.row)] for example in examples], dtype=np.int64)}
     for name in names:
-        pieces = [example.features[name] for example in examples]
-        if not all(type(value) is int and abs(value) < 2**31 for piece in pieces for value in piece):
+        sequences = [example.features[name] for example in examples]
+        if not all(type(value) is int and abs(value) < 2**31 for sequence in sequences for value in sequence):
             return None
-        tensors[LENGTHS + name] = np.array([len(piece) for piece in pieces], dtype=np.int64)
-        tensors[FEATURE + name] = np.array([value for piece in pieces for value in piece], dtype=np.int32)
+        tensors[LENGTHS + name] = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+        tensors[FEATURE + name] = np.array([value for sequence in sequences for value in sequence], dtype=np.int32)
     return tensors
 
 
@@ -98,8 +98,8 @@ def _unpack(tensors: Tensors, counts: dict[str, int], rows: Sequence[Row]) -> En
     names = list(features)
     return Encoded(
         [
-            Example(dict(zip(names, pieces, strict=True)), rows[place])
-            for place, pieces in zip(tensors["rows"].tolist(), zip(*features.values(), strict=True), strict=True)
+            Example(dict(zip(names, values, strict=True)), rows[position])
+            for position, values in zip(tensors["rows"].tolist(), zip(*features.values(), strict=True), strict=True)
         ],
         counts,
     )

@@ -1,4 +1,4 @@
-"""From rows to examples: a row that the task cannot encode is a bad row too; what was encoded before is found again."""
+"""Encoding of rows as examples. Rows that the task cannot encode are bad rows; encoded examples are cached."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from peftlab.tasks.task import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHUNK = 50  # rows that are encoded together to find the bad ones among them
+CHUNK = 50  # rows that are encoded together while looking for bad ones
 
 
 def encode(
@@ -35,23 +35,26 @@ def encode(
     what: str,
     on_bad_row: OnBadRow,
 ) -> tuple[Encoded, dict[str, int]]:
-    """Examples, and the rows left out by reason. Raises UserError with every row that cannot be encoded."""
+    """Examples, and numbers of rows left out, by reason. Raises UserError with each row that cannot be encoded.
+
+    `limit` is in tokens; `what` names the split in messages.
+    """
     key = _key(task, rows, files, limit)
-    kept = encoded_cache.load(key, rows)
-    if kept is not None:
-        return kept, {}
+    cached = encoded_cache.load(key, rows)
+    if cached is not None:
+        return cached, {}
     try:
         encoded = task.encode(rows, tokenizer, limit)
     except UserError:
-        good, bad = _sorted_out(rows, lambda part: task.encode(part, tokenizer, limit))
+        good, bad = _separate_bad_rows(rows, lambda part: task.encode(part, tokenizer, limit))
         skipped = apply_bad_row_policy(bad, len(rows), what, on_bad_row)
         return task.encode(good, tokenizer, limit), skipped
     encoded_cache.store(key, rows, encoded)
     return encoded, {}
 
 
-def _sorted_out(rows: Sequence[Row], encode: Callable[[Sequence[Row]], object]) -> tuple[list[Row], list[Row]]:
-    """The rows that can be encoded, and those that cannot, each with its fault."""
+def _separate_bad_rows(rows: Sequence[Row], encode: Callable[[Sequence[Row]], object]) -> tuple[list[Row], list[Row]]:
+    """Rows that can be encoded, and those that cannot, each with its fault."""
     good: list[Row] = []
     bad: list[Row] = []
     for start in range(0, len(rows), CHUNK):
@@ -68,13 +71,13 @@ def _sorted_out(rows: Sequence[Row], encode: Callable[[Sequence[Row]], object]) 
                 good.append(row)
             except UserError as error:
                 if not str(error).startswith(f"{row.where}: "):
-                    raise  # not a fault of this row
+                    raise  # the fault is not this row's
                 bad.append(Row(row.where, row.fields, str(error).removeprefix(f"{row.where}: ")))
     return good, bad
 
 
 def _key(task: Task, rows: Sequence[Row], files: ModelFiles, limit: int) -> str:
-    """What the examples depend on: the rows, the base's files, the task and its code, the libraries."""
+    """Cache key: digest of the rows, the base's files, the task and its code, and the libraries."""
     digest = hashlib.sha256(f"{limit} {tokenizers.__version__} {transformers.__version__}".encode())
     digest.update(task.model_dump_json().encode())
     digest.update(files.fingerprint.encode())

@@ -1,4 +1,4 @@
-"""A base with the head that a task wants, and whether the base's own will do: its config says so, without weights."""
+"""The base model with a task's head, built from its config alone, without weights."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from peftlab.tasks import Task
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-WIDTH = 64  # of the small model that is asked
-UNKNOWN = "Unrecognized configuration class"  # after which transformers lists all the architectures that there are
+WIDTH = 64  # hidden size of the small model that `check` builds
+UNKNOWN = "Unrecognized configuration class"  # transformers then lists all architectures
 
 
 def with_head(config: PretrainedConfig, task: Task, *, trusted: bool = False, **settings: Any) -> PreTrainedModel:
-    """A model of this config with random weights, the base's own code if it is `trusted`.
+    """Build a model of this config with random weights; `trusted` allows the base's own code.
 
-    Raises UserError if there is none with the task's head.
+    Raises UserError if the architecture has no class with the task's head.
     """
     import transformers
 
@@ -30,13 +30,13 @@ def with_head(config: PretrainedConfig, task: Task, *, trusted: bool = False, **
     except ValueError as error:
         reason = "" if str(error).startswith(UNKNOWN) else f": {str(error).partition(chr(10))[0][:200]}"
         if "trust_remote_code" in str(error):
-            reason = f" without the base's own code, which {FLAG} lets run"
+            reason = f" without the base's own code, which {FLAG} allows"
         raise UserError(f"model: a {config.model_type} cannot serve {task.kind}{reason}") from None
 
 
 def check(shape: Shape, task: Task) -> None:
-    """Raise UserError if a base of this shape lacks the head, or sees what it is to predict, as a run would find."""
-    from peftlab.models.tiny_model import small_config  # here, for it imports transformers
+    """Raise UserError if a base of this shape has no such head, or attends to the tokens that it must predict."""
+    from peftlab.models.tiny_model import small_config  # late: it imports transformers
 
     config = small_config({**shape.values, **task.model_settings()}, WIDTH)
     incompatibility = task.incompatibility(with_head(config, task))

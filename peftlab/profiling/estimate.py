@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from peftlab.component import Precision
 from peftlab.data.examples import Example
 from peftlab.errors import UserError
-from peftlab.loading.model import longest
+from peftlab.loading.model import longest_of_config
 from peftlab.models.model import ModelFiles, Shape
 from peftlab.models.tiny_model import byte_tokenizer
 from peftlab.profiling.fake_model import (
@@ -165,7 +165,7 @@ def sample_batch(
     """The recipe's batch in size, or of `examples` of `length` tokens."""
     rows = recipe.task.sample_rows()
     task = recipe.task.from_training(rows).bind(rows)
-    limit = longest(shape.values, shape.source, task, reserved=recipe.method.positions)
+    limit = longest_of_config(shape.values, shape.source, task, reserved=recipe.method.positions)
     count, length = batch_shape(recipe.training, limit, examples=examples, length=length)
     tokenizer = byte_tokenizer(full_config(shape.values, task))
     encoded = task.training_examples(task.encode(rows, tokenizer, limit).examples, limit)

@@ -1,1 +1,1 @@
-"""From a recipe to a result, and back from it: what a run reads, does, shows and leaves behind."""
+"""Runs: training a recipe, its checkpoints and result, and using the tuned model."""

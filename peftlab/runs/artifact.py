@@ -1,4 +1,4 @@
-"""A tuned model on disk: the method's tensors, and all it takes to use them again: base, task, labels, tokenizer."""
+"""A tuned model on the disk: the method's tensors, and what is needed to use them: base, task, labels, tokenizer."""
 
 from __future__ import annotations
 
@@ -28,23 +28,26 @@ FILE = "peftlab.json"
 
 
 class Card(Settings):
-    """What stands beside the tensors."""
+    """The file next to the tensors that says how to load them."""
 
     version: Literal[1] = 1
     model: AnyModel
+    """The base model."""
     model_fingerprint: str
+    """Digest of the base's files."""
     task: AnyTask  # bind: it knows its labels
     method: AnyMethod
     quantization: AnyQuantization
     precision: Precision
-    limit: int  # tokens of the longest input
+    limit: int
+    """Tokens of the longest input."""
     files: dict[str, str] = Field(default={})  # sha256 of each file beside this one; `save` fills it in
     recipe_digest: str
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """A tuned model, loaded."""
+    """A loaded tuned model."""
 
     card: Card
     model: torch.nn.Module
@@ -52,15 +55,15 @@ class Tuned:
     base: Base
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision the model was trained in."""
+        """Context of a forward pass in the precision of the training."""
         return autocast(self.card.precision, self.base.model.device)
 
 
 def save(card: Card, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, base: ModelFiles, folder: Path) -> int:
-    """Write everything into `folder`; return the bytes of the tensors."""
+    """Write the tuned model into `folder`. Returns the size of the tensors in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     card.method.save(model, folder)
-    if (folder / "config.json").exists():  # of a model saved whole
+    if (folder / "config.json").exists():  # a full model was saved
         publish_dropout(folder, base)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
@@ -70,8 +73,8 @@ def save(card: Card, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase,
 
 
 def read_card(folder: Path) -> Card:
-    """The card of a run or of the folder in it that holds the model. Raises UserError with one line."""
-    path = _folder(folder) / FILE
+    """Read the card of a run, or of the folder in it that holds the model. Raises UserError with one line."""
+    path = _model_folder(folder) / FILE
     try:
         return Card.model_validate_json(untrusted.read_small(path))
     except OSError:
@@ -80,10 +83,10 @@ def read_card(folder: Path) -> Card:
         raise UserError(f"{path}: {first_error(error)}") from None
 
 
-def _folder(folder: Path) -> Path:
-    """Where in a run the model is."""
-    places = (folder, *(folder / name for name in sorted({method.folder for method in METHODS.values()})))
-    return next((place for place in places if (place / FILE).exists()), folder)
+def _model_folder(folder: Path) -> Path:
+    """The folder of a run that holds the model."""
+    candidates = (folder, *(folder / name for name in sorted({method.folder for method in METHODS.values()})))
+    return next((candidate for candidate in candidates if (candidate / FILE).exists()), folder)
 
 
 def load(
@@ -94,29 +97,29 @@ def load(
     compute: torch.dtype | None = None,
     trust: str | None = None,
 ) -> Tuned:
-    """Load a run's model for inference, over `quantization` and in `compute` if not as it was trained.
+    """Load a run's model for inference, with another `quantization` or `compute` dtype than in training if given.
 
-    `trust`: as of `Model.files`.
+    Every file is checked against the card. `trust`: see `Model.files`. Raises UserError.
     """
     card = read_card(folder)
-    inner = _folder(folder)
+    inner = _model_folder(folder)
     untrusted.refuse_pickles(inner)
-    for name, saved in card.files.items():  # PEFT would train on with whatever is missing
+    for name, saved in card.files.items():  # PEFT would initialize tensors that are missing
         if Path(name).name != name:
-            raise UserError(f"{inner / FILE}: files: {name!r} is not the name of a file beside it")
+            raise UserError(f"{inner / FILE}: files: {name!r} is not the name of a file next to it")
         try:
-            found = sha256(inner / name)
+            digest = sha256(inner / name)
         except OSError as error:
             raise UserError(f"{inner / name}: cannot be read: {error.strerror}") from None
-        if found != saved:
-            raise UserError(f"{inner / name}: not what was saved: sha256 {found[:12]}, wanted {saved[:12]}")
+        if digest != saved:
+            raise UserError(f"{inner / name}: not what was saved: sha256 {digest[:12]}, expected {saved[:12]}")
         if name.endswith(".safetensors"):
             untrusted.check_tensors(inner / name)
     files = card.model.files(trust)
     if files.fingerprint != card.model_fingerprint:
         raise UserError(
             f"{folder}: trained on another version of {card.model.id}: "
-            f"found {files.fingerprint[:12]}, wanted {card.model_fingerprint[:12]}"
+            f"found {files.fingerprint[:12]}, expected {card.model_fingerprint[:12]}"
         )
     tokenizer = _tokenizer(inner, files, card.task)
     base = load_base(
@@ -136,13 +139,13 @@ def load(
 
 
 def _tokenizer(folder: Path, base: ModelFiles, task: Task) -> PreTrainedTokenizerBase:
-    """The one that was saved. Where it is of a class of the base's own, the code is the base's, not a copy of it."""
+    """The saved tokenizer. If its class is the base's own code, that code is loaded from the base, not from a copy."""
     import transformers
 
     if base.trusted:
-        own: Any = type(load_tokenizer(base, task))
-        if not own.__module__.startswith("transformers."):
-            saved: PreTrainedTokenizerBase = own.from_pretrained(folder, trust_remote_code=False)
+        tokenizer_class: Any = type(load_tokenizer(base, task))
+        if not tokenizer_class.__module__.startswith("transformers."):
+            saved: PreTrainedTokenizerBase = tokenizer_class.from_pretrained(folder, trust_remote_code=False)
             return saved
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -1,4 +1,4 @@
-"""A run's folder on the disk: there whole or not at all, and held by one run at a time."""
+"""The folder of a run on the disk: complete or absent, and locked by one run at a time."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def staging(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
-    """A folder beside the final one, gone if the run fails: a run folder is there whole or not at all.
+    """A temporary folder next to the final one, deleted if the run fails: a run folder is complete or absent.
 
-    One run at a time holds it; what a run that was killed left in it is thrown away.
+    It is locked by one run at a time; what a killed run left in it is deleted. Raises UserError.
     """
     staged = folder.with_name(f"{folder.name}.part")
     if not accelerator.is_main_process:
@@ -32,15 +32,15 @@ def staging(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), blocking=False)
         lock.acquire()
-        if not folder.exists():  # a kill came in `publish`, before the new folder had its name
-            for moved, place in ((_old(folder), folder), (_spent(folder), checkpoint_folder(folder))):
+        if not folder.exists():  # a run was killed in `publish`, before the rename of the new folder
+            for moved, original in ((_old(folder), folder), (_spent(folder), checkpoint_folder(folder))):
                 if moved.exists():
-                    moved.rename(place)
+                    moved.rename(original)
         sweep(folder)
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir()
     except filelock.Timeout:
-        raise UserError(f"{folder}: another process is at this run") from None
+        raise UserError(f"{folder}: another process is doing this run") from None
     except OSError as error:
         raise UserError(f"--output {folder}: cannot be written: {error.strerror}") from None
     with lock:
@@ -51,10 +51,10 @@ def staging(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
 
 
 def publish(staged: Path, folder: Path) -> None:
-    """Put the staged folder, all of it on the disk, in the place of the old one and of its checkpoints.
+    """Flush the staged folder to the disk and replace the old folder and its checkpoints by it.
 
-    One rename decides: before it, what was there can be put back and the checkpoints gone on from; after it, they are
-    what `sweep` deletes.
+    One rename decides: before it, the old folder can be restored and the checkpoints resumed; after it, `sweep` deletes
+    them.
     """
     for path in sorted(staged.rglob("*"), reverse=True):
         sync(path)
@@ -71,7 +71,7 @@ def publish(staged: Path, folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what a run that is finished was killed before it could delete."""
+    """Delete the remains of a finished run that was killed before it could delete them."""
     shutil.rmtree(_old(folder), ignore_errors=True)
     shutil.rmtree(_spent(folder), ignore_errors=True)
 

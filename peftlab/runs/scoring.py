@@ -1,4 +1,4 @@
-"""What a model's records over a split are worth."""
+"""Scores of decoded predictions, and the file that stores them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from peftlab.errors import UserError
 from peftlab.tasks import Task
 from peftlab.training.train_log import Records
 
-BATCH_TOKENS = 4096  # padding included; no gradients are kept, so larger than a training batch
+BATCH_TOKENS = 4096  # padding included; without gradients a batch can be larger than in training
 
 
 def score(task: Task, records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The task's metrics over decoded records."""
+    """Values of the task's metrics over decoded records."""
     return metrics.score(task.metrics, task.to_metric_inputs(records))
 
 
 def selectable(task: Task, records: Records) -> tuple[dict[str, float], Records]:
-    """Scores of the validation split, by which the best state can be chosen, and the records."""
+    """Scores of the validation split and its records. Raises UserError if no best state can be chosen by the scores."""
     scores = score(task, records)
     if task.undefined_score is not None:
         scores.setdefault(task.selection, task.undefined_score)
@@ -30,25 +30,30 @@ def selectable(task: Task, records: Records) -> tuple[dict[str, float], Records]
     return scores, records
 
 
-def check_possible(task: Task, floor: Mapping[str, float] | None, rows: Sequence[Row]) -> None:
-    """Raise UserError if no model can have a score on these rows, as that of a constant answer or of the truth says."""
-    if floor is not None and task.undefined_score is not None:
-        truths = map(task.reference, rows)
-        floor = metrics.score(task.metrics, [{"predicted": t["expected"], "probability": 1.0, **t} for t in truths])
-    check_selectable(task, floor, len(rows))
+def check_possible(task: Task, baseline: Mapping[str, float] | None, rows: Sequence[Row]) -> None:
+    """Raise UserError if the selection metric is undefined on these validation rows.
+
+    `baseline` are the scores of a constant answer. For a metric that such an answer leaves undefined, correct answers
+    are scored instead.
+    """
+    if baseline is not None and task.undefined_score is not None:
+        references = map(task.reference, rows)
+        correct = [{"predicted": r["expected"], "probability": 1.0, **r} for r in references]
+        baseline = metrics.score(task.metrics, correct)
+    check_selectable(task, baseline, len(rows))
 
 
 def check_selectable(task: Task, scores: Mapping[str, float] | None, count: int) -> None:
-    """Raise UserError if these scores of `count` validation examples are there, but not the one that states need."""
+    """Raise UserError if these scores of `count` validation examples lack the one that chooses the best state."""
     if scores is not None and task.selection not in scores:
         raise UserError(
             f"data: {task.selection} is undefined on the validation split's {count} examples, "
-            "so that no state can be chosen: they are too few or too much alike"
+            "so that no best state can be chosen: they are too few or too similar"
         )
 
 
 def write(predictions: Mapping[str, Records], encoded: Mapping[str, Encoded], path: Path) -> None:
-    """One line of JSON a record, which says the file and the line of its row."""
+    """Write one line of JSON per record, with the file and line of its row."""
     with path.open("w", encoding="utf-8") as file:
         for split, records in predictions.items():
             for number, (record, row) in enumerate(zip(records, encoded[split].rows, strict=True)):

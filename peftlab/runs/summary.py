@@ -1,4 +1,4 @@
-"""What a run says before it trains: labels and texts."""
+"""Lines that a run prints before it trains, as labels and texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Lines = Iterator[tuple[str, str]]
 
 
 def data_lines(recipe: Recipe, model_source: str, rows: Splits, encoded: Mapping[str, Encoded]) -> Lines:
-    """Which run it is, and on what."""
+    """Lines about the recipe, the base model and the data."""
     yield "recipe", f"{recipe.name}  {recipe.digest}"
     yield "model", model_source
     sizes = ", ".join(
@@ -27,30 +27,30 @@ def data_lines(recipe: Recipe, model_source: str, rows: Splits, encoded: Mapping
         if count:
             yield (
                 "leaks",
-                f"{count:,} of {len(rows.rows[split]):,} of {split} are in train too, but for case and white space "
-                "(data.drop_leaks: true takes them out of train)",
+                f"{count:,} of {len(rows.rows[split]):,} in {split} are also in train, up to case and white space "
+                "(data.drop_leaks: true removes them from train)",
             )
 
 
 def model_lines(recipe: Recipe, parameters: Parameters, accelerator: Accelerator, environment: Environment) -> Lines:
-    """What trains, and where."""
+    """Lines about the trainable parameters and the devices."""
     yield (
         "method",
         f"{recipe.method.title}: {parameters.trainable:,} trainable of {parameters.base:,} "
-        f"({parameters.trainable_fraction:.2%}), {parameters.head:,} of them the head",
+        f"({parameters.trainable_fraction:.2%}), {parameters.head:,} of them in the head",
     )
     device, count, quantization = accelerator.device, accelerator.num_processes, recipe.quantization
-    placed = ", in shares (FSDP2)" if environment.sharded else ""
+    placement = ", sharded (FSDP2)" if environment.sharded else ""
     if environment.zero is not None:
-        placed = f", in shares (DeepSpeed, ZeRO-{environment.zero})"
+        placement = f", sharded (DeepSpeed ZeRO-{environment.zero})"
     if environment.device_map is not None:
-        placed = f", layers over {len(environment.hardware.accelerators)} GPUs ({environment.device_map})"
-    held = f"base in {quantization.title}" if quantization.quantizes else "base unquantised"
+        placement = f", layers over {len(environment.hardware.accelerators)} GPUs ({environment.device_map})"
+    storage = f"base in {quantization.title}" if quantization.quantizes else "base not quantized"
     remark = quantization.remark(device.type)
     yield (
         "device",
-        f"{device.type}, {count} {'process' if count == 1 else 'processes'}{placed}, {environment.precision}, {held}"
-        + (f": {remark}" if remark else ""),
+        f"{device.type}, {count} {'process' if count == 1 else 'processes'}{placement}, "
+        f"{environment.precision}, {storage}" + (f": {remark}" if remark else ""),
     )
-    if environment.device_map is None and (more := launch.remark(accelerator)) is not None:
-        yield "devices", more
+    if environment.device_map is None and (hint := launch.remark(accelerator)) is not None:
+        yield "devices", hint

@@ -1,8 +1,8 @@
-"""Layer-wise learning rates (Howard & Ruder, 2018; Clark et al., 2020): the lower a layer, the less it is moved.
+"""Layer-wise learning rates (Howard & Ruder, 2018; Clark et al., 2020): lower layers learn more slowly.
 
-A layer i of n, counted from 0, has rate * decay^(n - i), the embeddings below it decay^(n + 1), head and final norm the
-rate itself. What a method adds to a layer (LoRA's matrices, an adapter, a bias) has the layer's rate. Of an
-encoder-decoder each stack counts from its own top.
+Layer i of n, counted from 0, has the learning rate lr * decay^(n - i), the embeddings below have lr * decay^(n + 1),
+head and final norm have lr. Parameters that a method adds to a layer (LoRA's matrices, an adapter, a bias) have the
+layer's rate. Each stack of an encoder-decoder counts from its own top.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ from torch import nn
 
 from peftlab.errors import UserError
 
-BELOW = re.compile(r"(^|[._])emb|project_in$", re.IGNORECASE)  # in names of modules: `layernorm_embedding`
+BELOW = re.compile(r"(^|[._])emb|project_in$", re.IGNORECASE)  # names of modules, e.g. `layernorm_embedding`
 
 
 def layer_rates(groups: list[dict[str, Any]], model: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """The optimiser's groups, parted by layer, highest first. Raises UserError if all would have the same rate."""
+    """Split the optimizer's groups by layer, highest first. Raises UserError if all would have the same rate."""
     depths = layers_from_top(model)
     of = {id(parameter): depths[name] for name, parameter in model.named_parameters()}
-    parted = []
+    split = []
     for group in groups:
         members: dict[int, list[nn.Parameter]] = defaultdict(list)
         for parameter in group["params"]:
             members[of[id(parameter)]].append(parameter)
-        parted += [
-            (depth, {**group, "params": own, "lr": group["lr"] * decay**depth}) for depth, own in members.items()
+        split += [
+            (depth, {**group, "params": parameters, "lr": group["lr"] * decay**depth})
+            for depth, parameters in members.items()
         ]
-    if len({depth for depth, _ in parted}) < 2:
-        raise UserError("training.layer_decay: what is trained here is not in different layers; leave it out")
-    return [group for _, group in sorted(parted, key=lambda pair: pair[0])]
+    if len({depth for depth, _ in split}) < 2:
+        raise UserError("training.layer_decay: all trained parameters are in the same layer; leave it out")
+    return [group for _, group in sorted(split, key=lambda pair: pair[0])]
 
 
 def layers_from_top(model: nn.Module) -> dict[str, int]:
-    """For each parameter by name: 0 above the layers, 1 in the topmost, and so on; below them, one more."""
+    """Depth of each parameter by name: 0 above the layers, 1 in the topmost layer, and so on down to the embeddings."""
     stacks = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     stacks = [name for name in stacks if not any(name != other and name.startswith(other) for other in stacks)]
     sizes = {name: len(model.get_submodule(name.rstrip("."))) for name in stacks}  # type: ignore[arg-type]
@@ -52,9 +53,9 @@ def layers_from_top(model: nn.Module) -> dict[str, int]:
 
 
 def _below(model: nn.Module) -> tuple[str, ...]:
-    """What comes before the layers, by name: embeddings, and the norms and projections of embeddings.
+    """Name prefixes of the modules below the layers: embeddings, and their norms and projections.
 
-    Nothing else tells: of CamemBERT's modules the head is the first, of OPT's the last norm comes before the layers,
-    and BART's embeddings have a norm behind them.
+    The order of modules does not say it: CamemBERT's head is its first module, OPT's final norm comes before its
+    layers, and BART's embeddings are followed by a norm.
     """
     return tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, nn.Embedding) or BELOW.search(name))

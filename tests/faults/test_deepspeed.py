@@ -57,7 +57,7 @@ def test_it_trains_as_one_process(stage: str, combination: Combination, lab: Lab
     done = both(lab, lab.words(output, *recipe), report, **ZERO, **{STAGE: stage})
     assert [d.code for d in done] == [0, 0], errors(done)
     assert int(buffer.read_text()) == one.parameters.trainable
-    assert f"2 processes, in shares (DeepSpeed, ZeRO-{stage})" in done[0].out
+    assert f"2 processes, sharded (DeepSpeed ZeRO-{stage})" in done[0].out
     other = finished(output).result
     assert (other.environment.zero, other.environment.sharded) == (int(stage), stage == "3")
     assert other.curve.losses == pytest.approx(one.curve.losses, abs=1e-5)

@@ -44,7 +44,7 @@ def test_shards_train_as_one_process(combination: Combination, lab: Lab, output:
     faults = {rank: [["write_held_bytes", str(path)]] for rank, path in enumerate(reports)}
     done = both(lab, lab.words(output, *recipe), faults, **FSDP)
     assert [d.code for d in done] == [0, 0], done
-    assert "2 processes, in shares (FSDP2)" in done[0].out
+    assert "2 processes, sharded (FSDP2)" in done[0].out
     other = finished(output).result
     assert other.environment.sharded
     assert other.curve.losses == pytest.approx(one.curve.losses, abs=1e-5)

@@ -17,7 +17,7 @@ from peftlab.models.model import Model, ModelFiles
 from peftlab.profiling.fake_model import full_config
 from peftlab.recipe import Recipe, load_recipe
 from peftlab.results.run_result import RunResult
-from peftlab.runs.inference import answers, merge, of_lines
+from peftlab.runs.inference import answers, merge, rows_from_lines
 from peftlab.runs.run import RunOptions, run
 from peftlab.tasks.causal_lm import CausalLM
 
@@ -230,7 +230,7 @@ def test_an_architecture_of_transformers_uses_the_library_s_code(base: Path, rec
 
 def test_inference_and_merge_need_the_same_option(recipe: Recipe, base: Path, tmp_path: Path) -> None:
     trained(recipe, tmp_path / "run")
-    rows = lambda task: of_lines(task, ["12 Main Street"], "-")  # noqa: E731
+    rows = lambda task: rows_from_lines(task, ["12 Main Street"], "-")  # noqa: E731
     with pytest.raises(UserError, match="contains custom code"):
         list(answers(tmp_path / "run", rows))
     (answer,) = answers(tmp_path / "run", rows, revision(base))
@@ -254,7 +254,7 @@ def test_a_custom_tokenizer_class_is_loaded_from_the_base_and_not_from_the_adapt
     card = json.loads((tmp_path / "run" / "adapter" / "peftlab.json").read_text())
     card["files"][copy.name] = sha256(copy)
     (tmp_path / "run" / "adapter" / "peftlab.json").write_text(json.dumps(card))
-    rows = lambda task: of_lines(task, ["12 Main Street"], "-")  # noqa: E731
+    rows = lambda task: rows_from_lines(task, ["12 Main Street"], "-")  # noqa: E731
     (answer,) = answers(tmp_path / "run", rows, revision(base))
     assert answer["words"] == ["12", "Main", "Street"]
     assert not (tmp_path / "copy ran").exists()

@@ -18,7 +18,7 @@ from peftlab.models.model import ModelFiles
 from peftlab.recipe import load_recipe
 from peftlab.results.run_result import RunResult, read_result
 from peftlab.runs import artifact
-from peftlab.runs.inference import answers, merge, of_lines
+from peftlab.runs.inference import answers, merge, rows_from_lines
 from peftlab.runs.run import run
 from tests.conftest import RECIPE
 from tests.sampling import slow_after
@@ -210,7 +210,7 @@ def test_merging_never_overwrites(lora: tuple[RunResult, Path], tmp_path: Path) 
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "model.safetensors").write_text("precious")
     for output in (tmp_path / "taken", tmp_path / "taken" / "model.safetensors"):
-        with pytest.raises(UserError, match="is there already"):
+        with pytest.raises(UserError, match="exists already"):
             merge(lora[1], output)
     assert (tmp_path / "taken" / "model.safetensors").read_text() == "precious"
     with pytest.raises(UserError, match="cannot be written: Not a directory"):
@@ -232,7 +232,7 @@ def test_merging_leaves_what_is_beside_its_folder_and_nothing_of_its_own(
 
 
 def test_a_text_that_is_too_long_is_answered_as_far_as_it_was_read(lora: tuple[RunResult, Path]) -> None:
-    short, long = answers(lora[1], lambda task: of_lines(task, ["12 Main Street", "", "word " * 600], "text"))
+    short, long = answers(lora[1], lambda task: rows_from_lines(task, ["12 Main Street", "", "word " * 600], "text"))
     assert (short["line"], long["line"]) == (1, 3)
     assert "words_unseen" not in short
     assert long["words_unseen"] == 600 - 510
@@ -240,7 +240,7 @@ def test_a_text_that_is_too_long_is_answered_as_far_as_it_was_read(lora: tuple[R
 
 def test_entities_come_back_for_text(lora: tuple[RunResult, Path]) -> None:
     found = list(
-        answers(lora[1], lambda task: of_lines(task, ["123 Main Street, Springfield", "", "PO Box 7"], "text"))
+        answers(lora[1], lambda task: rows_from_lines(task, ["123 Main Street, Springfield", "", "PO Box 7"], "text"))
     )
     assert [answer["words"] for answer in found] == [["123", "Main", "Street", ",", "Springfield"], ["PO", "Box", "7"]]
     for answer in found:
@@ -266,7 +266,7 @@ def test_a_failed_run_leaves_nothing_behind_and_an_earlier_result_alone(
 
 
 def test_one_run_has_one_process(tmp_path: Path) -> None:
-    with filelock.FileLock(tmp_path / ".out.lock"), pytest.raises(UserError, match="another process is at this run"):
+    with filelock.FileLock(tmp_path / ".out.lock"), pytest.raises(UserError, match="another process is doing this run"):
         finished(tmp_path)
 
 
@@ -283,10 +283,10 @@ def test_what_a_killed_run_left_is_no_obstacle_and_goes(tmp_path: Path) -> None:
     [
         (
             "[qery]",
-            "'qery' matches no linear layer (did you mean 'query'?); there are: query x6, key x6, value x6, dense",
+            "'qery' matches no linear layer (did you mean 'query'?); available are: query x6, key x6, value x6, dense",
         ),
-        ("[query, nothing]", "'nothing' matches no linear layer; there are: "),
-        ("[classifier]", "'classifier' is the task's head, which is always trained"),
+        ("[query, nothing]", "'nothing' matches no linear layer; available are: "),
+        ("[classifier]", "'classifier' is in the task head, which is always trained"),
     ],
 )
 def test_targets_that_match_nothing_or_the_head_list_what_exists(tmp_path: Path, targets: str, says: str) -> None:
@@ -297,7 +297,7 @@ def test_targets_that_match_nothing_or_the_head_list_what_exists(tmp_path: Path,
 
 def test_a_folder_that_holds_no_model_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no tuned model here"):
-        list(answers(tmp_path, lambda task: of_lines(task, ["text"], "text")))
+        list(answers(tmp_path, lambda task: rows_from_lines(task, ["text"], "text")))
 
 
 def test_another_version_of_the_base_is_refused(lora: tuple[RunResult, Path], tmp_path: Path) -> None:

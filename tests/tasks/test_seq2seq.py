@@ -21,7 +21,7 @@ from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import load_recipe
 from peftlab.results.run_result import read_result
 from peftlab.runs import artifact
-from peftlab.runs.inference import answers, merge, of_lines
+from peftlab.runs.inference import answers, merge, rows_from_lines
 from peftlab.runs.run import RunOptions, run
 from peftlab.runs.scoring import score
 from peftlab.sources import assets
@@ -293,7 +293,7 @@ def test_the_base_model_score_is_that_of_its_own_predictions(
 
 def test_a_tuned_model_answers_texts(finished: Path) -> None:
     records = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
-    outputs = list(answers(finished, lambda task: of_lines(task, [source for source, _ in PAIRS], "text")))
+    outputs = list(answers(finished, lambda task: rows_from_lines(task, [source for source, _ in PAIRS], "text")))
     assert [answer["text"] for answer in outputs] == [r["predicted"] for r in records if r["split"] == "test"]
 
 

@@ -163,7 +163,7 @@ def pairs_of(problem: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("problem", slow_after(1, ["single_label", "multi_label", "regression"]))
 def test_a_recipe_with_custom_data_runs_and_answers_new_pairs(problem: str, tmp_path: Path) -> None:
-    from peftlab.runs.inference import answers, of_lines
+    from peftlab.runs.inference import answers, rows_from_lines
 
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in pairs_of(problem)))
@@ -176,7 +176,7 @@ def test_a_recipe_with_custom_data_runs_and_answers_new_pairs(problem: str, tmp_
     records = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     for split, scores in result.metrics.items():
         assert score(loaded.task.metrics, [record for record in records if record["split"] == split]) == scores
-    answer = next(answers(tmp_path / "run", lambda task: of_lines(task, ["a film\tgreat"], "text")))
+    answer = next(answers(tmp_path / "run", lambda task: rows_from_lines(task, ["a film\tgreat"], "text")))
     target = {"single_label": "label", "multi_label": "labels", "regression": "value"}[problem]
     assert {"line", "text", "text_pair", target} <= answer.keys()
 

@@ -216,7 +216,7 @@ TAUGHT, UNTAUGHT, NOTHING = ["B-X", "O"], ["B-Y", "O"], ["O", "O"]
     ("train", "validation", "says"),
     [
         (NOTHING, TAUGHT, "^data: every label of train is 'O': there is nothing to learn$"),
-        (TAUGHT, NOTHING, "^data: entity_f1 is undefined on the validation split's 8 examples, so that no state can"),
+        (TAUGHT, NOTHING, "^data: entity_f1 is undefined on the validation split's 8 examples, so that no best"),
         (TAUGHT, UNTAUGHT, None),
     ],
 )

@@ -110,7 +110,7 @@ def test_where_nothing_is_in_a_layer_it_is_refused(base_of: Load, tmp_path: Path
 
     base = base_of()
     model = Head().apply(base.model, TrainingPlan(optimizer_steps=10, task_type="TOKEN_CLS", head=base.head))
-    with pytest.raises(UserError, match="what is trained here is not in different layers"):
+    with pytest.raises(UserError, match="all trained parameters are in the same layer"):
         rates(Head(), model, 0.9)
     path = tmp_path / "mine.yaml"
     path.write_text(
