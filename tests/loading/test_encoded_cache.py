@@ -143,7 +143,7 @@ def test_what_was_not_used_for_longest_goes_where_all_is_too_much(
     once(rows=rows[:11])
     os.utime(first, (0, 0))
     once(rows=rows[:10])  # used again, so the younger of the two
-    monkeypatch.setattr(encoded_cache, "MOST", int(2.5 * first.stat().st_size))
+    monkeypatch.setattr(encoded_cache, "MAX_BYTES", int(2.5 * first.stat().st_size))
     once(rows=rows[:12])
     assert once.counting.calls == 3
     assert first in set(cache.iterdir())
