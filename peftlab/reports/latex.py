@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from peftlab.reports.document import (
     Block,
@@ -34,10 +34,12 @@ PREAMBLE = (
     r"\usepackage{booktabs,graphicx}",
     r"\setcounter{secnumdepth}{0}",
     # Figures are files next to the document; a missing one leaves no gap.
-    r"\newcommand{\suitefigure}[1]{\IfFileExists{#1.pdf}{\includegraphics[width=.49\linewidth]{#1.pdf}}"
+    r"\newcommand{\suitefigure}[1]{\noindent\IfFileExists{#1.pdf}{\includegraphics[width=.49\linewidth]{#1.pdf}}"
     r"{\IfFileExists{#1.png}{\includegraphics[width=.49\linewidth]{#1.png}}{}}}",
 )
 SECTIONS = (r"\section", r"\subsection")
+ROWS_PER_PAGE = 32
+"""Rows of a table that fit on a page together with a caption of eight lines."""
 
 
 def render(document: Document) -> str:
@@ -77,9 +79,9 @@ def _block(suite: str, block: Block) -> Iterator[str]:
     if isinstance(block, Paragraph):
         yield escape(block.text) + "\n"
     elif isinstance(block, Table):
-        yield _table(suite, block)
+        yield from _table(suite, block)
     elif isinstance(block, Figure):
-        yield f"\\suitefigure{{figures/{block.name}}}\n"
+        yield f"\\suitefigure{{figures/{block.name}}}"
     elif isinstance(block, Footnotes):
         yield r"\noindent"
         for letter, text in block.items:
@@ -92,31 +94,32 @@ def _block(suite: str, block: Block) -> Iterator[str]:
         yield _runs(block)
 
 
-def _table(suite: str, table: Table) -> str:
-    alignment = "".join("r" if column.numeric else "l" for column in table.columns)
+def _table(suite: str, table: Table) -> Iterator[str]:
+    """The table as one float, or as several if it is longer than a page."""
+    label = f"\\label{{tab:{suite}-{table.name}}}"
     caption = " ".join([f"{table.caption}.", *table.explanations])
+    for start in range(0, len(table.rows), ROWS_PER_PAGE):
+        yield from _float(table, table.rows[start : start + ROWS_PER_PAGE], f"\\caption{{{escape(caption)}}}{label}")
+        caption, label = f"{table.caption}, continued.", ""
+
+
+def _float(table: Table, rows: Sequence[TableRow], caption: str) -> Iterator[str]:
+    alignment = "".join("r" if column.numeric else "l" for column in table.columns)
+    yield r"\begin{table}[!ht]"
+    yield r"\centering\footnotesize"
+    yield caption
+    yield r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"  # no wider than the page
+    yield rf"\begin{{tabular}}{{{alignment}}}"
+    yield r"\toprule"
+    yield " & ".join(escape(column.title) for column in table.columns) + r" \\"
+    yield r"\midrule"
     previous = None
-    rows = []
-    for row in table.rows:
-        rows.append(_row(row, repeated=bool(table.filters) and row.cells[0].text == previous))
+    for row in rows:
+        yield _row(row, repeated=bool(table.filters) and row.cells[0].text == previous)
         previous = row.cells[0].text
-    return "\n".join(
-        [
-            r"\begin{table}[!ht]",
-            r"\centering\footnotesize",
-            f"\\caption{{{escape(caption)}}}",
-            f"\\label{{tab:{suite}-{table.name}}}",
-            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",  # no wider than the page
-            rf"\begin{{tabular}}{{{alignment}}}",
-            r"\toprule",
-            " & ".join(escape(column.title) for column in table.columns) + r" \\",
-            r"\midrule",
-            *rows,
-            r"\bottomrule",
-            r"\end{tabular}}",
-            r"\end{table}",
-        ]
-    )
+    yield r"\bottomrule"
+    yield r"\end{tabular}}"
+    yield r"\end{table}"
 
 
 def _row(row: TableRow, *, repeated: bool) -> str:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from peftlab.reports import latex
 from peftlab.reports.analysis import read_analysis
+from peftlab.reports.document import Cell, Column, Document, Section, Table, TableRow
 from tests.reports.example_suite import SUITE, report_of
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -33,6 +35,16 @@ def test_latex_is_balanced_escaped_and_cites_what_the_bibliography_has(
     cited = set(re.findall(r"\\cite\{(.*?)\}", text)[0].split(","))
     assert cited == set(re.findall(r"^@misc\{(.*),$", files["references.bib"], flags=re.M))
     assert {"hu2021lora", "dettmers2023qlora", "benzaken2021bitfit"} <= cited
+
+
+def test_a_table_longer_than_a_page_is_split_with_one_label() -> None:
+    rows = tuple(TableRow((Cell(f"method {number}"),)) for number in range(2 * latex.ROWS_PER_PAGE + 1))
+    table = Table("t", "Scores", (Column("method", numeric=False),), rows)
+    text = latex.render(Document("suite", (), (Section("results", (table,)),)))
+    parts = text.split(r"\begin{table}")[1:]
+    assert [len(re.findall(r"method \d", part)) for part in parts] == [latex.ROWS_PER_PAGE, latex.ROWS_PER_PAGE, 1]
+    assert text.count(r"\label{tab:suite-t}") == 1
+    assert text.count("Scores, continued.") == 2
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None or shutil.which("bibtex") is None, reason="needs a TeX engine")
