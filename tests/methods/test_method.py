@@ -16,15 +16,3 @@ def test_a_methods_settings_import_neither_torch_nor_peft(kind: str) -> None:
     module = METHODS[kind].__module__
     program = f"import sys, {module}; sys.exit(bool({{'torch', 'peft', 'transformers'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
-
-
-# --- IA3 -------------------------------------------------------------------------------------------------------------
-
-
-# --- BitFit ----------------------------------------------------------------------------------------------------------
-
-
-# --- the head alone --------------------------------------------------------------------------------------------------
-
-
-# --- the gate to PEFT ------------------------------------------------------------------------------------------------
