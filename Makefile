@@ -20,7 +20,8 @@
 ##   make test-all             all tests: the whole contract grid and the slow ones
 ##   make test-rest            what test-all runs in addition to test
 ##   make test-night           fault injection with the counts of a night
-##   make schema               docs/recipe.schema.json, from the code
+##   make schema               docs/recipe.schema.json, the JSON schema of recipes for editors
+##   make docs-reference       docs/reference.md, every key with its type, default and meaning
 ##   make docs-reference       docs/reference.md, from the code
 ##   make audit                known vulnerabilities of the pinned dependencies; needs the network
 ##
@@ -102,6 +103,9 @@ check: $(READY)
 
 schema: $(READY)
 	$(BIN)/peftlab schema > docs/recipe.schema.json
+
+docs-reference: $(READY)
+	$(BIN)/peftlab reference > docs/reference.md
 
 docs-reference: $(READY)
 	$(BIN)/peftlab reference > docs/reference.md
