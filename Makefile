@@ -22,7 +22,6 @@
 ##   make test-night           fault injection with the counts of a night
 ##   make schema               docs/recipe.schema.json, the JSON schema of recipes for editors
 ##   make docs-reference       docs/reference.md, every key with its type, default and meaning
-##   make docs-reference       docs/reference.md, from the code
 ##   make audit                known vulnerabilities of the pinned dependencies; needs the network
 ##
 ## PYTHON=python3.12 names the interpreter for .venv. After installation `peftlab --help` lists all commands.
@@ -107,8 +106,6 @@ schema: $(READY)
 docs-reference: $(READY)
 	$(BIN)/peftlab reference > docs/reference.md
 
-docs-reference: $(READY)
-	$(BIN)/peftlab reference > docs/reference.md
 
 # A dependency that the advisories do not list fails too: it was not audited.
 audit:
