@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "extending.md"
 PARTS = ("peftlab", "tests", "recipes", "benchmarks/quick", "pyproject.toml")  # of a checkout, that the commands need
 BLOCK = re.compile(r"^```(?P<language>\w+) ?(?P<path>\S*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-SLOW = ("pytest", "peftlab doctor", "peftlab table")  # these take 5 to 60 s; the others are run by `make test`
+SLOW = ("pytest", "peftlab doctor", "peftlab table", "peftlab verify")  # 5 to 22 s of CPU; the others take at most 1 s
 
 Checkout = Callable[[str], Path]
 
