@@ -197,7 +197,7 @@ def make_probe_model(
 
 
 def make_probe_run(probe: ProbeModel) -> ProbeRun:
-    """Train, evaluate half-way, train on. There is no evaluation before: an evaluation is what may break training.
+    """Train with one evaluation, half-way. None comes before it: an evaluation is what may break training.
 
     Raises what breaks the training before the evaluation; what breaks it later is in the ProbeRun.
     """

@@ -172,11 +172,7 @@ def load_base(
         # The files of a masked language model have no pooler: it is new like the head, so it is part of the head.
         head = (pooler, *head)
         loaded, missing = load()
-    if missing:  # transformers would initialize them at random, with a warning only
-        raise UserError(
-            f"model: {files.source} lacks {len(missing)} of the base's tensors, e.g. {missing[0]!r}, or has them in "
-            "other shapes than its config.json says"
-        )
+    _require_complete(files, missing)
     if device_map is not None:
         dispatch.require_gpus_only(loaded, device_map, files.source)
     elif not quantization.quantizes:
@@ -200,6 +196,15 @@ def _skeleton(files: ModelFiles, task: Task, dropout: float | None) -> tuple[Pre
     if incompatibility is not None:
         raise UserError(f"task: {incompatibility}")
     return config, skeleton
+
+
+def _require_complete(files: ModelFiles, missing: Sequence[str]) -> None:
+    """Raise UserError if tensors are missing: transformers initializes them at random, with a warning only."""
+    if missing:
+        raise UserError(
+            f"model: {files.source} lacks {len(missing)} of the base's tensors, e.g. {missing[0]!r}, or has them in "
+            "other shapes than its config.json says"
+        )
 
 
 def _freeze(model: Any, head: Sequence[str], model_id: str, padding_token: int | None) -> None:

@@ -35,13 +35,15 @@ class Card(Settings):
     """The base model."""
     model_fingerprint: str
     """Digest of the base's files."""
-    task: AnyTask  # bind: it knows its labels
+    task: AnyTask
+    """Bound to the data: it knows the labels."""
     method: AnyMethod
     quantization: AnyQuantization
     precision: Precision
     limit: int
     """Tokens of the longest input."""
-    files: dict[str, str] = Field(default={})  # sha256 of each file beside this one; `save` fills it in
+    files: dict[str, str] = Field(default={})
+    """sha256 of each file next to this one, by name; `save` fills it in."""
     recipe_digest: str
 
 

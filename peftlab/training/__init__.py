@@ -1,1 +1,1 @@
-"""The loop and what it stands on: batches, gradients, the step, what of it is kept, how it ends."""
+"""The training loop and its parts: batches, gradients, checks, checkpoints, callbacks, predictions."""
