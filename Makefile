@@ -106,7 +106,6 @@ schema: $(READY)
 docs-reference: $(READY)
 	$(BIN)/peftlab reference > docs/reference.md
 
-
 # A dependency that the advisories do not list fails too: it was not audited.
 audit:
 	@test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install --quiet pip-audit; }
