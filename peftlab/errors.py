@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 
 def printable(text: str) -> str:
-    r"""What a terminal obeys, as what it shows.
+    r"""Escape control characters, which a terminal would obey.
 
     >>> printable("training.a\x1b[2J\r: unknown key")
     'training.a\\x1b[2J\\r: unknown key'
@@ -17,46 +17,47 @@ def printable(text: str) -> str:
 
 
 class UserError(ValueError):
-    """What a user can mend, said in one line: where, what was found, what was wanted. The command line exits with 2."""
+    """An error that the user can correct. The message is one line: where, what was found, what was expected."""
 
-    code: ClassVar[int] = 2  # of the command line
+    code: ClassVar[int] = 2
+    """Exit code of the command line."""
 
     def __init__(self, message: str) -> None:
-        super().__init__("\n".join(map(printable, message.split("\n"))))  # it may quote whatever a file holds
+        super().__init__("\n".join(map(printable, message.split("\n"))))  # a message may quote any file
 
 
 class DivergedError(UserError):
-    """Training came to a loss or a gradient that is no number."""
+    """The loss or a gradient is NaN or infinite."""
 
     code: ClassVar[int] = 3
 
 
 class OutOfMemoryError(UserError):
-    """Memory ran out. Of several processes it may be one alone that says so."""
+    """Out of memory, perhaps in only one of several processes."""
 
     code: ClassVar[int] = 4
 
 
 class ProcessLostError(UserError):
-    """Another process of the run is gone, or does not answer."""
+    """Another process of the run has ended or does not respond."""
 
     code: ClassVar[int] = 5
 
 
 def first_error(error: ValidationError) -> str:
-    """What pydantic found first, in a line: `cost.tokens: Input should be a valid integer`."""
+    """The first of pydantic's errors on one line: `cost.tokens: Input should be a valid integer`."""
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the known word nearest to `word`, or nothing.
+def nearest(word: str, options: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the option nearest to `word`; "" if none is near.
 
     >>> nearest("lorra", ["lora", "adalora"])
     " (did you mean 'lora'?)"
     >>> nearest("zzz", ["lora"])
     ''
     """
-    spelt = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(word.lower(), list(spelt), n=1, cutoff=0.6)
-    return f" (did you mean {spelt[close[0]]!r}?)" if close else ""
+    spellings = {option.lower(): option for option in options}
+    close = difflib.get_close_matches(word.lower(), list(spellings), n=1, cutoff=0.6)
+    return f" (did you mean {spellings[close[0]]!r}?)" if close else ""

@@ -1,6 +1,7 @@
-"""Recipes: what they hold, and what is said of one that is wrong."""
+"""Recipes: their schema, their files, and the errors in them."""
 
-from peftlab.recipe.errors import bad_input
-from peftlab.recipe.recipe import NAME, Recipe, load_recipe, recipe_schema
+from peftlab.recipe.errors import file_errors
+from peftlab.recipe.load import load_recipe
+from peftlab.recipe.recipe import NAME, Recipe, recipe_schema
 
-__all__ = ["NAME", "Recipe", "bad_input", "load_recipe", "recipe_schema"]
+__all__ = ["NAME", "Recipe", "file_errors", "load_recipe", "recipe_schema"]

@@ -1,10 +1,11 @@
-"""What is wrong with a file that holds a pydantic model, a line a mistake: file, line, key, the nearest right word."""
+"""Error lines for a file that a pydantic model refuses: file, line, key, and the nearest valid word."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,101 +15,127 @@ from pydantic_core import ErrorDetails
 from peftlab.errors import UserError, nearest, printable
 from peftlab.recipe.annotations import annotation_at, annotation_of, components_in, models_in
 from peftlab.recipe.expected import expected
+from peftlab.recipe.synonyms import key_hint, kind_hint
 from peftlab.recipe.yaml_reader import Document, Key
 
-WRONG_FORM = ("model_type", "model_attributes_type", "dict_type", "list_type")  # pydantic's words
+WRONG_TYPE = ("model_type", "model_attributes_type", "dict_type", "list_type")
+"""pydantic's error types for a value that is not even the right container."""
 
 
-def bad_input(
+@dataclass(frozen=True)
+class _Error:
+    """One of pydantic's errors, located in the file."""
+
+    model: type[BaseModel]
+    values: dict[str, Any]
+    details: ErrorDetails
+    key: Key
+    value: Any
+
+    @property
+    def type(self) -> str:
+        return self.details["type"]
+
+
+def file_errors(
     error: ValidationError, model: type[BaseModel], path: Path, document: Document, overridden: Sequence[Key] = ()
 ) -> UserError:
-    """What pydantic found wrong with the file of `path` that holds a `model`."""
-    problems: dict[str, list[str]] = {}  # a key that may be this or that has a complaint from each
-    keys = [_locate(d["loc"], document.values, missing=d["type"] == "missing")[0] for d in error.errors()]
-    for key, details in zip(keys, error.errors(), strict=True):
-        if any(len(other) > len(key) and other[: len(key)] == key for other in keys):
-            continue  # it is one of the sorts that it may be, and what is wrong is inside
-        place, complaint = _problem(path, model, document.values, document.lines, overridden, details)
-        problems.setdefault(place, []).append(complaint)
-    lines = (f"{place}: {', or '.join(dict.fromkeys(problems[place]))}" for place in problems)
+    """The UserError for a file that `model` refuses, one line per key. `overridden` are keys set by --set."""
+    located = [_located(model, document.values, details) for details in error.errors()]
+    messages: dict[str, list[str]] = {}  # a key with several accepted types has one message for each
+    for item in located:
+        if any(len(other.key) > len(item.key) and other.key[: len(item.key)] == item.key for other in located):
+            continue  # the value has an accepted type, and the error is inside it
+        place = f"{_source(item, path, document.lines, overridden)}: {_name(item)}"
+        messages.setdefault(place, []).append(_message(item))
+    lines = (f"{place}: {', or '.join(dict.fromkeys(messages[place]))}" for place in messages)
     return UserError("\n".join(printable(line) for line in lines))
 
 
-def _problem(
-    path: Path,
-    model: type[BaseModel],
-    values: dict[str, Any],
-    lines: Mapping[Key, int],
-    overridden: Sequence[Key],
-    details: ErrorDetails,
-) -> tuple[str, str]:
-    """Where and which key; what was wanted, what was found, the nearest right word."""
-    key, found = _locate(details["loc"], values, missing=details["type"] == "missing")
-    kind, context = details["type"], details.get("ctx", {})
-    if kind == "union_tag_invalid" and isinstance(found, dict):
-        key = (*key, "kind")
-    where = f"{path}:{_line(key, lines)}"
-    for override in overridden:
-        if key[: len(override)] == override or override[: len(key)] == key:
-            where = f"--set {'.'.join(map(str, override))}"
-    place = f"{where}: {'.'.join(map(str, key)) or model.__name__.lower()}"
-    if kind == "extra_forbidden":
-        known = _keys_beside(model, key, values)
-        if key[-1] in known:  # of two sorts of the same part
-            return place, "does not go with the other keys beside it; give one sort's keys or the other's"
-        return place, f"unknown key{nearest(str(key[-1]), known)}; known are {', '.join(known)}"
-    if kind == "missing":
-        return place, "missing"
-    if kind == "union_tag_not_found":
-        return place, f"needs a 'kind', one of {', '.join(components_in(annotation_at(model, key)))}"
-    if kind == "union_tag_invalid":
-        known = list(components_in(annotation_at(model, key[:-1] if isinstance(found, dict) else key)))
-        return place, f"unknown kind {context['tag']!r}{nearest(context['tag'], known)}; known are {', '.join(known)}"
-    if kind == "value_error":
-        return place, str(context["error"])
-    if kind in WRONG_FORM and details["loc"][-1:] == key[-1:]:  # else it is one of several complaints
-        return place, f"{expected(model, key)} was expected, found {_short(found)}"
-    message = details["msg"]
-    if kind == "literal_error":
-        known = re.findall(r"'([^']*)'", context["expected"])
-        message += nearest(str(found.get("kind") if isinstance(found, dict) else found), known)
-    return place, f"{message[0].lower()}{message[1:]}, found {_short(found)}"
-
-
-def _locate(location: Sequence[str | int], values: dict[str, Any], *, missing: bool) -> tuple[Key, Any]:
-    """The key in the file that pydantic's location means: without the names of union members, which are no keys."""
+def _located(model: type[BaseModel], values: dict[str, Any], details: ErrorDetails) -> _Error:
+    """The key of the file at pydantic's location, which also names members of unions."""
     key: list[str | int] = []
-    inner: Any = values
-    for position, part in enumerate(location):
-        if part in inner if isinstance(inner, dict) else isinstance(inner, list) and part in range(len(inner)):
-            inner = inner[part]
-        elif missing and position + 1 == len(location):
-            pass  # a key that is missing
-        else:
+    value: Any = values
+    for position, name in enumerate(details["loc"]):
+        if name in value if isinstance(value, dict) else isinstance(value, list) and name in range(len(value)):
+            value = value[name]
+        elif not (details["type"] == "missing" and position + 1 == len(details["loc"])):
             continue
-        key.append(part)
-    return tuple(key), inner
+        key.append(name)
+    return _Error(model, values, details, tuple(key), value)
 
 
-def _line(key: Key, lines: Mapping[Key, int]) -> int:
+def _names_kind(error: _Error) -> bool:
+    """True if the error is about the `kind` in a mapping."""
+    return error.type == "union_tag_invalid" and isinstance(error.value, dict)
+
+
+def _name(error: _Error) -> str:
+    key = (*error.key, "kind") if _names_kind(error) else error.key
+    return ".".join(map(str, key)) or error.model.__name__.lower()
+
+
+def _source(error: _Error, path: Path, lines: Mapping[Key, int], overridden: Sequence[Key]) -> str:
+    """`file:line`, or the --set that the value came from."""
+    key = (*error.key, "kind") if _names_kind(error) else error.key
+    overrides = [o for o in overridden if key[: len(o)] == o or o[: len(key)] == key]
+    if overrides:
+        return f"--set {'.'.join(map(str, overrides[-1]))}"
     while key and key not in lines:
         key = key[:-1]
-    return lines.get(key, 1)
+    return f"{path}:{lines.get(key, 1)}"
 
 
-def _keys_beside(model: type[BaseModel], key: Key, values: dict[str, Any]) -> list[str]:
-    """The keys that would be right where `key` is wrong."""
+def _message(error: _Error) -> str:
+    """What is wrong, what was expected, and the nearest valid word."""
+    context = error.details.get("ctx", {})
+    match error.type:
+        case "extra_forbidden":
+            return _unknown_key(error)
+        case "missing":
+            return "missing"
+        case "union_tag_not_found":
+            return f"needs a 'kind', one of {', '.join(components_in(annotation_at(error.model, error.key)))}"
+        case "union_tag_invalid":
+            return _unknown_kind(error, context["tag"])
+        case "value_error":
+            return str(context["error"])
+    if error.type in WRONG_TYPE and error.details["loc"][-1:] == error.key[-1:]:  # else one of several messages
+        return f"{expected(error.model, error.key)} was expected, found {_short(error.value)}"
+    message = error.details["msg"]
+    if error.type == "literal_error":
+        word = str(error.value.get("kind") if isinstance(error.value, dict) else error.value)
+        options = re.findall(r"'([^']*)'", context["expected"])
+        message += kind_hint(word, options) or nearest(word, options)
+    return f"{message[0].lower()}{message[1:]}, found {_short(error.value)}"
+
+
+def _unknown_key(error: _Error) -> str:
+    name = str(error.key[-1])
+    valid = _sibling_keys(error.model, error.key, error.values)
+    if name in valid:  # a key of another kind of the same component
+        return "does not belong with the other keys; use the keys of one kind"
+    return f"unknown key{key_hint(name) or nearest(name, valid)}; known are {', '.join(valid)}"
+
+
+def _unknown_kind(error: _Error, kind: str) -> str:
+    kinds = list(components_in(annotation_at(error.model, error.key)))
+    return f"unknown kind {kind!r}{kind_hint(kind, kinds) or nearest(kind, kinds)}; known are {', '.join(kinds)}"
+
+
+def _sibling_keys(model: type[BaseModel], key: Key, values: dict[str, Any]) -> list[str]:
+    """The valid keys of the mapping that contains `key`."""
     annotation: Any = model
     inner: Any = values
-    for part in key[:-1]:
-        inner = inner[part]
-        annotation = annotation_of(annotation, part)
-        members = components_in(annotation)
-        if members:
+    for name in key[:-1]:
+        inner = inner[name]
+        annotation = annotation_of(annotation, name)
+        components = components_in(annotation)
+        if components:
             kind = inner.get("kind") if isinstance(inner, dict) else None
-            annotation = members.get(str(kind)) or annotation
+            annotation = components.get(str(kind)) or annotation
     models = list(models_in(annotation)) or [model]
-    return list(dict.fromkeys(name for found in models for name in found.model_fields))
+    return list(dict.fromkeys(name for candidate in models for name in candidate.model_fields))
 
 
 def _short(value: object) -> str:

@@ -1,29 +1,24 @@
-"""The recipe: what to train, on what, how, as a YAML file says it."""
+"""Schema of a recipe: what to train, on which data, by which method."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr
 
 from peftlab.component import Settings
 from peftlab.data import AnyData, Data
 from peftlab.data.data import SPLITS
 from peftlab.data.examples import Splits
-from peftlab.errors import UserError, nearest, printable
 from peftlab.methods import AnyMethod
 from peftlab.methods.method import MethodContext
 from peftlab.models.model import AnyModel
 from peftlab.quantization import AnyQuantization
 from peftlab.quantization.none import NoQuantization
 from peftlab.recipe.digest import DefaultKey, changed_defaults, completed, digest, with_null_defaults
-from peftlab.recipe.errors import bad_input
 from peftlab.recipe.replay import Replay
-from peftlab.recipe.yaml_reader import Document, Key, read_scalar, read_yaml
 from peftlab.tasks import AnyTask
 from peftlab.training.settings import AnySeeds, Seeds, Training
 
@@ -97,12 +92,12 @@ class Recipe(Settings):
 
     @property
     def learning_rate(self) -> float:
-        """The recipe's, or else the method's own."""
-        given = self.training.learning_rate
-        return self.method.learning_rate if given is None else given
+        """Peak learning rate: the recipe's, or the method's default."""
+        rate = self.training.learning_rate
+        return self.method.learning_rate if rate is None else rate
 
     def rows(self) -> Splits:
-        """All rows, checked; the old ones that are replayed under "replay". Raises UserError if some are bad."""
+        """All checked rows by split; replayed ones are a split named "replay". Raises UserError for bad rows."""
 
         def load(data: Data) -> Splits:
             task = self.task
@@ -117,19 +112,18 @@ class Recipe(Settings):
         new = load(self.data)
         if self.replay is None:
             return new
-        return self.replay.mixed(
-            new, load(self.replay.data), self.task.visible_fields or (*self.task.fields, *self.task.optional_fields)
-        )
+        fields = self.task.visible_fields or (*self.task.fields, *self.task.optional_fields)
+        return self.replay.mix(new, load(self.replay.data), fields)
 
     def incompatible_with(
         self,
         architecture: str | None,
         *,
         sharded: bool = False,
-        zero: int | None = None,
-        spread: bool = False,
+        zero_stage: int | None = None,
+        dispatched: bool = False,
     ) -> str | None:
-        """Why this combination cannot run, as far as can be told before anything loads."""
+        """The reason why this combination cannot run, as far as it is known before anything is loaded, or None."""
         if sharded and (storage := self.quantization.incompatible_with_sharding()) is not None:
             return storage
         reason = self.method.incompatible_with(
@@ -140,71 +134,17 @@ class Recipe(Settings):
                 gradient_checkpointing=self.training.gradient_checkpointing,
                 packed=self.task.packs,
                 sharded=sharded,
-                zero_stage=zero,
-                dispatched=spread,
+                zero_stage=zero_stage,
+                dispatched=dispatched,
             )
         )
         if reason is None and self.training.layer_decay is not None and self.method.positions:
-            return "training.layer_decay: virtual tokens are in no layer; leave it out"
+            return "training.layer_decay: virtual tokens belong to no layer; remove the key"
         return reason
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe; `overrides` are `key.subkey=value`. Raises UserError, one line a mistake."""
-    try:
-        exists = path.exists()
-    except OSError as error:  # e.g. a name of thousands of characters
-        raise UserError(f"{str(path)[:60]}: no such recipe: {error.strerror}") from None
-    if not exists:
-        raise UserError(_no_such_file(path))
-    document = read_yaml(path)
-    values, lines = document.values, dict(document.lines)
-    if "name" not in values and not re.fullmatch(NAME, path.stem):
-        raise UserError(f"{path}:1: name: missing, and the file's own, {path.stem!r}, does not match {NAME}")
-    values.setdefault("name", path.stem)
-    given = [_override(values, override) for override in overrides]
-    try:
-        recipe = Recipe.model_validate_json(json.dumps(values))
-    except ValidationError as error:
-        raise bad_input(error, Recipe, path, Document(values, lines), given) from None
-    reason = recipe.incompatible_with(recipe.model.known_architecture())
-    if reason is not None:
-        raise UserError(f"{path}:{lines.get(('method',), 1)}: method: {reason}")
-    return recipe
-
-
 def recipe_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe file, for editors."""
+    """JSON schema of a recipe file, for editors."""
     schema = Recipe.model_json_schema(mode="validation")
     schema["required"] = [key for key in schema["required"] if key != "name"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "peftlab recipe"}
-
-
-def _no_such_file(path: Path) -> str:
-    near = nearest(path.stem, (p.stem for p in path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
-    return f"{path}: no such recipe{near}"
-
-
-def _override(values: dict[str, Any], override: str) -> Key:
-    """Put `a.b=value` into `values`; return the key."""
-    name, equals, text = override.partition("=")
-    if not equals or not name:
-        raise UserError(f"--set {printable(override)}: key=value was expected, e.g. method.rank=8")
-    *parents, last = name.split(".")
-    inner = values
-    for parent in parents:
-        below = inner.get(parent)
-        if isinstance(below, str):  # the short form of a part, `method: lora`
-            below = {"id" if parent in ("model", "data") else "kind": below}
-        elif below is None:
-            below = {}
-        elif not isinstance(below, dict):
-            raise UserError(f"--set {printable(override)}: {parent!r} is {below!r}, which has no keys")
-        inner[parent] = inner = below
-    if last == "kind":
-        inner.clear()  # another part: the keys of the one in the file are not its own
-    try:
-        inner[last] = read_scalar(text)
-    except ValueError as error:
-        raise UserError(f"--set {printable(override)}: {error}") from None
-    return (*parents, last)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from peftlab.errors import UserError
 from peftlab.recipe.annotations import components_in, models_in
+from peftlab.recipe.json_schema import Node, alternatives, kind_of
 from peftlab.recipe.yaml_reader import read_scalar
 
 ITEM = "NAME"
@@ -85,7 +86,7 @@ def _values(annotation: Any) -> tuple[Any, str]:
     return annotation, ""
 
 
-def type_text(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+def type_text(node: Node, definitions: Node) -> str:
     """The values that a node of a JSON schema admits.
 
     >>> type_text({"type": "number", "minimum": 0, "exclusiveMaximum": 1}, {})
@@ -93,31 +94,15 @@ def type_text(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     >>> type_text({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "null"}]}, {})
     'list of string; or null'
     """
-    members = list(_members(node, definitions))
-    kinds = [_kind(member) for member in members if _kind(member)]
-    texts = [_member_text(member, definitions) for member in members if not _kind(member)]
+    members = list(alternatives(node, definitions))
+    kinds = [kind_of(member) for member in members if kind_of(member)]
+    texts = [_member_text(member, definitions) for member in members if not kind_of(member)]
     if kinds:
         texts.append(f"mapping with `kind`: {', '.join(f'`{kind}`' for kind in kinds)}")
     return "; or ".join(dict.fromkeys(texts))
 
 
-def _members(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The alternatives of a node, references resolved."""
-    if "$ref" in node:
-        yield from _members(definitions[node["$ref"].rpartition("/")[2]], definitions)
-    elif members := node.get("anyOf") or node.get("oneOf"):
-        for member in members:
-            yield from _members(member, definitions)
-    else:
-        yield node
-
-
-def _kind(node: Mapping[str, Any]) -> str | None:
-    kind: str | None = node.get("properties", {}).get("kind", {}).get("const")
-    return kind
-
-
-def _member_text(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+def _member_text(node: Node, definitions: Node) -> str:
     if "const" in node or "enum" in node:
         return " or ".join(f"`{yaml_text(value)}`" for value in node.get("enum", [node.get("const")]))
     name = node.get("type", "any value")
@@ -144,7 +129,7 @@ LIMITS = {
 }
 
 
-def _limits(node: Mapping[str, Any]) -> Iterator[str]:
+def _limits(node: Node) -> Iterator[str]:
     for name, text in LIMITS.items():
         if name in node:
             yield f"{text} {f'`{node[name]}`' if name == 'pattern' else yaml_text(node[name])}"
@@ -159,7 +144,7 @@ def _default(field: FieldInfo) -> str:
     return yaml_text(default)
 
 
-def _example_value(field: FieldInfo, node: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+def _example_value(field: FieldInfo, node: Node, definitions: Node) -> str:
     """The first valid one: an example of the field, one in its docstring, its default, a value of its type."""
     if field.examples:
         return yaml_text(field.examples[0])
@@ -169,7 +154,7 @@ def _example_value(field: FieldInfo, node: Mapping[str, Any], definitions: Mappi
     default = None if field.is_required() else field.get_default(call_default_factory=True)
     if default is not None and not isinstance(default, BaseModel) and default not in ({}, [], (), ""):
         return yaml_text(default)
-    return _sample(next(_members(node, definitions)))
+    return _sample(next(alternatives(node, definitions)))
 
 
 def _is_valid(text: str, field: FieldInfo) -> bool:
@@ -180,10 +165,10 @@ def _is_valid(text: str, field: FieldInfo) -> bool:
     return True
 
 
-def _sample(node: Mapping[str, Any]) -> str:
+def _sample(node: Node) -> str:
     if "const" in node or "enum" in node:
         return yaml_text(node.get("enum", [node.get("const")])[0])
-    if kind := _kind(node):
+    if kind := kind_of(node):
         return kind
     name = node.get("type", "")
     if name == "integer":

@@ -1,4 +1,4 @@
-"""Replay (Robins, 1995): examples of old data among the new ones, so that a model does not forget the old."""
+"""Replay (Robins, 1995): training on examples of old data as well, so that the model does not forget it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ class Replay(Settings):
     share: float = Field(0.2, gt=0, lt=1)
     """Fraction of all training examples that are old ones; less if the old data has too few."""
 
-    def mixed(self, new: Splits, old: Splits, given: Sequence[str]) -> Splits:
-        """`new` with a fourth split, "replay". What `new` is validated or tested on is never replayed."""
-        tested = input_hashes((row for split in SPLITS[1:] for row in new.rows[split]), given)
-        rows = [row for row in old.rows["train"] if input_hash(row, given) not in tested]
-        count = replayed(len(new.rows["train"]), self.share)
+    def mix(self, new: Splits, old: Splits, fields: Sequence[str]) -> Splits:
+        """Return `new` with a fourth split "replay", without rows that occur in validation or test.
+
+        Rows that agree in `fields` are the same.
+        """
+        held_out = input_hashes((row for split in SPLITS[1:] for row in new.rows[split]), fields)
+        rows = [row for row in old.rows["train"] if input_hash(row, fields) not in held_out]
+        count = replay_count(len(new.rows["train"]), self.share)
         mixed = new.rows | {"replay": [rows[i] for i in sample(rows, count, seed=self.data.split_seed)]}
         return dataclasses.replace(
             new,
@@ -38,10 +41,10 @@ class Replay(Settings):
         )
 
 
-def replayed(new: int, share: float) -> int:
-    """How many old examples are `share` of all, beside `new` ones.
+def replay_count(new: int, share: float) -> int:
+    """Number of old examples that, together with `new` ones, are `share` of all.
 
-    >>> replayed(80, 0.2)
+    >>> replay_count(80, 0.2)
     20
     """
     return round(new * share / (1 - share))

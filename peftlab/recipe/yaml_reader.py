@@ -1,4 +1,4 @@
-"""YAML with a line for every key: safe, bounded, and refusing whatever a person did not mean."""
+"""Safe and bounded YAML reader that records the line of every key."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import yaml
 
 from peftlab.errors import UserError
 
-LARGEST_FILE = 256 * 1024  # bytes
-DEEPEST = 32  # levels of nesting
+MAX_FILE_BYTES = 256 * 1024
+MAX_DEPTH = 32  # levels of nesting
 
 Key = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
 class Document:
-    """Values as read, and the 1-based line of each key: `lines[("method", "rank")]`."""
+    """The values of a file, and the 1-based line of each key: `lines[("method", "rank")]`."""
 
     values: dict[str, Any]
     lines: dict[Key, int]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars: `1e-4` is a number, `no` and `on` are strings, dates are strings."""
+    """Loader with the scalars of YAML 1.2: `1e-4` is a number; `no`, `on` and dates are strings."""
 
 
 _DIGITS = r"[0-9][0-9_]*"
@@ -43,14 +43,14 @@ for _tag, _pattern, _first in (
 
 
 def read_yaml(path: Path) -> Document:
-    """Read a mapping from a file. Raises UserError with one line, `file:line: what is wrong`."""
+    """Read a mapping from a file. Raises UserError with one line, `file:line: message`."""
     try:
         with path.open("rb") as file:
-            raw = file.read(LARGEST_FILE + 1)
+            raw = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(raw) > LARGEST_FILE:
-        raise UserError(f"{path}: too long for a recipe: more than {LARGEST_FILE} bytes")
+    if len(raw) > MAX_FILE_BYTES:
+        raise UserError(f"{path}: too long: more than {MAX_FILE_BYTES} bytes")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -71,7 +71,7 @@ def read_yaml(path: Path) -> Document:
 
 
 def read_scalar(text: str) -> Any:
-    """One value as a recipe would read it, for `--set key=value`. Raises UserError if it is not YAML.
+    """Read one YAML value, as for `--set key=value`. Raises UserError if it is not YAML.
 
     >>> read_scalar("3e-4"), read_scalar("no"), read_scalar("[q, v]"), read_scalar("")
     (0.0003, 'no', ['q', 'v'], None)
@@ -88,7 +88,7 @@ def read_scalar(text: str) -> Any:
 def _document(text: str, name: str) -> Document:
     loader = _Loader(text)
     try:
-        _refuse_bombs(loader, name)
+        _check_events(loader, name)
     finally:
         loader.dispose()
     loader = _Loader(text)
@@ -103,19 +103,19 @@ def _document(text: str, name: str) -> Document:
     return Document(values, lines)
 
 
-def _refuse_bombs(loader: yaml.SafeLoader, name: str) -> None:
-    """Aliases can grow without bound, depth can exhaust the stack: both show in the events, before any node is."""
+def _check_events(loader: yaml.SafeLoader, name: str) -> None:
+    """Refuse aliases, which can expand without bound, and deep nesting, which can exhaust the stack, before parsing."""
     depth = 0
     while loader.check_event():
         event = loader.get_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise UserError(f"{name}:{line}: anchors and aliases are not allowed in a recipe; write the value out")
+            raise UserError(f"{name}:{line}: anchors and aliases are not allowed; write the value out")
         if getattr(event, "tag", None):
-            raise UserError(f"{name}:{line}: the tag {event.tag!r} is not allowed in a recipe")
+            raise UserError(f"{name}:{line}: the tag {event.tag!r} is not allowed")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise UserError(f"{name}:{line}: nested deeper than {DEEPEST} levels")
+        if depth > MAX_DEPTH:
+            raise UserError(f"{name}:{line}: nested deeper than {MAX_DEPTH} levels")
 
 
 def _value(loader: yaml.SafeLoader, node: yaml.Node, key: Key, lines: dict[Key, int], name: str) -> Any:
@@ -132,11 +132,11 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node, key: Key, lines: dict[Key, 
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
-            raise UserError(f"{name}:{line}: a key must be a word")
+            raise UserError(f"{name}:{line}: a key must be a scalar")
         word = str(key_node.value)
         if word in values:
             first = lines[(*key, word)]
-            raise UserError(f"{name}:{line}: the key {word!r} stands twice (first on line {first})")
+            raise UserError(f"{name}:{line}: duplicate key {word!r} (first on line {first})")
         lines[(*key, word)] = line
         values[word] = _value(loader, value_node, (*key, word), lines, name)
     return values

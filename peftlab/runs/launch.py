@@ -126,11 +126,11 @@ def _check_supported(
         if reason is not None:
             raise UserError(f"FSDP: {reason}; {ddp}")
     if zero is not None:
-        reason = recipe.incompatible_with(architecture, sharded=zero.stage == 3, zero=zero.stage)
+        reason = recipe.incompatible_with(architecture, sharded=zero.stage == 3, zero_stage=zero.stage)
         if reason is not None:
             raise UserError(f"DeepSpeed: {reason}; {ddp}")
     if device_map is not None:
-        reason = recipe.incompatible_with(architecture, spread=True)
+        reason = recipe.incompatible_with(architecture, dispatched=True)
         if reason is not None:
             raise UserError(f"--device-map {device_map}: {reason}; leave it out")
 

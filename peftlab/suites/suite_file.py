@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from peftlab.errors import UserError, nearest
-from peftlab.recipe import bad_input
+from peftlab.recipe import file_errors
 from peftlab.recipe.yaml_reader import Document, read_yaml
 from peftlab.suites.sizes import Size, read_sizes
 from peftlab.suites.suite import Suite
@@ -36,7 +36,7 @@ def load_suite(path: Path, *, matched: bool = True) -> Suite:
     try:
         suite = Suite.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise bad_input(error, Suite, file, Document(values, document.lines)) from None
+        raise file_errors(error, Suite, file, Document(values, document.lines)) from None
     for row in suite.rows():
         try:
             suite.example(row)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from peftlab.errors import UserError
-from peftlab.recipe.yaml_reader import LARGEST_FILE, read_scalar, read_yaml
+from peftlab.recipe.yaml_reader import MAX_FILE_BYTES, read_scalar, read_yaml
 
 
 def read(folder: Path, content: str | bytes) -> dict[str, object]:
@@ -37,8 +37,8 @@ def test_each_key_has_its_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "line", "says"),
     [
-        ("a: 1\nb: 2\na: 3\n", 3, "'a' stands twice (first on line 1)"),
-        ("a:\n  b: 1\n  b: 2\n", 3, "'b' stands twice (first on line 2)"),
+        ("a: 1\nb: 2\na: 3\n", 3, "duplicate key 'a' (first on line 1)"),
+        ("a:\n  b: 1\n  b: 2\n", 3, "duplicate key 'b' (first on line 2)"),
         ("a:\n\tb: 1\n", 2, "tab"),
         (b"a: 1\nb: \xff\n", 2, "not UTF-8: byte 0xff"),
         ("a: 1\nb: \x07\n", 2, "#x0007"),
@@ -51,7 +51,7 @@ def test_each_key_has_its_line(tmp_path: Path) -> None:
         ("a: b: c", 1, "mapping values are not allowed"),
         ("- 1\n- 2", 1, "a mapping of keys to values"),
         ("", 1, "a mapping of keys to values"),
-        ("[a]: 1", 1, "a key must be a word"),
+        ("[a]: 1", 1, "a key must be a scalar"),
         ("a: 1\n---\nb: 2", 2, "single document"),
     ],
 )
@@ -64,8 +64,8 @@ def test_what_is_refused_says_where(tmp_path: Path, content: str | bytes, line: 
 
 
 def test_a_file_that_is_no_recipe_is_not_read_whole(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="too long for a recipe"):
-        read(tmp_path, b"a" * (LARGEST_FILE + 1))
+    with pytest.raises(UserError, match="too long: more than"):
+        read(tmp_path, b"a" * (MAX_FILE_BYTES + 1))
 
 
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:

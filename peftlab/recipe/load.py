@@ -1,0 +1,70 @@
+"""A recipe from its YAML file, with overrides from the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from peftlab.errors import UserError, nearest, printable
+from peftlab.recipe.errors import file_errors
+from peftlab.recipe.recipe import NAME, Recipe
+from peftlab.recipe.yaml_reader import Document, Key, read_scalar, read_yaml
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and validate a recipe. `overrides` are `key.subkey=value`. Raises UserError with one line per error."""
+    try:
+        exists = path.exists()
+    except OSError as error:  # e.g. a name of thousands of characters
+        raise UserError(f"{str(path)[:60]}: no such recipe: {error.strerror}") from None
+    if not exists:
+        raise UserError(_no_such_file(path))
+    document = read_yaml(path)
+    values, lines = document.values, dict(document.lines)
+    if "name" not in values and not re.fullmatch(NAME, path.stem):
+        raise UserError(f"{path}:1: name: missing, and the file's own, {path.stem!r}, does not match {NAME}")
+    values.setdefault("name", path.stem)
+    overridden = [_override(values, override) for override in overrides]
+    try:
+        recipe = Recipe.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise file_errors(error, Recipe, path, Document(values, lines), overridden) from None
+    reason = recipe.incompatible_with(recipe.model.known_architecture())
+    if reason is not None:
+        raise UserError(f"{path}:{lines.get(('method',), 1)}: method: {reason}")
+    return recipe
+
+
+def _no_such_file(path: Path) -> str:
+    others = [other.stem for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    return f"{path}: no such recipe{nearest(path.stem, others)}"
+
+
+def _override(values: dict[str, Any], override: str) -> Key:
+    """Apply `a.b=value` to `values` and return its key."""
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise UserError(f"--set {printable(override)}: key=value was expected, e.g. method.rank=8")
+    *parents, last = name.split(".")
+    inner = values
+    for parent in parents:
+        section = inner.get(parent)
+        if isinstance(section, str):  # the short form of a component, `method: lora`
+            section = {"id" if parent in ("model", "data") else "kind": section}
+        elif section is None:
+            section = {}
+        elif not isinstance(section, dict):
+            raise UserError(f"--set {printable(override)}: {parent!r} is {section!r}, which has no keys")
+        inner[parent] = inner = section
+    if last == "kind":
+        inner.clear()  # another component, with keys of its own
+    try:
+        inner[last] = read_scalar(text)
+    except ValueError as error:
+        raise UserError(f"--set {printable(override)}: {error}") from None
+    return (*parents, last)

@@ -1,0 +1,50 @@
+"""Error lines: names of other libraries lead to the recipe's own."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from peftlab.methods import METHODS
+from peftlab.quantization import QUANTIZATIONS
+from peftlab.recipe import Recipe, load_recipe
+from peftlab.recipe.reference import entries
+from peftlab.recipe.synonyms import KEYS, KINDS
+from peftlab.tasks import TASKS
+from tests.recipe.test_recipe import GOOD, complaint, write
+
+DOTTED = re.compile(r"\b(training|task|method|model|data)\.\w+|\bseeds\b")
+
+
+def test_every_key_of_another_library_leads_to_a_key_that_exists() -> None:
+    valid = {entry.key for entry in entries(Recipe)}
+    named = {name: DOTTED.search(advice) for name, advice in KEYS.items() if "quantization" not in advice}
+    assert {name for name, key in named.items() if key is None} == {"output_dir", "modules_to_save"}
+    assert [name for name, key in named.items() if key is not None and key.group() not in valid] == []
+
+
+def test_every_other_name_of_a_kind_leads_to_a_kind_that_exists(tmp_path: Path) -> None:
+    for word, (kind, text) in KINDS.items():
+        assert word not in {**TASKS, **METHODS, **QUANTIZATIONS}
+        assert kind in {**TASKS, **METHODS, **QUANTIZATIONS}, word
+        if kind in METHODS:
+            recipe = GOOD.replace("method:\n  kind: lora\n  rank: 8", f"method: {text.partition(', with')[0]}")
+            assert load_recipe(write(tmp_path, recipe)).method.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("  epochs: 1", "  eval_steps: 50", "training.eval_steps: unknown key (use training.evaluate_every); known"),
+        ("  epochs: 1", "  batch_size: 8", "training.batch_size: unknown key (use training.batch_examples, "),
+        ("  rank: 8", "  lora_alpha: 16", "method.lora_alpha: unknown key (use method.alpha); known are"),
+        ("  kind: lora\n  rank: 8", "  kind: qlora", "unknown kind 'qlora' (use lora, with quantization: nf4); known"),
+        ("token_classification", "text-classification", "unknown kind 'text-classification' (use sequence_classific"),
+        ("training:", "quantization: int4\ntraining:", "unknown kind 'int4' (use nf4); known are"),
+    ],
+)
+def test_a_name_of_another_library_is_answered_with_the_recipes_own(
+    tmp_path: Path, old: str, new: str, says: str
+) -> None:
+    assert old in GOOD
+    assert says in complaint(tmp_path, GOOD.replace(old, new))
