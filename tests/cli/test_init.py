@@ -44,7 +44,7 @@ def test_task_and_columns_are_guessed_and_the_recipe_is_valid(folder: Path, monk
     assert [path.name for path in sorted(folder.iterdir())] == ["My rows.jsonl", "lora-my-rows.yaml"]
 
 
-def test_flags_say_what_is_not_to_be_guessed(folder: Path) -> None:
+def test_options_replace_guesses(folder: Path) -> None:
     words = ["--task", "token_classification", "--model", "someone/a-bert", "--method", "bitfit", "--name", "first"]
     assert init(folder, *words, "--output", "deep/there.yaml").returncode == 0
     text = (folder / "deep" / "there.yaml").read_text()
@@ -53,7 +53,7 @@ def test_flags_say_what_is_not_to_be_guessed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("odd", [{"text": "x y"}, {"text": "x y", "mood": None}, {"text": None, "mood": "good"}])
-def test_a_bad_row_makes_no_language_model_of_labelled_texts(folder: Path, odd: dict[str, Any]) -> None:
+def test_a_bad_row_does_not_turn_labeled_texts_into_a_language_model(folder: Path, odd: dict[str, Any]) -> None:
     rows = [{"text": f"text {i}", "mood": ("good", "bad")[i % 2], "id": i} for i in range(30)]
     (folder / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, odd]))
     done = peftlab("init", "--train", "odd.jsonl", folder=folder)
@@ -62,7 +62,7 @@ def test_a_bad_row_makes_no_language_model_of_labelled_texts(folder: Path, odd: 
     assert "task: sequence_classification" in (folder / "lora-odd.yaml").read_text()
 
 
-def test_what_is_not_used_and_what_cannot_be_learnt_is_said(folder: Path) -> None:
+def test_unused_columns_and_untrainable_rows_are_reported(folder: Path) -> None:
     rows = [{"text": f"text {i}", "mood": i % 2 == 0, "id": f"id{i}"} for i in range(30)]
     (folder / "a b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = peftlab("init", "--train", "a b.jsonl", "--output", "a b.yaml", folder=folder)
@@ -73,7 +73,7 @@ def test_what_is_not_used_and_what_cannot_be_learnt_is_said(folder: Path) -> Non
     assert "written, but it will not run yet:\ndata: every label is 'good': there is nothing to learn" in said
 
 
-def test_a_recipe_is_not_overwritten_unless_it_is_said(folder: Path) -> None:
+def test_a_recipe_is_not_overwritten_without_force(folder: Path) -> None:
     (folder / "lora-my-rows.yaml").write_text("precious")
     line = refused("init", "--train", "My rows.jsonl", folder=folder)
     assert line == "lora-my-rows.yaml: is there already; --force overwrites it"
@@ -103,14 +103,14 @@ def test_a_recipe_is_not_overwritten_unless_it_is_said(folder: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_one_line_and_nothing_is_written(folder: Path, words: list[str], says: str) -> None:
+def test_a_mistake_is_one_line_and_writes_nothing(folder: Path, words: list[str], says: str) -> None:
     (folder / "broken.jsonl").write_text("{\n")
     (folder / "numbers.jsonl").write_text('{"a": 1, "b": 2}\n')
     assert says in refused("init", *words, folder=folder)
     assert list(folder.rglob("*.yaml")) == []
 
 
-def test_bad_rows_are_said_but_are_no_obstacle(folder: Path) -> None:
+def test_bad_rows_are_reported_and_the_recipe_is_written(folder: Path) -> None:
     with (folder / "My rows.jsonl").open("a") as file:
         file.write('{"words": ["a", "b"], "ner": ["O"]}\n')
     done = init(folder)
@@ -121,7 +121,7 @@ def test_bad_rows_are_said_but_are_no_obstacle(folder: Path) -> None:
     ]
 
 
-def test_a_person_is_asked_for_what_is_not_given(folder: Path) -> None:
+def test_missing_options_are_prompted_for_in_a_terminal(folder: Path) -> None:
     master, terminal = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "peftlab", "init"], cwd=folder, stdin=terminal, stdout=subprocess.PIPE, text=True
@@ -208,7 +208,7 @@ def fit(**columns: Any) -> first_recipe.Fit:
         ),
     ],
 )  # fmt: skip
-def test_rows_say_task_settings_and_columns(
+def test_rows_determine_task_settings_and_columns(
     columns: dict[str, Any], kind: str, settings: dict[str, Any], mapping: dict[str, str]
 ) -> None:
     found = fit(**columns)
@@ -216,7 +216,7 @@ def test_rows_say_task_settings_and_columns(
     assert (found.kind, found.settings, renamed) == (kind, settings, mapping)
 
 
-def test_what_is_given_comes_first_and_what_fits_nothing_is_said() -> None:
+def test_options_come_first_and_unmatched_rows_are_an_error() -> None:
     row = Row("mine:1", {"x": "fine", "y": "glad", "z": "b"})
     assert first_recipe.choose([row], {"text": "x", "label": "y"}, "sequence_classification").columns == {
         "text": "x", "label": "y"
@@ -227,14 +227,14 @@ def test_what_is_given_comes_first_and_what_fits_nothing_is_said() -> None:
         first_recipe.choose([row], {"tokens": "x"}, None)
 
 
-def test_what_may_be_two_tasks_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ambiguous_rows_are_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TASKS, "others", TASKS["sequence_classification"])
     with pytest.raises(UserError, match="which may be sequence_classification, others; --task says which"):
         fit(text="fine", label="glad")
     assert first_recipe.choose([Row("mine:1", {"text": "fine", "label": "b"})], {}, "others").kind == "others"
 
 
-def test_a_made_recipe_of_each_sort_of_rows_is_valid(tmp_path: Path) -> None:
+def test_a_generated_recipe_of_each_kind_of_rows_is_valid(tmp_path: Path) -> None:
     table = tmp_path / "mine.csv"
     table.write_text("review,mood\n" + "".join(f"text {i},{'good' if i % 2 else 'bad'}\n" for i in range(90)))
     done = peftlab("init", "--train", "mine.csv", folder=tmp_path)
@@ -243,7 +243,7 @@ def test_a_made_recipe_of_each_sort_of_rows_is_valid(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("count", "problem"), [(2, "single_label"), (30, "regression")])
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])
-def test_few_whole_numbers_with_a_point_are_classes_and_it_is_said(
+def test_few_integral_floats_are_classes_and_this_is_reported(
     ending: str, count: int, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [{"text": f"line {i}", "label": float(i % count)} for i in range(90)]
@@ -256,13 +256,13 @@ def test_few_whole_numbers_with_a_point_are_classes_and_it_is_said(
     assert recipe.task.model_dump()["problem"] == problem
 
 
-def test_tags_that_may_be_entities_of_no_known_scheme_are_said_to_be(tmp_path: Path) -> None:
+def test_tags_of_an_unknown_scheme_are_reported(tmp_path: Path) -> None:
     (tmp_path / "mine.conll").write_text("".join(f"Ada PER\nmet O\nNo{i} O\n\n" for i in range(60)))
     done = peftlab("init", "--train", "mine.conll", folder=tmp_path)
     assert "whole entities need tags B-x and I-x" in done.stdout
 
 
-def test_a_made_recipe_of_choices_is_valid(tmp_path: Path) -> None:
+def test_a_generated_recipe_of_choices_is_valid(tmp_path: Path) -> None:
     rows = [{"question": f"Is it {i}?", "choices": [f"yes, {i}", "no"], "answer": "AB"[i % 2]} for i in range(90)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = peftlab("init", "--train", "mine.jsonl", folder=tmp_path)
@@ -279,7 +279,7 @@ def test_a_made_recipe_of_choices_is_valid(tmp_path: Path) -> None:
         ("plain", "NN NN VB NN"),
     ],
 )
-def test_the_scheme_of_tags_is_recognised_though_a_row_is_bad_and_most_have_no_entity(scheme: str, tags: str) -> None:
+def test_the_scheme_of_tags_is_recognized_despite_bad_and_empty_rows(scheme: str, tags: str) -> None:
     rows = [Row(f"mine:{i}", {"tokens": list("abcd"), "tags": tags.split()}) for i in range(30)]
     rows += [Row("mine:31", {"tokens": list("abcd"), "tags": ["O"] * 4})] * (0 if scheme == "plain" else 60)
     rows += [Row("mine:92", {"tokens": list("abcd"), "tags": ["O", "I-PER", "E-PER", ""]})]
@@ -296,7 +296,7 @@ def test_the_scheme_of_tags_is_recognised_though_a_row_is_bad_and_most_have_no_e
         (["0.0", "1.0", "2.0"], "single_label"),
     ],
 )
-def test_a_table_of_text_holds_numbers_too(scores: list[str], problem: str, tmp_path: Path) -> None:
+def test_numbers_in_a_text_table_are_recognized(scores: list[str], problem: str, tmp_path: Path) -> None:
     (tmp_path / "mine.tsv").write_text("text\tscore\n" + "".join(f"line {i}\t{scores[i % 3]}\n" for i in range(90)))
     done = peftlab("init", "--train", "mine.tsv", folder=tmp_path)
     assert done.stdout.startswith("lora-mine.yaml: sequence_classification, lora; rows: ")

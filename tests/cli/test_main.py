@@ -31,7 +31,7 @@ def peftlab(*words: str | Path, folder: Path = ROOT, **environment: str) -> subp
 
 
 def refused(*words: str | Path, folder: Path = ROOT, **environment: str) -> str:
-    """The one line of a refusal."""
+    """The one line that a command with exit code 2 prints."""
     done = peftlab(*words, folder=folder, **environment)
     assert done.returncode == 2, done.stderr
     return only_line(done.stderr)
@@ -53,7 +53,7 @@ def only_line(stderr: str) -> str:
 @pytest.mark.parametrize(
     "words", [["--help"], ["list"], ["schema"], ["validate", "recipes/lora-ner.yaml"]], ids=" ".join
 )
-def test_what_trains_nothing_imports_nothing_heavy(words: list[str]) -> None:
+def test_a_command_that_does_not_train_imports_no_heavy_library(words: list[str]) -> None:
     code = f"""
 import sys
 sys.argv = ["peftlab", *{words!r}]
@@ -69,14 +69,14 @@ assert not heavy, heavy
     assert done.returncode == 0, done.stderr
 
 
-def test_list_shows_every_part_and_what_is_cached(tmp_path: Path) -> None:
+def test_list_shows_every_component_and_what_is_cached(tmp_path: Path) -> None:
     shown = peftlab("list").stdout
     for word in ("lora-ner", "qlora-ner", "full", "nf4", "token_classification", "entity_f1", "eriktks/conll2003"):
         assert word in shown
     assert "83.5 MB to fetch" in peftlab("list", PEFTLAB_CACHE=str(tmp_path)).stdout
 
 
-def test_validate_checks_every_file_and_names_the_wrong_ones(recipe_file: Path) -> None:
+def test_validate_checks_every_file_and_reports_the_invalid_ones(recipe_file: Path) -> None:
     wrong = recipe_file.with_name("wrong.yaml")
     wrong.write_text(recipe_file.read_text().replace("rank: 4", "rnak: 4"))
     done = peftlab("validate", recipe_file, wrong, recipe_file)
@@ -88,7 +88,7 @@ def test_validate_checks_every_file_and_names_the_wrong_ones(recipe_file: Path) 
 KEYS = "known are kind, rank, alpha, dropout, targets, rank_stabilized, weight_decomposed, initialization, b_rate_ratio"
 
 
-def test_an_interrupt_while_peftlab_imports_is_no_traceback() -> None:
+def test_an_interrupt_during_imports_prints_no_traceback() -> None:
     slow = """
 import os, signal, sys
 
@@ -104,7 +104,7 @@ import peftlab.__main__
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
-def test_a_reader_that_has_enough_is_no_mistake() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     """`peftlab schema | head`"""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = subprocess.Popen([sys.executable, "-m", "peftlab", "schema"], cwd=ROOT, **pipes)
@@ -115,18 +115,18 @@ def test_a_reader_that_has_enough_is_no_mistake() -> None:
     assert command.wait() == 1
 
 
-def test_a_misspelt_recipe_is_one_line(tmp_path: Path) -> None:
+def test_a_misspelled_recipe_is_one_line(tmp_path: Path) -> None:
     assert (
         refused("run", "recipes/lora-nerr.yaml") == "recipes/lora-nerr.yaml: no such recipe (did you mean 'lora-ner'?)"
     )
 
 
-def test_a_dry_run_writes_nothing_whatever_else_is_asked(tmp_path: Path) -> None:
+def test_a_dry_run_refuses_options_that_write(tmp_path: Path) -> None:
     line = refused("bench", "benchmarks/quick", "--dry-run", "--adopt", tmp_path)
     assert line == "--dry-run and --adopt: use one at a time"
 
 
-def test_a_process_timeout_without_end_is_refused(recipe_file: Path) -> None:
+def test_an_infinite_process_timeout_is_refused(recipe_file: Path) -> None:
     done = peftlab("run", recipe_file, "--process-timeout", "inf")
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert "Invalid value for '--process-timeout'" in done.stderr
@@ -156,7 +156,7 @@ def test_an_unknown_model_is_one_line_with_the_nearest_known_one(
     assert "(did you mean 'sentence-transformers/all-MiniLM-L6-v2'?)" in line
 
 
-def test_predict_on_what_is_no_run_is_one_line(server: Server, tmp_path: Path) -> None:
+def test_predict_without_a_run_is_one_line(server: Server, tmp_path: Path) -> None:
     assert "no tuned model here" in refused_by(server, "predict", tmp_path, "some text")
 
 
@@ -171,7 +171,7 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Comp
     return peftlab("run", "mine.yaml", "--set", "quantization=nf4", folder=folder, **nowhere), folder
 
 
-def test_a_piped_run_prints_plain_lines_and_no_library_says_a_word(
+def test_a_piped_run_prints_plain_lines_and_no_library_output(
     first_run: tuple[subprocess.CompletedProcess[str], Path],
 ) -> None:
     done, _ = first_run
@@ -214,7 +214,7 @@ def test_force_runs_again(server: Server, first_run: tuple[subprocess.CompletedP
     assert visible == [result.parent.name]
 
 
-def test_changed_data_are_not_taken_for_the_old(server: Server, tmp_path: Path) -> None:
+def test_changed_data_do_not_reuse_an_old_result(server: Server, tmp_path: Path) -> None:
     rows = [{"tokens": ["12", "Main", f"S{i}"], "labels": ["B-N", "B-S", "I-S"]} for i in range(60)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "mine.yaml").write_text(
@@ -307,7 +307,7 @@ def test_predict_reads_a_file_of_rows_as_training_does(
         ('{"tokens": ["a"]}\n{"tokens"', "rows.jsonl:2: not JSON"),
     ],
 )
-def test_rows_that_cannot_be_asked_are_one_line(
+def test_invalid_rows_are_one_line(
     first_run: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path, server: Server, content: str, says: str
 ) -> None:
     (run,) = first_run[1].glob("runs/mine/[!.]*")
@@ -317,7 +317,7 @@ def test_rows_that_cannot_be_asked_are_one_line(
     assert says in done.err
 
 
-def test_a_text_longer_than_a_file_name_may_be_is_a_text() -> None:
+def test_a_text_longer_than_a_file_name_is_read_as_text() -> None:
     question = json.dumps({"question": "Where?", "context": "It rained. " * 60})
     assert given_texts(question) == ([question], "text")
     assert given_texts("word" * 100) == (["word" * 100], "text")

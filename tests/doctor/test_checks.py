@@ -64,14 +64,14 @@ def red(check: Check) -> str:
 
 
 class Broken(Lora):
-    """A LoRA to break. Each subclass takes out one promise."""
+    """A LoRA to break; each subclass violates one requirement."""
 
     kind: Literal["lora"] = "lora"
     rank: int = 4
 
 
 class Forgetful(nn.Module):
-    """A layer as bitsandbytes' 4-bit one on some CPUs: once evaluated, it has no backward any more."""
+    """A layer like bitsandbytes' 4-bit one on some CPUs: after an evaluation it has no backward pass."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -102,13 +102,13 @@ def lora_b(model: nn.Module) -> nn.Module:
         ],
     ),
 )
-def test_a_good_recipe_has_no_red_check(method: str, settings: dict[str, Any]) -> None:
+def test_a_valid_recipe_passes_every_check(method: str, settings: dict[str, Any]) -> None:
     found = list(examine(recipe(METHODS[method](), **settings), CPU))
     assert [check for check in found if check.ok is False] == []
     assert len(found) == 4 + len(checks.ALL)
 
 
-def test_a_combination_that_breaks_is_one_red_line_with_what_was_raised() -> None:
+def test_an_exception_is_one_failed_check_with_its_message() -> None:
     class Raises(Broken):
         def apply(self, model: Any, plan: TrainingPlan) -> Any:
             wrapped = super().apply(model, plan)
@@ -120,7 +120,7 @@ def test_a_combination_that_breaks_is_one_red_line_with_what_was_raised() -> Non
     assert all(check.detail.startswith("RuntimeError: ") for check in bad)
 
 
-def test_a_method_that_attaches_nothing_is_seen(make_probe: Callable[..., ProbeModel]) -> None:
+def test_a_method_that_attaches_nothing_is_detected(make_probe: Callable[..., ProbeModel]) -> None:
     probe = make_probe()
     base = probe.base()
     base.model.classifier.requires_grad_(True)
@@ -129,14 +129,14 @@ def test_a_method_that_attaches_nothing_is_seen(make_probe: Callable[..., ProbeM
     red(diagnosis.check_parameters(base.model, base))
 
 
-def test_attached_says_where_and_parameters_how_many(make_probe: Callable[..., ProbeModel]) -> None:
+def test_attached_and_parameters_report_names_and_counts(make_probe: Callable[..., ProbeModel]) -> None:
     probe = make_probe(Lora(rank=4, targets=["query"]))
     base, model = probe.attached()
     assert diagnosis.check_attached(probe, model, base).detail == "attention.self.query x2"
     assert diagnosis.check_parameters(model, base).detail.startswith("1,024 of the method, 195 of the head, ")
 
 
-def test_a_method_that_does_not_start_from_the_base_is_seen(make_probe: Callable[..., ProbeModel]) -> None:
+def test_a_method_that_does_not_start_from_the_base_is_detected(make_probe: Callable[..., ProbeModel]) -> None:
     class Starts(Broken):
         def apply(self, model: Any, plan: TrainingPlan) -> Any:
             wrapped = super().apply(model, plan)
@@ -147,14 +147,14 @@ def test_a_method_that_does_not_start_from_the_base_is_seen(make_probe: Callable
     assert "from the base's" in red(diagnosis.check_identity(probe, probe.attached()[1]))
 
 
-def test_virtual_tokens_are_no_identity_by_design(make_probe: Callable[..., ProbeModel]) -> None:
+def test_virtual_tokens_need_not_start_from_the_base(make_probe: Callable[..., ProbeModel]) -> None:
     probe = make_probe(PrefixTuning(length=4))
     check = diagnosis.check_identity(probe, probe.attached()[1])
     assert check.ok is None
     assert check.detail.startswith("not an identity by design: logits ")
 
 
-def test_an_unused_part_of_a_base_is_named_and_no_harm(make_probe: Callable[..., ProbeModel]) -> None:
+def test_unused_parameters_of_a_base_are_reported_and_accepted(make_probe: Callable[..., ProbeModel]) -> None:
     run = make_probe_run(make_probe(Full(), model={"id": "nobody/knows", "architecture": "squeezebert"}))
     for check in (checks.check_gradients(run), checks.check_after_evaluation(run)):
         assert check.ok, check
@@ -162,7 +162,7 @@ def test_an_unused_part_of_a_base_is_named_and_no_harm(make_probe: Callable[...,
 
 
 @pytest.mark.parametrize(("wrong", "word"), [(torch.Tensor.detach, "get none"), (torch.zeros_like, "exactly zero")])
-def test_a_tensor_without_gradient_is_seen(
+def test_a_tensor_without_gradient_is_detected(
     make_probe: Callable[..., ProbeModel], wrong: Callable[[torch.Tensor], torch.Tensor], word: str
 ) -> None:
     class Cut(Broken):
@@ -179,7 +179,7 @@ def test_a_tensor_without_gradient_is_seen(
     assert "dense.lora_A" in detail
 
 
-def test_a_base_that_would_train_is_seen(make_probe: Callable[..., ProbeModel]) -> None:
+def test_a_base_that_would_train_is_detected(make_probe: Callable[..., ProbeModel]) -> None:
     class Thaws(Broken):
         def apply(self, model: Any, plan: TrainingPlan) -> Any:
             wrapped = super().apply(model, plan)
@@ -189,7 +189,7 @@ def test_a_base_that_would_train_is_seen(make_probe: Callable[..., ProbeModel]) 
     assert "word_embeddings" in red(checks.check_only_the_method(make_probe_run(make_probe(Thaws()))))
 
 
-def test_a_base_that_changes_is_seen(make_probe: Callable[..., ProbeModel]) -> None:
+def test_a_base_that_changes_is_detected(make_probe: Callable[..., ProbeModel]) -> None:
     class Writes(Broken):
         def after_step(self, model: nn.Module, step: int) -> None:
             with torch.no_grad():
@@ -198,7 +198,7 @@ def test_a_base_that_changes_is_seen(make_probe: Callable[..., ProbeModel]) -> N
     assert "1 frozen tensors" in red(checks.check_base_unchanged(make_probe_run(make_probe(Writes()))))
 
 
-def test_four_bit_weights_that_an_evaluation_repacks_are_seen(
+def test_four_bit_weights_that_an_evaluation_repacks_are_detected(
     make_probe: Callable[..., ProbeModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
@@ -212,7 +212,7 @@ def test_four_bit_weights_that_an_evaluation_repacks_are_seen(
         assert "RuntimeError: " in red(checks.check_after_evaluation(run))
 
 
-def test_an_error_after_the_evaluation_is_that_check_s_and_the_others_are_done(
+def test_an_error_after_the_evaluation_fails_only_that_check(
     make_probe: Callable[..., ProbeModel],
 ) -> None:
     class Breaks(Broken):
@@ -236,7 +236,7 @@ def test_an_error_after_the_evaluation_is_that_check_s_and_the_others_are_done(
     assert checks.check_base_unchanged(run).ok
 
 
-def test_training_that_an_evaluation_ends_is_seen(make_probe: Callable[..., ProbeModel]) -> None:
+def test_training_that_fails_after_an_evaluation_is_detected(make_probe: Callable[..., ProbeModel]) -> None:
     class Ends(Broken):
         def apply(self, model: Any, plan: TrainingPlan) -> Any:
             wrapped = super().apply(model, plan)
@@ -249,7 +249,7 @@ def test_training_that_an_evaluation_ends_is_seen(make_probe: Callable[..., Prob
     assert "get none" in red(checks.check_after_evaluation(run))
 
 
-def test_a_tensor_that_the_optimiser_does_not_have_is_seen(make_probe: Callable[..., ProbeModel]) -> None:
+def test_a_tensor_missing_from_the_optimizer_is_detected(make_probe: Callable[..., ProbeModel]) -> None:
     class Leaves(Broken):
         def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
             groups = super().parameter_groups(model, learning_rate, weight_decay)
@@ -258,7 +258,7 @@ def test_a_tensor_that_the_optimiser_does_not_have_is_seen(make_probe: Callable[
     assert "do not change" in red(checks.check_after_evaluation(make_probe_run(make_probe(Leaves()))))
 
 
-def test_checkpointing_that_changes_the_gradient_is_seen(make_probe: Callable[..., ProbeModel]) -> None:
+def test_checkpointing_that_changes_the_gradient_is_detected(make_probe: Callable[..., ProbeModel]) -> None:
     class Counts(Broken):
         """Its second forward, which checkpointing makes for the backward pass, is not its first."""
 
@@ -272,7 +272,7 @@ def test_checkpointing_that_changes_the_gradient_is_seen(make_probe: Callable[..
     assert "gradients differ" in red(checks.check_checkpointing(make_probe_run(make_probe(Counts()))))
 
 
-def test_checkpointing_that_a_method_refuses_does_not_apply_and_one_that_it_should_is_red(
+def test_refused_checkpointing_does_not_apply_and_failing_checkpointing_fails(
     make_probe: Callable[..., ProbeModel],
 ) -> None:
     class Unrefused(PrefixTuning):
@@ -289,7 +289,7 @@ def test_checkpointing_that_a_method_refuses_does_not_apply_and_one_that_it_shou
     assert "RuntimeError" in red(checks.guarded("checkpointing", lambda: checks.check_checkpointing(run)))
 
 
-def test_a_loss_that_depends_on_the_pieces_is_seen(make_probe: Callable[..., ProbeModel]) -> None:
+def test_a_loss_that_depends_on_the_micro_batches_is_detected(make_probe: Callable[..., ProbeModel]) -> None:
     class Mean(TokenClassification):
         kind: Literal["token_classification"] = "token_classification"
 
@@ -302,7 +302,7 @@ def test_a_loss_that_depends_on_the_pieces_is_seen(make_probe: Callable[..., Pro
     red(checks.check_accumulation(dataclasses.replace(run, probe=wrong)))
 
 
-def test_files_that_do_not_give_the_model_back_are_seen(make_probe: Callable[..., ProbeModel]) -> None:
+def test_files_that_do_not_restore_the_model_are_detected(make_probe: Callable[..., ProbeModel]) -> None:
     class Loses(Broken):
         def save(self, model: nn.Module, folder: Path) -> None:
             with torch.no_grad():
@@ -313,7 +313,7 @@ def test_files_that_do_not_give_the_model_back_are_seen(make_probe: Callable[...
     assert "from those saved" in red(checks.check_reload(make_probe_run(make_probe(Loses()))))
 
 
-def test_a_merge_that_changes_the_model_is_seen(make_probe: Callable[..., ProbeModel]) -> None:
+def test_a_merge_that_changes_the_model_is_detected(make_probe: Callable[..., ProbeModel]) -> None:
     class Drops(Broken):
         def merge(self, model: nn.Module) -> nn.Module:
             return model.unload()  # type: ignore[operator, no-any-return]
@@ -322,7 +322,7 @@ def test_a_merge_that_changes_the_model_is_seen(make_probe: Callable[..., ProbeM
     assert "over NF4" in checks.check_merge(make_probe_run(make_probe(quantization="nf4"))).detail
 
 
-def test_a_state_that_is_not_kept_is_seen(make_probe: Callable[..., ProbeModel]) -> None:
+def test_a_state_that_is_not_saved_is_detected(make_probe: Callable[..., ProbeModel]) -> None:
     class Forgets(AdaLora):
         kind: Literal["adalora"] = "adalora"
         initial_rank: int = 6
@@ -334,7 +334,7 @@ def test_a_state_that_is_not_kept_is_seen(make_probe: Callable[..., ProbeModel])
     red(checks.check_resume(make_probe_run(make_probe(Forgets()))))
 
 
-def test_a_dropout_that_stays_on_is_named(make_probe: Callable[..., ProbeModel]) -> None:
+def test_dropout_active_in_evaluation_is_detected(make_probe: Callable[..., ProbeModel]) -> None:
     class Drops(Broken):
         def apply(self, model: Any, plan: TrainingPlan) -> Any:
             model.dropout.p = 0.5
@@ -345,11 +345,11 @@ def test_a_dropout_that_stays_on_is_named(make_probe: Callable[..., ProbeModel])
     assert check.cure.endswith(".dropout")
 
 
-def test_dropout_of_a_recipe_does_not_blur_the_comparisons(make_probe: Callable[..., ProbeModel]) -> None:
+def test_dropout_of_a_recipe_does_not_affect_the_comparisons(make_probe: Callable[..., ProbeModel]) -> None:
     assert checks.check_accumulation(make_probe_run(make_probe(Lora(rank=4, dropout=0.3)))).ok
 
 
-def test_a_wrong_kept_shape_is_red_where_the_config_is_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_stored_shape_fails_if_the_config_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     minilm = MINILM.id
     real = json.loads((MINILM.files().folder / "config.json").read_text())
     assert disagreement(shapes()[minilm], real) is None
@@ -376,7 +376,7 @@ def test_a_wrong_kept_shape_is_red_where_the_config_is_at_hand(monkeypatch: pyte
         ("google/gemma-2-2b", 2_614_341_888),
     ],
 )
-def test_kept_shapes_have_as_many_parameters_as_published(id: str, parameters: int) -> None:
+def test_stored_shapes_have_the_published_number_of_parameters(id: str, parameters: int) -> None:
     values = dict(shapes()[id])
     config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
     with torch.device("meta"):
@@ -408,7 +408,7 @@ def test_validation_knows_the_architecture_of_a_well_known_base(tmp_path: Path) 
     assert load_recipe(path, ["model.id=a/b", "model.architecture=bert"]).digest == plain.digest
 
 
-def test_nothing_known_of_a_base_is_one_line_with_the_cure() -> None:
+def test_an_unknown_base_is_one_line_with_the_remedy() -> None:
     with pytest.raises(UserError, match=r"'gpt3' is not known offline.*did you mean 'gpt2'.*set model\.architecture"):
         Model(id="gpt3").shape()
     with pytest.raises(UserError, match=r"transformers has no architecture 'brt' \(did you mean 'bert'"):
@@ -418,7 +418,7 @@ def test_nothing_known_of_a_base_is_one_line_with_the_cure() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_prints_the_list_and_exits_with_what_it_found(
+def test_the_command_prints_the_checks_and_exits_with_1_if_one_fails(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = CliRunner().invoke(app, ["doctor", str(recipe_file)])
@@ -433,7 +433,7 @@ def test_the_command_prints_the_list_and_exits_with_what_it_found(
     assert CliRunner().invoke(app, ["doctor"]).exit_code == 2
 
 
-def test_the_matrix_tells_what_trains_what_is_refused_and_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_matrix_lists_supported_refused_and_failing_combinations(monkeypatch: pytest.MonkeyPatch) -> None:
     small: dict[str, Any] = {
         "bases": ("google-bert/bert-base-cased", "facebook/bart-base"),
         "methods": ("full", "ia3"),

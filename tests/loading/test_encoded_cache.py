@@ -1,4 +1,4 @@
-"""The cache of encoded examples: found when all is the same, made anew when anything differs or is damaged."""
+"""The cache of encoded examples: reused if nothing has changed, rebuilt if anything differs or is damaged."""
 
 import dataclasses
 import os
@@ -23,7 +23,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Counting:
-    """A task that says how often it encodes."""
+    """A task that counts its encodings."""
 
     def __init__(self, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls = 0
@@ -38,7 +38,7 @@ class Counting:
 
 @pytest.fixture
 def once(tagging: Task, addresses: Splits, minilm: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`once(limit=64)` encodes the addresses; `.calls` says how often the task had to."""
+    """`once(limit=64)` encodes the addresses; `.calls` counts the encodings by the task."""
     counting = Counting(tagging, monkeypatch)
     tokenizer = load_tokenizer(minilm, tagging)
 
@@ -52,7 +52,7 @@ def once(tagging: Task, addresses: Splits, minilm: ModelFiles, monkeypatch: pyte
     return run
 
 
-def test_what_is_found_is_what_was_encoded(once: Any, cache: Path) -> None:
+def test_a_cached_entry_equals_what_was_encoded(once: Any, cache: Path) -> None:
     first, second = once(), once()
     assert once.counting.calls == 1
     assert second == first
@@ -61,7 +61,7 @@ def test_what_is_found_is_what_was_encoded(once: Any, cache: Path) -> None:
     assert [path.suffix for path in cache.iterdir()] == [".safetensors"]
 
 
-def test_whatever_changes_the_examples_is_encoded_anew(
+def test_whatever_changes_the_examples_is_encoded_again(
     once: Any, tagging: Task, addresses: Splits, minilm: ModelFiles
 ) -> None:
     once()
@@ -80,7 +80,7 @@ def test_whatever_changes_the_examples_is_encoded_anew(
 
 @pytest.mark.parametrize("place", [0.01, 0.1, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "emptied", "appended"])
-def test_a_damaged_entry_is_made_anew(once: Any, cache: Path, damage: str, place: float) -> None:
+def test_a_damaged_entry_is_rebuilt(once: Any, cache: Path, damage: str, place: float) -> None:
     first = once()
     (path,) = cache.iterdir()
     content = bytearray(path.read_bytes())
@@ -96,7 +96,7 @@ def test_a_damaged_entry_is_made_anew(once: Any, cache: Path, damage: str, place
     assert once.counting.calls == 2
 
 
-def test_an_entry_of_another_key_is_not_taken(once: Any, cache: Path) -> None:
+def test_an_entry_of_another_key_is_not_used(once: Any, cache: Path) -> None:
     first = once()
     (path,) = cache.iterdir()
     once(limit=100)
@@ -105,7 +105,7 @@ def test_an_entry_of_another_key_is_not_taken(once: Any, cache: Path) -> None:
     assert other != path
 
 
-def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(
+def test_a_cache_that_cannot_be_written_does_not_end_the_run(
     once: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")
@@ -115,7 +115,7 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(
 
 
 @pytest.mark.parametrize("value", [0.5, True, "a", [1], 2**40])
-def test_what_would_not_come_back_the_same_is_not_kept(cache: Path, value: Any) -> None:
+def test_values_that_would_not_be_read_back_equal_are_not_cached(cache: Path, value: Any) -> None:
     rows = [Row("here:1", {})]
     encoded = Encoded([Example({"input_ids": [1, 2], "labels": [value]}, rows[0])], {})
     encoded_cache.store("0" * 32, rows, encoded)
@@ -123,7 +123,7 @@ def test_what_would_not_come_back_the_same_is_not_kept(cache: Path, value: Any) 
     assert not cache.exists() or not list(cache.iterdir())
 
 
-def test_windows_of_a_row_and_lengths_that_differ_are_kept(cache: Path) -> None:
+def test_windows_of_a_row_and_different_lengths_are_cached(cache: Path) -> None:
     rows = [Row("here:1", {}), Row("here:2", {})]
     examples = [
         Example({"input_ids": [1, 2], "labels": []}, rows[1]),
@@ -134,7 +134,7 @@ def test_windows_of_a_row_and_lengths_that_differ_are_kept(cache: Path) -> None:
     assert encoded_cache.load("1" * 32, rows) == Encoded(examples, {"lost": 2})
 
 
-def test_what_was_not_used_for_longest_goes_where_all_is_too_much(
+def test_the_least_recently_used_entries_are_deleted_above_the_limit(
     once: Any, addresses: Splits, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = addresses.rows["train"]

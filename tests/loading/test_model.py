@@ -1,4 +1,4 @@
-"""The base: frozen, its head float whatever the quantisation, trained through without surprises."""
+"""Loading of a base: frozen weights, a float head at every quantization, one-line errors."""
 
 import gc
 import subprocess
@@ -39,7 +39,7 @@ Input = dict[str, torch.Tensor]
 
 
 @pytest.mark.parametrize(("quantization", "kind"), [("nf4", Linear4bit), ("fp4", Linear4bit), ("int8", Linear8bitLt)])
-def test_every_linear_is_quantised_but_the_head(base_of: Load, quantization: str, kind: type) -> None:
+def test_every_linear_except_the_head_is_quantized(base_of: Load, quantization: str, kind: type) -> None:
     base = base_of(quantization)
     names = quantized_linears(base.model)
     assert base.head == ("classifier",)
@@ -60,14 +60,14 @@ def test_an_output_embedding_stays_float(quantization: Quantization, tmp_path: P
     assert len(quantized_linears(base.model)) == 2 * 7
 
 
-def test_the_head_is_the_same_over_every_quantisation_and_another_with_another_seed(base_of: Load) -> None:
+def test_the_head_depends_on_the_seed_and_not_on_the_quantization(base_of: Load) -> None:
     heads = [base_of(kind, seed=3).model.classifier.weight for kind in ("none", "int8", "nf4")]
     assert torch.equal(heads[0], heads[1])
     assert torch.equal(heads[0], heads[2])
     assert not torch.equal(heads[0], base_of(seed=4).model.classifier.weight)
 
 
-def test_a_four_bit_base_trains_on_after_an_evaluation(
+def test_a_four_bit_base_can_be_trained_after_an_evaluation(
     base_of: Load, attach: Attach, probe_input: Input, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As on a CPU with AVX512-BF16, where an evaluation repacks the weights for a kernel that has no backward.
@@ -102,7 +102,7 @@ def test_an_int8_step_keeps_no_input_of_a_frozen_linear_and_its_gradient_is_the_
             assert torch.equal(gradient[name], p.grad), name
 
 
-def test_an_int8_linear_lets_go_of_its_input(base_of: Load) -> None:
+def test_an_int8_linear_does_not_retain_its_input(base_of: Load) -> None:
     linear = base_of("int8").model.bert.encoder.layer[0].intermediate.dense.train()
     given = torch.randn(4, 384, requires_grad=True)
     passed = given * 1  # what a layer before would hand over
@@ -116,7 +116,7 @@ def test_an_int8_linear_lets_go_of_its_input(base_of: Load) -> None:
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
-def test_a_quantised_layer_answers_in_autocasts_dtype_as_a_float_one_does(base_of: Load, quantization: str) -> None:
+def test_a_quantized_layer_returns_the_dtype_of_autocast(base_of: Load, quantization: str) -> None:
     linear = base_of(quantization).model.bert.encoder.layer[0].intermediate.dense
     given = torch.randn(4, 384)
     assert linear(given).dtype == torch.float32
@@ -143,7 +143,7 @@ def test_no_gradient_is_computed_below_the_lowest_trained_layer(
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_a_method_starts_from_the_recipes_seed_whatever_was_drawn_before(base_of: Load, recipe_file: Path) -> None:
+def test_a_method_is_initialized_from_the_recipes_seed_alone(base_of: Load, recipe_file: Path) -> None:
     starts = []
     for drawn_before in (0, 7):
         base = base_of()
@@ -157,9 +157,7 @@ def test_a_method_starts_from_the_recipes_seed_whatever_was_drawn_before(base_of
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_a_frozen_base_is_held_in_the_computing_dtype_and_a_trained_one_in_float32(
-    base_of: Load, quantization: str
-) -> None:
+def test_a_frozen_base_has_the_compute_dtype_and_a_trained_one_float32(base_of: Load, quantization: str) -> None:
     frozen = base_of(quantization, compute=torch.bfloat16).model
     assert frozen.bert.embeddings.word_embeddings.weight.dtype == torch.bfloat16
     assert frozen.classifier.weight.dtype == torch.float32
@@ -167,13 +165,13 @@ def test_a_frozen_base_is_held_in_the_computing_dtype_and_a_trained_one_in_float
     assert trained.bert.embeddings.word_embeddings.weight.dtype == torch.float32
 
 
-def test_parameters_are_counted_by_what_they_mean_not_by_how_they_are_packed(base_of: Load) -> None:
+def test_packed_parameters_are_counted_unpacked(base_of: Load) -> None:
     counts = {kind: base_of(kind).parameters for kind in ("none", "int8", "nf4")}
     assert counts["none"] == sum(p.numel() for p in base_of().model.parameters())
     assert counts["nf4"] == counts["int8"] == counts["none"]
 
 
-def test_dropout_is_what_the_recipe_says_and_null_leaves_the_models_own(base_of: Load) -> None:
+def test_dropout_is_that_of_the_recipe_and_null_keeps_the_models(base_of: Load) -> None:
     def rates(**settings: object) -> set[float]:
         return {m.p for m in base_of(**settings).model.modules() if isinstance(m, torch.nn.Dropout)}
 
@@ -182,12 +180,12 @@ def test_dropout_is_what_the_recipe_says_and_null_leaves_the_models_own(base_of:
     assert rates(dropout=None) == {0.1}
 
 
-def test_the_tokenizers_own_truncation_is_off(minilm: ModelFiles, tagging: Task) -> None:
+def test_truncation_of_the_tokenizer_is_disabled(minilm: ModelFiles, tagging: Task) -> None:
     tokenizer = load_tokenizer(minilm, tagging)  # its file says to truncate at 128
     assert len(tokenizer(["word"] * 200, is_split_into_words=True)["input_ids"]) == 202
 
 
-def test_the_longest_input_is_the_recipes_within_the_models_positions(minilm: ModelFiles) -> None:
+def test_the_longest_input_is_limited_by_recipe_and_model(minilm: ModelFiles) -> None:
     assert longest_input(minilm, TokenClassification()) == 512
     assert longest_input(minilm, TokenClassification(max_length=64)) == 64
     with pytest.raises(UserError, match=r"task.max_length: 513 tokens, but .* has 512 positions"):
@@ -196,7 +194,7 @@ def test_the_longest_input_is_the_recipes_within_the_models_positions(minilm: Mo
         longest_input(minilm, TokenClassification(), reserved=512)
 
 
-def test_weights_without_room_in_memory_are_no_broken_file(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_in_memory_are_not_reported_as_broken(tmp_path: Path) -> None:
     with (tmp_path / "weights").open("wb") as file:
         file.truncate(2**30)
     code = (
@@ -272,7 +270,7 @@ def test_a_device_map_places_the_base(
 
 @pytest.mark.parametrize("place", ["cpu", "disk"])
 @pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
-def test_a_base_that_the_gpus_have_no_room_for_is_one_line(
+def test_a_base_that_does_not_fit_on_the_gpus_is_one_error_line(
     base_of: Load, monkeypatch: pytest.MonkeyPatch, quantization: str, place: str
 ) -> None:
     places = {name: torch.device("meta") for name in PARTS} | {"classifier": place}
@@ -282,7 +280,7 @@ def test_a_base_that_the_gpus_have_no_room_for_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_device_map_leaves_nothing_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_map_never_offloads_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {0: 3 * 2**30, 1: 2**30, "cpu": 2**40}
     monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: found)
     assert dispatch.load_kwargs("sequential") == {"device_map": "sequential", "max_memory": {0: 3 * 2**30, 1: 2**30}}
@@ -294,11 +292,11 @@ def test_a_base_without_a_tokenizer_is_one_line(minilm: ModelFiles, tagging: Tas
         load_tokenizer(ModelFiles(folder=tmp_path, source="mine", fingerprint="0"), tagging)
 
 
-def test_the_base_is_named_by_its_id_not_by_a_folder_of_this_machine(base_of: Load) -> None:
+def test_the_base_is_recorded_by_its_id_and_not_by_a_local_folder(base_of: Load) -> None:
     assert base_of().model.config._name_or_path == "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def test_a_network_that_breaks_off_is_the_hub_s_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_connection_is_reported_with_the_reason_of_the_hub_client(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object, **settings: object) -> str:
         raise errors.HTTPError("peer closed connection")  # type: ignore[attr-defined]
 
@@ -307,7 +305,7 @@ def test_a_network_that_breaks_off_is_the_hub_s_reason(monkeypatch: pytest.Monke
         hub.snapshot("a/b", revision=None, patterns=["*"])
 
 
-def test_a_chat_template_of_its_own_file_is_part_of_a_base(tmp_path: Path) -> None:
+def test_a_chat_template_in_a_separate_file_is_part_of_a_base(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     before = Model(id=str(tmp_path)).files().fingerprint
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")

@@ -158,7 +158,7 @@ def test_saving_in_the_middle_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("interruption", [3, 5, 8])
-def test_resumed_it_goes_on_as_if_nothing_had_happened(interruption: int) -> None:
+def test_resumed_it_continues_bit_identically(interruption: int) -> None:
     model, optimizer = trained(until=interruption)
     again = adapted()
     again.load_state_dict(model.state_dict())

@@ -201,7 +201,9 @@ def test_a_prefix_is_not_given_to_a_model_that_checkpoints() -> None:
 
 @pytest.mark.parametrize("method", [PrefixTuning(length=4), PromptTuning(length=4)], ids=lambda method: method.kind)
 @pytest.mark.parametrize(("architecture", "positions"), [("bert", 64), ("roberta", 62)])
-def test_virtual_tokens_must_fit_beside_the_longest_input(architecture: str, positions: int, method: Method) -> None:
+def test_virtual_tokens_must_fit_in_addition_to_the_longest_input(
+    architecture: str, positions: int, method: Method
+) -> None:
     def base() -> PreTrainedModel:
         sizes = {"max_position_embeddings": 64, "pad_token_id": 1 if architecture == "roberta" else 0}
         return tiny(architecture, "AutoModelForTokenClassification", **sizes)

@@ -25,7 +25,7 @@ def result_of(server: Server, recipe: Path, output: Path, processes: int, *optio
     return found
 
 
-def test_two_processes_give_the_losses_the_metrics_and_the_result_of_one(
+def test_two_processes_give_the_losses_metrics_and_result_of_one(
     server: Server, recipe_file: Path, tmp_path: Path
 ) -> None:
     one = result_of(server, recipe_file, tmp_path / "one", 1)
@@ -47,7 +47,7 @@ training: {steps: 2, evaluate_every: 2, batch_examples: 6, learning_rate: 5e-3, 
 
 
 @pytest.mark.slow
-def test_windows_on_two_processes_give_the_answers_of_one(server: Server, tmp_path: Path) -> None:
+def test_two_processes_answer_questions_over_windows_as_one(server: Server, tmp_path: Path) -> None:
     (tmp_path / "qa.yaml").write_text(QUESTIONS)
     one = result_of(server, tmp_path / "qa.yaml", tmp_path / "one", 1)
     two = result_of(server, tmp_path / "qa.yaml", tmp_path / "two", 2)
@@ -64,7 +64,9 @@ def test_windows_on_two_processes_give_the_answers_of_one(server: Server, tmp_pa
 
 
 @pytest.mark.slow
-def test_two_processes_perturb_and_decay_as_one(server: Server, recipe_file: Path, tmp_path: Path) -> None:
+def test_two_processes_train_with_perturbation_and_layer_decay_as_one(
+    server: Server, recipe_file: Path, tmp_path: Path
+) -> None:
     options = ("training.adversarial=1.0", "training.embedding_noise=5", "training.layer_decay=0.8")
     one = result_of(server, recipe_file, tmp_path / "one", 1, *options)
     two = result_of(server, recipe_file, tmp_path / "two", 2, *options)
@@ -76,7 +78,9 @@ def test_two_processes_perturb_and_decay_as_one(server: Server, recipe_file: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["cpu-2", "cpu-2-fsdp2", "zero-2", "zero-3"])
-def test_accelerate_launch_with_the_shipped_config_starts_both(config: str, recipe_file: Path, tmp_path: Path) -> None:
+def test_accelerate_launch_with_a_shipped_config_starts_two_processes(
+    config: str, recipe_file: Path, tmp_path: Path
+) -> None:
     done = launched(recipe_file, tmp_path, "--config_file", str(ROOT / "recipes" / "accelerate" / f"{config}.yaml"))
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.rglob("result.json")
@@ -85,9 +89,7 @@ def test_accelerate_launch_with_the_shipped_config_starts_both(config: str, reci
 
 
 @pytest.mark.slow
-def test_a_launch_that_starts_fewer_processes_than_it_was_asked_for_is_refused(
-    recipe_file: Path, tmp_path: Path
-) -> None:
+def test_a_launch_of_fewer_processes_than_requested_is_refused(recipe_file: Path, tmp_path: Path) -> None:
     done = launched(recipe_file, tmp_path, "--cpu", "--num_processes", "2")
     assert done.returncode != 0
     assert "the launcher asked for 2 processes, but only 1 started" in done.stderr

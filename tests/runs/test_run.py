@@ -79,7 +79,7 @@ def test_training_learns(tmp_path: Path) -> None:
     assert result.metrics["test"]["token_accuracy"] > 0.5
 
 
-def test_the_kept_predictions_give_the_reported_metrics(lora: tuple[RunResult, Path]) -> None:
+def test_the_stored_predictions_give_the_reported_metrics(lora: tuple[RunResult, Path]) -> None:
     result, folder = lora
     records = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     for split in ("validation", "test"):
@@ -129,7 +129,7 @@ def test_peft_alone_loads_the_adapter_to_the_same_logits(
         assert torch.equal(plain(**probe_input).logits, tuned.model(**probe_input).logits)
 
 
-def test_merging_folds_the_method_into_the_original_base(
+def test_merging_adds_the_adapter_to_the_original_base(
     lora: tuple[RunResult, Path], tmp_path: Path, probe_input: dict[str, torch.Tensor]
 ) -> None:
     assert merge(lora[1], tmp_path / "merged") < 1e-4
@@ -140,7 +140,7 @@ def test_merging_folds_the_method_into_the_original_base(
         torch.testing.assert_close(merged(**probe_input).logits, expected, atol=1e-4, rtol=0)
 
 
-def test_a_quantised_run_is_merged_at_the_original_precision_and_the_difference_is_said(
+def test_a_quantized_run_is_merged_at_the_original_precision_and_reports_the_difference(
     qlora: tuple[RunResult, Path], tmp_path: Path
 ) -> None:
     folder = qlora[1]
@@ -154,7 +154,7 @@ def test_a_quantised_run_is_merged_at_the_original_precision_and_the_difference_
     torch.testing.assert_close(merged[f"bert.{name}.weight"], base[f"{name}.weight"] + 8.0 * b @ a, atol=1e-6, rtol=0)
 
 
-def test_full_fine_tuning_is_saved_as_the_whole_model(tmp_path: Path, probe_input: dict[str, torch.Tensor]) -> None:
+def test_full_fine_tuning_saves_the_full_model(tmp_path: Path, probe_input: dict[str, torch.Tensor]) -> None:
     result, folder = finished(tmp_path, "method=full", "training.steps=2", "training.learning_rate=1e-4")
     assert result.parameters.trainable == result.parameters.base
     assert result.parameters.trainable_fraction == 1.0
@@ -179,7 +179,7 @@ def test_a_run_in_bfloat16_is_merged_at_the_precision_of_the_published_base(tmp_
 
 
 @pytest.mark.slow
-def test_what_rounding_to_the_published_dtype_changes_is_in_the_difference(tmp_path: Path, minilm: ModelFiles) -> None:
+def test_rounding_to_the_published_dtype_is_part_of_the_reported_difference(tmp_path: Path, minilm: ModelFiles) -> None:
     base = tmp_path / "base"
     shutil.copytree(minilm.folder, base, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
     AutoModel.from_pretrained(minilm.folder, dtype=torch.bfloat16).save_pretrained(base)
@@ -217,9 +217,7 @@ def test_merging_never_overwrites(lora: tuple[RunResult, Path], tmp_path: Path) 
         merge(lora[1], tmp_path / "taken" / "model.safetensors" / "inside")
 
 
-def test_merging_leaves_what_is_beside_its_folder_and_nothing_of_its_own(
-    lora: tuple[RunResult, Path], tmp_path: Path
-) -> None:
+def test_merging_changes_nothing_outside_of_its_folder(lora: tuple[RunResult, Path], tmp_path: Path) -> None:
     (tmp_path / "mine.part").mkdir()
     (tmp_path / "mine.part" / "notes.txt").write_text("precious")
     merge(lora[1], tmp_path / "mine")
@@ -231,14 +229,14 @@ def test_merging_leaves_what_is_beside_its_folder_and_nothing_of_its_own(
     assert (tmp_path / "mine.part" / "notes.txt").read_text() == "precious"
 
 
-def test_a_text_that_is_too_long_is_answered_as_far_as_it_was_read(lora: tuple[RunResult, Path]) -> None:
+def test_a_text_that_is_too_long_is_answered_up_to_the_truncation(lora: tuple[RunResult, Path]) -> None:
     short, long = answers(lora[1], lambda task: rows_from_lines(task, ["12 Main Street", "", "word " * 600], "text"))
     assert (short["line"], long["line"]) == (1, 3)
     assert "words_unseen" not in short
     assert long["words_unseen"] == 600 - 510
 
 
-def test_entities_come_back_for_text(lora: tuple[RunResult, Path]) -> None:
+def test_text_is_answered_with_entities(lora: tuple[RunResult, Path]) -> None:
     found = list(
         answers(lora[1], lambda task: rows_from_lines(task, ["123 Main Street, Springfield", "", "PO Box 7"], "text"))
     )
@@ -249,14 +247,12 @@ def test_entities_come_back_for_text(lora: tuple[RunResult, Path]) -> None:
 
 
 @pytest.mark.slow
-def test_checkpointing_trains_the_same(lora: tuple[RunResult, Path], tmp_path: Path) -> None:
+def test_gradient_checkpointing_trains_the_same(lora: tuple[RunResult, Path], tmp_path: Path) -> None:
     result, _ = finished(tmp_path, "training.gradient_checkpointing=true")
     assert result.curve.losses == pytest.approx(lora[0].curve.losses, abs=1e-6)
 
 
-def test_a_failed_run_leaves_nothing_behind_and_an_earlier_result_alone(
-    lora: tuple[RunResult, Path], tmp_path: Path
-) -> None:
+def test_a_failed_run_leaves_no_files_and_keeps_an_earlier_result(lora: tuple[RunResult, Path], tmp_path: Path) -> None:
     _, folder = finished(tmp_path)
     before = digest(folder)
     with pytest.raises(UserError, match="'qery' matches no linear layer"):
@@ -265,13 +261,13 @@ def test_a_failed_run_leaves_nothing_behind_and_an_earlier_result_alone(
     assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["mine.yaml", "out"]
 
 
-def test_one_run_has_one_process(tmp_path: Path) -> None:
+def test_a_run_locks_its_folder(tmp_path: Path) -> None:
     with filelock.FileLock(tmp_path / ".out.lock"), pytest.raises(UserError, match="another process is doing this run"):
         finished(tmp_path)
 
 
 @pytest.mark.slow
-def test_what_a_killed_run_left_is_no_obstacle_and_goes(tmp_path: Path) -> None:
+def test_files_of_a_killed_run_are_deleted(tmp_path: Path) -> None:
     (tmp_path / "out.part" / "adapter").mkdir(parents=True)
     (tmp_path / "out.part" / "adapter" / "adapter_model.safetensors").write_text("half")
     finished(tmp_path)
@@ -295,7 +291,7 @@ def test_targets_that_match_nothing_or_the_head_list_what_exists(tmp_path: Path,
     assert says in str(caught.value)
 
 
-def test_a_folder_that_holds_no_model_is_said_so(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no tuned model here"):
         list(answers(tmp_path, lambda task: rows_from_lines(task, ["text"], "text")))
 
@@ -307,7 +303,7 @@ def test_another_version_of_the_base_is_refused(lora: tuple[RunResult, Path], tm
         artifact.load(path.parent, device=CPU)
 
 
-def test_a_run_that_still_chooses_does_not_look_at_the_test_split(tmp_path: Path) -> None:
+def test_a_run_without_score_test_does_not_read_the_test_split(tmp_path: Path) -> None:
     result, folder = finished(tmp_path, "score_test=false", "training.steps=2", "training.epochs=null")
     assert set(result.metrics) == {"validation"}
     lines = (folder / "predictions.jsonl").read_text().splitlines()

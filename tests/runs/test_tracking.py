@@ -14,7 +14,7 @@ from peftlab.runs.run import RunOptions, run
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, EventAccumulator]:
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, EventAccumulator]:
     from tests.conftest import RECIPE
 
     folder = tmp_path_factory.mktemp("tracked")
@@ -26,25 +26,25 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, EventAccu
     return result, events
 
 
-def test_every_step_and_every_evaluation_is_told(told: tuple[RunResult, EventAccumulator]) -> None:
-    result, events = told
+def test_every_step_and_every_evaluation_is_reported(tracked: tuple[RunResult, EventAccumulator]) -> None:
+    result, events = tracked
     losses = events.Scalars("train/loss")
-    assert [told.step for told in losses] == [1, 2, 3, 4, 5, 6]
-    halves = [sum(told.value for told in half) / 3 for half in (losses[:3], losses[3:])]
+    assert [event.step for event in losses] == [1, 2, 3, 4, 5, 6]
+    halves = [sum(event.value for event in half) / 3 for half in (losses[:3], losses[3:])]
     assert halves == pytest.approx(result.curve.losses, rel=1e-5)
     scores = events.Scalars(f"validation/{result.selection}")
-    assert [told.step for told in scores] == result.curve.steps
-    assert [told.value for told in scores] == pytest.approx(result.curve.scores, rel=1e-5)
+    assert [event.step for event in scores] == result.curve.steps
+    assert [event.value for event in scores] == pytest.approx(result.curve.scores, rel=1e-5)
 
 
-def test_the_test_score_is_told_at_the_end(told: tuple[RunResult, EventAccumulator]) -> None:
-    result, events = told
+def test_the_test_score_is_reported_at_the_end(tracked: tuple[RunResult, EventAccumulator]) -> None:
+    result, events = tracked
     (score,) = events.Scalars(f"test/{result.selection}")
     assert (score.step, score.value) == (6, pytest.approx(result.metrics["test"][result.selection], rel=1e-5))
 
 
 @pytest.mark.slow
-def test_a_run_that_is_not_tracked_leaves_nothing_of_it(tmp_path: Path, recipe_file: Path) -> None:
+def test_a_run_without_a_tracker_writes_no_tracking_files(tmp_path: Path, recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file)
     run(recipe, result_folder(tmp_path, recipe.name, recipe.digest))
     assert not list(tmp_path.rglob("*.tracking"))
@@ -54,12 +54,12 @@ def test_a_run_that_is_not_tracked_leaves_nothing_of_it(tmp_path: Path, recipe_f
     ("tracker", "says"),
     [("tensorbord", "did you mean 'tensorboard'"), ("dvclive", "not installed; pip install dvclive")],
 )
-def test_a_tracker_that_is_not_here_is_said_before_anything_loads(tracker: str, says: str, tmp_path: Path) -> None:
+def test_a_missing_tracker_is_an_error_before_anything_loads(tracker: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=says):
         tracking.settings([tracker], tmp_path)
 
 
-def test_a_tracker_that_cannot_begin_is_a_mistake_in_a_line(tmp_path: Path, recipe_file: Path) -> None:
+def test_a_tracker_that_cannot_start_is_one_error_line(tmp_path: Path, recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file)
     folder = result_folder(tmp_path, recipe.name, recipe.digest)
     folder.parent.mkdir()

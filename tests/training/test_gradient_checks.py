@@ -33,7 +33,7 @@ Hook = Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]
 
 
 class Unowned(Lora):
-    """Its optimiser is given something else."""
+    """Gives the optimizer other parameters."""
 
     kind: Literal["lora"] = "lora"
 
@@ -78,7 +78,7 @@ def trains(base_of: Callable[..., Base], tagging: Task, encoded: Encoded) -> Tra
     return run
 
 
-def test_a_sound_training_is_left_alone(trains: Trains) -> None:
+def test_correct_training_passes(trains: Trains) -> None:
     assert len(trains().steps) == 4
 
 
@@ -88,17 +88,17 @@ def test_a_tensor_without_gradient_stops_it_at_the_first_step(trains: Trains) ->
     assert "\n" not in str(caught.value)
 
 
-def test_a_gradient_that_an_evaluation_takes_away_stops_it(trains: Trains) -> None:
+def test_a_gradient_lost_after_an_evaluation_stops_it(trains: Trains) -> None:
     with pytest.raises(UserError, match="at step 3, after an evaluation, 2 of"):
         trains(lambda module, inputs, output: output.detach(), when="evaluation")
 
 
-def test_a_gradient_that_is_always_zero_stops_it_though_something_else_learns(trains: Trains) -> None:
+def test_a_gradient_that_is_always_zero_stops_it_even_if_others_are_not(trains: Trains) -> None:
     with pytest.raises(UserError, match="at step 3, after an evaluation, 2 of"):
         trains(lambda module, inputs, output: output * 0)
 
 
-def test_parameters_that_do_not_move_stop_it(trains: Trains) -> None:
+def test_parameters_that_do_not_change_stop_it(trains: Trains) -> None:
     with pytest.raises(UserError, match=r"after 2 steps none of \d+ trainable tensors has changed"):
         trains(method=Unowned)
 
@@ -144,7 +144,7 @@ def trained(
 
 @pytest.mark.parametrize(("method", "unused"), [(Full(), POOLER), (BitFit(), POOLER[1:])], ids=["full", "bitfit"])
 @pytest.mark.parametrize("evaluate_every", [2, 4])
-def test_an_unused_part_of_a_base_that_is_trained_whole_is_frozen_and_named(
+def test_unused_parameters_of_a_fully_trained_base_are_frozen_and_reported(
     method: Method, unused: list[str], evaluate_every: int
 ) -> None:
     model = squeezebert()
@@ -163,12 +163,12 @@ def test_an_unused_part_of_a_base_that_is_trained_whole_is_frozen_and_named(
     )
 
 
-def test_an_unused_part_under_a_method_with_parts_of_its_own_is_a_mistake() -> None:
+def test_unused_parameters_that_a_method_added_are_an_error() -> None:
     with pytest.raises(UserError, match=r"at step 1, 2 of \d+ trainable tensors get no gradient \(.*pooler"):
         trained(squeezebert(), Lora(rank=2, targets=["pooler.dense"]))
 
 
-def test_what_an_evaluation_takes_away_is_not_taken_for_unused() -> None:
+def test_a_gradient_lost_after_an_evaluation_is_not_reported_as_unused() -> None:
     model = squeezebert()
     layer = model.transformer.encoder.layers[1].output
 
@@ -179,7 +179,9 @@ def test_what_an_evaluation_takes_away_is_not_taken_for_unused() -> None:
         trained(model, Full(), cut)
 
 
-def test_a_run_says_what_it_froze(recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_reports_the_parameters_that_it_froze(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = squeezebert("AutoModel")
     model.save_pretrained(tmp_path / "base")
     byte_tokenizer(model.config).save_pretrained(tmp_path / "base")
@@ -190,7 +192,7 @@ def test_a_run_says_what_it_froze(recipe_file: Path, tmp_path: Path, capsys: pyt
     assert "2 tensors that no forward used, e.g. transformer.pooler.dense.weight" in capsys.readouterr().out
 
 
-def test_a_tokenizer_of_another_model_is_named_before_training(recipe_file: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_model_is_an_error_before_training(recipe_file: Path, tmp_path: Path) -> None:
     model = tiny("bert", "AutoModel", vocab_size=40)
     model.save_pretrained(tmp_path / "base")
     byte_tokenizer(tiny("bert", "AutoModel", vocab_size=512).config).save_pretrained(tmp_path / "base")
@@ -203,7 +205,7 @@ def test_a_tokenizer_of_another_model_is_named_before_training(recipe_file: Path
 
 
 @pytest.mark.parametrize(("decay", "step"), [(0.01, 3), (0.0, 2)])
-def test_examples_without_anything_to_learn_are_named_and_not_the_method(decay: float, step: int) -> None:
+def test_examples_without_targets_are_reported_and_not_the_method(decay: float, step: int) -> None:
     bert = tiny("bert", "AutoModelForTokenClassification", num_labels=3)
     with pytest.raises(UserError, match=f"^data: at step {step} the loss and every gradient are 0"):
         trained(bert, Lora(rank=2), tags=(-100, -100, -100), weight_decay=decay)
@@ -220,7 +222,7 @@ TAUGHT, UNTAUGHT, NOTHING = ["B-X", "O"], ["B-Y", "O"], ["O", "O"]
         (TAUGHT, UNTAUGHT, None),
     ],
 )
-def test_a_run_says_what_its_data_cannot_teach(
+def test_a_run_reports_data_without_targets(
     train: list[str], validation: list[str], says: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny("bert", "AutoModel", vocab_size=512, max_position_embeddings=64)

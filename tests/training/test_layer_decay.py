@@ -41,7 +41,9 @@ def rates(method: Method, model: nn.Module, decay: float) -> dict[str, float]:
         ("t5", "shared.weight", r"block\.(\d)\.layer\.\d", "decoder.final_layer_norm.weight"),
     ],
 )
-def test_each_layer_learns_slower_than_the_one_above_it(architecture: str, bottom: str, layers: str, top: str) -> None:
+def test_each_layer_has_a_lower_rate_than_the_one_above_it(
+    architecture: str, bottom: str, layers: str, top: str
+) -> None:
     sizes: dict[str, Any] = bases.SIZES[architecture] if architecture in ("llama", "t5") else {}
     model = bases.tiny(architecture, CLASSES[architecture], **sizes)
     found = rates(Full(), model, 0.5)
@@ -68,7 +70,7 @@ def test_each_layer_learns_slower_than_the_one_above_it(architecture: str, botto
         ("deberta-v2", {"relative_attention": True}, ["deberta.encoder.rel_embeddings"], ["pooler.dense"]),
     ],
 )
-def test_what_is_head_and_what_embedding_does_not_hang_on_the_order_in_which_a_base_lists_them(
+def test_head_and_embedding_are_recognized_in_any_order_of_parameters(
     architecture: str, sizes: dict[str, Any], bottom: list[str], top: list[str]
 ) -> None:
     found = rates(Full(), bases.tiny(architecture, "AutoModelForSequenceClassification", **sizes), 0.5)
@@ -79,7 +81,7 @@ def test_what_is_head_and_what_embedding_does_not_hang_on_the_order_in_which_a_b
 @pytest.mark.parametrize(
     "method", [Lora(rank=2), Lora(rank=2, b_rate_ratio=16.0), Adapter(bottleneck=8), BitFit()], ids=repr
 )
-def test_what_a_method_adds_to_a_layer_has_the_layers_rate(method: Method, base_of: Load) -> None:
+def test_added_parameters_have_the_rate_of_their_layer(method: Method, base_of: Load) -> None:
     from peftlab.methods import TrainingPlan
 
     base = base_of()
@@ -92,7 +94,7 @@ def test_what_a_method_adds_to_a_layer_has_the_layers_rate(method: Method, base_
         assert rate == pytest.approx(expected * fast), name
 
 
-def test_decay_of_one_changes_nothing_and_the_rate_that_is_said_is_the_highest(
+def test_a_decay_of_one_changes_nothing_and_the_reported_rate_is_the_highest(
     base_of: Load, tagging: Task, encoded: Encoded
 ) -> None:
     plain, log = trained(base_of(), tagging, encoded, steps=2)
@@ -105,7 +107,7 @@ def test_decay_of_one_changes_nothing_and_the_rate_that_is_said_is_the_highest(
         assert slower[name].norm() / plain[name].norm() == pytest.approx(0.5 ** (6 - layer), rel=0.25)
 
 
-def test_where_nothing_is_in_a_layer_it_is_refused(base_of: Load, tmp_path: Path) -> None:
+def test_layer_decay_without_trainable_layers_is_refused(base_of: Load, tmp_path: Path) -> None:
     from peftlab.methods import TrainingPlan
 
     base = base_of()

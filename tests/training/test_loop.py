@@ -99,7 +99,7 @@ def test_a_step_in_four_micro_batches_is_the_step_in_one(base_of: Load, tagging:
     assert [s.loss for s in log_of_four.steps] == pytest.approx([s.loss for s in log.steps], rel=1e-6)
 
 
-def test_with_adams_own_epsilon_micro_batches_differ_by_magnified_rounding_only(
+def test_with_the_default_epsilon_micro_batches_differ_by_rounding_only(
     base_of: Load, tagging: Task, encoded: Encoded
 ) -> None:
     one, _ = trained(base_of(), tagging, encoded)
@@ -107,7 +107,7 @@ def test_with_adams_own_epsilon_micro_batches_differ_by_magnified_rounding_only(
     assert distance(one, four) < 1e-2 * 1e-3  # a hundredth of what a step may change a weight by
 
 
-def test_the_same_seeds_give_the_same_bits_and_other_seeds_others(
+def test_the_same_seeds_give_the_same_bits_and_other_seeds_different_ones(
     base_of: Load, tagging: Task, encoded: Encoded
 ) -> None:
     first, _ = trained(base_of(), tagging, encoded, dropout=0.1)
@@ -140,9 +140,7 @@ def test_the_best_state_is_kept_and_training_stops_when_it_gets_no_better(
 
 
 @pytest.mark.parametrize("keep_best", [True, False])
-def test_a_copy_is_kept_only_if_the_best_state_is_wanted(
-    base_of: Load, tagging: Task, encoded: Encoded, keep_best: bool
-) -> None:
+def test_a_copy_is_kept_only_with_keep_best(base_of: Load, tagging: Task, encoded: Encoded, keep_best: bool) -> None:
     class Watching(Callback):
         def on_train_begin(self, state: TrainState) -> None:
             self.state = state
@@ -171,7 +169,7 @@ def test_the_loss_is_the_mean_over_the_targets_of_the_step(base_of: Load, taggin
     assert log.tokens == sum(lengths[i] for i in batch)
 
 
-def test_a_step_without_a_single_target_does_no_harm(base_of: Load, tagging: Task, encoded: Encoded) -> None:
+def test_a_step_without_targets_changes_nothing(base_of: Load, tagging: Task, encoded: Encoded) -> None:
     targets = [e.features["labels"] if i % 2 else [-100] * len(e) for i, e in enumerate(encoded.examples)]
     half = [Example({**e.features, "labels": t}, e.row) for e, t in zip(encoded.examples, targets, strict=True)]
     _, log = trained(base_of(), tagging, Encoded(half, {}), batch_examples=1, steps=12)

@@ -7,7 +7,7 @@ from peftlab.training.settings import Training
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
-def test_the_learning_rate_warms_up_and_falls_to_almost_nothing(schedule: str) -> None:
+def test_the_learning_rate_warms_up_and_decays_to_near_zero(schedule: str) -> None:
     settings = Training.model_validate({"schedule": schedule, "warmup": 0.1})
     factors = [learning_rate_factor(step, 100, settings) for step in range(100)]
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
