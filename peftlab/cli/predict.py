@@ -10,7 +10,7 @@ import typer
 from peftlab.cli.command import command
 from peftlab.cli.inputs import given_rows, given_texts
 from peftlab.cli.options import RunFolder, Trust
-from peftlab.results import run_result
+from peftlab.results.result_file import columns_of
 
 
 @command()
@@ -27,7 +27,7 @@ def predict(
     lines, source = given_texts(text) if rows is None else ([], text)
     from peftlab.runs.inference import answers, rows_from_file, rows_from_lines
 
-    columns = run_result.columns_of(folder)
+    columns = columns_of(folder)
     for answer in answers(
         folder,
         lambda task: rows_from_lines(task, lines, source) if rows is None else rows_from_file(task, rows, columns),

@@ -13,7 +13,9 @@ from peftlab.cli.options import Overrides, RecipeFile, Trust
 from peftlab.distributed import DeviceMap
 from peftlab.errors import OutOfMemoryError, UserError
 from peftlab.recipe import Recipe, load_recipe
-from peftlab.results import run_result
+from peftlab.results.result_file import is_finished, read_result, result_folder
+from peftlab.results.run_result import RunResult
+from peftlab.results.summary import summary
 from peftlab.runs.run_folder import sweep
 from peftlab.training.settings import CheckpointPolicy
 
@@ -54,9 +56,9 @@ def run(
     A run that has its result is not repeated: its summary is printed.
     """
     loaded = load_recipe(recipe, overrides)
-    folder = run_result.result_folder(output, loaded.name, loaded.digest)
+    folder = result_folder(output, loaded.name, loaded.digest)
     policy = _checkpoint_policy(checkpoint_every, keep_checkpoints)
-    if run_result.is_finished(folder) and not force:
+    if is_finished(folder) and not force:
         _print_finished(folder, loaded, trust)
         return
     from peftlab.runs.run import RunOptions
@@ -87,18 +89,18 @@ def run(
 def _print_finished(folder: Path, recipe: Recipe, trust: str | None) -> None:
     """Print the result of an earlier run. Raises UserError if its data or model have changed since."""
     try:
-        result = run_result.read_result(folder)
+        result = read_result(folder)
     except UserError as error:
         raise UserError(f"{error}; --force runs it again") from None
     missing = _check_inputs(result, recipe, trust)
     sweep(folder)
     print(f"{folder} already holds this run (--force runs it again)")
     notes = [("data", f"{path} no longer exists; changes to it cannot be detected") for path in missing]
-    for label, text in [*notes, *run_result.summary(result)]:
+    for label, text in [*notes, *summary(result)]:
         print(f"{label:<11}{text}")
 
 
-def _check_inputs(result: run_result.RunResult, recipe: Recipe, trust: str | None) -> list[str]:
+def _check_inputs(result: RunResult, recipe: Recipe, trust: str | None) -> list[str]:
     """Compare the user's own data and model, which the digest names by path, with those of the run.
 
     Returns the paths that no longer exist. Raises UserError if the contents of any other have changed.

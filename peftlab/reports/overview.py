@@ -9,7 +9,8 @@ from peftlab.errors import UserError
 from peftlab.io.markdown_table import markdown_table
 from peftlab.recipe import Recipe, load_recipe
 from peftlab.reports.formatting import DASH, byte_size, count, percent
-from peftlab.results.run_result import Environment, RunResult, is_finished, read_result, result_folder
+from peftlab.results.result_file import is_finished, read_result, result_folder
+from peftlab.results.run_result import Environment, RunResult
 
 HEADING = """\
 # Results of the recipes

@@ -1,1 +1,1 @@
-"""The record of a run, and the environment it ran in."""
+"""Records of finished runs and of the environment they ran in."""

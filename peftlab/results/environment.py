@@ -1,4 +1,4 @@
-"""What a run runs on: code, libraries, hardware; and what must be set before the libraries load."""
+"""Environment of a run: code, libraries and hardware; and quiet libraries."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own lines
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # of torch's profiler
     for name in ("bitsandbytes", "transformers", "accelerate", "datasets", "torch.distributed", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)  # it sets its own level
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)  # it sets its level itself
     warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|accelerate|bitsandbytes|datasets|numpy)\b")
     if "transformers" in sys.modules:  # else it reads HF_HUB_DISABLE_PROGRESS_BARS at import
         import transformers
@@ -48,10 +48,10 @@ def environment(
     zero: int | None = None,
     device_map: str | None = None,
 ) -> Environment:
-    """Everything that may change a number, as it is now. Of the environment variables nothing is kept."""
+    """The current environment. Environment variables are not recorded."""
     import torch
 
-    # Not asked for on a CPU: the answer starts CUDA, which a process that was forked may not.
+    # Only for a run on a GPU: the query initializes CUDA, which a forked process cannot.
     accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if device == "cuda" else []
     return Environment(
         code=_code(),
@@ -75,10 +75,10 @@ def environment(
 
 
 def _driver() -> str:
-    """The newest CUDA that the GPU's driver serves, e.g. 13.0."""
+    """Newest CUDA version that the GPU driver supports, e.g. 13.0."""
     import torch
 
-    number = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # of a build for CUDA
+    number = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # in CUDA builds
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
@@ -90,15 +90,15 @@ def _version(name: str) -> str | None:
 
 
 def _code() -> Code:
-    """The commit peftlab was run from, if it was run from a checkout."""
+    """The commit of the checkout that peftlab runs from, if it runs from one."""
     folder = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+            process = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return process.stdout.strip() if process.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD") if (folder / ".git").exists() else None
     changes = git("status", "--porcelain", "--", "peftlab") if commit else None

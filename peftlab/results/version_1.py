@@ -16,7 +16,7 @@ RENAMED: Mapping[str, str] = {
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a version 1 file under the names of version 2; `values` stays as it is.
+    """Values of a version 1 file under the names of version 2.
 
     >>> upgraded({"version": 1, "floor": {}, "cost": {"padding_share": 0.1}})
     {'version': 2, 'constant_baseline': {}, 'cost': {'padding_fraction': 0.1}}

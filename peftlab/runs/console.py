@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from peftlab.io.redact import redact
-from peftlab.results.run_result import RunResult, summary
+from peftlab.results.run_result import RunResult
+from peftlab.results.summary import summary
 from peftlab.training.callbacks import Callback
 from peftlab.training.state import TrainState
 from peftlab.training.train_log import Evaluation, MicroBatchReduction, Step, TrainLog

@@ -25,7 +25,8 @@ from peftlab.loading.model import Base, refuse_unknown_tokens
 from peftlab.methods import TrainingPlan
 from peftlab.recipe import Recipe
 from peftlab.results.environment import environment
-from peftlab.results.run_result import Parameters, RunResult, checkpoint_folder, tracking_folder, write_result
+from peftlab.results.result_file import checkpoint_folder, tracking_folder, write_result
+from peftlab.results.run_result import Parameters, RunResult
 from peftlab.runs import artifact, launch, record, scoring, summary, tracking
 from peftlab.runs.console import ConsoleReporter
 from peftlab.runs.launch import Placement

@@ -12,7 +12,7 @@ import filelock
 
 from peftlab.errors import UserError
 from peftlab.io.atomic import sync
-from peftlab.results.run_result import checkpoint_folder
+from peftlab.results.result_file import checkpoint_folder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -13,7 +13,8 @@ from peftlab import metrics
 from peftlab.errors import UserError, first_error
 from peftlab.io.atomic import sha256
 from peftlab.recipe import Recipe
-from peftlab.results.run_result import FILE, RunResult, read_result
+from peftlab.results.result_file import FILE, read_result
+from peftlab.results.run_result import RunResult
 from peftlab.suites.store import Counted, Predictions, Record
 from peftlab.tasks import Task
 

@@ -18,7 +18,8 @@ from safetensors import safe_open
 
 from peftlab.methods import METHODS
 from peftlab.methods.method import MethodContext
-from peftlab.results.run_result import RunResult, read_result
+from peftlab.results.result_file import read_result
+from peftlab.results.run_result import RunResult
 from tests.commands import Done, Running, Server
 from tests.contract import bases
 

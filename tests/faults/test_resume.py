@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.results.run_result import read_result
+from peftlab.results.result_file import read_result
 from tests.contract.bases import Combination
 from tests.faults.conftest import (
     COMBINATIONS,

@@ -173,7 +173,7 @@ def test_degenerate_runs_are_noted(suite_folder: Path, tmp_path: Path, case: str
         ({}, "4 threads, float32"),
         ({"processes": 2}, "2 processes, float32"),
         ({"processes": 2, "zero": 2}, "2 processes under ZeRO-2, float32"),
-        ({"processes": 2, "zero": 3, "sharded": True}, "under ZeRO-3 with a share of the model each, float32"),
+        ({"processes": 2, "zero": 3, "sharded": True}, "under ZeRO-3 with a shard of the model each, float32"),
         ({"device_map": "auto"}, "layers on several GPUs (auto), float32"),
     ],
 )

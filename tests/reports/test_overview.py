@@ -9,7 +9,8 @@ from peftlab.errors import UserError
 from peftlab.recipe import load_recipe
 from peftlab.reports.formatting import DASH
 from peftlab.reports.overview import overview
-from peftlab.results.run_result import RunResult, read_result, result_folder, write_result
+from peftlab.results.result_file import read_result, result_folder, write_result
+from peftlab.results.run_result import RunResult
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

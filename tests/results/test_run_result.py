@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from peftlab.errors import UserError
-from peftlab.results.run_result import RunResult, read_result
+from peftlab.results.result_file import read_result
+from peftlab.results.run_result import RunResult
 from peftlab.results.version_1 import RENAMED
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -38,7 +39,7 @@ def test_version_2_refuses_a_name_of_version_1(name: str, tmp_path: Path) -> Non
         inner = inner[parent]
     inner[key] = {}
     (tmp_path / "result.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match=rf"not a result of version 2: {name}: Extra inputs"):
+    with pytest.raises(UserError, match=rf"not a result of version 2 or older: {name}: Extra inputs"):
         read_result(tmp_path)
 
 

@@ -16,7 +16,8 @@ from peftlab.errors import UserError
 from peftlab.metrics import load_metric
 from peftlab.models.model import ModelFiles
 from peftlab.recipe import load_recipe
-from peftlab.results.run_result import RunResult, read_result
+from peftlab.results.result_file import read_result
+from peftlab.results.run_result import RunResult
 from peftlab.runs import artifact
 from peftlab.runs.inference import answers, merge, rows_from_lines
 from peftlab.runs.run import run

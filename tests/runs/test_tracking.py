@@ -8,7 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from peftlab.errors import UserError
 from peftlab.recipe import load_recipe
-from peftlab.results.run_result import RunResult, is_finished, result_folder, tracking_folder
+from peftlab.results.result_file import is_finished, result_folder, tracking_folder
+from peftlab.results.run_result import RunResult
 from peftlab.runs import tracking
 from peftlab.runs.run import RunOptions, run
 

@@ -82,7 +82,7 @@ def test_two_processes_give_what_one_gives_and_the_result_says_how(tmp_path: Pat
     assert "Each run uses" not in setup(read_analysis(folders[0]))[0]
     found = read_analysis(folders[2])
     assert "Each run uses 2 processes, each with a shard of the model (FSDP2)." in setup(found)[0]
-    assert "1 thread, 2 processes with a share of the model each" in found.environments["addresses"]
+    assert "1 thread, 2 processes with a shard of the model each" in found.environments["addresses"]
     again = reproduce(next(iter(two.values())).path)
     assert again.same
     assert again.differences == []

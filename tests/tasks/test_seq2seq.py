@@ -19,7 +19,7 @@ from peftlab.models.shapes import shapes
 from peftlab.models.tiny_model import byte_tokenizer, small_config
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import load_recipe
-from peftlab.results.run_result import read_result
+from peftlab.results.result_file import read_result
 from peftlab.runs import artifact
 from peftlab.runs.inference import answers, merge, rows_from_lines
 from peftlab.runs.run import RunOptions, run
