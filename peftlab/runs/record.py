@@ -67,7 +67,9 @@ def of_log(recipe: Recipe, task: Task, log: TrainLog) -> dict[str, Any]:
             losses=[evaluation.loss for evaluation in evaluations],
         ),
         "unused": log.unused,
-        "micro_batch_reductions": [MicroBatchReduction(**dataclasses.asdict(halving)) for halving in log.halvings],
+        "micro_batch_reductions": [
+            MicroBatchReduction(**dataclasses.asdict(past)) for past in log.micro_batch_reductions
+        ],
     }
 
 

@@ -131,8 +131,8 @@ class _Loop:
                 saved = self.callbacks.on_save(rng) if alone else ""  # other processes would not join the collective
                 raise OutOfMemoryError(_out_of_memory_message(loss, self.gradients, batch, state, saved))
             state.accumulation *= 2
-            state.log.halvings.append(MicroBatchReduction(step, state.accumulation))
-            self.callbacks.on_micro_batch_reduction(state.log.halvings[-1])
+            state.log.micro_batch_reductions.append(MicroBatchReduction(step, state.accumulation))
+            self.callbacks.on_micro_batch_reduction(state.log.micro_batch_reductions[-1])
 
     def _check_gradients(self, step: int, loss: float) -> None:
         """Require a gradient for each trainable tensor, at the first step and at the first one after an evaluation."""

@@ -23,7 +23,7 @@ from peftlab.training.workload import Workload
 STEP_COLUMNS = {"epoch": torch.float64, "loss": torch.float64, "learning_rate": torch.float64,
                 "tokens": torch.int64, "seconds": torch.float64}  # fmt: skip
 """Values of each step that a snapshot holds as one tensor per name."""
-LISTS = ("steps", "evaluations", "halvings")
+LISTS = ("steps", "evaluations", "micro_batch_reductions")
 """Fields of a TrainLog that hold records."""
 
 
@@ -147,7 +147,7 @@ class TrainState:
             "log": {
                 **scalars,
                 "evaluations": [dataclasses.asdict(evaluation) for evaluation in log.evaluations],
-                "halvings": [dataclasses.asdict(halving) for halving in log.halvings],
+                "halvings": [dataclasses.asdict(reduction) for reduction in log.micro_batch_reductions],
             },
             "method": method,
             "schedule": {name: value for name, value in self.schedule.state_dict().items() if name != "lr_lambdas"},
@@ -202,14 +202,15 @@ class TrainState:
 
 
 def _restored_log(snapshot: Snapshot) -> TrainLog:
-    log, steps = snapshot.values["log"], _group(snapshot, "steps")
+    log, steps = dict(snapshot.values["log"]), _group(snapshot, "steps")
+    reductions = log.pop("halvings")  # its name in the files
     columns = [steps[name].tolist() for name in STEP_COLUMNS]
     return TrainLog(
         **{
             **log,
             "steps": [Step(number, *row) for number, row in enumerate(zip(*columns, strict=True), start=1)],
             "evaluations": [Evaluation(**evaluation) for evaluation in log["evaluations"]],
-            "halvings": [MicroBatchReduction(**halving) for halving in log["halvings"]],
+            "micro_batch_reductions": [MicroBatchReduction(**reduction) for reduction in reductions],
         }
     )
 

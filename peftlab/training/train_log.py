@@ -46,7 +46,7 @@ class TrainLog:
 
     steps: list[Step] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
-    halvings: list[MicroBatchReduction] = field(default_factory=list)
+    micro_batch_reductions: list[MicroBatchReduction] = field(default_factory=list)
     best_step: int | None = None
     stopped_early: bool = False
     records: Records = field(default_factory=list)  # validation predictions of the final state
