@@ -334,7 +334,7 @@ def test_a_state_that_is_not_saved_is_detected(make_probe: Callable[..., ProbeMo
     red(checks.check_resume(make_probe_run(make_probe(Forgets()))))
 
 
-def test_dropout_active_in_evaluation_is_detected(make_probe: Callable[..., ProbeModel]) -> None:
+def test_dropout_that_stays_active_is_detected(make_probe: Callable[..., ProbeModel]) -> None:
     class Drops(Broken):
         def apply(self, model: Any, plan: TrainingPlan) -> Any:
             model.dropout.p = 0.5

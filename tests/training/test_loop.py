@@ -169,7 +169,9 @@ def test_the_loss_is_the_mean_over_the_targets_of_the_step(base_of: Load, taggin
     assert log.tokens == sum(lengths[i] for i in batch)
 
 
-def test_a_step_without_targets_changes_nothing(base_of: Load, tagging: Task, encoded: Encoded) -> None:
+def test_a_step_without_targets_has_loss_zero_and_training_continues(
+    base_of: Load, tagging: Task, encoded: Encoded
+) -> None:
     targets = [e.features["labels"] if i % 2 else [-100] * len(e) for i, e in enumerate(encoded.examples)]
     half = [Example({**e.features, "labels": t}, e.row) for e, t in zip(encoded.examples, targets, strict=True)]
     _, log = trained(base_of(), tagging, Encoded(half, {}), batch_examples=1, steps=12)
