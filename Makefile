@@ -17,9 +17,9 @@
 ##   make install              the environment in .venv; every target that needs it does this first
 ##   make check                lint, types, import layers and make test
 ##   make test                 tests of every change: at most 5 minutes on two cores
-##   make test-all             all tests: the whole contract grid and the slow ones
+##   make test-all             the whole contract grid and the slow tests as well
 ##   make test-rest            what test-all runs in addition to test
-##   make test-night           fault injection with the counts of a night
+##   make test-night           fault injection with the counts of a night, the compatibility table, all memory estimates
 ##   make schema               docs/recipe.schema.json, the JSON schema of recipes for editors
 ##   make docs-reference       docs/reference.md, every key with its type, default and meaning
 ##   make audit                known vulnerabilities of the pinned dependencies; needs the network
@@ -81,17 +81,18 @@ bench: $(READY)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(READY)
-	$(PYTEST) -m "not slow and not grid"
+	$(PYTEST) -m "not slow and not grid and not night"
 
 test-rest: $(READY)
-	$(PYTEST) -m "slow or grid"
+	$(PYTEST) -m "(slow or grid) and not night"
 
 test-all: $(READY)
-	$(PYTEST)
+	$(PYTEST) -m "not night"
 
-# Thousands of kills, damaged files and fuzzed recipes.
+# Thousands of kills, damaged files and fuzzed recipes; the compatibility table and all memory estimates.
 test-night: $(READY)
 	PEFTLAB_FAULTS=all OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/faults
+	$(PYTEST) -m night --ignore tests/faults
 
 check: $(READY)
 	$(BIN)/ruff format --check .

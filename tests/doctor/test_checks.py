@@ -450,8 +450,8 @@ def test_the_matrix_lists_supported_refused_and_failing_combinations(monkeypatch
     assert [cell.method for cell in cells if cell.failed] == ["full"]
 
 
-@pytest.mark.slow
-def test_what_validation_lets_through_trains_and_the_kept_table_says_so() -> None:
+@pytest.mark.night
+def test_accepted_combinations_train_and_the_committed_table_is_current() -> None:
     whole = compatibility.try_all()
     assert [cell for cell in whole.cells if cell.failed] == []
     kept, now = compatibility.FILE.read_text(), compatibility.document(whole)
