@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -165,6 +166,26 @@ REFUSED = [combination for combination in ALL if combination.reason is not None]
 def coordinates(combination: Combination) -> tuple[str, str, str]:
     """The axes of the grid: method with settings, quantization, family."""
     return f"{combination.kind}{combination.sample}", combination.precision, combination.family
+
+
+def require(kept: bool, combination: Combination, promise: str, *, found: object, expected: object) -> None:
+    """Fail, unless `kept`, with the method, the promise that it breaks, what was found and what was expected."""
+    __tracebackhide__ = True
+    if not kept:
+        pytest.fail(f"{combination}: {promise}\n  found:    {found}\n  expected: {expected}")
+
+
+def require_close(actual: Tensor, expected: Tensor, combination: Combination, promise: str, *, atol: float) -> None:
+    """Fail unless the tensors differ by at most `atol`; 0 requires that they are bit-identical."""
+    __tracebackhide__ = True
+    difference = float((actual - expected).abs().max())
+    require(
+        difference <= atol,
+        combination,
+        promise,
+        found=f"a difference of {difference:.3g}",
+        expected="bit-identical values" if atol == 0 else f"at most {atol:g}",
+    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""AdaLoRA prunes to its target, is penalised once a step, reloads and resumes: what PEFT leaves to its caller."""
+"""AdaLoRA: pruning to the target rank, one penalty per step, reloading and resuming."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def logits(model: nn.Module) -> torch.Tensor:
 
 
 def steps(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: range, method: AdaLora = METHOD) -> None:
-    """What the loop does."""
+    """The optimizer steps of the training loop."""
     model.train()
     for number in numbers:
         nn.functional.cross_entropy(model(**BATCH).logits.flatten(0, 1), LABELS.flatten()).backward()
@@ -65,7 +65,7 @@ def trained(method: AdaLora = METHOD, until: int = STEPS) -> tuple[Any, torch.op
     return model, optimizer
 
 
-def test_a_run_prunes_to_the_target_rank_and_says_what_is_left() -> None:
+def test_a_run_prunes_to_the_target_rank_and_records_the_final_ranks() -> None:
     model = adapted(steps=6)
     train(
         Workload(
@@ -95,7 +95,7 @@ def test_a_run_prunes_to_the_target_rank_and_says_what_is_left() -> None:
     assert figures["effective_parameters"] == sum(rank * by_name[name] for name, rank in figures["ranks"].items())
 
 
-def test_the_ranks_are_constant_in_the_last_phase() -> None:
+def test_the_ranks_are_constant_after_the_last_pruning() -> None:
     method = METHOD.model_copy(update={"after_pruning": 0.5})
     model, optimizer = trained(method, 5)
     pruned = method.stats(model)["ranks"]
@@ -103,7 +103,7 @@ def test_the_ranks_are_constant_in_the_last_phase() -> None:
     assert method.stats(model)["ranks"] == pruned
 
 
-def test_the_penalty_is_pefts() -> None:
+def test_the_penalty_equals_that_of_peft() -> None:
     model, _ = trained(until=3)
     plain = nn.functional.cross_entropy(logits(model).flatten(0, 1), LABELS.flatten())
     model.peft_config["default"].orth_reg_weight = METHOD.orthogonality
@@ -114,7 +114,7 @@ def test_the_penalty_is_pefts() -> None:
     assert torch.allclose(with_penalty - plain, penalty, atol=1e-5)
 
 
-def test_no_penalty_is_in_a_loss_that_the_model_computes(tmp_path: Path) -> None:
+def test_the_loss_of_the_model_excludes_the_penalty(tmp_path: Path) -> None:
     model, _ = trained()
     METHOD.save(model, tmp_path)
     for each in (model, METHOD.load(base(), tmp_path)):
@@ -122,7 +122,7 @@ def test_no_penalty_is_in_a_loss_that_the_model_computes(tmp_path: Path) -> None
         assert torch.allclose(each(**BATCH, labels=LABELS).loss, plain)
 
 
-def test_pruned_it_reloads_in_pefts_own_format(tmp_path: Path) -> None:
+def test_a_pruned_adapter_reloads_with_peft_alone(tmp_path: Path) -> None:
     from peft import PeftModel
 
     model, _ = trained()
@@ -135,19 +135,19 @@ def test_pruned_it_reloads_in_pefts_own_format(tmp_path: Path) -> None:
     assert ranks == list(METHOD.stats(model)["ranks"].values())
 
 
-def test_a_better_state_from_before_the_pruning_is_saved_whole(tmp_path: Path) -> None:
+def test_a_checkpoint_from_before_the_pruning_is_saved_with_all_ranks(tmp_path: Path) -> None:
     model, optimizer = trained(until=3)
-    better = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    early = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     steps(model, optimizer, range(4, STEPS + 1))
     with torch.no_grad():
-        for name, tensor in better.items():
+        for name, tensor in early.items():
             model.get_parameter(name).copy_(tensor)
     METHOD.save(model, tmp_path)
     assert (logits(METHOD.load(base(), tmp_path)) - logits(model)).abs().max() <= 1e-5
     assert METHOD.stats(model)["final_rank"] > 3
 
 
-def test_saving_in_the_middle_changes_nothing(tmp_path: Path) -> None:
+def test_saving_during_training_changes_nothing(tmp_path: Path) -> None:
     model, optimizer = trained(until=6)
     before = copy.deepcopy(model.peft_config["default"])
     METHOD.save(model, tmp_path)
@@ -169,7 +169,7 @@ def test_resumed_it_continues_bit_identically(interruption: int) -> None:
     assert torch.equal(logits(again), logits(trained()[0]))
 
 
-def test_the_phases_follow_the_length_of_the_run() -> None:
+def test_the_phases_scale_with_the_number_of_steps() -> None:
     config = adapted(AdaLora(before_pruning=0.2, after_pruning=0.3), steps=50).peft_config["default"]
     assert (config.total_step, config.tinit, config.tfinal) == (50, 10, 15)
 
@@ -187,6 +187,6 @@ def test_a_run_too_short_to_prune_is_refused(number: int) -> None:
         ({"before_pruning": 0.5, "after_pruning": 0.5}, "no steps left to prune in"),
     ],
 )
-def test_settings_that_never_prune_are_refused(settings: dict[str, Any], found: str) -> None:
+def test_settings_without_pruning_are_refused(settings: dict[str, Any], found: str) -> None:
     with pytest.raises(ValidationError, match=found):
         AdaLora(**settings)

@@ -1,4 +1,4 @@
-"""LoRA and its options: the published formulas, and adapters that fit the published base."""
+"""LoRA and its options: the formulas of the papers, and saved adapters that fit the published base model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +21,8 @@ Input = dict[str, torch.Tensor]
 QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"
 
 
-def stirred(model: torch.nn.Module) -> torch.nn.Module:
-    """As after some training: no trained tensor is where it started."""
+def perturbed(model: torch.nn.Module) -> torch.nn.Module:
+    """Change every trainable tensor, as training does."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -32,8 +32,8 @@ def stirred(model: torch.nn.Module) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(("stabilized", "scale"), [(False, 32 / 4), (True, 32 / 4**0.5)])
-def test_the_update_is_the_papers(base_of: Load, attach: Attach, stabilized: bool, scale: float) -> None:
-    model = stirred(attach(base_of(), Lora(rank=4, alpha=32, targets=["query"], rank_stabilized=stabilized)))
+def test_the_update_is_the_formula_of_the_paper(base_of: Load, attach: Attach, stabilized: bool, scale: float) -> None:
+    model = perturbed(attach(base_of(), Lora(rank=4, alpha=32, targets=["query"], rank_stabilized=stabilized)))
     layer = model.get_submodule(QUERY)
     a, b, w = layer.lora_A.default.weight, layer.lora_B.default.weight, layer.base_layer.weight  # type: ignore[union-attr]
     x = torch.randn(3, 384, generator=torch.Generator().manual_seed(0))
@@ -41,7 +41,7 @@ def test_the_update_is_the_papers(base_of: Load, attach: Attach, stabilized: boo
     torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_it_is_the_identity_at_the_start_and_has_the_closed_form_count(
+def test_untrained_it_is_the_identity_and_has_the_closed_form_count(
     base_of: Load, attach: Attach, probe_input: Input
 ) -> None:
     base = base_of()
@@ -52,22 +52,22 @@ def test_it_is_the_identity_at_the_start_and_has_the_closed_form_count(
     assert added == 8 * 6 * (4 * (384 + 384) + 2 * (384 + 1536))  # rank * sum of (inputs + outputs)
 
 
-def test_targets_in_attention_are_no_feed_forward_layers() -> None:
+def test_attention_targets_exclude_feed_forward_layers() -> None:
     names = chosen_layers(tiny("phi", "AutoModelForCausalLM"), "attention", [])
     assert {name.rpartition(".")[2] for name in names} == {"q_proj", "v_proj"}
 
 
-def test_the_adapter_is_drawn_from_its_seed_alone(base_of: Load, attach: Attach) -> None:
-    def drawn(quantization: str, seed: int, noise: int) -> torch.Tensor:
+def test_the_initialization_depends_only_on_the_seed(base_of: Load, attach: Attach) -> None:
+    def initial_a(quantization: str, seed: int, noise: int) -> torch.Tensor:
         base = base_of(quantization)
-        torch.rand(noise)  # what else the program may have drawn
+        torch.rand(noise)  # what else the program may have initial_a
         return attach(base, seed=seed).get_submodule(QUERY).lora_A.default.weight  # type: ignore[union-attr,return-value]
 
-    assert torch.equal(drawn("none", 0, 1), drawn("nf4", 0, 5))
-    assert not torch.equal(drawn("none", 0, 1), drawn("none", 1, 1))
+    assert torch.equal(initial_a("none", 0, 1), initial_a("nf4", 0, 5))
+    assert not torch.equal(initial_a("none", 0, 1), initial_a("none", 1, 1))
 
 
-def test_pissa_starts_from_the_base_and_is_saved_as_a_lora_on_it(
+def test_pissa_starts_as_the_base_and_is_saved_as_a_lora_adapter(
     base_of: Load, attach: Attach, probe_input: Input, tmp_path: Path
 ) -> None:
     method = Lora(rank=4, initialization="pissa")
@@ -79,7 +79,7 @@ def test_pissa_starts_from_the_base_and_is_saved_as_a_lora_on_it(
     layer = model.get_submodule(QUERY)
     product = layer.scaling["default"] * layer.lora_B.default.weight @ layer.lora_A.default.weight  # type: ignore[index,union-attr,operator]
     torch.testing.assert_close(torch.linalg.svdvals(product)[:4], principal, atol=1e-4, rtol=1e-4)
-    expected = stirred(model)(**probe_input).logits
+    expected = perturbed(model)(**probe_input).logits
     with method.disabled(model):
         head = model.get_submodule("base_model.model.classifier").modules_to_save.default  # type: ignore[union-attr]
         features = base_of().model.bert(**probe_input).last_hidden_state
@@ -90,7 +90,7 @@ def test_pissa_starts_from_the_base_and_is_saved_as_a_lora_on_it(
     torch.testing.assert_close(loaded(**probe_input).logits, expected, atol=2e-5, rtol=0)
 
 
-def test_pissa_is_refused_where_it_cannot_be() -> None:
+def test_pissa_is_refused_for_quantized_bases_and_with_dora() -> None:
     method = Lora(initialization="pissa")
     assert "use quantization: none" in str(
         method.incompatible_with(MethodContext(architecture="bert", quantization="nf4", task_type="TOKEN_CLS"))
@@ -104,12 +104,12 @@ def test_pissa_is_refused_where_it_cannot_be() -> None:
     )
 
 
-def test_pissa_has_no_more_components_than_the_weight_has(base_of: Load, attach: Attach) -> None:
+def test_pissa_refuses_a_rank_above_the_number_of_singular_values(base_of: Load, attach: Attach) -> None:
     with pytest.raises(UserError, match=r"method.rank: 385, but bert.* has 384 singular values for PiSSA"):
         attach(base_of(), Lora(rank=385, initialization="pissa"))
 
 
-def test_pissa_keeps_the_base_in_float32() -> None:
+def test_pissa_trains_the_base_in_float32() -> None:
     assert Lora(initialization="pissa").trains_base
     assert not Lora().trains_base
 
@@ -124,12 +124,12 @@ def test_dora_trains_a_magnitude_and_reloads_exactly(
     magnitudes = [p for name, p in model.named_parameters() if "magnitude" in name]
     assert len(magnitudes) == 6
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in magnitudes)
-    expected = stirred(model)(**probe_input).logits
+    expected = perturbed(model)(**probe_input).logits
     method.save(model, tmp_path)
     assert torch.equal(method.load(base_of(quantization).model, tmp_path).eval()(**probe_input).logits, expected)
 
 
-def test_lora_plus_gives_b_its_own_rate_and_every_parameter_one_group(base_of: Load, attach: Attach) -> None:
+def test_lora_plus_scales_the_rate_of_b_and_every_parameter_has_one_group(base_of: Load, attach: Attach) -> None:
     method = Lora(rank=4, b_rate_ratio=16)
     model = attach(base_of(), method)
     groups = method.parameter_groups(model, 1e-3, 0.01)
@@ -140,7 +140,7 @@ def test_lora_plus_gives_b_its_own_rate_and_every_parameter_one_group(base_of: L
         assert rates[id(p)] == (1.6e-2 if ".lora_B." in name else 1e-3), name
 
 
-def test_vectors_are_not_decayed(base_of: Load, attach: Attach) -> None:
+def test_one_dimensional_tensors_have_no_weight_decay(base_of: Load, attach: Attach) -> None:
     method = Lora(rank=4)
     model = attach(base_of(), method)
     names = {id(p): name for name, p in model.named_parameters()}
@@ -149,7 +149,7 @@ def test_vectors_are_not_decayed(base_of: Load, attach: Attach) -> None:
             assert group["weight_decay"] == (0.0 if names[id(p)].endswith("bias") else 0.01), names[id(p)]
 
 
-def test_only_adapter_and_head_are_saved(base_of: Load, attach: Attach, tmp_path: Path) -> None:
+def test_only_the_adapter_and_the_head_are_saved(base_of: Load, attach: Attach, tmp_path: Path) -> None:
     method = Lora(rank=4, targets=["query"])
     method.save(attach(base_of("nf4"), method), tmp_path)
     assert {name.split(".")[-2] for name in load_file(tmp_path / "adapter_model.safetensors")} == {

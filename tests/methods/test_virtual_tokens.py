@@ -1,4 +1,4 @@
-"""Prefix, prompt and P-tuning: what they take from the input, where they reach, and where they cannot go."""
+"""Prefix, prompt and P-tuning: supported architectures, positions, initialization from text, saved files."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def model_of(architecture: str) -> tuple[PreTrainedModel, TrainingPlan]:
 
 
 @pytest.mark.parametrize("architecture", [*TOKEN_CLASSIFIERS, *DECODERS, *ENCODER_DECODERS])
-def test_a_prefix_learns_in_every_architecture_that_takes_one(architecture: str) -> None:
+def test_a_prefix_trains_in_every_supported_architecture(architecture: str) -> None:
     base, given = model_of(architecture)
     method = PrefixTuning(length=4)
     assert (
@@ -103,7 +103,7 @@ def test_a_prefix_learns_in_every_architecture_that_takes_one(architecture: str)
 
 
 @pytest.mark.parametrize("architecture", sorted(NO_PAST_KEY_VALUES))
-def test_an_architecture_that_takes_no_prefix_is_refused_and_does_raise(architecture: str) -> None:
+def test_an_architecture_without_past_key_values_is_refused_and_fails_in_peft(architecture: str) -> None:
     from peft import PrefixTuningConfig, get_peft_model
 
     reason = PrefixTuning().incompatible_with(
@@ -129,7 +129,7 @@ def test_an_architecture_that_takes_no_prefix_is_refused_and_does_raise(architec
         ("modernbert", {}),
     ],
 )
-def test_embedded_tokens_learn_where_a_prefix_cannot(architecture: str, sizes: dict[str, Any], method: Method) -> None:
+def test_embedded_tokens_train_where_a_prefix_cannot(architecture: str, sizes: dict[str, Any], method: Method) -> None:
     base = tiny(architecture, "AutoModelForTokenClassification", **sizes)
     model = method.apply(base, plan("TOKEN_CLS", ["classifier"]))
     assert logits(model).shape == (2, 11, 2)
@@ -140,7 +140,7 @@ def test_embedded_tokens_learn_where_a_prefix_cannot(architecture: str, sizes: d
 
 @pytest.mark.parametrize("kind", ["prefix_tuning", "prompt_tuning", "p_tuning"])
 @pytest.mark.parametrize("architecture", ["roberta", "electra"])
-def test_behind_a_deep_head_it_is_the_virtual_tokens_that_learn(architecture: str, kind: str) -> None:
+def test_virtual_tokens_get_gradients_through_a_head_of_two_layers(architecture: str, kind: str) -> None:
     method = {"prefix_tuning": PrefixTuning, "prompt_tuning": PromptTuning, "p_tuning": PTuning}[kind](length=4)
     base = tiny(architecture, "AutoModelForSequenceClassification", pad_token_id=1)
     model = method.apply(base, plan("SEQ_CLS", ["classifier"]))
@@ -172,14 +172,14 @@ def test_sequences_pooled_at_their_last_token_are_refused(architecture: str, met
 
 
 @pytest.mark.parametrize("architecture", ["t5", "bart"])
-def test_a_prefix_for_an_encoder_decoder_that_classifies_is_refused_with_the_reason(architecture: str) -> None:
+def test_a_prefix_for_an_encoder_decoder_classifier_is_refused_with_the_reason(architecture: str) -> None:
     reason = PrefixTuning(length=4).incompatible_with(
         MethodContext(architecture=architecture, quantization="none", task_type="SEQ_CLS")
     )
     assert reason == f"PEFT extends the encoder's mask for a prefix that is in {architecture}'s decoder; use lora"
 
 
-def test_a_prefix_with_checkpointing_is_refused_before_anything_loads(tmp_path: Path) -> None:
+def test_a_prefix_with_gradient_checkpointing_is_refused_at_validation(tmp_path: Path) -> None:
     path = tmp_path / "prefix.yaml"
     path.write_text(
         "model: nowhere/to-be-found\ntask: token_classification\ndata: {id: nothing/here}\n"
@@ -189,7 +189,7 @@ def test_a_prefix_with_checkpointing_is_refused_before_anything_loads(tmp_path: 
         load_recipe(path)
 
 
-def test_a_prefix_is_not_given_to_a_model_that_checkpoints() -> None:
+def test_apply_refuses_a_model_with_gradient_checkpointing() -> None:
     base, given = model_of("bert")
     base.gradient_checkpointing_enable()
     with pytest.raises(UserError, match="gradient checkpointing"):
@@ -218,7 +218,7 @@ def test_virtual_tokens_must_fit_in_addition_to_the_longest_input(
 # --- where they reach ------------------------------------------------------------------------------------------------
 
 
-def test_in_t5_the_prefix_reaches_the_decoder_alone_and_says_so() -> None:
+def test_in_t5_the_prefix_affects_only_the_decoder_and_is_recorded_so() -> None:
     method = PrefixTuning(length=4)
     model = method.apply(*model_of("t5"))
     with torch.no_grad():
@@ -232,18 +232,18 @@ def test_in_t5_the_prefix_reaches_the_decoder_alone_and_says_so() -> None:
     assert "only to the decoder's self-attention" in method.fidelity
 
 
-def test_in_bert_it_reaches_every_layer_and_says_so() -> None:
+def test_in_bert_the_prefix_affects_self_attention_and_is_recorded_so() -> None:
     method = PrefixTuning(length=4)
     assert method.stats(method.apply(*model_of("bert"))) == {"reaches": "self-attention"}
 
 
 @pytest.mark.parametrize("method", [PromptTuning(length=4), PTuning(length=4)], ids=lambda method: method.kind)
-def test_in_t5_no_embedded_token_is_made_that_nobody_reads(method: Method) -> None:
+def test_in_t5_no_unused_embedded_token_is_created(method: Method) -> None:
     model = method.apply(*model_of("t5"))
     assert model.prompt_encoder["default"].embedding.weight.shape == (4, 64)
 
 
-def test_heads_that_are_not_width_over_heads_wide_are_given_what_they_take() -> None:
+def test_heads_of_another_width_get_keys_and_values_of_that_width() -> None:
     odd = {
         **T5,
         "num_attention_heads": 6,
@@ -256,9 +256,7 @@ def test_heads_that_are_not_width_over_heads_wide_are_given_what_they_take() -> 
 
 
 @pytest.mark.parametrize("architecture", ENCODER_DECODERS)
-def test_every_decoder_layer_has_its_own_prefix_also_when_peft_alone_loads_it(
-    architecture: str, tmp_path: Path
-) -> None:
+def test_every_decoder_layer_has_its_own_prefix_also_when_loaded_by_peft(architecture: str, tmp_path: Path) -> None:
     from peft import PeftModel
 
     method = PrefixTuning(length=4)
@@ -278,7 +276,7 @@ def test_every_decoder_layer_has_its_own_prefix_also_when_peft_alone_loads_it(
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_a_prefix_of_text_is_that_text_before_the_input(architecture: str) -> None:
+def test_a_prefix_initialized_from_text_equals_that_text_before_the_input(architecture: str) -> None:
     base, given = model_of(architecture)
     together = torch.cat([tokens("once").expand(2, -1), IDS], dim=1)
     expected = logits(base, together)[:, 4:]
@@ -287,7 +285,7 @@ def test_a_prefix_of_text_is_that_text_before_the_input(architecture: str) -> No
 
 
 @pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2"])
-def test_a_prompt_of_text_is_that_text_before_the_input(architecture: str) -> None:
+def test_a_prompt_initialized_from_text_equals_that_text_before_the_input(architecture: str) -> None:
     base, given = model_of(architecture)
     together = torch.cat([tokens("once").expand(2, -1), IDS], dim=1)
     expected = logits(base, together)[:, 4:]
@@ -296,7 +294,7 @@ def test_a_prompt_of_text_is_that_text_before_the_input(architecture: str) -> No
 
 
 @pytest.mark.parametrize("architecture", ["bert", "t5", "bart", "mistral"])
-def test_text_gives_a_prefix_in_other_architectures_too(architecture: str) -> None:
+def test_a_prefix_depends_on_its_initial_text_in_other_architectures(architecture: str) -> None:
     vectors = []
     for text in ("once", "once", "upon"):
         base, given = model_of(architecture)
@@ -306,7 +304,7 @@ def test_text_gives_a_prefix_in_other_architectures_too(architecture: str) -> No
     assert not torch.allclose(vectors[0], vectors[2])
 
 
-def test_text_needs_tokens_and_no_projection() -> None:
+def test_initial_text_requires_a_tokenizer_tokens_and_no_projection() -> None:
     base, given = model_of("llama")
     with pytest.raises(UserError, match="'' has no tokens"):
         PrefixTuning(initial_text="").apply(base, given)
@@ -328,7 +326,7 @@ def test_text_needs_tokens_and_no_projection() -> None:
     ],
     ids=["prefix", "lstm", "mlp"],
 )
-def test_what_made_the_tokens_is_not_saved(method: Method, numbers: int, tmp_path: Path) -> None:
+def test_the_network_that_computes_the_tokens_is_not_saved(method: Method, numbers: int, tmp_path: Path) -> None:
     model = method.apply(*model_of("bert"))
     fit(model)
     method.save(model, tmp_path)
@@ -338,7 +336,7 @@ def test_what_made_the_tokens_is_not_saved(method: Method, numbers: int, tmp_pat
     assert torch.equal(logits(loaded), logits(model))
 
 
-def test_in_bfloat16_the_tokens_stay_float32_and_learn() -> None:
+def test_in_bfloat16_the_tokens_stay_float32_and_get_gradients() -> None:
     for method in (PrefixTuning(length=4), PromptTuning(length=4), PTuning(length=4)):
         base, given = model_of("bert")
         model = method.apply(base.bfloat16(), given)

@@ -1,0 +1,92 @@
+"""Sublayers of every architecture: where adapters are, and that they start as the identity and train."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import Tensor
+from torch.nn import functional as F
+
+from peftlab.methods.adapter import Adapter
+from peftlab.methods.method import MethodContext
+from peftlab.methods.tuners.adapter import AdapterConfig
+from peftlab.methods.tuners.sublayers import SUBLAYERS
+from tests.methods.adapters import ENCODER_DECODERS, VARIANTS, adapted, output, perturb, tiny, trainable
+
+
+@pytest.mark.parametrize("model_type", SUBLAYERS)
+def test_residual_plus_hidden_is_the_output_of_the_layer(model_type: str) -> None:
+    model, sublayer = tiny(model_type), SUBLAYERS[model_type].feed_forward
+    layers = [m for name, m in model.named_modules() if re.fullmatch(rf"(.*\.)?{sublayer.layer}", name)]
+    seen: dict[str, Tensor] = {}
+    layers[0].get_submodule(sublayer.residual).register_forward_pre_hook(lambda _, a: seen.update(residual=a[0]))
+    layers[0].get_submodule(sublayer.hidden).register_forward_hook(lambda *a: seen.update(hidden=a[2]))
+    layers[0].register_forward_hook(lambda *a: seen.update(output=a[2][0] if isinstance(a[2], tuple) else a[2]))
+    output(model)
+    total = seen["residual"] + seen["hidden"]
+    total = layers[0].get_submodule(sublayer.norm)(total) if sublayer.norm else total
+    assert torch.allclose(total, seen["output"], atol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", sorted(SUBLAYERS.keys() - ENCODER_DECODERS))
+def test_attention_plus_the_input_of_the_layer_is_the_residual(model_type: str) -> None:
+    model, sublayers = tiny(model_type), SUBLAYERS[model_type]
+    pattern = rf"(.*\.)?{sublayers.attention.layer}"
+    layer = next(m for name, m in model.named_modules() if re.fullmatch(pattern, name))
+    seen: dict[str, Tensor] = {}
+    layer.register_forward_pre_hook(lambda _, a: seen.update(input=a[0]))
+    layer.get_submodule(sublayers.attention.hidden).register_forward_hook(lambda *a: seen.update(hidden=a[2]))
+    source = layer.get_submodule(sublayers.feed_forward.residual)
+    source.register_forward_pre_hook(lambda _, a: seen.update(residual=a[0]))
+    output(model)
+    total = seen["input"] + seen["hidden"].view_as(seen["input"])
+    if sublayers.feed_forward.norm:
+        total = F.layer_norm(total, (32,), eps=getattr(model.config, "layer_norm_eps", 1e-12))
+    assert torch.allclose(total, seen["residual"], atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("model_type", SUBLAYERS)
+def test_a_new_adapter_is_the_identity_and_a_perturbed_one_trains_everywhere(model_type: str, variant: str) -> None:
+    model = adapted(tiny(model_type), variant=variant)
+    with model.disable_adapter():
+        base = output(model)
+    assert torch.equal(output(model), base)
+    after = output(perturb(model))
+    assert (after - base).abs().max() > 1e-3
+    after[..., ::2].square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in trainable(model).values())
+    with model.disable_adapter():
+        assert torch.equal(output(model), base)
+
+
+@pytest.mark.parametrize("model_type", SUBLAYERS)
+def test_parameter_counts_follow_the_closed_forms_of_the_papers(model_type: str) -> None:
+    d, b = 32, 8
+    layers = 4 if model_type in ENCODER_DECODERS else 2
+    count = {v: sum(p.numel() for p in trainable(adapted(tiny(model_type), variant=v)).values()) for v in VARIANTS}
+    pfeiffer = layers * (2 * d * b + b + d)
+    assert count == {"houlsby": 2 * pfeiffer, "pfeiffer": pfeiffer, "parallel": pfeiffer}
+
+
+def test_an_unknown_architecture_is_refused_with_the_supported_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown architecture 'bloom'; supported are bart, bert, .*xlm-roberta"):
+        adapted(tiny("bloom"))
+    reason = Adapter().incompatible_with(
+        MethodContext(architecture="bloom", quantization="none", task_type="CAUSAL_LM")
+    )
+    assert reason is not None
+    assert "bloom" in reason
+    for known in ("bert", None):
+        assert (
+            Adapter().incompatible_with(MethodContext(architecture=known, quantization="none", task_type="TOKEN_CLS"))
+            is None
+        )
+
+
+def test_a_model_without_the_layers_is_refused_with_its_module_names() -> None:
+    with pytest.raises(ValueError, match=r"no module .* in BertEncoder, which has layer, layer.N, layer.N.attention"):
+        get_peft_model(tiny("bert").encoder, AdapterConfig())
