@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from peftlab.data import Data
 from peftlab.data.examples import Row
 from peftlab.data.files import Files
 from peftlab.errors import UserError
@@ -68,3 +69,11 @@ def test_a_test_split_that_is_not_scored_may_be_absent(tmp_path: Path) -> None:
     Path(path).with_name("test.jsonl").write_text("")
     with pytest.raises(UserError, match=r"the test split of .* is empty"):
         Files(train=path, test=str(tmp_path / "test.jsonl")).load(FIELDS, scored=("train", "validation"))
+
+
+def test_a_source_that_cannot_read_cannot_be_instantiated() -> None:
+    class Unreadable(Data):
+        pass
+
+    with pytest.raises(TypeError, match=r"Can't instantiate abstract class Unreadable .*read"):
+        Unreadable(kind="unreadable")
