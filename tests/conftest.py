@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from peftlab.data.examples import Encoded, Splits
-from peftlab.loading.model import Base, load_base, load_tokenizer
+from peftlab.loading.model import Base, LoadOptions, load_base, load_tokenizer
 from peftlab.methods import Method, TrainingPlan
 from peftlab.methods.lora import Lora
 from peftlab.models.model import Model, ModelFiles
@@ -79,7 +79,7 @@ def base_of(minilm: ModelFiles, tagging: Task) -> Callable[..., Base]:
 
     def load(quantization: str = "none", **settings: object) -> Base:
         defaults = {"device": torch.device("cpu"), "compute": torch.float32, **settings}
-        return load_base(MINILM, minilm, tagging, QUANTIZATIONS[quantization](), **defaults)  # type: ignore[arg-type]
+        return load_base(MINILM, minilm, tagging, QUANTIZATIONS[quantization](), LoadOptions(**defaults))  # type: ignore[arg-type]
 
     return load
 

@@ -19,7 +19,7 @@ from peftlab.data.examples import Example
 from peftlab.errors import UserError
 from peftlab.loading.attach import apply_method, training_plan
 from peftlab.loading.head import with_head
-from peftlab.loading.model import Base, load_base, within
+from peftlab.loading.model import Base, LoadOptions, load_base, within
 from peftlab.methods import Method, TrainingPlan
 from peftlab.models.model import ModelFiles
 from peftlab.models.tiny_model import byte_tokenizer, small_config
@@ -179,7 +179,7 @@ def make_probe_model(
     @functools.cache
     def load(quantization: Any, frozen: bool, compute: torch.dtype) -> Base:
         settings = {"device": device, "compute": compute, "frozen": frozen, "padding_token": tokenizer.pad_token_id}
-        return load_base(recipe.model, files, task, quantization, **settings)
+        return load_base(recipe.model, files, task, quantization, LoadOptions(**settings))
 
     def copy_of_base(recipe: Recipe, compute: torch.dtype) -> Base:
         base = load(recipe.quantization, not recipe.method.trains_base, compute)

@@ -11,7 +11,7 @@ from peftlab.component import Precision
 from peftlab.data.examples import Encoded, Splits
 from peftlab.distributed import DeviceMap
 from peftlab.loading.encoding import encode
-from peftlab.loading.model import Base, load_base, load_tokenizer, longest_input
+from peftlab.loading.model import Base, LoadOptions, load_base, load_tokenizer, longest_input
 from peftlab.models import remote_code
 from peftlab.models.model import ModelFiles
 from peftlab.recipe import Recipe
@@ -46,13 +46,15 @@ class Inputs:
             self.files,
             self.task,
             self.recipe.quantization,
-            device=device,
-            compute=getattr(torch, precision),
-            frozen=not self.recipe.method.trains_base,
-            dropout=self.recipe.training.dropout,
-            seed=self.recipe.seeds.initialization,
-            padding_token=self.tokenizer.pad_token_id,
-            device_map=device_map,
+            LoadOptions(
+                device=device,
+                compute=getattr(torch, precision),
+                frozen=not self.recipe.method.trains_base,
+                dropout=self.recipe.training.dropout,
+                seed=self.recipe.seeds.initialization,
+                padding_token=self.tokenizer.pad_token_id,
+                device_map=device_map,
+            ),
         )
 
 

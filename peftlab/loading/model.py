@@ -121,37 +121,39 @@ def refuse_unknown_tokens(base: Base, examples: Iterable[Example]) -> None:
         )
 
 
-def load_base(
-    model: Model,
-    files: ModelFiles,
-    task: Task,
-    quantization: Quantization,
-    *,
-    device: torch.device,
-    compute: torch.dtype,
-    frozen: bool = True,
-    dropout: float | None = 0.0,
-    seed: int = 0,
-    padding_token: int | None = None,
-    device_map: DeviceMap | None = None,
-) -> Base:
-    """Load the base with the task's head.
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """Where and how `load_base` loads a base model."""
 
-    `compute` is the dtype of the frozen weights and of quantized matmuls; a base that is trained (not `frozen`) and the
-    head are float32. `seed` initializes the new head. `padding_token` replaces the one in the base's config. A
-    `device_map` places the layers on all GPUs, in place of `device`. Raises UserError if the base has no such head.
-    """
-    config, skeleton = _skeleton(files, task, dropout)
+    device: torch.device
+    compute: torch.dtype
+    """Dtype of the frozen weights and of quantized matmuls. The head is float32 in any case."""
+    frozen: bool = True
+    """False if the base itself is trained: it is then loaded in float32."""
+    dropout: float | None = 0.0
+    """Dropout probability in the base; None: as in its config."""
+    seed: int = 0
+    """Of the initial values of a new head."""
+    padding_token: int | None = None
+    """Token id in place of the one in the base's config."""
+    device_map: DeviceMap | None = None
+    """Places the layers on all GPUs, in place of `device`."""
+
+
+def load_base(model: Model, files: ModelFiles, task: Task, quantization: Quantization, options: LoadOptions) -> Base:
+    """Load the base with the task's head. Raises UserError if the base has no such head, or its files are damaged."""
+    config, skeleton = _skeleton(files, task, options.dropout)
     head = head_modules(skeleton, task)
-    dtype = compute if frozen else torch.float32
+    device_map = options.device_map
+    dtype = options.compute if options.frozen else torch.float32
 
     def load() -> tuple[Any, list[str]]:
         """The model, and the names of its tensors outside the head that the files lack or have in another shape."""
         placement: dict[str, Any] = {} if device_map is None else dispatch.load_kwargs(device_map)
         quantized = quantization.config(kept_float(skeleton, head), dtype)
         if quantized is not None:
-            placement = {"quantization_config": quantized, "device_map": {"": device}, **placement}
-        torch.manual_seed(seed)
+            placement = {"quantization_config": quantized, "device_map": {"": options.device}, **placement}
+        torch.manual_seed(options.seed)
         with _readable(files, "weights in safetensors"), dispatch.explain_out_of_memory(device_map, files.source):
             model, report = getattr(transformers, task.auto_class).from_pretrained(
                 files.folder,
@@ -176,8 +178,8 @@ def load_base(
     if device_map is not None:
         dispatch.require_gpus_only(loaded, device_map, files.source)
     elif not quantization.quantizes:
-        loaded.to(device)
-    _freeze(loaded, head, model.id, padding_token)
+        loaded.to(options.device)
+    _freeze(loaded, head, model.id, options.padding_token)
     quantization.prepare(loaded)
     return Base(loaded, head, count(skeleton) + _untied(loaded, skeleton), files)
 

@@ -14,7 +14,7 @@ from peftlab.component import Precision, Settings
 from peftlab.errors import UserError, first_error
 from peftlab.io import untrusted
 from peftlab.io.atomic import sha256
-from peftlab.loading.model import Base, load_base, load_tokenizer, publish_dropout
+from peftlab.loading.model import Base, LoadOptions, load_base, load_tokenizer, publish_dropout
 from peftlab.methods import METHODS, AnyMethod
 from peftlab.models.model import AnyModel, ModelFiles
 from peftlab.quantization import AnyQuantization, Quantization
@@ -129,10 +129,12 @@ def load(
         files,
         card.task,
         card.quantization if quantization is None else quantization,
-        device=device,
-        compute=getattr(torch, card.precision) if compute is None else compute,
-        frozen=not card.method.trains_base,
-        padding_token=tokenizer.pad_token_id,
+        LoadOptions(
+            device=device,
+            compute=getattr(torch, card.precision) if compute is None else compute,
+            frozen=not card.method.trains_base,
+            padding_token=tokenizer.pad_token_id,
+        ),
     )
     model = card.method.load(base.model, inner)
     model.to(device)

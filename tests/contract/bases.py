@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, PreTrainedModel
 
-from peftlab.loading.model import load_base
+from peftlab.loading.model import LoadOptions, load_base
 from peftlab.methods import METHODS, Method, TrainingPlan
 from peftlab.methods.method import MethodContext
 from peftlab.models.model import Model, ModelFiles
@@ -70,7 +70,7 @@ def load(folder: Path, family: str, precision: str) -> PreTrainedModel:
     if family == "encoder":
         files = ModelFiles(folder=folder / family, source="a test", fingerprint="")
         name = Model(id=str(folder / family))
-        return load_base(name, files, TASK, quantization, device=cpu, compute=torch.float32).model.eval()
+        return load_base(name, files, TASK, quantization, LoadOptions(device=cpu, compute=torch.float32)).model.eval()
     config = quantization.config(["lm_head"], torch.float32)
     settings = {} if config is None else {"quantization_config": config, "device_map": {"": cpu}}
     model = getattr(transformers, CLASSES[family]).from_pretrained(folder / family, **settings)

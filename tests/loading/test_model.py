@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from peftlab.distributed import dispatch
 from peftlab.errors import UserError
 from peftlab.loading.attach import apply_method
-from peftlab.loading.model import Base, load_base, load_tokenizer, longest_input
+from peftlab.loading.model import Base, LoadOptions, load_base, load_tokenizer, longest_input
 from peftlab.methods import TrainingPlan
 from peftlab.methods.lora import Lora
 from peftlab.models.model import Model, ModelFiles
@@ -55,7 +55,9 @@ def test_an_output_embedding_stays_float(quantization: Quantization, tmp_path: P
     tiny("llama", "AutoModelForCausalLM", num_key_value_heads=2, tie_word_embeddings=False).save_pretrained(tmp_path)
     files = ModelFiles(folder=tmp_path, source="a test", fingerprint="")
     name = Model(id=str(tmp_path))
-    base = load_base(name, files, CausalLM(), quantization, device=torch.device("cpu"), compute=torch.float32)
+    base = load_base(
+        name, files, CausalLM(), quantization, LoadOptions(device=torch.device("cpu"), compute=torch.float32)
+    )
     assert type(base.model.lm_head) is torch.nn.Linear
     assert len(quantized_linears(base.model)) == 2 * 7
 
@@ -229,7 +231,13 @@ def test_a_base_that_cannot_be_read_is_one_line(
 
     def used(files: ModelFiles) -> None:
         longest_input(files, tagging)
-        load_base(Model(id="mine"), files, tagging, NoQuantization(), device=torch.device("cpu"), compute=torch.float32)
+        load_base(
+            Model(id="mine"),
+            files,
+            tagging,
+            NoQuantization(),
+            LoadOptions(device=torch.device("cpu"), compute=torch.float32),
+        )
 
     with pytest.raises(UserError, match=says) as caught:
         used(ModelFiles(folder=tmp_path, source="mine", fingerprint="0"))
@@ -248,8 +256,7 @@ def test_a_base_that_lacks_tensors_is_not_filled_with_random_ones(
             ModelFiles(folder=tmp_path, source="mine", fingerprint="0"),
             tagging,
             NoQuantization(),
-            device=torch.device("cpu"),
-            compute=torch.float32,
+            LoadOptions(device=torch.device("cpu"), compute=torch.float32),
         )
 
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch.distributed.device_mesh import DeviceMesh
 
 from peftlab.errors import UserError
-from peftlab.loading.model import load_base
+from peftlab.loading.model import LoadOptions, load_base
 from peftlab.models.model import ModelFiles, Shape
 from peftlab.profiling import estimate
 from peftlab.profiling.estimate import Batch
@@ -83,9 +83,7 @@ def measured(wanted: Recipe, folder: Path, batch: Batch, *, mesh: DeviceMesh | N
         ModelFiles(folder=folder, source="random", fingerprint=""),
         batch.task,
         wanted.quantization,
-        device=torch.device("cpu"),
-        compute=torch.float32,
-        frozen=not wanted.method.trains_base,
+        LoadOptions(device=torch.device("cpu"), compute=torch.float32, frozen=not wanted.method.trains_base),
     )
     ready = subject(
         wanted,

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
 from peftlab.data.data import SPLITS
-from peftlab.loading.model import Base, head_modules, load_base, load_tokenizer
+from peftlab.loading.model import Base, LoadOptions, head_modules, load_base, load_tokenizer
 from peftlab.methods import TrainingPlan
 from peftlab.methods.lora import Lora
 from peftlab.methods.method import Method
@@ -40,7 +40,9 @@ def tokenizer(minilm: ModelFiles) -> PreTrainedTokenizerBase:
 
 @pytest.fixture
 def base(minilm: ModelFiles) -> Base:
-    return load_base(MINILM, minilm, QuestionAnswering(), NoQuantization(), device=CPU, compute=torch.float32)
+    return load_base(
+        MINILM, minilm, QuestionAnswering(), NoQuantization(), LoadOptions(device=CPU, compute=torch.float32)
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_token_types_reach_a_reloaded_base(
         base.model, TrainingPlan(optimizer_steps=10, task_type=task.task_type, head=base.head, longest_input=128)
     ).eval()
     method.save(model, tmp_path)
-    again = load_base(MINILM, minilm, task, NoQuantization(), device=CPU, compute=torch.float32, seed=5)
+    again = load_base(MINILM, minilm, task, NoQuantization(), LoadOptions(device=CPU, compute=torch.float32, seed=5))
     loaded = method.load(again.model, tmp_path).eval()
     with torch.no_grad():
         assert torch.equal(loaded(**inputs).start_logits, model(**inputs).start_logits)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 from peftlab.data.examples import Row
 from peftlab.data.hub import Hub
 from peftlab.errors import UserError
-from peftlab.loading.model import Base, load_base, load_tokenizer, longest_input
+from peftlab.loading.model import Base, LoadOptions, load_base, load_tokenizer, longest_input
 from peftlab.models.model import Model, ModelFiles
 from peftlab.models.shapes import shapes
 from peftlab.models.tiny_model import byte_tokenizer, small_config
@@ -59,8 +59,8 @@ def tokenizer(small: ModelFiles) -> PreTrainedTokenizerBase:
 
 def base_of(files: ModelFiles, quantization: str = "none", model: Model = TITLES) -> Base:
     return load_base(
-        model, files, Seq2Seq(), QUANTIZATIONS[quantization](), device=CPU, compute=torch.float32
-    )  # fmt: skip
+        model, files, Seq2Seq(), QUANTIZATIONS[quantization](), LoadOptions(device=CPU, compute=torch.float32)
+    )
 
 
 def test_padding_is_ignored_and_the_decoder_reads_the_labels_shifted(

@@ -12,7 +12,7 @@ from transformers import AutoConfig, BertConfig, BertForMaskedLM, BertForSequenc
 
 import peftlab.loading.model
 from peftlab.errors import UserError
-from peftlab.loading.model import load_base
+from peftlab.loading.model import LoadOptions, load_base
 from peftlab.methods import METHODS, TrainingPlan
 from peftlab.metrics import score
 from peftlab.models.model import Model, ModelFiles
@@ -36,7 +36,7 @@ def test_a_decoder_classifies_by_the_last_token_for_every_padding_token(architec
     task = Task().bind(rows("a", "b"))
     settings: Any = {"device": torch.device("cpu"), "compute": torch.float32, "padding_token": 9}
     files = ModelFiles(folder=tmp_path, source="a test", fingerprint="")
-    base = load_base(Model(id=str(tmp_path)), files, task, QUANTIZATIONS["none"](), **settings)
+    base = load_base(Model(id=str(tmp_path)), files, task, QUANTIZATIONS["none"](), LoadOptions(**settings))
     examples = task.encode([row(None, "long, longer"), row(None, "hi")], byte_tokenizer(base.model.config), 64).examples
     model = base.model.eval()
     together = model(**{k: v for k, v in task.collate(examples, 9).items() if k != "labels"}).logits
@@ -56,7 +56,9 @@ def test_a_pooler_that_the_base_lacks_is_part_of_the_head(quantization: str, tmp
 
     def load(seed: int) -> peftlab.loading.model.Base:
         settings: Any = {"device": torch.device("cpu"), "compute": torch.float32, "seed": seed}
-        return load_base(Model(id=str(tmp_path / "base")), files, task, QUANTIZATIONS[quantization](), **settings)
+        return load_base(
+            Model(id=str(tmp_path / "base")), files, task, QUANTIZATIONS[quantization](), LoadOptions(**settings)
+        )
 
     base = load(0)
     assert base.head == ("bert.pooler", "classifier")
@@ -81,7 +83,9 @@ def test_a_head_for_other_labels_is_replaced_and_its_base_kept(tmp_path: Path) -
     five.save_pretrained(tmp_path)
     settings: Any = {"device": torch.device("cpu"), "compute": torch.float32, "seed": 3}
     task, files = Task().bind(rows("a", "b", "c")), ModelFiles(folder=tmp_path, source="a test", fingerprint="")
-    first, again = (load_base(Model(id="a"), files, task, QUANTIZATIONS["none"](), **settings).model for _ in range(2))
+    first, again = (
+        load_base(Model(id="a"), files, task, QUANTIZATIONS["none"](), LoadOptions(**settings)).model for _ in range(2)
+    )
     head = first.get_parameter("classifier.weight")
     assert head.shape == (3, 64)
     assert 0 < head.std() < 0.05  # drawn as transformers draws it, and the same for the same seed
@@ -96,7 +100,7 @@ def test_the_new_head_is_the_same_with_and_without_quantization(architecture: st
     task, files = Task().bind(rows("a", "b", "c")), ModelFiles(folder=tmp_path, source="a test", fingerprint="")
     heads = []
     for quantization in ("none", "int8", "nf4"):
-        base = load_base(Model(id="a"), files, task, QUANTIZATIONS[quantization](), **settings)
+        base = load_base(Model(id="a"), files, task, QUANTIZATIONS[quantization](), LoadOptions(**settings))
         heads.append(
             {
                 name: value
@@ -122,7 +126,7 @@ def test_a_base_of_another_shape_is_refused(quantization: str, tmp_path: Path) -
             ModelFiles(folder=tmp_path, source="a", fingerprint=""),
             Task().bind(rows("a", "b")),
             QUANTIZATIONS[quantization](),
-            **settings,
+            LoadOptions(**settings),
         )
 
 
@@ -139,7 +143,13 @@ def test_a_base_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     settings: Any = {"device": torch.device("cpu"), "compute": torch.float32}
     files = ModelFiles(folder=tmp_path, source="a test", fingerprint="")
     with pytest.raises(UserError, match=r"a test lacks 1 of the base's tensors, e.g. 'bert.encoder.layer.1.output"):
-        load_base(Model(id=str(tmp_path)), files, Task().bind(rows("a", "b")), QUANTIZATIONS["none"](), **settings)
+        load_base(
+            Model(id=str(tmp_path)),
+            files,
+            Task().bind(rows("a", "b")),
+            QUANTIZATIONS["none"](),
+            LoadOptions(**settings),
+        )
 
 
 MINE = """\
