@@ -372,11 +372,11 @@ def write_gradient_buffer(path: str) -> None:
     """Write the number of elements of DeepSpeed's gradient buffer."""
     from peftlab.distributed.deepspeed import ZeroSettings
 
-    real = ZeroSettings.update
+    real = ZeroSettings.make_optimizer_step
 
-    def update(zero: ZeroSettings, *given: Any) -> Any:
-        made = real(zero, *given)
+    def make_optimizer_step(zero: ZeroSettings, *arguments: Any, **keywords: Any) -> Any:
+        made = real(zero, *arguments, **keywords)
         Path(path).write_text(str(made.engine.optimizer.reduce_bucket_size))
         return made
 
-    setattr(ZeroSettings, "update", update)  # noqa: B010
+    setattr(ZeroSettings, "make_optimizer_step", make_optimizer_step)  # noqa: B010
