@@ -259,7 +259,7 @@ def test_few_integral_floats_are_classes_and_this_is_reported(
 def test_tags_of_an_unknown_scheme_are_reported(tmp_path: Path) -> None:
     (tmp_path / "mine.conll").write_text("".join(f"Ada PER\nmet O\nNo{i} O\n\n" for i in range(60)))
     done = peftlab("init", "--train", "mine.conll", folder=tmp_path)
-    assert "whole entities need tags B-x and I-x" in done.stdout
+    assert "to score entities, use tags B-x and I-x" in done.stdout
 
 
 def test_a_generated_recipe_of_choices_is_valid(tmp_path: Path) -> None:
