@@ -1,5 +1,6 @@
 """HTML page of a suite, also in a browser."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -15,12 +16,13 @@ from selenium.webdriver.support.ui import Select
 
 from peftlab.reports import html
 from peftlab.reports.analysis import read_analysis
+from peftlab.reports.files import FOLDER, ROOT
 from peftlab.reports.sections import build_document
 
 
 def page(folder: Path) -> str:
-    """The page of a suite, to stand in the suite's folder."""
-    return html.render(build_document(read_analysis(folder)), root=".")
+    """The page of a suite, to be written into the suite's report folder."""
+    return html.render(build_document(read_analysis(folder)), root=ROOT)
 
 
 class Links(HTMLParser):
@@ -53,8 +55,8 @@ def test_the_page_is_valid_and_every_number_leads_to_its_runs(suite: str, reques
         if target.startswith("#"):
             assert target[1:] in links.ids
         elif not target.startswith("data:image/svg+xml;base64,"):
-            assert (folder / target).is_file()
-    linked = {target.removeprefix("./") for target in links.targets if target.startswith("./")}
+            assert Path(os.path.normpath(folder / FOLDER / target)).is_file()
+    linked = {target.removeprefix("../") for target in links.targets if target.startswith("../")}
     assert {name for name in linked if name.endswith(".json")} == {
         f"{path.parent.name}/{path.name}" for path in folder.glob("*/*.json")
     }
@@ -90,8 +92,9 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture
 def shown(browser: webdriver.Chrome, profiled_folder: Path) -> webdriver.Chrome:
-    """The page in the suite's folder."""
-    path = profiled_folder / "report.html"
+    """The page in the report folder of a suite."""
+    path = profiled_folder / FOLDER / "report.html"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(page(profiled_folder), encoding="utf-8")
     browser.get("about:blank")
     browser.get(path.as_uri())
