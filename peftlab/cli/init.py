@@ -32,31 +32,24 @@ def init(
 
     Guesses the task and its columns from the rows. On a terminal it asks for what is not given.
     """
-    from peftlab.cli import first_recipe
+    from peftlab.cli.recipe_draft import Draft, default_name, write
+    from peftlab.cli.task_guess import candidates, guess, read_rows
 
     path = Path(_answer(None if train is None else str(train), "train", "Data file"))
-    rows = first_recipe.look(path)
+    rows = read_rows(path)
     _check_kind(task, TASKS, "task")
     assigned = dict(_assignment(column) for column in columns)
     if task is None and sys.stdin.isatty():
-        fits = first_recipe.fits(rows, assigned)
-        task = _answer(None, "task", f"Task ({', '.join(TASKS)})", fits[0].kind if fits else None)
+        likely = candidates(rows, assigned)
+        task = _answer(None, "task", f"Task ({', '.join(TASKS)})", likely[0].kind if likely else None)
         _check_kind(task, TASKS, "task")
-    fit = first_recipe.choose(rows, assigned, task)
-    base = _answer(model, "model", "Base model, a Hub id or a folder", TASKS[fit.kind].default_model)
+    candidate = guess(rows, assigned, task)
+    base = _answer(model, "model", "Base model, a Hub id or a folder", TASKS[candidate.kind].default_model)
     method = _answer(method, "method", f"Method ({', '.join(METHODS)})", "lora")
     _check_kind(method, METHODS, "method")
-    name = name or first_recipe.default_name(path, method)
-    for line in first_recipe.write(
-        fit,
-        train=path,
-        rows=len(rows),
-        model=base,
-        method=method,
-        name=name,
-        output=output or Path(f"{name}.yaml"),
-        force=force,
-    ):
+    name = name or default_name(path, method)
+    draft = Draft(task=candidate, train=path, rows=len(rows), model=base, method=method, name=name)
+    for line in write(draft, output or Path(f"{name}.yaml"), force=force):
         print(line)
 
 

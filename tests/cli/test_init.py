@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from peftlab.cli import first_recipe
+from peftlab.cli.task_guess import Candidate, guess
 from peftlab.data.examples import Row
 from peftlab.errors import UserError
 from peftlab.recipe import load_recipe
@@ -58,7 +58,7 @@ def test_a_bad_row_does_not_turn_labeled_texts_into_a_language_model(folder: Pat
     (folder / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, odd]))
     done = peftlab("init", "--train", "odd.jsonl", folder=folder)
     assert done.returncode == 0, done.stderr
-    assert "written, but it will not run yet:\nodd.jsonl:31: " in done.stdout
+    assert "written, but it cannot run yet:\nodd.jsonl:31: " in done.stdout
     assert "task: sequence_classification" in (folder / "lora-odd.yaml").read_text()
 
 
@@ -67,16 +67,16 @@ def test_unused_columns_and_untrainable_rows_are_reported(folder: Path) -> None:
     (folder / "a b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = peftlab("init", "--train", "a b.jsonl", "--output", "a b.yaml", folder=folder)
     assert "sequence_classification" in done.stdout
-    assert "columns that are not used: id\nnow: peftlab doctor 'a b.yaml', then" in done.stdout
+    assert "unused columns: id\nnext: peftlab doctor 'a b.yaml', then" in done.stdout
     (folder / "one.jsonl").write_text("".join(json.dumps({**row, "mood": "good"}) + "\n" for row in rows))
     said = peftlab("init", "--train", "one.jsonl", folder=folder).stdout
-    assert "written, but it will not run yet:\ndata: every label is 'good': there is nothing to learn" in said
+    assert "written, but it cannot run yet:\ndata: every label is 'good': there is nothing to learn" in said
 
 
 def test_a_recipe_is_not_overwritten_without_force(folder: Path) -> None:
     (folder / "lora-my-rows.yaml").write_text("precious")
     line = refused("init", "--train", "My rows.jsonl", folder=folder)
-    assert line == "lora-my-rows.yaml: is there already; --force overwrites it"
+    assert line == "lora-my-rows.yaml: already exists; --force overwrites it"
     assert (folder / "lora-my-rows.yaml").read_text() == "precious"
     assert init(folder, "--force").returncode == 0
     assert (folder / "lora-my-rows.yaml").read_text() != "precious"
@@ -116,7 +116,7 @@ def test_bad_rows_are_reported_and_the_recipe_is_written(folder: Path) -> None:
     done = init(folder)
     assert done.returncode == 0
     assert done.stdout.splitlines() == [
-        "lora-my-rows.yaml: written, but it will not run yet:",
+        "lora-my-rows.yaml: written, but it cannot run yet:",
         "My rows.jsonl:61: labels: 1 tags for 2 tokens",
     ]
 
@@ -147,8 +147,8 @@ def test_it_imports_no_torch(folder: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=folder, timeout=60).returncode == 0
 
 
-def fit(**columns: Any) -> first_recipe.Fit:
-    return first_recipe.choose([Row("mine:1", columns)] * 9, {}, None)
+def fit(**columns: Any) -> Candidate:
+    return guess([Row("mine:1", columns)] * 9, {}, None)
 
 
 @pytest.mark.parametrize(
@@ -218,20 +218,20 @@ def test_rows_determine_task_settings_and_columns(
 
 def test_options_come_first_and_unmatched_rows_are_an_error() -> None:
     row = Row("mine:1", {"x": "fine", "y": "glad", "z": "b"})
-    assert first_recipe.choose([row], {"text": "x", "label": "y"}, "sequence_classification").columns == {
+    assert guess([row], {"text": "x", "label": "y"}, "sequence_classification").columns == {
         "text": "x", "label": "y"
     }  # fmt: skip
     with pytest.raises(UserError, match="has x, y, z, which fits no task"):
-        first_recipe.choose([row], {}, "sequence_classification")
+        guess([row], {}, "sequence_classification")
     with pytest.raises(UserError, match="has x, y, z, which fits no task"):
-        first_recipe.choose([row], {"tokens": "x"}, None)
+        guess([row], {"tokens": "x"}, None)
 
 
 def test_ambiguous_rows_are_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TASKS, "others", TASKS["sequence_classification"])
     with pytest.raises(UserError, match="which may be sequence_classification, others; --task says which"):
         fit(text="fine", label="glad")
-    assert first_recipe.choose([Row("mine:1", {"text": "fine", "label": "b"})], {}, "others").kind == "others"
+    assert guess([Row("mine:1", {"text": "fine", "label": "b"})], {}, "others").kind == "others"
 
 
 def test_a_generated_recipe_of_each_kind_of_rows_is_valid(tmp_path: Path) -> None:
@@ -251,7 +251,9 @@ def test_few_integral_floats_are_classes_and_this_is_reported(
     (tmp_path / f"mine.{ending}").write_text("\n".join(["text,label"] * (ending == "csv") + lines))
     said = peftlab("init", "--train", f"mine.{ending}", folder=tmp_path).stdout
     assert said.startswith("lora-mine.yaml: sequence_classification, lora; rows: ")
-    assert ("label: so few whole numbers are taken as classes; task.problem: regression" in said) is (count == 2)
+    assert ("label: few distinct whole numbers, read as classes; for numbers set task.problem: regression" in said) is (
+        count == 2
+    )
     recipe = load_recipe(tmp_path / "lora-mine.yaml")
     assert recipe.task.model_dump()["problem"] == problem
 
@@ -283,7 +285,7 @@ def test_the_scheme_of_tags_is_recognized_despite_bad_and_empty_rows(scheme: str
     rows = [Row(f"mine:{i}", {"tokens": list("abcd"), "tags": tags.split()}) for i in range(30)]
     rows += [Row("mine:31", {"tokens": list("abcd"), "tags": ["O"] * 4})] * (0 if scheme == "plain" else 60)
     rows += [Row("mine:92", {"tokens": list("abcd"), "tags": ["O", "I-PER", "E-PER", ""]})]
-    found = first_recipe.choose(rows, {}, None)
+    found = guess(rows, {}, None)
     assert (found.kind, found.settings.get("scheme", "iob2")) == ("token_classification", scheme)
 
 
