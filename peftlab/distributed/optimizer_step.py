@@ -64,7 +64,7 @@ class OptimizerStep:
         return [parameter for parameter in self.trainable if parameter not in self.optimizer.state]
 
     def state(self) -> dict[str, Tensor]:
-        """Full optimizer state on the CPU. A collective call."""
+        """Full optimizer state on the CPU, which may share memory with the optimizer's. A collective call."""
         return {
             f"{parameter}.{name}": full_tensor(value).cpu()
             for parameter, state in self.optimizer.state_dict()["state"].items()

@@ -50,10 +50,10 @@ MANAGED = {  # config keys that peftlab sets
 
 
 class Peft(PeftMethod):
-    """Any other method of the PEFT library, selected by its type, e.g. VERA (paper: see PEFT's documentation).
+    """Any other method of the PEFT library, selected by its type, e.g. VERA.
 
-    Without `target_modules` all linear layers are adapted. LN_TUNING adapts the norms; ADAPTION_PROMPT has fixed
-    locations.
+    PEFT's documentation names the papers. Without `target_modules` all linear layers are adapted, except that LN_TUNING
+    adapts the norms and ADAPTION_PROMPT has fixed locations.
     """
 
     kind: Literal["peft"] = "peft"

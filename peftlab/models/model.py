@@ -93,8 +93,8 @@ class Model(Settings):
 
         In this order: a local or stored config, the architecture's default config, the Hub's config.json.
         """
-        if (known := self.known_shape()) is not None:
-            return known
+        if (config := self.known_shape()) is not None:
+            return config
         if self.architecture is not None:
             return Shape({"model_type": self.architecture}, f"transformers' default {self.architecture}")
         try:
@@ -129,9 +129,9 @@ class Model(Settings):
             folder = hub.snapshot(self.id, revision=self.revision, patterns=patterns, complete=complete)
         except hub.Unreachable as error:
             models = [asset.id for asset in assets.catalog().values() if asset.type == "model"]
-            known = "" if self.revision else f", not a known asset{nearest(self.id, models)}"
+            asset_note = "" if self.revision else f", not a known asset{nearest(self.id, models)}"
             raise UserError(
-                f"model: {self.id!r} is not a local folder{known}, and not available from the Hub: {error}"
+                f"model: {self.id!r} is not a local folder{asset_note}, and not available from the Hub: {error}"
             ) from None
         source = f"{self.id}@{folder.name}"
         code = remote_code.trusted_revision(folder, source, lambda: folder.name, trust)
