@@ -32,7 +32,7 @@ class ColumnMapping:
         return self.columns.get(field, field)
 
     def check(self, rows: Mapping[str, Sequence[Row]]) -> None:
-        """Raise UserError if a setting names an unknown field or column, or no row has a column that is needed."""
+        """Raise UserError if a setting names an unknown field or column, or a required column is in no row."""
         unknown = [field for field in self.columns if field not in self.fields]
         if unknown:
             raise UserError(f"data.columns: the task has no field {unknown[0]!r}{nearest(unknown[0], self.fields)}")

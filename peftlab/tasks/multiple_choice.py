@@ -1,4 +1,4 @@
-"""Multiple choice by likelihood: the answer is the choice to which a causal language model gives the highest one."""
+"""Multiple choice by likelihood: the most likely choice under a causal language model is the predicted answer."""
 
 from __future__ import annotations
 

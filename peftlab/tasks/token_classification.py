@@ -245,7 +245,7 @@ def _entities_with(tags: Sequence[str], lost: set[int]) -> int:
 
 
 def _cut(ids: list[int], words: list[int | None], limit: int) -> tuple[list[int], list[int | None]]:
-    """The first `limit` tokens and their words, all special tokens included.
+    """Token ids and their words, cut to `limit` tokens. Special tokens are kept.
 
     >>> _cut([101, 7, 8, 9, 102], [None, 0, 1, 2, None], 4)
     ([101, 7, 8, 102], [None, 0, 1, None])

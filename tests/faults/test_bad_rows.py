@@ -1,4 +1,4 @@
-"""Fault F6: every bad row is named by file, line and field before training starts, or skipped and counted."""
+"""Every bad row is named by file, line and field before training starts, or skipped and counted."""
 
 from __future__ import annotations
 
