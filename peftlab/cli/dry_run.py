@@ -27,7 +27,7 @@ def print_plan(folder: Path, jobs: int) -> None:
     suite, records = matched_suite(folder), Store(folder).records()
     plan = current_plan(suite, records)
     eta = EtaEstimator(suite, plan, records)
-    measured = {line.row for line in eta.lines if line.high_water_bytes is not None}
+    measured = {line.row for line in eta.lines if line.peak_rss_bytes is not None}
     predicted = _predicted_peaks(suite, [row for row in plan.cells if row not in measured])
     width = max((len(line.row.name) for line in eta.lines), default=4)
     print(f"{'row':<{width}}  {'runs':<7}{'done':<8}{'per run':<16}peak memory")
@@ -50,7 +50,7 @@ def print_plan(folder: Path, jobs: int) -> None:
 def _peak(line: Expected, predicted: Mapping[Row, int]) -> str:
     if line.row in predicted:
         return f"{predicted[line.row] / MIB:.0f} MiB predicted"
-    return "-" if line.high_water_bytes is None else f"{line.high_water_bytes / MIB:.0f} MiB"
+    return "-" if line.peak_rss_bytes is None else f"{line.peak_rss_bytes / MIB:.0f} MiB"
 
 
 def _predicted_peaks(suite: Suite, rows: Sequence[Row]) -> dict[Row, int]:

@@ -29,15 +29,16 @@ def estimate(
     """
     loaded = load_recipe(recipe, overrides)
     from peftlab.profiling import estimate as estimation
+    from peftlab.profiling.summary import estimate_lines
 
     limit = None if device is None else estimation.parse_size(device)
     estimates = estimation.estimate(
         loaded, limit=limit, devices=devices, sharded=sharded, examples=examples, length=length
     )
-    for forecast in estimates:
+    for each in estimates:
         if as_json:
-            print(forecast.model_dump_json())
+            print(each.model_dump_json())
             continue
-        print(f"quantization: {forecast.quantization}")
-        for label, text in estimation.lines(forecast, limit):
+        print(f"quantization: {each.quantization}")
+        for label, text in estimate_lines(each, limit):
             print(f"  {label:<14}{text}")

@@ -22,11 +22,11 @@ def profile(
     """Measure memory, FLOPs and time of a recipe's training step."""
     loaded = load_recipe(recipe, overrides)
     from peftlab.profiling.measure import measure
-    from peftlab.profiling.profile import lines
+    from peftlab.profiling.summary import profile_lines
 
     measured = measure(loaded, examples=examples, length=length)
     if as_json:
         print(measured.model_dump_json(indent=2))
         return
-    for label, text in lines(measured):
+    for label, text in profile_lines(measured):
         print(f"{label:<14}{text}")

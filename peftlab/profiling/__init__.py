@@ -1,1 +1,1 @@
-"""What a training step takes: bytes, operations and seconds, measured or forecast from shapes."""
+"""Cost of a training step in bytes, FLOPs and seconds: measured, or estimated from tensor shapes."""

@@ -1,4 +1,4 @@
-"""Does it fit? The loop's own steps on a model without values, for a recipe and for each quantisation of its base."""
+"""Estimate the memory of a training step: the loop's own steps on fake tensors, for each quantization of the base."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from peftlab.models.tiny_model import byte_tokenizer
 from peftlab.profiling.fake_model import (
     ShapeRecorder,
     fake_process_group,
+    fake_tensors,
     full_config,
+    materialize_fake,
     meta_model,
-    shapes_alone,
-    to_shapes,
 )
-from peftlab.profiling.measure import batch_shape, memory_pass, subject
+from peftlab.profiling.measure import memory_pass
 from peftlab.profiling.profile import MIB, Memory, MemoryEstimate
+from peftlab.profiling.profiled_workload import attach, batch_shape
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe
 from peftlab.runs.launch import reset_accelerator_state
@@ -40,15 +41,15 @@ UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def parse_size(text: str) -> int:
-    """Bytes.
+    """Bytes of a size with its unit. Raises UserError.
 
     >>> parse_size("24 GiB"), parse_size("1.5MB")
     (25769803776, 1500000)
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)\s*", text, re.IGNORECASE)
-    if found is None or not float(found[1]):
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)\s*", text, re.IGNORECASE)
+    if match is None or not float(match[1]):
         raise UserError(f"--device {text}: a size with its unit was expected, e.g. 24 GiB")
-    return round(float(found[1]) * UNITS[found[2].upper()])
+    return round(float(match[1]) * UNITS[match[2].upper()])
 
 
 def estimate(
@@ -60,20 +61,21 @@ def estimate(
     examples: int | None = None,
     length: int | None = None,
 ) -> Iterator[MemoryEstimate]:
-    """A forecast for the recipe as it is, and then for each other quantisation, with the batch cut so that it fits.
+    """One estimate for the recipe as it is, then one for each other quantization of its base model.
 
-    Of several devices each holds a copy of the model (DDP), or a share of it (FSDP2).
+    `limit` is in bytes per device: the batch is split into as many micro-batches as it takes to fit. With several
+    devices, each holds a copy of the model (DDP) or, if `sharded`, a shard of it (FSDP2). Raises UserError.
     """
     if sharded and devices == 1:
-        raise UserError("--sharded: one device has nobody to share with; say how many there are: --devices 2")
+        raise UserError("--sharded: needs several devices; set their number, e.g. --devices 2")
     others = [part(kind=kind) for kind, part in QUANTIZATIONS.items() if kind != recipe.quantization.kind]
     for quantization in [recipe.quantization, *(other.as_shardable() if sharded else other for other in others)]:
-        wanted = recipe.model_copy(update={"quantization": quantization})
-        reason = wanted.incompatible_with(str(recipe.model.shape().values["model_type"]), sharded=sharded)
+        variant = recipe.model_copy(update={"quantization": quantization})
+        reason = variant.incompatible_with(str(recipe.model.shape().values["model_type"]), sharded=sharded)
         if reason is not None:
             yield MemoryEstimate(quantization=quantization.kind, unsupported=reason)
             continue
-        yield estimate_memory(wanted, limit=limit, devices=devices, sharded=sharded, examples=examples, length=length)
+        yield estimate_memory(variant, limit=limit, devices=devices, sharded=sharded, examples=examples, length=length)
 
 
 def estimate_memory(
@@ -85,32 +87,32 @@ def estimate_memory(
     examples: int | None = None,
     length: int | None = None,
 ) -> MemoryEstimate:
-    """The recipe's own accumulation, or the least above it with which a step fits into `limit`."""
+    """The estimate with the recipe's accumulation, or with the smallest larger one that fits into `limit` bytes."""
     shape = recipe.model.shape()
     batch = sample_batch(recipe, shape, devices=devices, examples=examples, length=length)
-    of_device = len(batch.share)
+    per_device = len(batch.local)
 
-    def look(accumulation: int, share: Sequence[Example]) -> tuple[Memory, int]:
-        """What a step on these examples holds, and what is needed for it."""
+    def needed_for(accumulation: int, local: Sequence[Example]) -> tuple[Memory, int]:
+        """Memory of a step on these examples, and the bytes needed for training."""
         settings = recipe.training.model_copy(update={"accumulation": accumulation})
-        cut = recipe.model_copy(update={"training": settings})
-        memory = predict(cut, shape, dataclasses.replace(batch, share=share), sharers=devices if sharded else 1)
-        copies = devices > 1 and not sharded
-        exchanged = memory.gradients if copies else 0  # the buckets in which processes exchange them
-        return memory, memory.peak + (memory.best_state or 0) + exchanged
+        variant = recipe.model_copy(update={"training": settings})
+        shards = devices if sharded else 1
+        memory = predict(variant, shape, dataclasses.replace(batch, local=local), shards=shards)
+        buckets = memory.gradients if devices > 1 and not sharded else 0  # of DDP's gradient all-reduce
+        return memory, memory.peak + (memory.best_state or 0) + buckets
 
-    accumulation = min(recipe.training.accumulation, of_device)
-    memory, needed = look(accumulation, batch.share)
+    accumulation = min(recipe.training.accumulation, per_device)
+    memory, needed = needed_for(accumulation, batch.local)
     at_least = False
-    if limit is not None and needed > limit and accumulation < of_device:
-        # Two examples, one at a time, hold less than any cut of them all, if only by the rest of the batch itself.
-        least, least_needed = look(2, batch.share[:2])
+    if limit is not None and needed > limit and accumulation < per_device:
+        # Two examples, one at a time, need less than all of them in any number of micro-batches.
+        least, least_needed = needed_for(2, batch.local[:2])
         at_least = least_needed > limit
         if at_least:
-            memory, needed, accumulation = least, least_needed, of_device
-        while needed > limit and accumulation < of_device:
-            accumulation = min(accumulation * 2, of_device)
-            memory, needed = look(accumulation, batch.share)
+            memory, needed, accumulation = least, least_needed, per_device
+        while needed > limit and accumulation < per_device:
+            accumulation = min(accumulation * 2, per_device)
+            memory, needed = needed_for(accumulation, batch.local)
     return MemoryEstimate(
         quantization=recipe.quantization.kind,
         memory=memory,
@@ -121,60 +123,67 @@ def estimate_memory(
         examples=batch.count,
         length=batch.length,
         accumulation=accumulation,
-        micro_batch=-(-of_device // accumulation),
+        micro_batch=-(-per_device // accumulation),
         devices=devices,
         sharded=sharded,
     )
 
 
 def oom_hint(recipe: Recipe, devices: int) -> str:
-    """What the shapes say of a step that was out of memory; "" if they cannot be asked where so little is left."""
+    """Estimated memory of a step that was out of memory, as the end of its error message.
+
+    Returns "" if the estimate itself fails, e.g. for lack of memory, or on several GPUs.
+    """
     on_gpu = torch.cuda.is_available()
     if on_gpu and devices > 1:
-        return ""  # the others may still be at the step
+        return ""  # the other processes may still be at the step
     try:
         if on_gpu:
-            reset_accelerator_state()  # which was on the GPU: shapes are on the CPU
-        forecast = estimate_memory(recipe, limit=None, devices=devices)
+            reset_accelerator_state()  # the run's is on the GPU; fake tensors are on the CPU
+        estimated = estimate_memory(recipe, limit=None, devices=devices)
     except (UserError, RuntimeError, MemoryError, OSError):
         return ""
-    memory = forecast.memory
+    memory = estimated.memory
     assert memory is not None
-    parts = {"weights": memory.weights, "optimiser": memory.optimizer, "activations": memory.activations}
-    said = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in parts.items())
+    parts = {"weights": memory.weights, "optimizer": memory.optimizer, "activations": memory.activations}
+    text = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in parts.items())
     return (
-        f"; by its shapes a step in micro-batches of {forecast.micro_batch} x {forecast.length} tokens holds "
-        f"{(forecast.needed or 0) / MIB:,.0f} MiB at its peak ({said}): `peftlab estimate` says what fits"
+        f"; estimated peak of a step in micro-batches of {estimated.micro_batch} x {estimated.length} tokens: "
+        f"{(estimated.needed or 0) / MIB:,.0f} MiB ({text}); `peftlab estimate` shows what fits"
     )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a device is given in a step, made of the task's own sample."""
+    """A batch made of the task's sample rows."""
 
-    task: Task  # bind
+    task: Task
+    """Bound to the sample rows."""
     tokenizer: PreTrainedTokenizerBase
-    count: int  # examples of the step, on all devices
-    length: int  # tokens of each
-    share: Sequence[Example]  # of one device
+    count: int
+    """Examples per step, on all devices."""
+    length: int
+    """Tokens per example."""
+    local: Sequence[Example]
+    """Examples of one device."""
 
 
 def sample_batch(
     recipe: Recipe, shape: Shape, *, devices: int = 1, examples: int | None = None, length: int | None = None
 ) -> Batch:
-    """The recipe's batch in size, or of `examples` of `length` tokens."""
+    """A batch of the recipe's size, or of `examples` of `length` tokens each. Raises UserError."""
     rows = recipe.task.sample_rows()
     task = recipe.task.from_training(rows).bind(rows)
     limit = longest_of_config(shape.values, shape.source, task, reserved=recipe.method.positions)
     count, length = batch_shape(recipe.training, limit, examples=examples, length=length)
     tokenizer = byte_tokenizer(full_config(shape.values, task))
     encoded = task.training_examples(task.encode(rows, tokenizer, limit).examples, limit)
-    share = [task.stretched(encoded[i % len(encoded)], length) for i in range(-(-count // devices))]
-    return Batch(task, tokenizer, count, length, share)
+    local = [task.stretched(encoded[i % len(encoded)], length) for i in range(-(-count // devices))]
+    return Batch(task, tokenizer, count, length, local)
 
 
-def predict(recipe: Recipe, shape: Shape, batch: Batch, *, sharers: int = 1) -> Memory:
-    """What a device holds of a step, if it has the model to itself or shares it with others."""
+def predict(recipe: Recipe, shape: Shape, batch: Batch, *, shards: int = 1) -> Memory:
+    """Memory of one device in a step, if the model is sharded over `shards` devices."""
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     precision = _precision(recipe)
     base = meta_model(
@@ -188,57 +197,26 @@ def predict(recipe: Recipe, shape: Shape, batch: Batch, *, sharers: int = 1) -> 
         padding_token=batch.tokenizer.pad_token_id,
     )
     with torch.device("meta"):
-        ready = subject(
+        profiled = attach(
             recipe,
             base,
-            batch.share,
+            batch.local,
             task=batch.task,
             tokenizer=batch.tokenizer,
             accelerator=accelerator,
             precision=precision,
         )
     with contextlib.ExitStack() as stack:
-        processes = stack.enter_context(fake_process_group(sharers)) if sharers > 1 else None
-        stack.enter_context(shapes_alone())
-        ready = dataclasses.replace(ready, before=to_shapes(ready.workload.model, recipe.quantization, ready.before))
-        if processes is not None:
-            ready = ready.sharded(processes)
-        return memory_pass(ready, ShapeRecorder(), evaluate=False)
+        mesh = stack.enter_context(fake_process_group(shards)) if shards > 1 else None
+        stack.enter_context(fake_tensors())
+        storages = materialize_fake(profiled.workload.model, recipe.quantization, profiled.base_storages)
+        profiled = dataclasses.replace(profiled, base_storages=storages)
+        if mesh is not None:
+            profiled = profiled.sharded(mesh)
+        return memory_pass(profiled, ShapeRecorder(), evaluate=False)
 
 
 def _precision(recipe: Recipe) -> Precision:
-    """The recipe's, `auto` as on this machine's GPU if it has one."""
+    """The recipe's precision; `auto` is resolved for this machine's GPU if it has one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return resolve_precision(recipe.training.precision, device)
-
-
-def lines(forecast: MemoryEstimate, limit: int | None) -> list[tuple[str, str]]:
-    """What a person wants to know of it."""
-    if forecast.memory is None:
-        return [("unsupported", str(forecast.unsupported))]
-    memory = forecast.memory
-    parts = {
-        "weights": memory.base + memory.method + memory.head,
-        "constants": memory.constants,
-        "optimiser": memory.optimizer,
-        "gradients": memory.gradients,
-        "activations": memory.activations,
-        "transient": memory.transient,
-        "peak": memory.peak,
-        "needed": forecast.needed or 0,
-    }
-    found = [(label, f"{size / MIB:,.0f} MiB") for label, size in parts.items() if size]
-    hint = " (mostly bfloat16 on a GPU: --set training.precision=bfloat16)" if forecast.precision == "float32" else ""
-    found.append(("precision", f"{forecast.precision}{hint}"))
-    batch = f"{forecast.examples} x {forecast.length} tokens a step"
-    if forecast.devices > 1:
-        batch += f" on {forecast.devices} devices" + (" in shares" if forecast.sharded else "")
-    found.append(
-        ("batch", f"{batch}: micro-batches of {forecast.micro_batch}, training.accumulation={forecast.accumulation}")
-    )
-    if limit is not None:
-        verdict = "fits" if forecast.fits else "does not fit, even one example at a time"
-        if forecast.at_least:
-            verdict += " (shown is what two of them need)"
-        found.append(("verdict", f"{verdict} in {limit / MIB:,.0f} MiB"))
-    return found

@@ -1,4 +1,4 @@
-"""A model that is all shapes and no values, and a recorder of what its training would take. Nothing is computed."""
+"""Models without values: shapes on the meta device or of fake tensors, and a recorder of their training's memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from peftlab.loading.model import Base, head_modules, kept_float, set_dropout
 from peftlab.loading.model import count as count_parameters
 from peftlab.models.model import ModelFiles, Shape
 from peftlab.profiling.memory import add_up
-from peftlab.profiling.profile import PhaseSnapshot
+from peftlab.profiling.snapshots import PhaseSnapshot
 from peftlab.quantization import Quantization
 from peftlab.quantization.quantization import quantized_linears
 from peftlab.tasks import Task
@@ -44,7 +44,7 @@ def meta_model(
     dropout: float | None,
     padding_token: int,
 ) -> Base:
-    """`load_base` without the weights: every tensor is on the meta device. Raises UserError likewise."""
+    """The base model as `load_base` gives it, with every tensor on the meta device. Raises UserError like it."""
     config = full_config(shape.values, task)
     if dropout is not None:
         set_dropout(config, dropout)
@@ -66,7 +66,7 @@ def meta_model(
 
 
 def full_config(values: Mapping[str, Any], task: Task) -> Any:
-    """The config of a base of this shape with the task's head."""
+    """The config of a base model of this shape with the task's head. Raises UserError."""
     values = dict(values)
     architecture = values.pop("model_type")
     try:
@@ -77,10 +77,10 @@ def full_config(values: Mapping[str, Any], task: Task) -> Any:
 
 
 @contextlib.contextmanager
-def shapes_alone() -> Iterator[None]:
-    """Inside, every new tensor is a shape on the CPU: what is chosen by device is chosen as there.
+def fake_tensors() -> Iterator[None]:
+    """Context in which every new tensor is a fake CPU tensor: code that depends on the device takes its CPU path.
 
-    transformers drops an attention mask of nothing but ones, unless it takes the shapes for the tracing of a graph.
+    transformers drops an attention mask of ones unless it sees tracing, which fake tensors look like.
     """
     library: Any = masking_utils
     tracing = library.is_tracing
@@ -94,7 +94,7 @@ def shapes_alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def fake_process_group(count: int) -> Iterator[DeviceMesh]:
-    """So many processes in a row, of which this is the first and the others are not there: nothing is sent."""
+    """A process group of `count` ranks of which only rank 0, this process, exists; nothing is sent."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=count)
@@ -105,16 +105,16 @@ def fake_process_group(count: int) -> Iterator[DeviceMesh]:
 
 
 class ShapeRecorder(TorchDispatchMode):
-    """Follows the storages of a hollow model's step from operator to operator, and answers where a value is asked."""
+    """Recorder for fake tensors: follows storages from operator to operator, and answers requests for values."""
 
     reserved = None
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._events: list[tuple[int, str]] = []
-        self._sizes: dict[int, int] = {}  # bytes of the storages that are there
+        self._sizes: dict[int, int] = {}  # bytes of live storages
         self._resize = torch.UntypedStorage.resize_
-        self._depth = 0  # an operator may be taken apart inside of it
+        self._depth = 0  # operators decompose into others within
 
     def __enter__(self) -> ShapeRecorder:
         if self._depth == 0:
@@ -135,12 +135,12 @@ class ShapeRecorder(TorchDispatchMode):
     def mark(self, phase: str) -> None:
         self._events.append((0, phase))
 
-    def marks(self) -> list[PhaseSnapshot]:
+    def snapshots(self) -> list[PhaseSnapshot]:
         return add_up(self._events)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # it comes back here with what this process has of it
+            return NotImplemented  # it dispatches again with the local shard
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default:
             return True if args[0].dtype is torch.bool else 1 if not args[0].is_floating_point() else 1.0
@@ -154,11 +154,11 @@ class ShapeRecorder(TorchDispatchMode):
                 return func(args[0], _positions(args[1]), *args[2:], **kwargs)
         outputs = func(*args, **kwargs)
         if active_fake_mode() is not self._shapes:
-            return outputs  # a shape that a DTensor asks for
-        known = {_storage(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+            return outputs  # shape propagation of a DTensor
+        seen = {_storage(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
         for tensor in tree_leaves(outputs):
-            if isinstance(tensor, Tensor) and (storage := _storage(tensor)) not in known:
-                known.add(storage)
+            if isinstance(tensor, Tensor) and (storage := _storage(tensor)) not in seen:
+                seen.add(storage)
                 self._follow(tensor)
         return outputs
 
@@ -166,13 +166,13 @@ class ShapeRecorder(TorchDispatchMode):
         storage = tensor.untyped_storage()
         self._sizes[storage._cdata] = storage.nbytes()
         self._events.append((storage.nbytes(), ""))
-        weakref.finalize(storage, self._gone, storage._cdata)
+        weakref.finalize(storage, self._released, storage._cdata)
 
-    def _gone(self, storage: int) -> None:
+    def _released(self, storage: int) -> None:
         self._events.append((-self._sizes.pop(storage), ""))
 
     def _resized(self, storage: torch.UntypedStorage, size: int) -> None:
-        """FSDP2 empties what it has gathered, and fills it again."""
+        """Record a storage that FSDP2 empties after use and refills to gather again."""
         self._events.append((size - storage.nbytes(), ""))
         if storage._cdata in self._sizes:
             self._sizes[storage._cdata] = size
@@ -188,14 +188,14 @@ INDEXING = {
 
 
 def _positions(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
-    """Indices in which a mask is the positions where it is true: all of them, as no more can be, and none is known."""
-    found: list[Tensor | None] = []
+    """The indices with each boolean mask replaced by positions: as many as the mask has elements, the upper limit."""
+    positions: list[Tensor | None] = []
     for index in indices:
         if index is None or index.dtype is not torch.bool:
-            found.append(index)
+            positions.append(index)
         else:
-            found += [torch.empty(index.numel(), dtype=torch.int64) for _ in index.shape]
-    return found
+            positions += [torch.empty(index.numel(), dtype=torch.int64) for _ in index.shape]
+    return positions
 
 
 def _gemm_4bit(
@@ -209,7 +209,7 @@ def _gemm_4bit(
     absmax_8bit: Tensor | None = None,
     *rest: Any,
 ) -> Tensor:
-    """What the operator does inside: the scales made float, the weight, the product."""
+    """The allocations inside the operator: scales as floats, the dequantized weight, the product."""
     scales = None if absmax_8bit is None else torch.empty(absmax_8bit.shape) + 0.0
     output = nn.functional.linear(input, torch.empty(shape, dtype=input.dtype), bias)
     del scales
@@ -220,38 +220,40 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def to_shapes(
-    model: nn.Module, quantization: Quantization, before: Iterable[StorageWeakRef]
+def materialize_fake(
+    model: nn.Module, quantization: Quantization, base_storages: Iterable[StorageWeakRef]
 ) -> dict[StorageWeakRef, None]:
-    """Put a model that is on the meta device on the hollow CPU; what was one tensor stays one. Inside `shapes_alone()`.
+    """Replace a model's meta tensors by fake CPU tensors, in place; shared tensors stay shared.
 
-    Gives the storages that stand for those `before`.
+    Call it inside `fake_tensors()`. Returns the storages that replace `base_storages`.
     """
-    made: dict[int, Tensor] = {}
+    replaced: dict[int, Tensor] = {}
     moved: dict[StorageWeakRef, StorageWeakRef] = {}
 
-    def twin(tensor: Tensor) -> Tensor:
-        if id(tensor) not in made:
+    def replacement(tensor: Tensor) -> Tensor:
+        if id(tensor) not in replaced:
             new: Tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
             if isinstance(tensor, nn.Parameter):
                 new = nn.Parameter(new, requires_grad=tensor.requires_grad)
-            made[id(tensor)] = new
-            note(tensor, new)
-        return made[id(tensor)]
+            replaced[id(tensor)] = new
+            note_move(tensor, new)
+        return replaced[id(tensor)]
 
-    def note(old: Tensor, new: Tensor) -> None:
+    def note_move(old: Tensor, new: Tensor) -> None:
         moved[StorageWeakRef(old.untyped_storage())] = StorageWeakRef(new.untyped_storage())
 
     for linear in quantized_linears(model).values():
         weight: Any = linear.weight
         quantization.set_fake_weight(linear)
-        made[id(linear.weight)] = linear.weight  # type: ignore[assignment]
-        note(weight, linear.weight)  # type: ignore[arg-type]
+        replaced[id(linear.weight)] = linear.weight  # type: ignore[assignment]
+        note_move(weight, linear.weight)  # type: ignore[arg-type]
     for module in model.modules():
         tensors: dict[str, Any]
         for tensors in (module._parameters, module._buffers):
-            tensors.update({name: twin(tensor) for name, tensor in tensors.items() if tensor is not None})  # type: ignore[misc]
+            tensors.update(
+                {name: replacement(tensor) for name, tensor in tensors.items() if tensor is not None}  # type: ignore[misc]
+            )
         for value in vars(module).values():
-            if isinstance(value, dict):  # e.g. what PiSSA started from
-                value.update({key: twin(tensor) for key, tensor in value.items() if type(tensor) is Tensor})
-    return dict.fromkeys(moved[storage] for storage in before if storage in moved)
+            if isinstance(value, dict):  # e.g. the initial factors of PiSSA
+                value.update({key: replacement(tensor) for key, tensor in value.items() if type(tensor) is Tensor})
+    return dict.fromkeys(moved[storage] for storage in base_storages if storage in moved)

@@ -1,4 +1,4 @@
-"""How many operations a step takes: those of its matrix products, quantised ones and the CPU's attention included."""
+"""FLOPs of a training step: its matrix products, with those of quantized layers and of attention on the CPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _attention_backward(gradient: Shape, query: Shape, key: Shape, value: Shape,
 
 
 def formulas() -> dict[Any, Any]:
-    """What torch does not count by itself, by operator. What undoes a quantisation is no matrix product."""
+    """FLOP formulas of operators that torch does not count. Dequantization is no matrix product and has none."""
     ops, aten = torch.ops.bitsandbytes, torch.ops.aten
     return {
         ops.gemm_4bit: _four_bit,
@@ -53,11 +53,11 @@ def formulas() -> dict[Any, Any]:
 
 
 class FlopRecorder:
-    """Counts by phase."""
+    """Counts FLOPs by the phase of a step."""
 
     def __init__(self) -> None:
         self._counter = FlopCounterMode(display=False, custom_mapping=formulas())
-        self._seen = 0
+        self._counted = 0
         self.by_phase: dict[str, int] = {}
 
     def __enter__(self) -> FlopRecorder:
@@ -71,18 +71,18 @@ class FlopRecorder:
 
     def mark(self, phase: str) -> None:
         total = self._counter.get_total_flops()
-        self.by_phase[phase] = self.by_phase.get(phase, 0) + total - self._seen
-        self._seen = total
+        self.by_phase[phase] = self.by_phase.get(phase, 0) + total - self._counted
+        self._counted = total
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large square matrix product: the best of several."""
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square matrix product: the best of several."""
     size, repeats = (8192, 10) if device.type == "cuda" else (1024, 5)
-    one = torch.randn(size, size, device=device, dtype=dtype)
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
     best = math.inf
-    for _ in range(repeats + 1):  # the first warms up; it is never the best
+    for _ in range(repeats + 1):  # the first warms up and is never the best
         start = _now(device)
-        one @ one
+        matrix @ matrix
         best = min(best, _now(device) - start)
     return 2 * size**3 / best
 

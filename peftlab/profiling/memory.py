@@ -1,4 +1,4 @@
-"""Where the bytes are: what a model's tensors hold at rest, and what comes and goes while it trains."""
+"""Memory measurement: bytes of a model at rest, and allocations while it trains."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from peftlab.distributed.fsdp import to_local
 from peftlab.loading.model import within
-from peftlab.profiling.profile import PhaseSnapshot
+from peftlab.profiling.snapshots import PhaseSnapshot
 
-MARK = "peftlab mark: "
+MARK = "peftlab mark: "  # prefix of profiler events
 
 
 class Recorder(Protocol):
-    """Follows the bytes of a device between its beginning and its end."""
+    """Records the memory of a device between entering and leaving the context."""
 
     def __enter__(self) -> Recorder: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-    def mark(self, phase: str) -> None: ...
-    def marks(self) -> list[PhaseSnapshot]:
-        """After the end, in order."""
+    def mark(self, phase: str) -> None:
+        """Take a snapshot at the end of a phase."""
+
+    def snapshots(self) -> list[PhaseSnapshot]:
+        """The snapshots in order; call it after leaving the context."""
 
     @property
     def reserved(self) -> int | None:
-        """The most that the allocator took from the device."""
+        """Most bytes that the device's allocator reserved; None on a CPU."""
 
 
 class HostRecorder:
-    """The CPU: every allocation and release, in order of time, from the profiler. The same bytes in every run."""
+    """Recorder for the CPU: every allocation and release, from torch's profiler. Every run gives the same bytes."""
 
     reserved = None
 
@@ -59,34 +61,34 @@ class HostRecorder:
         with torch.profiler.record_function(f"{MARK}{phase}"):
             pass
 
-    def marks(self) -> list[PhaseSnapshot]:
+    def snapshots(self) -> list[PhaseSnapshot]:
         profiler: Any = self._profile.profiler
-        found: list[tuple[int, int, str]] = []  # time, bytes, phase
+        events: list[tuple[int, int, str]] = []  # time, bytes, phase
         pending = list(profiler.kineto_results.experimental_event_tree())
         while pending:
             event = pending.pop()
             pending += event.children
             kind, details = event.typed
             if kind.name == "Allocation" and details.device.type == "cpu":
-                found.append((event.start_time_ns, details.alloc_size, ""))
+                events.append((event.start_time_ns, details.alloc_size, ""))
             elif event.name.startswith(MARK):
-                found.append((event.start_time_ns, 0, event.name.removeprefix(MARK)))
-        return add_up((size, phase) for _, size, phase in sorted(found, key=lambda event: event[0]))
+                events.append((event.start_time_ns, 0, event.name.removeprefix(MARK)))
+        return add_up((size, phase) for _, size, phase in sorted(events, key=lambda event: event[0]))
 
 
 class DeviceRecorder:
-    """A GPU: the allocator's own statistics, read and reset at each mark."""
+    """Recorder for a GPU: the statistics of CUDA's allocator, read and reset at each mark."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._start = 0
-        self._marks: list[PhaseSnapshot] = []
+        self._snapshots: list[PhaseSnapshot] = []
         self.reserved: int | None = None
 
     def __enter__(self) -> DeviceRecorder:
-        _start_matrix_products(self._device)
+        _allocate_workspaces(self._device)
         torch.cuda.synchronize(self._device)
-        self._start = self._asked("current")
+        self._start = self._requested("current")
         self.reserved = torch.cuda.memory_reserved(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
         return self
@@ -94,122 +96,125 @@ class DeviceRecorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._most_reserved()
+        self._update_reserved()
 
     def mark(self, phase: str) -> None:
-        # Memory is given and taken when work is queued, not when it is done: nothing has to wait here.
-        live, peak = self._asked("current") - self._start, self._asked("peak") - self._start
-        self._marks.append(PhaseSnapshot(phase, live, peak))
-        self._most_reserved()
+        # The allocator acts when work is queued, not when it is done, so that no synchronization is needed.
+        live, peak = self._requested("current") - self._start, self._requested("peak") - self._start
+        self._snapshots.append(PhaseSnapshot(phase, live, peak))
+        self._update_reserved()
         torch.cuda.reset_peak_memory_stats(self._device)
 
-    def marks(self) -> list[PhaseSnapshot]:
-        return list(self._marks)
+    def snapshots(self) -> list[PhaseSnapshot]:
+        return list(self._snapshots)
 
-    def _asked(self, figure: str) -> int:
-        """Bytes that tensors asked for: what the allocator gives them is rounded up to 512."""
+    def _requested(self, figure: str) -> int:
+        """Bytes that tensors requested; the allocator rounds them up to multiples of 512."""
         return int(torch.cuda.memory_stats(self._device)[f"requested_bytes.all.{figure}"])
 
-    def _most_reserved(self) -> None:
+    def _update_reserved(self) -> None:
         self.reserved = max(self.reserved or 0, torch.cuda.max_memory_reserved(self._device))
 
 
-def _start_matrix_products(device: torch.device) -> None:
-    """Have cuBLAS take its workspaces, for both passes, before anything is measured."""
+def _allocate_workspaces(device: torch.device) -> None:
+    """Have cuBLAS allocate its workspaces, for both passes, before anything is measured."""
     for dtype in (torch.float32, torch.bfloat16):
         weight = torch.ones(64, 64, device=device, dtype=dtype, requires_grad=True)
         (weight @ weight).sum().backward()
 
 
 def recorder(device: torch.device) -> Recorder:
-    """The one for `device`."""
+    """The recorder for a device."""
     return DeviceRecorder(device) if device.type == "cuda" else HostRecorder()
 
 
 def add_up(events: Iterable[tuple[int, str]]) -> list[PhaseSnapshot]:
-    """Marks of a sequence of (bytes taken or given back, "") and (0, phase).
+    """Snapshots from a sequence of events: (bytes allocated or released, "") and (0, phase).
 
     >>> add_up([(5, ""), (-3, ""), (0, "forward"), (1, ""), (0, "backward")])
     [PhaseSnapshot(phase='forward', live=2, peak=5), PhaseSnapshot(phase='backward', live=3, peak=3)]
     """
-    marks: list[PhaseSnapshot] = []
+    snapshots: list[PhaseSnapshot] = []
     live = peak = 0
     for size, phase in events:
         live += size
         peak = max(peak, live)
         if phase:
-            marks.append(PhaseSnapshot(phase, live, peak))
+            snapshots.append(PhaseSnapshot(phase, live, peak))
             peak = live
-    return marks
+    return snapshots
 
 
 @dataclass(frozen=True)
 class Holding:
     """One storage of a model."""
 
-    name: str  # of the first tensor in it
-    size: int  # bytes
-    constant: bool  # of a quantisation: needed to read a weight
+    name: str
+    """Name of the first tensor in it."""
+    size: int
+    """Bytes."""
+    constant: bool
+    """A quantization constant, which is needed to dequantize a weight."""
     trainable: bool
 
 
 def holdings(model: nn.Module) -> dict[StorageWeakRef, Holding]:
-    """Each storage that a model's parameters, buffers, quantisation states and other attributes hold, once.
+    """Every storage of a model's parameters, buffers, quantization states and other attributes, once.
 
-    Of what is in shares, this process's own.
+    Of a sharded tensor, the local shard.
     """
-    found: dict[StorageWeakRef, Holding] = {}
+    storages: dict[StorageWeakRef, Holding] = {}
 
     def add(name: str, tensor: Tensor, constant: bool) -> None:
         storage = to_local(tensor).untyped_storage()
         holding = Holding(name, storage.nbytes(), constant, tensor.requires_grad)
-        found.setdefault(StorageWeakRef(storage), holding)
+        storages.setdefault(StorageWeakRef(storage), holding)
 
-    own = [*model.named_parameters(), *model.named_buffers()]
-    for name, tensor in own:
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
         add(name, tensor, False)
-    for name, tensor in own:
-        for inner, _ in _inside(vars(tensor), True):  # bitsandbytes hangs scales and offsets on the weight
+    for name, tensor in tensors:
+        for inner, _ in _inside(vars(tensor), True):  # bitsandbytes stores scales and offsets as attributes of weights
             add(name, inner, True)
     for name, module in model.named_modules():
         attributes = {key: value for key, value in vars(module).items() if key not in ("_parameters", "_buffers")}
         for inner, constant in _inside(attributes, False):
             add(name, inner, constant)
-    return found
+    return storages
 
 
 def static_bytes(model: nn.Module, base: Container[StorageWeakRef], head: Sequence[str]) -> dict[str, int]:
     """Bytes of `model` by base, constants, method and head.
 
-    `base` are the storages that were there before the method was attached, `head` the task's modules.
+    `base` has the storages from before the method was attached, `head` the names of the task's head modules.
     """
-    found = {"base": 0, "constants": 0, "method": 0, "head": 0}
+    sizes = {"base": 0, "constants": 0, "method": 0, "head": 0}
     for storage, holding in holdings(model).items():
-        of_head = within(holding.name, head)
+        in_head = within(holding.name, head)
         if holding.constant:
             kind = "constants"
-        elif of_head and (holding.trainable or storage not in base):
+        elif in_head and (holding.trainable or storage not in base):
             kind = "head"
         else:
             kind = "base" if storage in base else "method"
-        found[kind] += holding.size
-    return found
+        sizes[kind] += holding.size
+    return sizes
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Of the tensors' storages, each once."""
+    """Bytes of the tensors' storages, each counted once."""
     storages = (to_local(tensor).untyped_storage() for tensor in tensors)
     return sum({StorageWeakRef(storage): storage.nbytes() for storage in storages}.values())
 
 
 def process_peak() -> int:
-    """The most memory the process has had, by the operating system."""
+    """Peak resident memory of the process in bytes, from the operating system."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _inside(value: Any, constant: bool) -> Iterator[tuple[Tensor, bool]]:
-    """The tensors in a value, and whether they belong to a quantisation. Modules are looked at on their own."""
+    """The tensors in a value, and whether they are quantization constants. Modules inside it are skipped."""
     if isinstance(value, Tensor):
         yield value, constant
     elif isinstance(value, dict):

@@ -137,12 +137,12 @@ def _with_scores(suite: Suite, row: ResultRow) -> ResultRow:
         for (stored, _), predicted in zip(scored, predictions, strict=True)
     )
     row = replace(row, score=summarize([score for _, score in scored]), degenerate_runs=degenerate)
-    counts = [next((c for c in run.counts.get(split, []) if c.score == metric), None) for run in predictions]
+    counts = [next((c for c in run.statistics.get(split, []) if c.score == metric), None) for run in predictions]
     available = [c for c in counts if c is not None]
     sizes = {len(c.rows) for c in available}
     if len(available) < len(counts) or len(sizes) > 1 or min(sizes) < 2:
         return row
-    name = available[0].form
+    name = available[0].aggregate
     aggregate = aggregates.AGGREGATES[name]
     table = aggregates.stacked([c.rows for c in available])
     resampled = bootstrap(table[..., 0] if aggregate is None else table, aggregate)
@@ -159,7 +159,7 @@ def _is_degenerate(row: ResultRow, split: str, stored: Stored, predictions: Pred
     baseline = result.constant_baseline.get(split, {}).get(metric)
     if baseline is not None and row.sign * result.metrics[split][metric] <= row.sign * baseline:
         return True
-    answers = predictions.kept.get(split, {}).get("predicted", [])
+    answers = predictions.columns.get(split, {}).get("predicted", [])
     return len(answers) > 1 and all(answer == answers[0] for answer in answers)
 
 

@@ -115,7 +115,7 @@ def compute_columns(analysis: Analysis) -> list[Column]:
         Column(f"step time / {reference}", step_text, step_time),
         _column(f"tokens/s / {reference}", throughput, decimal),
         _profile_column(
-            "share of peak matmul", lambda profile: profile.times.rate_share if profile.times else None, percent
+            "share of peak matmul", lambda profile: profile.times.matmul_fraction if profile.times else None, percent
         ),
         _profile_column("unmerged / base latency", lambda profile: _relative_latency(profile, "unmerged")),
         _profile_column("merged / base latency", lambda profile: _relative_latency(profile, "merged")),
@@ -145,7 +145,7 @@ class StepTimes:
     @property
     def reference_seconds(self) -> float:
         """Seconds of the reference's step at the speed that the machine had when the profile was measured."""
-        return self.reference.median * self.reference.matrix_rate / self.times.matrix_rate
+        return self.reference.median * self.reference.matmul_flops_per_second / self.times.matmul_flops_per_second
 
     @property
     def relative_time(self) -> float:

@@ -97,8 +97,8 @@ def _profile_values(profile: Profile | None) -> dict[str, Any]:
         "step_seconds_q1": quartiles[0],
         "step_seconds_q3": quartiles[1],
         "tokens_per_second": times and times.tokens_per_second,
-        "matmul_flops_per_second": times and times.matrix_rate,
-        "processor_fraction": times and times.processor_share,
+        "matmul_flops_per_second": times and times.matmul_flops_per_second,
+        "processor_fraction": times and times.processor_fraction,
         **{f"{name}_seconds": inference and getattr(inference, name) for name in ("unmerged", "merged", "base")},
         "merge_error": inference and inference.merge_error,
     }

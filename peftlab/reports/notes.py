@@ -78,12 +78,12 @@ def profile_notes(row: ResultRow) -> list[str]:
     record, notes = row.stored_profile.record, []
     if row.profile is None:
         notes.append(f"not profiled: {record.state}: {record.reason}")
-    elif row.profile.memory.held:
-        extra = row.profile.memory.held / MIB
+    elif row.profile.memory.retained:
+        extra = row.profile.memory.retained / MIB
         notes.append(f"{extra:,.2f} MiB in addition to the gradients are still allocated after the backward pass")
     times = row.profile.times if row.profile else None
-    if times is not None and times.processor_share is not None and times.processor_share < UNDISTURBED:
-        notes.append(f"other processes used the processor for {1 - times.processor_share:.0%} of the timed steps")
+    if times is not None and times.processor_fraction is not None and times.processor_fraction < UNDISTURBED:
+        notes.append(f"other processes used the processor for {1 - times.processor_fraction:.0%} of the timed steps")
     if row.profile_environment is not None:
         notes.append(f"profiled in a different environment: {row.profile_environment}")
     return notes

@@ -119,6 +119,6 @@ class ResultRow:
     @property
     def peak_process_bytes(self) -> float | None:
         """Median over the finished runs of the peak resident memory of the process."""
-        peaks = [stored.record.high_water_bytes for stored in self.runs if stored.record.result is not None]
+        peaks = [stored.record.peak_rss_bytes for stored in self.runs if stored.record.result is not None]
         measured = [peak for peak in peaks if peak is not None]
         return median(measured) if measured else None

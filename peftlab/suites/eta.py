@@ -1,4 +1,4 @@
-"""How long a suite will take, from the runs of it that have ended."""
+"""Estimated time to finish a suite, from the runs that have ended."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ from peftlab.suites.suite import Row, Suite
 
 @dataclass(frozen=True)
 class Expected:
-    """A combination's runs, trials and cells apart: how many there are, have ended, and what one takes."""
+    """The trials or the cells of one row."""
 
     row: Row
     trial: bool
+    """True for trials, False for cells."""
     total: int
+    """Number of runs."""
     ended: int
-    seconds: float | None  # a run, by the runs that most resemble it; None if nothing has ended
-    high_water_bytes: int | None  # the most of its own runs
+    """Runs that have ended."""
+    seconds: float | None
+    """Expected seconds per run, from the most similar runs that have ended; None if no run has."""
+    peak_rss_bytes: int | None
+    """Largest peak resident memory of the row's own runs."""
 
 
 class EtaEstimator:
-    """What is left of a suite."""
+    """Expected time of the runs that are left."""
 
     def __init__(self, suite: Suite, plan: Plan, records: Mapping[str, Stored]) -> None:
         self.lines = list(_expected(suite, plan, records))
@@ -39,15 +44,15 @@ class EtaEstimator:
         return sum(line.ended for line in self.lines)
 
     def left(self, jobs: int) -> float | None:
-        """Seconds, with so many processes at a time; None if nothing can be said."""
+        """Seconds left with `jobs` processes at a time; None if no run has ended that tells."""
         open_lines = [line for line in self.lines if line.total > line.ended]
         if any(line.seconds is None for line in open_lines):
             return None
         return sum((line.total - line.ended) * (line.seconds or 0.0) for line in open_lines) / jobs
 
 
-def taken(record: Record) -> float | None:
-    """Seconds of a run; of one that was brought in from elsewhere its phases' sum."""
+def run_seconds(record: Record) -> float | None:
+    """Wall-clock seconds of a run; of an adopted run, the sum of its phases."""
     if record.seconds is not None or record.result is None:
         return record.seconds
     cost = record.result.cost
@@ -55,7 +60,7 @@ def taken(record: Record) -> float | None:
 
 
 def duration(seconds: float | None) -> str:
-    """For people.
+    """The duration with its units.
 
     >>> [duration(s) for s in (None, 7.4, 130, 7500)]
     ['unknown', '7 s', '2 min 10 s', '2 h 5 min']
@@ -80,14 +85,23 @@ def _expected(suite: Suite, plan: Plan, records: Mapping[str, Stored]) -> Iterat
         (row, trial, [records[recipe.digest].record for recipe in recipes if recipe.digest in records])
         for row, trial, _, recipes in lines
     ]
-    for (row, trial, total, _), (_, _, own) in zip(lines, ended, strict=True):
-        alike = (  # from the nearest kin to the farthest
-            [record for other, sort, found in ended if (other, sort) == (row, trial) for record in found],
-            [r for o, _, found in ended if o == row for r in found],
-            [r for o, _, found in ended if (o.task, o.method) == (row.task, row.method) for r in found],
-            [r for o, _, found in ended if o.task == row.task for r in found],
-            [r for _, _, found in ended for r in found],
-        )
-        times = next((t for kin in alike if (t := [s for r in kin if (s := taken(r)) is not None])), [])
-        peaks = [record.high_water_bytes for record in own if record.high_water_bytes is not None]
-        yield Expected(row, trial, total, len(own), fmean(times) if times else None, max(peaks, default=None))
+    for (row, trial, total, _), (_, _, runs) in zip(lines, ended, strict=True):
+        seconds = _seconds_of_similar(row, trial, ended)
+        peaks = [record.peak_rss_bytes for record in runs if record.peak_rss_bytes is not None]
+        yield Expected(row, trial, total, len(runs), seconds, max(peaks, default=None))
+
+
+def _seconds_of_similar(row: Row, trial: bool, ended: list[tuple[Row, bool, list[Record]]]) -> float | None:
+    """Mean seconds of the most similar runs that have ended."""
+    groups = (  # from the most similar to the least
+        [runs for other, other_trial, runs in ended if (other, other_trial) == (row, trial)],
+        [runs for other, _, runs in ended if other == row],
+        [runs for other, _, runs in ended if (other.task, other.method) == (row.task, row.method)],
+        [runs for other, _, runs in ended if other.task == row.task],
+        [runs for _, _, runs in ended],
+    )
+    for group in groups:
+        seconds = [run_seconds(record) for runs in group for record in runs]
+        if measured := [each for each in seconds if each is not None]:
+            return fmean(measured)
+    return None

@@ -1,4 +1,4 @@
-"""Running a stored result again: the same to the bit, within its interval, or not."""
+"""Reproducing a stored result: bit-equal, within its confidence interval, or not reproduced."""
 
 from __future__ import annotations
 
@@ -21,33 +21,37 @@ from peftlab.suites.collect import collect
 from peftlab.suites.placement import Placement
 from peftlab.suites.store import Predictions, Record, Stored, read_record
 
-ALONE = "one process"  # with all of the model
+ONE_PROCESS = "one process"
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came of it."""
+    """Comparison of a stored result with a new run of its recipe."""
 
-    same: bool  # predictions and scores, to the bit; tensors too where their hashes are kept
-    within: bool | None  # the new score in the old one's 95 % interval; None without counts, which give no interval
-    told: float
-    found: float
+    same: bool
+    """Predictions and scores are equal to the bit, and so are the tensors if their hashes were stored."""
+    within: bool | None
+    """The new score is in the 95 % interval of the stored one; None without statistics, which give the interval."""
+    stored_score: float
+    new_score: float
     interval: tuple[float, float] | None
-    differences: list[str]  # of data, model, code and machine
+    """95 % confidence interval of the stored score."""
+    differences: list[str]
+    """Differences of data, model, code and machine, one line each."""
 
     @property
     def verdict(self) -> str:
-        score = f"{self.found:.6f}, stored {self.told:.6f}"
+        score = f"{self.new_score:.6f}, stored {self.stored_score:.6f}"
         if self.same:
             return f"bit-equal: {score}"
         if self.interval is None:
-            return f"not bit-equal, and without counts there is no interval: {score}"
+            return f"not bit-equal, and without statistics there is no interval: {score}"
         bounds = f"{self.interval[0]:.6f} to {self.interval[1]:.6f}"
         return f"{'within the interval' if self.within else 'NOT reproduced: outside the interval'} {bounds}: {score}"
 
 
 def reproduce(path: Path, threads: int = 1) -> Reproduction:
-    """Run the recipe of a stored result in a temporary folder, in as many processes as then, and compare."""
+    """Run the recipe of a stored result again, in as many processes as then, and compare. Raises UserError."""
     workers.prepare(threads)
     stored = read_record(path)
     if stored.record.result is None:
@@ -57,7 +61,7 @@ def reproduce(path: Path, threads: int = 1) -> Reproduction:
     predictions = stored.predictions()
     then = stored.record.result.environment
     if then.zero is not None or then.device_map is not None:
-        raise UserError(f"{path}: it had {then.placement}, which is not set up here; run its recipe in the same way")
+        raise UserError(f"{path}: it ran {then.placement}, which reproduce does not set up; run its recipe that way")
     placement = Placement(processes=then.processes, sharded=then.sharded)
     placement.check(len(gpus.visible()))
     with tempfile.TemporaryDirectory() as folder:
@@ -68,35 +72,39 @@ def reproduce(path: Path, threads: int = 1) -> Reproduction:
 
 def _run(recipe: Recipe, folder: Path, threads: int) -> None:
     workers.import_everything(threads)
-    from peftlab.runs.run import run
+    from peftlab.runs.run import run  # late: on a machine with GPUs nothing may be imported before the fork
 
     run(recipe, folder)
 
 
 def compare(stored: Stored, predictions: Predictions, record: Record, again: Predictions) -> Reproduction:
-    """The stored result against one just made."""
-    told, found = stored.record.result, record.result
-    assert told is not None
-    assert found is not None
-    split = _split(told)
-    name = told.selection
-    interval = None
-    counted = next((counts for counts in predictions.counts.get(split, []) if counts.score == name), None)
-    if counted is not None and len(counted.rows) > 1:
-        form = aggregates.AGGREGATES[counted.form]
-        rows = np.array([counted.rows], dtype=np.float64)
-        resampled = bootstrap(rows[..., 0] if form is None else rows, form)
-        interval = mean_score(resampled).interval()
-    score = found.metrics[split].get(name, math.nan)
+    """Compare a stored result and its predictions with those of a new run."""
+    old, new = stored.record.result, record.result
+    assert old is not None
+    assert new is not None
+    split, name = _split(old), old.selection
+    interval = _interval(predictions, split, name)
+    score = new.metrics[split].get(name, math.nan)
     tensors = not stored.record.tensors or stored.record.tensors == record.tensors
     return Reproduction(
-        same=found.metrics == told.metrics and predictions.found_in(again) and tensors,
+        same=new.metrics == old.metrics and predictions.contained_in(again) and tensors,
         within=None if interval is None else interval[0] <= score <= interval[1],
-        told=told.metrics[split][name],
-        found=score,
+        stored_score=old.metrics[split][name],
+        new_score=score,
         interval=interval,
         differences=_differences(stored.record, record),
     )
+
+
+def _interval(predictions: Predictions, split: str, name: str) -> tuple[float, float] | None:
+    """95 % bootstrap interval of a stored score; None without statistics of more than one example."""
+    statistics = next((each for each in predictions.statistics.get(split, []) if each.score == name), None)
+    if statistics is None or len(statistics.rows) < 2:
+        return None
+    aggregate = aggregates.AGGREGATES[statistics.aggregate]
+    rows = np.array([statistics.rows], dtype=np.float64)
+    resampled = bootstrap(rows[..., 0] if aggregate is None else rows, aggregate)
+    return mean_score(resampled).interval()
 
 
 def _split(result: RunResult) -> str:
@@ -116,7 +124,7 @@ def _differences(old: Record, new: Record) -> list[str]:
         "processor": (a.environment.hardware.processor, b.environment.hardware.processor),
         "accelerators": (a.environment.hardware.accelerators, b.environment.hardware.accelerators),
         "threads": (a.environment.hardware.threads, b.environment.hardware.threads),
-        "placement": (a.environment.placement or ALONE, b.environment.placement or ALONE),
+        "placement": (a.environment.placement or ONE_PROCESS, b.environment.placement or ONE_PROCESS),
         "precision": (a.environment.precision, b.environment.precision),
         "python": (a.environment.python, b.environment.python),
     }

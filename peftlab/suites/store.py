@@ -1,4 +1,4 @@
-"""A suite's results: a small file for each run that ended, however it ended, and its predictions without the data."""
+"""The results of a suite: one small JSON file per run that ended, and its predictions without the data."""
 
 from __future__ import annotations
 
@@ -17,80 +17,115 @@ from peftlab.errors import UserError, first_error
 from peftlab.io.atomic import atomic_write
 from peftlab.recipe import Recipe
 from peftlab.results.run_result import Environment, RunResult
+from peftlab.results.version_1 import upgraded
 
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 FOLDER = "results"
 PREDICTIONS = ".predictions.json.gz"
 
 State = Literal["done", "out of memory", "unsupported", "diverged", "timed out", "failed"]
-RETRYABLE: tuple[State, ...] = (
-    "out of memory",
-    "timed out",
-    "failed",
-)  # what another machine or another day may change
+RETRYABLE: tuple[State, ...] = ("out of memory", "timed out", "failed")
+"""States that another machine or another attempt may change."""
 
 
 class Record(Settings):
     """How a run ended."""
 
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
+    """Format version. Files of version 1 are read too."""
     state: State
-    reason: str | None = None  # why it is not done
-    result: RunResult | None = None  # of what is done
-    recipe: dict[str, Any] | None = None  # of what is not: resolved
-    environment: Environment | None = None  # likewise
-    tensors: dict[str, str] = Field(default={})  # sha256 of the files that hold the trained parameters
-    seconds: float | None = None  # wall, of the run's process from fork to end
-    high_water_bytes: int | None = None  # resident, of that process
+    """"done", or why there is no result."""
+    reason: str | None = None
+    """One line on why there is no result; null if there is one."""
+    result: RunResult | None = None
+    """The result; null if the state is not "done"."""
+    recipe: dict[str, Any] | None = None
+    """The resolved recipe of a run without a result; a result has its own."""
+    environment: Environment | None = None
+    """Code, libraries and hardware of a run without a result; a result has its own."""
+    tensors: dict[str, str] = Field(default={})
+    """SHA-256 of the files with the trained parameters, by file name."""
+    seconds: float | None = None
+    """Wall-clock seconds of the run's process, from fork to end."""
+    peak_rss_bytes: int | None = None
+    """Peak resident memory of the run's process, or of the largest one of several."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_version_1(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("version") == 1:
+            return upgraded(values, {"high_water_bytes": "peak_rss_bytes"})
+        return values
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """The recipe, as it was resolved then."""
+        """The recipe as it was resolved then."""
         recipe = self.recipe if self.result is None else self.result.recipe
         assert recipe is not None
         return recipe
 
 
-class Counted(Settings):
-    """A score's counts, row by row of the data: what paired statistics need."""
+class ScoreStatistics(Settings):
+    """Sufficient statistics of one score, which paired tests and intervals need."""
 
     score: str
-    form: str
+    """Name of the score, e.g. "entity_f1"."""
+    aggregate: str
+    """Function of `statistics.aggregates.AGGREGATES` that turns summed rows into the score."""
     rows: list[list[float]]
+    """One row per example, in the order of the data."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_version_1(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "form" in values:
+            return {"aggregate" if key == "form" else key: value for key, value in values.items()}
+        return values
 
     @model_validator(mode="after")
-    def _can_be_summed(self) -> Self:
-        from peftlab.statistics.aggregates import AGGREGATES  # here, for it imports numpy
+    def _check_rows(self) -> Self:
+        from peftlab.statistics.aggregates import AGGREGATES  # late: numpy
 
-        if self.form not in AGGREGATES:
-            raise ValueError(f"{self.form!r} is none of {', '.join(AGGREGATES)}")
+        if self.aggregate not in AGGREGATES:
+            raise ValueError(f"{self.aggregate!r} is none of {', '.join(AGGREGATES)}")
         if len({len(row) for row in self.rows}) > 1:
             raise ValueError(f"rows of {self.score} differ in length")
         return self
 
 
 class Predictions(Settings):
-    """What was predicted for each example, in the order of the data; nothing of the data themselves."""
+    """Predictions for each example, in the order of the data, without the data themselves."""
 
-    version: Literal[1] = VERSION
-    kept: dict[str, dict[str, list[Any]]]  # by split: what of its records the metrics need, e.g. "predicted"
-    counts: dict[str, list[Counted]]  # by split
+    version: Literal[2] = VERSION
+    """Format version. Files of version 1 are read too."""
+    columns: dict[str, dict[str, list[Any]]]
+    """By split, the columns that the metrics read, e.g. "predicted", with one value per example."""
+    statistics: dict[str, list[ScoreStatistics]]
+    """By split, the sufficient statistics of the scores that have some."""
 
-    def found_in(self, newer: Predictions) -> bool:
-        """Whether all of it is there too, alike; newer code may count for more of the metrics."""
-        kept = all(part.items() <= newer.kept.get(split, {}).items() for split, part in self.kept.items())
-        return kept and all(
-            counts in newer.counts.get(split, []) for split, part in self.counts.items() for counts in part
+    @model_validator(mode="before")
+    @classmethod
+    def _read_version_1(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("version", VERSION) == 1:
+            return upgraded(values, {"kept": "columns", "counts": "statistics"})
+        return values
+
+    def contained_in(self, newer: Predictions) -> bool:
+        """True if `newer` has the same columns and statistics; it may have statistics of further scores."""
+        columns = all(part.items() <= newer.columns.get(split, {}).items() for split, part in self.columns.items())
+        return columns and all(
+            each in newer.statistics.get(split, []) for split, part in self.statistics.items() for each in part
         )
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A record in its file, and its recipe as it is read today: fields that came later have their defaults."""
+    """A record in its file."""
 
     path: Path
     record: Record
     recipe: Recipe
+    """The record's recipe as the code reads it now: settings added since have their defaults."""
 
     @property
     def state(self) -> State:
@@ -101,36 +136,36 @@ class Stored:
         return self.path.with_name(self.path.name.removesuffix(".json") + PREDICTIONS)
 
     def predictions(self) -> Predictions:
-        """Raises UserError if they cannot be read."""
+        """The stored predictions. Raises UserError if they cannot be read."""
         return read_predictions(self.predictions_path)
 
 
 class Store:
-    """The results folder of a suite. Files that others add are seen at the next `records`."""
+    """The results folder of a suite. Each call of `records` sees files that other runners have added."""
 
     def __init__(self, suite: Path) -> None:
         self.folder = suite_folder(suite) / FOLDER
         self._read: dict[Path, tuple[int, Stored]] = {}
 
     def records(self) -> dict[str, Stored]:
-        """All records by digest of the recipe as it is read today, in the order of file names."""
-        found: dict[str, Stored] = {}
+        """All records by the digest that their recipe has now, in the order of file names. Raises UserError."""
+        records: dict[str, Stored] = {}
         for path in sorted(self.folder.glob("*.json")):
             try:
                 changed = path.stat().st_mtime_ns
-            except FileNotFoundError:  # another runner has put a newer one in its place
+            except FileNotFoundError:  # replaced by another runner
                 continue
             if path not in self._read or self._read[path][0] != changed:
                 self._read[path] = (changed, read_record(path))
             stored = self._read[path][1]
             digest = stored.recipe.digest
-            if digest in found:
-                raise UserError(f"{path}: another result of the same run as {found[digest].path.name}; remove one")
-            found[digest] = stored
-        return found
+            if digest in records:
+                raise UserError(f"{path}: another result of the same run as {records[digest].path.name}; remove one")
+            records[digest] = stored
+        return records
 
     def write(self, recipe: Recipe, record: Record, predictions: Predictions | None) -> Path:
-        """Put a record into the folder, its predictions first; whole or not at all. It takes an older one's place."""
+        """Write a record atomically, after its predictions, in place of an older record of the same run."""
         self.folder.mkdir(parents=True, exist_ok=True)
         old = self.records().get(recipe.digest)
         path = self.folder / f"{file_stem(recipe)}.json"
@@ -144,20 +179,20 @@ class Store:
 
 
 def suite_folder(path: Path) -> Path:
-    """A suite may be named by its folder, or by the file in it."""
+    """The folder of a suite that is named by its folder or its file."""
     return path if path.is_dir() else path.parent
 
 
 def file_stem(recipe: Recipe) -> str:
-    """`ner-lora-nf4-seed3-0123456789ab`, or of a trial `ner-lora-none-rate0.0015-0123456789ab`."""
-    sort = f"seed{recipe.seeds.initialization}"
+    """File name of a record: `ner-lora-nf4-seed3-<digest>`, or `ner-lora-none-rate0.0015-seed0-<digest>` of a trial."""
+    label = f"seed{recipe.seeds.initialization}"
     if not recipe.score_test:
-        sort = f"rate{recipe.learning_rate:g}-{sort}"
-    return f"{recipe.name}-{sort}-{recipe.digest}"
+        label = f"rate{recipe.learning_rate:g}-{label}"
+    return f"{recipe.name}-{label}-{recipe.digest}"
 
 
 def validation_scores(records: Mapping[str, Stored]) -> dict[str, float | None]:
-    """By digest, for the choice of learning rates: turned so that larger is better."""
+    """Validation scores by digest, with their sign such that larger is better; None for a run without a score."""
     scores: dict[str, float | None] = {}
     for digest, stored in records.items():
         result = stored.record.result
@@ -166,35 +201,35 @@ def validation_scores(records: Mapping[str, Stored]) -> dict[str, float | None]:
 
 
 def read_record(path: Path) -> Stored:
-    """Raises UserError with one line."""
+    """Read one record. Raises UserError with one line."""
     try:
         record = Record.model_validate_json(path.read_bytes())
         if (record.result is None) == (record.recipe is None):
-            raise UserError(f"{path}: wants a result, or the recipe of a run that has none")
+            raise UserError(f"{path}: expected a result, or the recipe of a run without one")
         if (record.state == "done") != (record.result is not None):
             raise UserError(f"{path}: {record.state}, with {'no' if record.result is None else 'a'} result")
         recipe = Recipe.from_record(record.resolved)
         splits = ["validation", "test"] if recipe.score_test else ["validation"]
         if record.result is not None and sorted(record.result.metrics) != sorted(splits):
-            raise UserError(f"{path}: scores of {', '.join(record.result.metrics)}; wanted are {', '.join(splits)}")
+            raise UserError(f"{path}: scores of {', '.join(record.result.metrics)}; expected {', '.join(splits)}")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        raise UserError(f"{path}: not a record of version {VERSION}: {first_error(error)}") from None
+        raise UserError(f"{path}: not a record of version 1 or 2: {first_error(error)}") from None
     return Stored(path, record, recipe)
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Raises UserError with one line."""
+    """Read one predictions file. Raises UserError with one line."""
     try:
         return Predictions.model_validate_json(gzip.decompress(path.read_bytes()))
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     except ValidationError as error:
-        raise UserError(f"{path}: not predictions of version {VERSION}: {first_error(error)}") from None
+        raise UserError(f"{path}: not predictions of version 1 or 2: {first_error(error)}") from None
 
 
 def packed(predictions: Predictions) -> bytes:
-    """The same bytes for the same predictions."""
+    """The predictions as compressed JSON: equal bytes for equal predictions."""
     text = json.dumps(predictions.model_dump(mode="json"), separators=(",", ":"), ensure_ascii=False)
     return gzip.compress(text.encode(), compresslevel=9, mtime=0)

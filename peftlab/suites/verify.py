@@ -19,8 +19,8 @@ from typing import Any
 from peftlab import metrics
 from peftlab.errors import UserError
 from peftlab.results.run_result import RunResult
-from peftlab.suites.collect import counted
-from peftlab.suites.store import Counted, Predictions, Store, Stored
+from peftlab.suites.collect import score_statistics
+from peftlab.suites.store import Predictions, ScoreStatistics, Store, Stored
 from peftlab.suites.suite_file import suite_file
 from peftlab.tasks import Task
 
@@ -121,15 +121,15 @@ def check(stored: Stored, predictions: Predictions, references: References) -> V
     if references.fingerprint != result.data_fingerprint:
         now, then = references.fingerprint[:12], result.data_fingerprint[:12]
         return Verdict(stored, [f"its data were different: fingerprint {then}, now {now}"])
-    if predictions.kept.keys() != result.metrics.keys():
+    if predictions.columns.keys() != result.metrics.keys():
         return Verdict(
-            stored, [f"predictions of {', '.join(predictions.kept)}, but scores of {', '.join(result.metrics)}"]
+            stored, [f"predictions of {', '.join(predictions.columns)}, but scores of {', '.join(result.metrics)}"]
         )
-    if predictions.counts.keys() != result.metrics.keys():
-        splits = ", ".join(predictions.counts) or "nothing"
-        return Verdict(stored, [f"counts of {splits}, but scores of {', '.join(result.metrics)}"])
+    if predictions.statistics.keys() != result.metrics.keys():
+        splits = ", ".join(predictions.statistics) or "nothing"
+        return Verdict(stored, [f"statistics of {splits}, but scores of {', '.join(result.metrics)}"])
     verdict = Verdict(stored)
-    for split in predictions.kept:
+    for split in predictions.columns:
         _check_split(verdict, result, predictions, references, split)
     return verdict
 
@@ -138,7 +138,7 @@ def _check_split(
     verdict: Verdict, result: RunResult, predictions: Predictions, references: References, split: str
 ) -> None:
     """Add what differs and what is unknown in one split to the verdict."""
-    task, columns, recorded = references.task, predictions.kept[split], result.metrics[split]
+    task, columns, recorded = references.task, predictions.columns[split], result.metrics[split]
     computable = []
     for name in task.metrics:
         missing = [key for key in metrics.prediction_keys([name]) if key not in columns]
@@ -157,13 +157,13 @@ def _check_split(
     records = [{**answer, **{key: column[i] for key, column in columns.items()}} for i, answer in enumerate(expected)]
     try:
         scores = metrics.score(computable, task.to_metric_inputs(records))
-        statistics = counted(task, records, computable)
+        statistics = score_statistics(task, records, computable)
     except (KeyError, TypeError, ValueError) as error:  # values that no run would have left
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         verdict.wrong.append(f"{split}: its predictions cannot be scored: {reason}")
         return
     _compare_scores(verdict, split, recorded, scores, computable)
-    _compare_statistics(verdict, split, predictions.counts[split], statistics, computable)
+    _compare_statistics(verdict, split, predictions.statistics[split], statistics, computable)
 
 
 def _compare_scores(
@@ -180,13 +180,17 @@ def _compare_scores(
 
 
 def _compare_statistics(
-    verdict: Verdict, split: str, recorded: Iterable[Counted], computed: Iterable[Counted], names: Iterable[str]
+    verdict: Verdict,
+    split: str,
+    recorded: Iterable[ScoreStatistics],
+    computed: Iterable[ScoreStatistics],
+    names: Iterable[str],
 ) -> None:
     by_score = {statistics.score: statistics for statistics in computed}
     if any(
         by_score.get(statistics.score) != statistics for statistics in recorded if _is_score_of(statistics.score, names)
     ):
-        verdict.wrong.append(f"{split}: its counts are not those of its predictions")
+        verdict.wrong.append(f"{split}: its statistics differ from those of its predictions")
 
 
 def _is_score_of(score: str, names: Iterable[str]) -> bool:

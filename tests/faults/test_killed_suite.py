@@ -110,7 +110,7 @@ def test_every_run_ends_in_one_result_however_often_runners_are_killed(
     assert len(planned) == 2 + len(seeds)
     assert records.keys() == planned
     assert {stored.record.state for stored in records.values()} == {"done"}
-    assert all(stored.predictions().counts for stored in records.values())
+    assert all(stored.predictions().statistics for stored in records.values())
     written = Counter(log.read_text().split())
     assert max(written.values()) == 1
     assert not list((tmp_path / "results").glob(".*"))

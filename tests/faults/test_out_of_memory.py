@@ -30,8 +30,8 @@ def test_out_of_memory_reports_the_estimate_and_the_remedy(step: int, lab: Lab, 
     recipe = load_recipe(lab.folder / "tiny.yaml", [f"model={lab.folder / 'tiny'}"])
     estimate = estimate_memory(recipe, limit=None, devices=1, examples=None, length=None)
     assert estimate.needed is not None
-    shapes = f"{estimate.micro_batch} x {estimate.length} tokens holds {estimate.needed / MIB:,.0f} MiB at its peak"
-    assert f"by its shapes a step in micro-batches of {shapes}" in line
+    shapes = f"{estimate.micro_batch} x {estimate.length} tokens: {estimate.needed / MIB:,.0f} MiB ("
+    assert f"estimated peak of a step in micro-batches of {shapes}" in line
     # The remedy changes the recipe but not the result, so that the checkpoint still fits.
     cured = lab.server.run(*lab.words(output, "training.auto_micro_batch=true"), "--resume")
     assert cured.code == 0, cured.err

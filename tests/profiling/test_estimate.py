@@ -1,4 +1,4 @@
-"""The planner against the ledger: what a step without values would take, and what a real one takes."""
+"""Estimates against measurements: the memory of a step on fake tensors and of a real step."""
 
 import math
 from collections.abc import Iterator
@@ -17,9 +17,10 @@ from peftlab.models.model import ModelFiles, Shape
 from peftlab.profiling import estimate
 from peftlab.profiling.estimate import Batch
 from peftlab.profiling.fake_model import fake_process_group
-from peftlab.profiling.measure import memory_pass, subject
+from peftlab.profiling.measure import memory_pass
 from peftlab.profiling.memory import HostRecorder
 from peftlab.profiling.profile import Memory
+from peftlab.profiling.profiled_workload import attach
 from peftlab.recipe import Recipe
 from peftlab.tasks import TASKS as REAL_TASKS
 from tests.sampling import slow_after
@@ -56,7 +57,7 @@ def one_thread() -> Iterator[None]:
 def recipe(folder: Path, shape: str, method: Any, quantization: Any = "none", **training: object) -> Recipe:
     return Recipe.model_validate(
         {
-            **{"name": "planned", "model": str(folder), "data": "none", "task": TASKS[shape]},
+            **{"name": "estimated", "model": str(folder), "data": "none", "task": TASKS[shape]},
             **{"method": method, "quantization": quantization},
             "training": {"precision": "float32", "batch_examples": EXAMPLES, **training},
         }
@@ -65,38 +66,38 @@ def recipe(folder: Path, shape: str, method: Any, quantization: Any = "none", **
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A base with random weights of each shape."""
-    found = {}
+    """A base model with random weights of each shape."""
+    folders = {}
     for name, shape in SHAPES.items():
-        found[name] = tmp_path_factory.mktemp(name)
+        folders[name] = tmp_path_factory.mktemp(name)
         values = dict(shape)
         config = transformers.AutoConfig.for_model(values.pop("model_type"), **values, num_labels=3)
         auto = getattr(transformers, REAL_TASKS[TASKS[name]].auto_class)
-        auto.from_config(config).save_pretrained(found[name])
-    return found
+        auto.from_config(config).save_pretrained(folders[name])
+    return folders
 
 
-def measured(wanted: Recipe, folder: Path, batch: Batch, *, mesh: DeviceMesh | None = None) -> Memory:
-    """The ledger's bytes on the batch that the planner takes, of one process or in shares."""
+def measured(example: Recipe, folder: Path, batch: Batch, *, mesh: DeviceMesh | None = None) -> Memory:
+    """Measured memory on the batch of the estimate, of one process or sharded over `mesh`."""
     base = load_base(
-        wanted.model,
+        example.model,
         ModelFiles(folder=folder, source="random", fingerprint=""),
         batch.task,
-        wanted.quantization,
-        LoadOptions(device=torch.device("cpu"), compute=torch.float32, frozen=not wanted.method.trains_base),
+        example.quantization,
+        LoadOptions(device=torch.device("cpu"), compute=torch.float32, frozen=not example.method.trains_base),
     )
-    ready = subject(
-        wanted,
+    profiled = attach(
+        example,
         base,
-        batch.share,
+        batch.local,
         task=batch.task,
         tokenizer=batch.tokenizer,
         accelerator=Accelerator(),
         precision="float32",
     )
     if mesh is not None:
-        ready = ready.sharded(mesh)
-    return memory_pass(ready, HostRecorder(), evaluate=False)
+        profiled = profiled.sharded(mesh)
+    return memory_pass(profiled, HostRecorder(), evaluate=False)
 
 
 LORA, ADAPTER = {"kind": "lora", "rank": 8}, {"kind": "adapter", "bottleneck": 16}
@@ -116,22 +117,22 @@ QUICK: list[tuple[str, Any, str, bool]] = [  # one of each kind; `make test-all`
 
 
 def check(bases: dict[str, Path], shape: str, method: Any, quantization: str, checkpointing: bool) -> None:
-    wanted = recipe(bases[shape], shape, method, quantization, gradient_checkpointing=checkpointing)
-    known = wanted.model.shape()
-    batch = estimate.sample_batch(wanted, known, examples=EXAMPLES, length=LENGTH)
-    check_bytes(estimate.predict(wanted, known, batch), measured(wanted, bases[shape], batch))
+    example = recipe(bases[shape], shape, method, quantization, gradient_checkpointing=checkpointing)
+    shape_of_base = example.model.shape()
+    batch = estimate.sample_batch(example, shape_of_base, examples=EXAMPLES, length=LENGTH)
+    check_bytes(estimate.predict(example, shape_of_base, batch), measured(example, bases[shape], batch))
 
 
-def check_bytes(planned: Memory, real: Memory) -> None:
-    """Weights, constants, optimiser and gradients to the byte, the rest within 5 %."""
+def check_bytes(estimated: Memory, real: Memory) -> None:
+    """Weights, constants, optimizer and gradients are exact, the rest is within 5 %."""
     for name in ("base", "constants", "method", "head", "optimizer", "gradients"):
-        assert getattr(planned, name) == getattr(real, name), name
-    assert planned.activations == pytest.approx(real.activations, rel=0.05)
-    assert planned.peak == pytest.approx(real.peak, rel=0.05)
+        assert getattr(estimated, name) == getattr(real, name), name
+    assert estimated.activations == pytest.approx(real.activations, rel=0.05)
+    assert estimated.peak == pytest.approx(real.peak, rel=0.05)
 
 
 @pytest.mark.parametrize(("shape", "method", "quantization", "checkpointing"), slow_after(1, QUICK))
-def test_the_plan_is_within_five_percent_of_the_ledger(
+def test_the_estimate_is_within_five_percent_of_the_measurement(
     bases: dict[str, Path], shape: str, method: Any, quantization: str, checkpointing: bool
 ) -> None:
     check(bases, shape, method, quantization, checkpointing)
@@ -141,84 +142,84 @@ def test_the_plan_is_within_five_percent_of_the_ledger(
 @pytest.mark.parametrize(
     ("shape", "method", "quantization", "checkpointing"), [case for case in CASES if case not in QUICK]
 )
-def test_the_plan_is_within_five_percent_of_the_ledger_everywhere(
+def test_every_estimate_is_within_five_percent_of_the_measurement(
     bases: dict[str, Path], shape: str, method: Any, quantization: str, checkpointing: bool
 ) -> None:
     check(bases, shape, method, quantization, checkpointing)
 
 
-def test_a_four_bit_weight_is_whole_while_it_is_used(bases: dict[str, Path]) -> None:
-    """With few tokens that is most of what comes and goes. Under a head alone one operator makes and uses it."""
-    wanted = recipe(bases["encoder"], "encoder", {"kind": "head"}, "nf4")
-    known = wanted.model.shape()
-    batch = estimate.sample_batch(wanted, known, examples=1, length=8)
-    planned, real = estimate.predict(wanted, known, batch), measured(wanted, bases["encoder"], batch)
-    assert planned.peak == pytest.approx(real.peak, rel=0.05)
-    assert planned.transient == pytest.approx(real.transient, rel=0.05)
-    assert planned.transient > 4 * 192 * 768  # of the largest layer
+def test_a_four_bit_weight_is_dequantized_while_it_is_used(bases: dict[str, Path]) -> None:
+    """With few tokens that is most of the transient memory. With a trained head alone, one operator does it."""
+    example = recipe(bases["encoder"], "encoder", {"kind": "head"}, "nf4")
+    shape_of_base = example.model.shape()
+    batch = estimate.sample_batch(example, shape_of_base, examples=1, length=8)
+    estimated, real = estimate.predict(example, shape_of_base, batch), measured(example, bases["encoder"], batch)
+    assert estimated.peak == pytest.approx(real.peak, rel=0.05)
+    assert estimated.transient == pytest.approx(real.transient, rel=0.05)
+    assert estimated.transient > 4 * 192 * 768  # of the largest layer
 
 
-def test_checkpointing_keeps_nothing_of_an_adapter_from_step_to_step(bases: dict[str, Path]) -> None:
-    """The pass that is repeated is broken off, and once left the adapter its residual until the next step."""
-    wanted = recipe(bases["decoder"], "decoder", ADAPTER, gradient_checkpointing=True)
-    known = wanted.model.shape()
-    memory = estimate.predict(wanted, known, estimate.sample_batch(wanted, known, examples=2, length=32))
-    assert memory.kept < 20_000
-    assert memory.held == 0
+def test_gradient_checkpointing_retains_nothing_of_an_adapter(bases: dict[str, Path]) -> None:
+    """The recomputed pass is aborted; an earlier adapter kept its residual until the next step."""
+    example = recipe(bases["decoder"], "decoder", ADAPTER, gradient_checkpointing=True)
+    shape_of_base = example.model.shape()
+    memory = estimate.predict(
+        example, shape_of_base, estimate.sample_batch(example, shape_of_base, examples=2, length=32)
+    )
+    assert memory.persistent < 20_000
+    assert memory.retained == 0
 
 
 @pytest.mark.slow
-def test_a_batch_is_cut_until_it_fits_and_stays_the_same_batch(bases: dict[str, Path]) -> None:
-    wanted = recipe(bases["encoder"], "encoder", LORA, batch_examples=8)
-    whole = estimate.estimate_memory(wanted, limit=None, devices=1, examples=None, length=64)
-    assert (whole.accumulation, whole.micro_batch, whole.fits) == (1, 8, None)
-    assert whole.memory is not None
-    assert whole.needed is not None
-    assert whole.needed == whole.memory.peak + whole.memory.gradients  # the best state is a copy of what trains
-    cut = estimate.estimate_memory(wanted, limit=whole.needed - 1, devices=1, examples=None, length=64)
+def test_accumulation_grows_until_the_batch_fits(bases: dict[str, Path]) -> None:
+    example = recipe(bases["encoder"], "encoder", LORA, batch_examples=8)
+    full = estimate.estimate_memory(example, limit=None, devices=1, examples=None, length=64)
+    assert (full.accumulation, full.micro_batch, full.fits) == (1, 8, None)
+    assert full.memory is not None
+    assert full.needed is not None
+    assert full.needed == full.memory.peak + full.memory.gradients  # the best state is a copy of what trains
+    cut = estimate.estimate_memory(example, limit=full.needed - 1, devices=1, examples=None, length=64)
     assert (cut.accumulation, cut.micro_batch, cut.examples, cut.fits) == (2, 4, 8, True)
     assert cut.needed is not None
-    assert cut.needed < whole.needed
-    never = estimate.estimate_memory(wanted, limit=1_000_000, devices=1, examples=2, length=64)
+    assert cut.needed < full.needed
+    never = estimate.estimate_memory(example, limit=1_000_000, devices=1, examples=2, length=64)
     assert (never.accumulation, never.micro_batch, never.fits) == (2, 1, False)
 
 
 @pytest.mark.slow
-def test_what_no_cut_makes_fit_is_found_with_two_examples(
-    bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = recipe(bases["encoder"], "encoder", LORA, batch_examples=6)
+def test_two_examples_show_that_no_accumulation_fits(bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    example = recipe(bases["encoder"], "encoder", LORA, batch_examples=6)
     seen: list[tuple[int, int]] = []
 
-    def counted(cut: Recipe, shape: Shape, batch: Batch, *, sharers: int) -> Memory:
-        seen.append((len(batch.share), cut.training.accumulation))
-        return predict(cut, shape, batch, sharers=sharers)
+    def counted(cut: Recipe, shape: Shape, batch: Batch, *, shards: int) -> Memory:
+        seen.append((len(batch.local), cut.training.accumulation))
+        return predict(cut, shape, batch, shards=shards)
 
     predict = estimate.predict
     monkeypatch.setattr(estimate, "predict", counted)
-    never = estimate.estimate_memory(wanted, limit=1024, devices=1, examples=None, length=16)
+    never = estimate.estimate_memory(example, limit=1024, devices=1, examples=None, length=16)
     assert seen == [(6, 1), (2, 2)]
     assert (never.accumulation, never.micro_batch, never.fits) == (6, 1, False)
     single = recipe(bases["encoder"], "encoder", LORA, batch_examples=6, accumulation=6)
-    whole = estimate.estimate_memory(single, limit=None, devices=1, examples=None, length=16)
-    assert whole.memory is not None
-    assert whole.needed is not None
+    full = estimate.estimate_memory(single, limit=None, devices=1, examples=None, length=16)
+    assert full.memory is not None
+    assert full.needed is not None
     assert never.needed is not None
-    assert 0 <= whole.needed - never.needed < whole.memory.inputs
+    assert 0 <= full.needed - never.needed < full.memory.inputs
 
 
 @pytest.mark.slow
-def test_devices_share_a_step(bases: dict[str, Path]) -> None:
-    wanted = recipe(bases["encoder"], "encoder", LORA, batch_examples=4)
-    alone = estimate.estimate_memory(wanted, limit=None, devices=1, examples=2, length=32)
-    shared = estimate.estimate_memory(wanted, limit=None, devices=2, examples=4, length=32)
+def test_devices_split_a_batch(bases: dict[str, Path]) -> None:
+    example = recipe(bases["encoder"], "encoder", LORA, batch_examples=4)
+    alone = estimate.estimate_memory(example, limit=None, devices=1, examples=2, length=32)
+    shared = estimate.estimate_memory(example, limit=None, devices=2, examples=4, length=32)
     assert alone.memory is not None
     assert alone.needed is not None
     assert shared.memory == alone.memory
-    assert shared.needed == alone.needed + alone.memory.gradients  # exchanged in buckets of their own
+    assert shared.needed == alone.needed + alone.memory.gradients  # the buckets of the all-reduce
 
 
-SHARED: list[tuple[str, Any, Any]] = [
+SHARDED: list[tuple[str, Any, Any]] = [
     ("encoder", "full", "none"),
     ("encoder", LORA, {"kind": "nf4", "storage": "bfloat16"}),
     ("decoder", LORA, "none"),
@@ -226,62 +227,64 @@ SHARED: list[tuple[str, Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("shape", "method", "quantization"), slow_after(1, SHARED))
-def test_the_plan_of_shares_is_within_five_percent_of_what_a_process_holds(
+@pytest.mark.parametrize(("shape", "method", "quantization"), slow_after(1, SHARDED))
+def test_the_estimate_of_a_shard_is_within_five_percent_of_the_measurement(
     bases: dict[str, Path], shape: str, method: Any, quantization: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other process is not there, so what it should send is whatever lies in memory, and no number means a thing.
+    """The other process does not exist: what it should send is uninitialized memory, and no loss means anything.
 
-    Over gloo a thread that the recorder cannot see lets go of what was sent.
+    Over gloo, a thread that the recorder cannot see would release what was sent.
     """
     monkeypatch.setattr(math, "isfinite", lambda number: True)
-    wanted = recipe(bases[shape], shape, method, quantization)
-    known = wanted.model.shape()
-    batch = estimate.sample_batch(wanted, known, examples=EXAMPLES, length=LENGTH)
-    planned = estimate.predict(wanted, known, batch, sharers=2)
+    example = recipe(bases[shape], shape, method, quantization)
+    shape_of_base = example.model.shape()
+    batch = estimate.sample_batch(example, shape_of_base, examples=EXAMPLES, length=LENGTH)
+    estimated = estimate.predict(example, shape_of_base, batch, shards=2)
     with fake_process_group(2) as mesh:
-        real = measured(wanted, bases[shape], batch, mesh=mesh)
-    check_bytes(planned, real)
-    whole = estimate.predict(wanted, known, batch)
-    assert 2 * (planned.base + planned.method + planned.head) == pytest.approx(
-        whole.weights - whole.constants, rel=0.01
+        real = measured(example, bases[shape], batch, mesh=mesh)
+    check_bytes(estimated, real)
+    full = estimate.predict(example, shape_of_base, batch)
+    assert 2 * (estimated.base + estimated.method + estimated.head) == pytest.approx(
+        full.weights - full.constants, rel=0.01
     )
-    assert planned.constants == whole.constants  # each process has all of them
+    assert estimated.constants == full.constants  # each process has all constants
 
 
-def test_every_quantisation_has_a_forecast_or_a_reason(bases: dict[str, Path]) -> None:
+def test_every_quantization_has_an_estimate_or_a_reason(bases: dict[str, Path]) -> None:
     full = recipe(bases["encoder"], "encoder", "full")
-    found = {f.quantization: f for f in estimate.estimate(full, examples=1, length=16)}
-    assert list(found) == ["none", "fp4", "int8", "nf4"]
-    assert found["none"].memory is not None
-    assert "full fine-tuning" in str(found["nf4"].unsupported)
+    by_kind = {each.quantization: each for each in estimate.estimate(full, examples=1, length=16)}
+    assert list(by_kind) == ["none", "fp4", "int8", "nf4"]
+    assert by_kind["none"].memory is not None
+    assert "full fine-tuning" in str(by_kind["nf4"].unsupported)
 
 
 @pytest.mark.slow
-def test_a_base_that_is_not_here_is_planned_by_its_kept_shape(tmp_path: Path) -> None:
-    """Seven thousand million weights, none of them made."""
-    wanted = recipe(Path("meta-llama/Llama-3.1-8B"), "decoder", LORA, "nf4", precision="bfloat16")
-    forecast = estimate.estimate_memory(wanted, limit=24 * 2**30, devices=1, examples=1, length=64)
-    assert forecast.memory is not None
+def test_a_base_model_that_is_not_downloaded_is_estimated_from_its_stored_shape(tmp_path: Path) -> None:
+    """Eight billion weights, none of them allocated."""
+    example = recipe(Path("meta-llama/Llama-3.1-8B"), "decoder", LORA, "nf4", precision="bfloat16")
+    estimated = estimate.estimate_memory(example, limit=24 * 2**30, devices=1, examples=1, length=64)
+    assert estimated.memory is not None
     # 6.98e9 weights in linear layers at half a byte, 1.05e9 in embeddings and output layer at two.
-    assert forecast.memory.base == pytest.approx(0.5 * 6.98e9 + 2 * 1.05e9, rel=0.01)
-    assert forecast.memory.constants == pytest.approx(6.98e9 / 64 * (1 + 4 / 256), rel=0.01)
-    assert forecast.fits
+    assert estimated.memory.base == pytest.approx(0.5 * 6.98e9 + 2 * 1.05e9, rel=0.01)
+    assert estimated.memory.constants == pytest.approx(6.98e9 / 64 * (1 + 4 / 256), rel=0.01)
+    assert estimated.fits
 
 
 @pytest.mark.parametrize("text", ["24", "GiB", "0 GiB", "24 GiX", "-1 GiB", "nan GiB", "1e3 GiB"])
-def test_a_size_that_is_none_is_refused(text: str) -> None:
+def test_a_size_without_number_or_unit_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="24 GiB"):
         estimate.parse_size(text)
 
 
 @pytest.mark.slow
-def test_a_quantisation_is_planned_in_shares_as_they_can_be_cut(bases: dict[str, Path]) -> None:
-    wanted = recipe(bases["encoder"], "encoder", LORA)
-    found = {f.quantization: f for f in estimate.estimate(wanted, devices=2, sharded=True, examples=2, length=16)}
-    assert found["nf4"].memory is not None
-    assert found["none"].memory is not None
-    assert found["nf4"].memory.base < found["none"].memory.base
-    assert "cannot be cut" in str(found["int8"].unsupported)
+def test_sharded_estimates_use_a_shardable_storage_of_the_quantization(bases: dict[str, Path]) -> None:
+    example = recipe(bases["encoder"], "encoder", LORA)
+    by_kind = {
+        each.quantization: each for each in estimate.estimate(example, devices=2, sharded=True, examples=2, length=16)
+    }
+    assert by_kind["nf4"].memory is not None
+    assert by_kind["none"].memory is not None
+    assert by_kind["nf4"].memory.base < by_kind["none"].memory.base
+    assert "cannot be cut" in str(by_kind["int8"].unsupported)
     with pytest.raises(UserError, match="--devices 2"):
-        next(estimate.estimate(wanted, sharded=True))
+        next(estimate.estimate(example, sharded=True))

@@ -9,7 +9,7 @@ import pytest
 from peftlab.statistics import aggregates
 from peftlab.suites.plan import make_plan
 from peftlab.suites.profiles import ProfileRecord, ProfileStore
-from peftlab.suites.store import Counted, Predictions, Record, Store, validation_scores
+from peftlab.suites.store import Predictions, Record, ScoreStatistics, Store, validation_scores
 from peftlab.suites.suite import Row
 from peftlab.suites.suite_file import load_suite
 from tests.reports.example_suite import SUITE, counts, profile, result
@@ -35,9 +35,9 @@ def suite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             score = float(aggregates.f1(np.array(rows).sum(axis=0)))
             if not recipe.score_test:  # the middle of the grid is best
                 score -= abs(np.log(recipe.learning_rate / suite.methods[recipe.method.kind].learning_rate or 1)) / 10
-            counted = [Counted(score="entity_f1", form="f1", rows=rows)]
+            counted = [ScoreStatistics(score="entity_f1", aggregate="f1", rows=rows)]
             splits = ("validation", "test") if recipe.score_test else ("validation",)
-            predictions = Predictions(kept={}, counts=dict.fromkeys(splits, counted))
+            predictions = Predictions(columns={}, statistics=dict.fromkeys(splits, counted))
             store.write(recipe, Record(state="done", result=result(recipe, score)), predictions)
 
 

@@ -70,8 +70,8 @@ def counts(recipe: Any) -> list[list[float]]:
 
 def profile(recipe: Any, *, peak: int, seconds: float, merged: float | None) -> Profile:
     memory = {
-        "base": 40 * MIB, "constants": MIB // 2, "method": MIB, "head": MIB, "optimizer": 4 * MIB, "kept": 100,
-        "inputs": 1000, "activations": 10 * MIB, "gradients": 2 * MIB, "held": 0, "transient": 3 * MIB,
+        "base": 40 * MIB, "constants": MIB // 2, "method": MIB, "head": MIB, "optimizer": 4 * MIB, "persistent": 100,
+        "inputs": 1000, "activations": 10 * MIB, "gradients": 2 * MIB, "retained": 0, "transient": 3 * MIB,
         "peak": peak * MIB, "best_state": None, "evaluation_peak": 50 * MIB, "reserved": None, "process_peak": 7000,
     }  # fmt: skip
     return Profile(
@@ -83,8 +83,8 @@ def profile(recipe: Any, *, peak: int, seconds: float, merged: float | None) -> 
             median=seconds,
             quartiles=(seconds * 0.9, seconds * 1.2),
             tokens_per_second=256 / seconds,
-            matrix_rate=1e11,
-            rate_share=0.4,
+            matmul_flops_per_second=1e11,
+            matmul_fraction=0.4,
         ),
         inference=Inference(unmerged=0.3, merged=merged, base=0.2, merge_error=1.5e-6 if merged else None),
         environment=result(recipe, 0.5).environment,

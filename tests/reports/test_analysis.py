@@ -115,7 +115,7 @@ def test_with_a_single_test_example_there_is_a_score_and_no_interval(suite_folde
     copy = Path(shutil.copytree(suite_folder, tmp_path / "example"))
     for path in (copy / "results").glob("*.predictions.json.gz"):
         values = json.loads(gzip.decompress(path.read_bytes()))
-        for split in values["counts"].values():
+        for split in values["statistics"].values():
             split[0]["rows"] = split[0]["rows"][:1]
         path.write_bytes(gzip.compress(json.dumps(values).encode()))
     row = row_of(read_analysis(copy), LORA)
@@ -160,7 +160,7 @@ def test_degenerate_runs_are_noted(suite_folder: Path, tmp_path: Path, case: str
     if case == "one answer":
         path = next((copy / "results").glob(f"{LORA}-seed1-*.json.gz"))
         values = json.loads(gzip.decompress(path.read_bytes()))
-        values["kept"] = {"test": {"predicted": [["O", "O"]] * 200}}
+        values["columns"] = {"test": {"predicted": [["O", "O"]] * 200}}
         path.write_bytes(gzip.compress(json.dumps(values).encode()))
     text = markdown_of(read_analysis(copy))
     assert f"or the mean of train for every example, scores {baseline:.4f}." in text

@@ -47,7 +47,7 @@ def test_a_slower_machine_does_not_make_a_method_slower(profiled_folder: Path, t
     values = json.loads(path.read_text())
     times = values["profile"]["times"]
     times |= {"median": 2 * times["median"], "quartiles": [2 * bound for bound in times["quartiles"]]}
-    times |= {"matrix_rate": times["matrix_rate"] / 2, "tokens_per_second": times["tokens_per_second"] / 2}
+    times |= {key: times[key] / 2 for key in ("matmul_flops_per_second", "tokens_per_second")}
     path.write_text(json.dumps(values))
     assert compute_rows(copy)[LORA] == compute_rows(profiled_folder)[LORA]
 
@@ -98,7 +98,7 @@ def test_times_that_other_processes_disturbed_have_a_footnote(
     copy = Path(shutil.copytree(profiled_folder, tmp_path / "example"))
     (path,) = (copy / PROFILES).glob("addresses-lora-none-*.json")
     values = json.loads(path.read_text())
-    values["profile"]["times"]["processor_share"] = fraction
+    values["profile"]["times"]["processor_fraction"] = fraction
     path.write_text(json.dumps(values))
     note = r"- \w: other processes used the processor for (.*) of the timed steps"
     assert re.findall(note, markdown_of(read_analysis(copy))) == (["60%"] if fraction == 0.4 else [])

@@ -34,7 +34,7 @@ def test_memory_is_shown_by_tensor_group_if_every_row_is_profiled(profiled_folde
 def test_memory_of_the_process_is_shown_if_a_row_is_not_profiled(profiled_folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(profiled_folder, tmp_path / "example"))
     for path in (copy / "results").glob("*.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "high_water_bytes": 2**30}))
+        path.write_text(json.dumps({**json.loads(path.read_text()), "peak_rss_bytes": 2**30}))
     (failed,) = (copy / PROFILES).glob("addresses-bitfit-*.json")
     failed.unlink()
     of_process = plots_of(copy)

@@ -25,7 +25,7 @@ def test_runs_from_elsewhere_are_adopted_if_they_are_cells(tmp_path: Path) -> No
     assert messages[-1].startswith("1 adopted; 1 others below")
     (stored,) = Store(folder).records().values()
     assert stored.recipe.digest == recipe.digest
-    assert stored.predictions().counts["test"][0].score == "entity_f1"
+    assert stored.predictions().statistics["test"][0].score == "entity_f1"
     assert adopt(folder, tmp_path / "runs", messages.append) == 0
     failed = Record(state="failed", reason="no disk", recipe=recipe.model_dump(mode="json"))
     Store(folder).write(recipe, failed, None)

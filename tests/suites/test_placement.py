@@ -76,7 +76,7 @@ def test_two_processes_give_what_one_gives_and_the_result_says_how(tmp_path: Pat
             spread = other.record.result
             assert spread is not None
             assert spread.metrics == alone.metrics
-            assert other.predictions().kept == stored.predictions().kept
+            assert other.predictions().columns == stored.predictions().columns
             assert spread.curve.losses == pytest.approx(alone.curve.losses, abs=1e-5)
             assert (spread.environment.processes, spread.environment.sharded) == (2, sharded)
     assert "Each run uses" not in setup(read_analysis(folders[0]))[0]

@@ -8,7 +8,7 @@ import pytest
 
 from peftlab.errors import UserError
 from peftlab.suites.reproduce import compare, reproduce
-from peftlab.suites.store import Counted, read_record
+from peftlab.suites.store import ScoreStatistics, read_record
 
 
 def test_a_run_made_again_is_the_same_to_the_bit_tensors_too(stored_run: Path) -> None:
@@ -44,12 +44,12 @@ def test_what_is_counted_since_then_is_no_difference_and_other_predictions_are_o
     (path,) = (stored_run / "results").glob("*.json")
     stored = read_record(path)
     again = stored.predictions()
-    more = Counted(score="other", form="mean", rows=[[1.0]])
-    newer = again.model_copy(update={"counts": {split: [*part, more] for split, part in again.counts.items()}})
+    more = ScoreStatistics(score="other", aggregate="mean", rows=[[1.0]])
+    newer = again.model_copy(update={"statistics": {split: [*part, more] for split, part in again.statistics.items()}})
     assert compare(stored, again, stored.record, newer).same
     assert not compare(stored, newer, stored.record, again).same  # and what was counted then must be there now
-    tags = again.kept["test"]["predicted"]
-    other = again.model_copy(update={"kept": {**again.kept, "test": {"predicted": [*tags[:-1], ["O"]]}}})
+    tags = again.columns["test"]["predicted"]
+    other = again.model_copy(update={"columns": {**again.columns, "test": {"predicted": [*tags[:-1], ["O"]]}}})
     assert not compare(stored, again, stored.record, other).same
 
 

@@ -75,14 +75,14 @@ def test_stored_predictions_hold_no_word_and_no_expected_label(finished_suite: F
     stored = next(stored for stored in records if "test" in getattr(stored.record.result, "metrics", {}))
     rows = stored.recipe.data.load(("tokens", "labels")).rows
     values = json.loads(gzip.decompress(stored.predictions_path.read_bytes()))
-    assert set(values) == {"version", "kept", "counts"}
-    strings = {tag for split in values["kept"].values() for tags in split["predicted"] for tag in tags}
+    assert set(values) == {"version", "columns", "statistics"}
+    strings = {tag for split in values["columns"].values() for tags in split["predicted"] for tag in tags}
     labels = {tag for split in rows.values() for row in split for tag in row.fields["labels"]}
     assert strings <= labels | {"O"}
-    assert values["kept"]["test"]["predicted"] != [list(row.fields["labels"]) for row in rows["test"]]
+    assert values["columns"]["test"]["predicted"] != [list(row.fields["labels"]) for row in rows["test"]]
     assert stored.predictions_path.read_bytes()[4:8] == b"\0\0\0\0"  # gzip's time of writing
     assert [len(sha256) for sha256 in stored.record.tensors.values()] == [64]
-    assert stored.record.high_water_bytes
+    assert stored.record.peak_rss_bytes
 
 
 def test_the_counts_give_the_score(finished_suite: Finished) -> None:
@@ -90,7 +90,7 @@ def test_the_counts_give_the_score(finished_suite: Finished) -> None:
         if stored.record.result is None:
             continue
         for split, scores in stored.record.result.metrics.items():
-            (statistics,) = stored.predictions().counts[split]
+            (statistics,) = stored.predictions().statistics[split]
             correct, predicted, expected = (sum(column) for column in zip(*statistics.rows, strict=True))
             assert expected > 0
             assert 2 * correct / max(1, predicted + expected) == pytest.approx(scores["entity_f1"], abs=1e-12)

@@ -236,7 +236,7 @@ def test_a_dry_run_forecasts_the_memory_of_what_was_never_run_and_else_needs_no_
         for row in rows:
             recipe = loaded.recipe(row, learning_rate=loaded.base_learning_rate(row), seed=1, trial=False)
             values = recipe.model_dump(mode="json")
-            Store(folder).write(recipe, Record(state="failed", reason="r", recipe=values, high_water_bytes=2**30), None)
+            Store(folder).write(recipe, Record(state="failed", reason="r", recipe=values, peak_rss_bytes=2**30), None)
 
     def shown() -> tuple[dict[str, str], bool]:
         """What is said of each row, and whether torch was imported."""

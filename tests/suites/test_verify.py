@@ -52,7 +52,7 @@ def test_a_prediction_that_was_changed_is_found(stored_run: Path, tmp_path: Path
     copy = Path(shutil.copytree(stored_run, tmp_path / "tiny"))
     (stored,) = Store(copy).records().values()
     predictions = stored.predictions()
-    tags = predictions.kept["test"]["predicted"]
+    tags = predictions.columns["test"]["predicted"]
     tags[0] = ["B-AddressNumber" if tag != "B-AddressNumber" else "O" for tag in tags[0]]
     stored.predictions_path.write_bytes(packed(predictions))
     assert [line for line in wrong(copy) if line.startswith("test token_accuracy: recorded")]
@@ -62,21 +62,21 @@ def test_counts_that_were_changed_are_found(stored_run: Path, tmp_path: Path) ->
     copy = Path(shutil.copytree(stored_run, tmp_path / "tiny"))
     (stored,) = Store(copy).records().values()
     predictions = stored.predictions()
-    predictions.counts["test"][0].rows[0][0] += 1
+    predictions.statistics["test"][0].rows[0][0] += 1
     stored.predictions_path.write_bytes(packed(predictions))
-    assert wrong(copy) == ["test: its counts are not those of its predictions"]
+    assert wrong(copy) == ["test: its statistics differ from those of its predictions"]
 
 
 @pytest.mark.parametrize(
     ("where", "value", "says"),
     [
-        (["kept", "test"], {}, "test: no predicted among its predictions"),
-        (["kept", "test", "predicted", 0], 5, "test: its predictions cannot be scored: ValueError: "),
-        (["kept", "test", "predicted", 0], ["O"], "test: its predictions cannot be scored: ValueError: "),
-        (["kept", "test", "predicted", 0, 0], "Zebra", "test: its predictions cannot be scored: KeyError: 'Z'"),
-        (["counts"], {}, "counts of nothing, but scores of validation, test"),
-        (["counts", "test", 0, "form"], "other", "'other' is none of mean, f1, "),
-        (["counts", "test", 0, "rows", 0], [1.0], "rows of entity_f1 differ in length"),
+        (["columns", "test"], {}, "test: no predicted among its predictions"),
+        (["columns", "test", "predicted", 0], 5, "test: its predictions cannot be scored: ValueError: "),
+        (["columns", "test", "predicted", 0], ["O"], "test: its predictions cannot be scored: ValueError: "),
+        (["columns", "test", "predicted", 0, 0], "Zebra", "test: its predictions cannot be scored: KeyError: 'Z'"),
+        (["statistics"], {}, "statistics of nothing, but scores of validation, test"),
+        (["statistics", "test", 0, "aggregate"], "other", "'other' is none of mean, f1, "),
+        (["statistics", "test", 0, "rows", 0], [1.0], "rows of entity_f1 differ in length"),
     ],
 )
 def test_predictions_that_no_run_would_leave_are_a_line(
@@ -100,7 +100,7 @@ def test_predictions_that_no_run_would_leave_are_a_line(
         (
             '"validation": {\n    "entity_f1"',
             '"dev": {\n    "entity_f1"',
-            "scores of dev, test; wanted are validation, test",
+            "scores of dev, test; expected validation, test",
         ),
     ],
 )

@@ -19,7 +19,7 @@ from peftlab.models.model import ModelFiles
 from peftlab.statistics.aggregates import AGGREGATES
 from peftlab.statistics.bootstrap import bootstrap
 from peftlab.statistics.intervals import mean_score
-from peftlab.suites.collect import counted
+from peftlab.suites.collect import score_statistics
 from peftlab.tasks.task import IGNORED
 from peftlab.tasks.token_classification import TokenClassification
 
@@ -192,10 +192,10 @@ def test_statistics_of_plain_tags_are_per_sentence_and_give_the_accuracy() -> No
         {"predicted": ["X", "Y", "Y"], "expected": ["X", "X", "Y"]},
         {"predicted": ["X"], "expected": ["X"]},
     ]
-    counts, *rest = counted(plain, records)
+    counts, *rest = score_statistics(plain, records, plain.metrics)
     assert [other.score for other in rest] == ["macro_f1", "micro_f1"]
-    assert (counts.score, counts.form, counts.rows) == ("accuracy", "ratio", [[2, 3], [1, 1]])
-    aggregate = AGGREGATES[counts.form]
+    assert (counts.score, counts.aggregate, counts.rows) == ("accuracy", "ratio", [[2, 3], [1, 1]])
+    aggregate = AGGREGATES[counts.aggregate]
     assert aggregate is not None
     resampled = bootstrap([counts.rows], aggregate)
     assert resampled.counts.shape[1] == 2
