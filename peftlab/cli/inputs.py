@@ -1,4 +1,4 @@
-"""What a person wants answered: a text on the command line, lines of a file or of standard input, a file of rows."""
+"""Inputs of `peftlab predict`: a text, the lines of a file or of standard input, or a file of rows."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from peftlab.data.files import read_file
 from peftlab.data.readers import ENDINGS, ending_format
 from peftlab.errors import UserError
 
-FILES = (".md", *ENDINGS)  # a name with such an end is meant as a file
+FILES = (".md", *ENDINGS)  # an argument with such an ending names a file
 
 
 def given_texts(text: str) -> tuple[list[str], str]:
-    """Lines of text and where they are from. Raises UserError."""
+    """Lines of text and the name of their source. Raises UserError."""
     if not text.strip():
         raise UserError("TEXT: is empty")
     path = Path(text)
@@ -32,7 +32,7 @@ def given_texts(text: str) -> tuple[list[str], str]:
 
 
 def given_rows(text: str) -> list[Row] | None:
-    """The rows, under the file's own names, if it is a file of rows and not of lines. Raises UserError."""
+    """Rows with the column names of the file; None if it is not a file of rows. Raises UserError."""
     path = Path(text)
     if ending_format(path) in (None, "text") or not _exists(path):
         return None
@@ -44,7 +44,7 @@ def given_rows(text: str) -> list[Row] | None:
 
 
 def _lines(text: str) -> list[str]:
-    r"""Not splitlines, for which a line ends at characters that texts have, too.
+    r"""Lines split at line feeds only; str.splitlines also splits at other characters of texts.
 
     >>> _lines("a\r\nb\x85c\n")
     ['a', 'b\x85c']
@@ -55,5 +55,5 @@ def _lines(text: str) -> list[str]:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a text longer than a name may be
+    except OSError:  # the text is longer than a file name may be
         return False

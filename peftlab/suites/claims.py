@@ -1,4 +1,4 @@
-"""Who is at which run: claims with a lease, so that several runners share a suite and a dead one holds up nobody."""
+"""Claims of runs with a lease: several runners share a suite, and a dead runner blocks no run for long."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from peftlab.errors import UserError
 class Claims:
     """The claims of one runner, in a SQLite file (WAL mode) that all runners of the machine share.
 
-    What has ended is told by the results folder, never by this file: it may be deleted whenever nobody runs.
+    The results folder alone records which runs have ended, so the file may be deleted when no runner is active.
     """
 
     def __init__(self, path: Path, lease: float) -> None:
@@ -28,7 +28,7 @@ class Claims:
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.lease = lease  # seconds
         self.path = path
-        with self._told():
+        with self._as_user_error():
             self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
         self._execute("PRAGMA journal_mode = WAL")
         self._execute(
@@ -37,9 +37,12 @@ class Claims:
         )
 
     def take(self, digest: str, ended: Callable[[], bool]) -> int | None:
-        """Claim a run that has not `ended` and is nobody's; how often it has been begun now, or None."""
+        """Claim a run that is unclaimed and has not `ended`. Return its number of attempts so far, this one included.
+
+        None if the run cannot be claimed.
+        """
         with self._transaction():
-            if ended():  # asked under the lock: whoever committed has written before
+            if ended():  # checked under the lock: a runner that has committed has written its result before
                 return None
             now = time.time()
             row = self._execute("SELECT until, attempts FROM claims WHERE digest = ?", [digest]).fetchone()
@@ -52,11 +55,11 @@ class Claims:
             return attempts
 
     def renew(self) -> None:
-        """Say that this runner is alive."""
+        """Extend the lease of all claims of this runner."""
         self._execute("UPDATE claims SET until = ? WHERE owner = ?", [time.time() + self.lease, self.owner])
 
     def commit(self, digest: str, write: Callable[[], object]) -> bool:
-        """Call `write` if the run is still this runner's, and give the claim up. False: it was taken over."""
+        """Call `write` and release the claim. Return False if another runner has claimed the run in the meantime."""
         with self._transaction():
             row = self._execute("SELECT owner FROM claims WHERE digest = ?", [digest]).fetchone()
             if row is None or row[0] != self.owner:
@@ -66,27 +69,27 @@ class Claims:
             return True
 
     def release(self, digest: str) -> None:
-        """Give a run back; how often it was begun is kept."""
+        """Release a run and keep its number of attempts."""
         self._execute("UPDATE claims SET until = 0, owner = '' WHERE digest = ? AND owner = ?", [digest, self.owner])
 
     def forget(self, digest: str) -> None:
-        """Give a run back as if it had never been begun."""
+        """Release a run and reset its number of attempts."""
         self._execute("DELETE FROM claims WHERE digest = ? AND owner = ?", [digest, self.owner])
 
     def close(self) -> None:
         self._database.close()
 
     def _execute(self, statement: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
-        with self._told():
+        with self._as_user_error():
             return self._database.execute(statement, values)
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """A file that is damaged, cannot be written or was kept by another for too long is a line."""
+    def _as_user_error(self) -> Iterator[None]:
+        """Turn errors of SQLite (damaged, not writable, locked for too long) into a UserError."""
         try:
             yield
         except sqlite3.Error as error:
-            raise UserError(f"{self.path}: {error}; it may be deleted when no runner is at the suite") from None
+            raise UserError(f"{self.path}: {error}; it may be deleted when no runner of the suite is active") from None
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
