@@ -33,6 +33,7 @@ PREAMBLE = (
     r"\usepackage[margin=2cm,landscape]{geometry}",
     r"\usepackage{booktabs,graphicx}",
     r"\setcounter{secnumdepth}{0}",
+    r"\renewcommand{\refname}{}",  # the section has its own title
     # Figures are files next to the document; a missing one leaves no gap.
     r"\newcommand{\suitefigure}[1]{\noindent\IfFileExists{#1.pdf}{\includegraphics[width=.49\linewidth]{#1.pdf}}"
     r"{\IfFileExists{#1.png}{\includegraphics[width=.49\linewidth]{#1.png}}{}}}",
