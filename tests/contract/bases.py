@@ -168,11 +168,11 @@ def coordinates(combination: Combination) -> tuple[str, str, str]:
     return f"{combination.kind}{combination.sample}", combination.precision, combination.family
 
 
-def require(kept: bool, combination: Combination, promise: str, *, found: object, expected: object) -> None:
-    """Fail, unless `kept`, with the method, the promise that it breaks, what was found and what was expected."""
+def require(kept: bool, subject: object, promise: str, *, found: object, expected: object) -> None:
+    """Fail, unless `kept`, with the method or task, the broken promise, what was found and what was expected."""
     __tracebackhide__ = True
     if not kept:
-        pytest.fail(f"{combination}: {promise}\n  found:    {found}\n  expected: {expected}")
+        pytest.fail(f"{subject}: {promise}\n  found:    {found}\n  expected: {expected}")
 
 
 def require_close(actual: Tensor, expected: Tensor, combination: Combination, promise: str, *, atol: float) -> None:

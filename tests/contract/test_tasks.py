@@ -16,6 +16,7 @@ from peftlab.models.shapes import shapes
 from peftlab.models.tiny_model import byte_tokenizer
 from peftlab.recipe import Recipe
 from peftlab.tasks import TASKS
+from tests.contract.bases import require
 
 BASES = ("google-bert/bert-base-cased", "meta-llama/Llama-3.2-1B", "google-t5/t5-small")  # one of each family
 SETTINGS = [{"kind": kind, **sample} for kind, task in TASKS.items() for sample in task.test_settings]
@@ -43,6 +44,7 @@ def probe_model(
 
 def test_the_loss_of_a_batch_is_the_sum_of_the_losses_of_its_examples(probe_model: ProbeModel) -> None:
     task, model = probe_model.task, probe_model.base().model.eval()
+    name = f"{task.kind} on {model.config.model_type}"
     batches = [probe_model.examples, *([example] for example in probe_model.examples)]
     losses, counts = [], []
     with torch.no_grad():
@@ -52,30 +54,43 @@ def test_the_loss_of_a_batch_is_the_sum_of_the_losses_of_its_examples(probe_mode
             losses.append(float(task.loss(outputs, batch)))
             counts.append(int(task.count_targets(batch)))
             empty = task.without_targets(batch)
-            assert (float(task.loss(outputs, empty)), int(task.count_targets(empty))) == (0.0, 0)
-    assert len({len(example) for example in probe_model.examples}) > 1
-    assert losses[0] == pytest.approx(sum(losses[1:]), rel=1e-4)
-    assert counts[0] == sum(counts[1:]) > 0
+            nothing = (float(task.loss(outputs, empty)), int(task.count_targets(empty)))
+            promise = "a batch of `without_targets` has a loss of zero and no targets"
+            require(nothing == (0.0, 0), name, promise, found=nothing, expected=(0.0, 0))
+    lengths = {len(example) for example in probe_model.examples}
+    promise = "examples of `sample_rows` differ in length, so that batches are padded"
+    require(len(lengths) > 1, name, promise, found=f"lengths {lengths}", expected="several lengths")
+    total, promise = pytest.approx(sum(losses[1:]), rel=1e-4), "`loss` of a batch is the sum over its examples"
+    require(losses[0] == total, name, promise, found=losses[0], expected=total)
+    promise = "`count_targets` of a batch is the sum over its examples and positive"
+    require(counts[0] == sum(counts[1:]) > 0, name, promise, found=counts[0], expected=sum(counts[1:]))
 
 
 def test_predictions_are_json_and_accepted_by_the_metrics(probe_model: ProbeModel) -> None:
     from peftlab.metrics import score
 
     task, model = probe_model.task, probe_model.base().model.eval()
+    name = f"{task.kind} on {model.config.model_type}"
     batch = task.collate(probe_model.examples, probe_model.tokenizer.pad_token_id)
     with torch.no_grad():
         outputs = task.predict(model, batch, byte_tokenizer(model.config))
     records = task.merge(task.decode(outputs, probe_model.examples), probe_model.examples)
     rows = list({id(example.row): example.row for example in probe_model.examples}.values())
-    assert all(
-        task.reference(row).items() <= record.items() for row, record in zip(rows, records, strict=True)
-    )  # verify's
-    assert json.loads(json.dumps(records)) == records
-    assert all({"predicted", "expected"} <= record.keys() for record in records)
-    assert task.selection in score(task.metrics, task.to_metric_inputs(records))
-    right = [{**record, "predicted": record["expected"]} for record in records]
-    best, found = (task.rank(score(task.metrics, task.to_metric_inputs(part))) for part in (right, records))
-    assert best >= found
+    for row, record in zip(rows, records, strict=True):
+        reference, promise = task.reference(row), "a record contains `reference` of its row, which `verify` recomputes"
+        require(reference.items() <= record.items(), name, promise, found=record, expected=reference)
+        promise = "a record has the keys `predicted` and `expected`"
+        keys = {"predicted", "expected"}
+        require(keys <= record.keys(), name, promise, found=sorted(record), expected=sorted(keys))
+    promise, again = "records survive a round trip through JSON", json.loads(json.dumps(records))
+    require(again == records, name, promise, found=again, expected=records)
+    scores = score(task.metrics, task.to_metric_inputs(records))
+    promise = "the metrics compute the score that selects checkpoints"
+    require(task.selection in scores, name, promise, found=sorted(scores), expected=task.selection)
+    perfect = [{**record, "predicted": record["expected"]} for record in records]
+    best, actual = (task.rank(score(task.metrics, task.to_metric_inputs(part))) for part in (perfect, records))
+    promise = "correct predictions rank at least as high as those of a random model"
+    require(best >= actual, name, promise, found=best, expected=f"at least {actual}")
     json.dumps([task.answer(record) for record in records])
 
 
@@ -85,8 +100,12 @@ def test_a_bound_task_is_equal_after_a_round_trip_through_json(settings: dict[st
     rows = task.sample_rows()
     bound = task.from_training(rows).bind(rows)
     again = kind.model_validate_json(bound.model_dump_json())
-    assert again == bound
-    assert again.model_settings() == bound.model_settings()
-    assert bound.bind(rows) == bound
+    promise = "a bound task is equal after a round trip through JSON"
+    require(again == bound, settings, promise, found=again, expected=bound)
+    found, expected = again.model_settings(), bound.model_settings()
+    require(found == expected, settings, f"{promise}, its model settings too", found=found, expected=expected)
+    twice = bound.bind(rows)
+    require(twice == bound, settings, "`bind` changes a bound task no more", found=twice, expected=bound)
     baseline = bound.constant_baseline(rows, rows)
-    assert baseline is None or task.selection in baseline
+    promise = "`constant_baseline` is None or contains the score that selects checkpoints"
+    require(baseline is None or task.selection in baseline, settings, promise, found=baseline, expected=task.selection)
