@@ -10,6 +10,7 @@ import typer
 from peftlab.cli.command import command
 from peftlab.cli.dry_run import print_plan
 from peftlab.cli.options import SuiteFolder
+from peftlab.cli.renamed import PROFILE_RENAMED, FormerProfileOption
 from peftlab.errors import UserError
 
 
@@ -28,15 +29,15 @@ def bench(
     profile: Annotated[
         bool, typer.Option("--profile", help="Instead, measure memory, FLOPs and times of each combination.")
     ] = False,
-    ledger: Annotated[bool, typer.Option("--ledger", hidden=True)] = False,
+    former_profile: FormerProfileOption = False,
     keep: Annotated[bool, typer.Option("--keep", help="Also keep the adapters, in SUITE/.bench/runs.")] = False,
 ) -> None:
     """Run everything in a suite that has no result yet.
 
     Several calls may work on one suite at once. Finished runs are kept; a run that was interrupted starts again.
     """
-    if ledger:
-        raise UserError("--ledger: renamed; use --profile")
+    if former_profile:
+        raise UserError(PROFILE_RENAMED)
     modes = {"--dry-run": dry_run, "--adopt": adopt is not None, "--profile": profile}
     if sum(modes.values()) > 1:
         raise UserError(f"{' and '.join(name for name in modes if modes[name])}: use one at a time")

@@ -1,8 +1,9 @@
-"""Former names of commands: each answers with one line that names the new one."""
+"""Former names of commands and options: each answers with one line that names the new one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -10,6 +11,8 @@ from peftlab.cli.command import command
 from peftlab.errors import UserError
 
 FORMER_NAMES = {"ledger": "profile", "plan": "estimate"}
+FormerProfileOption = Annotated[bool, typer.Option("--ledger", hidden=True)]
+PROFILE_RENAMED = "--ledger: renamed; use --profile"
 
 
 def register(app: typer.Typer) -> None:
