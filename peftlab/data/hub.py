@@ -40,7 +40,7 @@ class Hub(Data):
     kind: Literal["hub"] = "hub"
     id: ExpandedPath = Field(min_length=1)
     """Hub id, e.g. eriktks/conll2003, or a folder. Registry packages are preferred to the Hub."""
-    revision: str | None = None
+    revision: str | None = Field(None, examples=["main"])
     """Commit, tag or branch of the Hub's repository. Null: main, or a registry package."""
     configuration: str | None = None
     """Configuration of the data set, which the Hub calls subset, e.g. sst2 of nyu-mll/glue. Null: its default."""

@@ -65,9 +65,9 @@ class Adapter(PeftMethod):
 
     variant: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
     """Placement: `houlsby` (two per layer), `pfeiffer` (one per layer) or `parallel` (to the feed-forward block)."""
-    bottleneck: Annotated[int, Field(gt=0)] | None = None
+    bottleneck: Annotated[int, Field(gt=0)] | None = Field(None, examples=[48])
     """Width of the bottleneck. Give either this or `reduction_factor`."""
-    reduction_factor: Annotated[int, Field(gt=0)] | None = None
+    reduction_factor: Annotated[int, Field(gt=0)] | None = Field(None, examples=[16])
     """Model width divided by bottleneck width; 16 if neither is given."""
     activation: Literal["relu", "silu", "gelu"] = "relu"
     """Activation between the two projections; silu by default for houlsby."""

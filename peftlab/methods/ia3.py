@@ -80,7 +80,7 @@ class Ia3(PeftMethod):
 
     targets: Literal["paper"] | list[str] = "paper"
     """`paper` for the layers of the publication, or a list of names of linear layers whose output is scaled."""
-    input_targets: list[str] = Field(default=[])
+    input_targets: list[str] = Field(default=[], examples=[["output.dense"]])
     """Names of linear layers whose input is scaled. Only together with a list of `targets`."""
 
     @model_validator(mode="after")

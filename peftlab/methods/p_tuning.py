@@ -39,7 +39,7 @@ class PTuning(EmbeddedTokens):
 
     encoder: Literal["lstm", "mlp"] = "lstm"
     """`lstm`: a bidirectional LSTM followed by two linear layers. `mlp`: three linear layers."""
-    encoder_width: int | None = Field(None, ge=1)
+    encoder_width: int | None = Field(None, ge=1, examples=[512])
     """Hidden units of the network; the width of the embeddings by default."""
     encoder_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability between the layers of the LSTM."""

@@ -63,7 +63,7 @@ class Peft(PeftMethod):
 
     type: str
     """PEFT's name of the method, as in adapter_config.json, e.g. VERA or LN_TUNING."""
-    settings: dict[str, Any] = Field(default={})
+    settings: dict[str, Any] = Field(default={}, examples=[{"r": 8}])
     """Keys and values of PEFT's config class for this type."""
 
     @model_validator(mode="after")

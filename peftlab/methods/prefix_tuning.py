@@ -51,9 +51,9 @@ class PrefixTuning(VirtualTokens):
 
     projection: bool = False
     """Compute keys and values with a two-layer network during training, as in the paper."""
-    projection_width: int | None = Field(None, ge=1)
+    projection_width: int | None = Field(None, ge=1, examples=[512])
     """Hidden units of the projection; the key width by default."""
-    initial_text: str | None = None
+    initial_text: str | None = Field(None, examples=["Tag the names in this sentence."])
     """Initialize with the base model's keys and values for this text, cut or repeated to `length` tokens."""
 
     @model_validator(mode="after")

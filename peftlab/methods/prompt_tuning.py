@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pydantic import Field
+
 from peftlab.component import Reference
 from peftlab.methods.method import TrainingPlan
 from peftlab.methods.virtual_tokens import EmbeddedTokens, prompt_shape, text_tokens
@@ -35,7 +37,7 @@ class PromptTuning(EmbeddedTokens):
 
     initial: Literal["vocabulary", "random"] = "vocabulary"
     """Initial values: the embeddings of random tokens of the vocabulary, or random numbers."""
-    initial_text: str | None = None
+    initial_text: str | None = Field(None, examples=["Tag the names in this sentence."])
     """Initialize with the embeddings of this text, cut or repeated to `length` tokens. Overrides `initial`."""
 
     def config(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftConfig:

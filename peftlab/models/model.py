@@ -58,7 +58,7 @@ class Model(Settings):
 
     id: ExpandedPath = Field(min_length=1, pattern=r"^[\w./~-]+$")
     """Hub id, e.g. google-bert/bert-base-cased, or path of a folder with config.json, weights and tokenizer."""
-    revision: str | None = None
+    revision: str | None = Field(None, examples=["main"])
     """Commit, tag or branch on the Hub; the default branch if not given."""
     architecture: str | None = None
     """transformers' model_type, e.g. bert. Needed only for a base model that is neither local nor well known."""

@@ -20,6 +20,9 @@ from peftlab.recipe.yaml_reader import read_scalar
 ITEM = "NAME"
 """Stands in a key for the names that a user chooses, as in `tasks.NAME.data`."""
 
+LIST = "[]"
+"""Marks a parent whose values are a list of mappings."""
+
 EXAMPLE = re.compile(r"""e\.g\. (`[^`]+`|\{[^}]*\}|\[[^]]*\]|"[^"]*"|[\w./-]*\w)""")
 """An example value in a field's docstring."""
 
@@ -64,9 +67,7 @@ def _entries(
             meaning=" ".join((node.get("description") or "").split()),
             example=_nested(parents, kind, name, _example_value(field, node, schema.get("$defs", {}))),
         )
-        value, below = _values(field.annotation)
-        path = (*parents, name) if not below else (*parents, name, ITEM)
-        inner = f"{key}.{below}"
+        value, path, inner = _below(field.annotation, (*parents, name), f"{key}.")
         components = components_in(value)
         if components:
             for other, component in components.items():
@@ -78,12 +79,14 @@ def _entries(
                 yield from _entries(member, inner, None, path, documented)
 
 
-def _values(annotation: Any) -> tuple[Any, str]:
-    """The annotation of the values of a mapping or list of models, and their place in a key; else `annotation`, ""."""
-    if typing.get_origin(annotation) in (dict, list):
-        value = typing.get_args(annotation)[-1]
-        return (value, f"{ITEM}.") if next(models_in(value), None) is not None else (annotation, "")
-    return annotation, ""
+def _below(annotation: Any, path: tuple[str, ...], key: str) -> tuple[Any, tuple[str, ...], str]:
+    """The annotation of the values of a mapping or list of models, with their path and the start of their keys."""
+    value = typing.get_args(annotation)[-1] if typing.get_origin(annotation) in (dict, list) else annotation
+    if value is annotation or next(models_in(value), None) is None:
+        return annotation, path, key
+    if typing.get_origin(annotation) is list:
+        return value, (*path[:-1], f"{path[-1]}{LIST}"), key
+    return value, (*path, ITEM), f"{key}{ITEM}."
 
 
 def type_text(node: Node, definitions: Node) -> str:
@@ -181,7 +184,8 @@ def _nested(parents: tuple[str, ...], kind: str | None, name: str, value: str) -
     of_kind = "" if kind is None or name == "kind" else f"kind: {kind}, "
     text = f"{of_kind}{name}: {value}"
     for parent in reversed(parents):
-        text = f"{parent}: {{{text}}}"
+        is_list = parent.endswith(LIST)
+        text = f"{parent.removesuffix(LIST)}: [{{{text}}}]" if is_list else f"{parent}: {{{text}}}"
     return text
 
 

@@ -21,7 +21,7 @@ from peftlab.errors import UserError
 class Placement(Settings):
     """Processes of each run, and how they hold the model."""
 
-    processes: int = Field(1, ge=1, le=64)
+    processes: int = Field(1, ge=1, le=64, examples=[2])
     """Number of processes per run, with one GPU each on a machine with GPUs."""
     sharded: bool = False
     """Shard the model over the processes with FSDP2. By default each process holds a copy (DDP)."""

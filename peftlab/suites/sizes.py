@@ -18,7 +18,7 @@ FILE = "matched.json"
 class Match(Settings):
     """Resizing of a suite's methods to an equal number of trainable parameters."""
 
-    parameters: int = Field(gt=0)
+    parameters: int = Field(gt=0, examples=[300_000])
     """Target number of trainable parameters, without the task's head; AdaLoRA counts with its initial ranks."""
 
 

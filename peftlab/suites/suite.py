@@ -78,11 +78,11 @@ def rounded_rate(rate: float) -> float:
 class MethodSpec(Settings):
     """A method of a suite."""
 
-    method: AnyMethod
+    method: AnyMethod = Field(examples=[{"kind": "lora", "rank": 8}])
     """The method and its settings, as in a recipe."""
-    learning_rate: Rate | None = None
+    learning_rate: Rate | None = Field(None, examples=[5e-4])
     """Center of the learning-rate grid. Default: the method's own learning rate."""
-    quantizations: list[str] | None = Field(None, min_length=1)
+    quantizations: list[str] | None = Field(None, min_length=1, examples=[["none", "nf4"]])
     """Kinds of the quantizations to combine the method with. Default: all of the suite's."""
     match: bool = True
     """Resize this method where the suite has a `match`. False keeps its size."""
@@ -96,41 +96,41 @@ class MethodSpec(Settings):
 class TaskSpec(Settings):
     """A task of a suite: the part of a recipe that is neither method nor quantization nor seed."""
 
-    model: AnyModel | None = None
+    model: AnyModel | None = Field(None, examples=["sentence-transformers/all-MiniLM-L6-v2"])
     """Base model. Default: the suite's."""
-    task: AnyTask | None = None
+    task: AnyTask | None = Field(None, examples=["token_classification"])
     """Task family and its settings. Default: the suite's."""
-    data: AnyData | None = None
+    data: AnyData | None = Field(None, examples=["eriktks/conll2003"])
     """Data of this task. Default: the suite's."""
-    training: Training = Training()
+    training: Training = Field(Training(), examples=[{"epochs": 5}])
     """Training settings of this task, which override the suite's key by key."""
-    learning_rates: dict[str, Rate] = Field(default={})
+    learning_rates: dict[str, Rate] = Field(default={}, examples=[{"lora": 1e-3}])
     """Centers of the learning-rate grids on this task, by method. They take precedence over the methods'."""
 
 
 class Published(Settings):
     """A published result to compare a row with."""
 
-    task: str | None
+    task: str | None = Field(examples=["ner"])
     """Name of a task of the suite; null for the mean over all tasks."""
-    method: str
+    method: str = Field(examples=["lora"])
     """Name of a method of the suite."""
     quantization: str = "none"
     """Kind of the quantization."""
-    value: float
+    value: float = Field(examples=[0.91])
     """The published score, in the unit of the metric."""
-    tolerance: float = Field(gt=0)
+    tolerance: float = Field(gt=0, examples=[0.003])
     """Largest difference that counts as agreement: max(0.3 points, 1.96 combined standard errors)."""
-    source: str
+    source: str = Field(examples=["A paper, table 1"])
     """Paper and table or page of the published score."""
 
 
 class Suite(Settings):
     """A suite of comparable runs: the content of a suite.yaml."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$", examples=["ner"])
     """Name of the suite. Default: the name of its folder."""
-    description: str = ""
+    description: str = Field("", examples=["Named entities of CoNLL-2003"])
     """What the suite compares, in one line."""
     protocol: Literal["clean", "as-published"] = "clean"
     """"clean" reports the test score; "as-published" the best epoch's validation score, as some papers do."""
@@ -138,33 +138,36 @@ class Suite(Settings):
     """Name of the method that all others are tested against, without quantization."""
     margin: float = Field(0.01, gt=0)
     """Non-inferiority margin: a method within it is no worse than the reference. In the unit of the metric."""
-    seeds: list[Seed] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1, examples=[[1, 2, 3]])
     """One run per seed and row; the seed sets initialization, data order and dropout."""
-    trials: Trials = Trials()
+    trials: Trials = Field(Trials(), examples=[{"points": 3}])
     """How learning rates are chosen."""
-    match: Match | None = None
+    match: Match | None = Field(None, examples=[{"parameters": 300_000}])
     """Resize the methods to an equal number of trainable parameters. Default: sizes as given."""
-    time_limit: float | None = Field(None, gt=0)
+    time_limit: float | None = Field(None, gt=0, examples=[3600])
     """Seconds after which a run is stopped and recorded as "timed out". Default: no limit."""
-    placement: Placement = Placement()
+    placement: Placement = Field(Placement(), examples=[{"processes": 2}])
     """Processes per run."""
     own_machine: bool = False
     """True if nothing else ran on the machine, so that times are comparable and appear in the table."""
-    model: AnyModel | None = None
+    model: AnyModel | None = Field(None, examples=["sentence-transformers/all-MiniLM-L6-v2"])
     """Base model of the tasks that name none."""
-    task: AnyTask | None = None
+    task: AnyTask | None = Field(None, examples=["token_classification"])
     """Task family of the tasks that name none."""
-    data: AnyData | None = None
+    data: AnyData | None = Field(None, examples=["eriktks/conll2003"])
     """Data of the tasks that name none."""
-    training: Training = Training()
+    training: Training = Field(Training(), examples=[{"epochs": 3}])
     """Training settings of all tasks."""
-    tasks: dict[Name, TaskSpec] = Field(min_length=1)
+    tasks: dict[Name, TaskSpec] = Field(min_length=1, examples=[{"ner": {"data": "eriktks/conll2003"}}])
     """Tasks by name."""
-    methods: dict[Name, MethodSpec] = Field(min_length=1)
+    methods: dict[Name, MethodSpec] = Field(min_length=1, examples=[{"lora": {"method": "lora"}}])
     """Methods by name."""
-    quantizations: list[AnyQuantization] = Field(min_length=1)
+    quantizations: list[AnyQuantization] = Field(min_length=1, examples=[["none", "nf4"]])
     """Quantizations of the base model; "none" is the unquantized one."""
-    published: list[Published] = Field(default=[])
+    published: list[Published] = Field(
+        default=[],
+        examples=[[{"task": "ner", "method": "lora", "value": 0.91, "tolerance": 0.003, "source": "A paper, table 1"}]],
+    )
     """Published results to compare with."""
     _sizes: list[Size] = PrivateAttr(default_factory=list)
 

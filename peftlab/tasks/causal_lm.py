@@ -46,7 +46,7 @@ class CausalLM(Task):
 
     form: Format | None = None
     """Format of the rows: `chat`, `instruction` or `text`. Null: the first of these whose fields the first row has."""
-    template: str | None = None
+    template: str | None = Field(None, examples=["{% for message in messages %}{{ message.content }}{% endfor %}"])
     """Chat template (Jinja) in place of the tokenizer's own."""
     packing: bool = False
     """Train on sequences of up to max_length tokens that hold several rows, none of which sees another."""

@@ -44,11 +44,11 @@ class MultipleChoice(Task):
     default_model: ClassVar[str | None] = "HuggingFaceTB/SmolLM2-135M-Instruct"
     new_head: ClassVar[bool] = False
 
-    choices: Annotated[list[str], Field(min_length=2)] | None = None
+    choices: Annotated[list[str], Field(min_length=2)] | None = Field(None, examples=[["yes", "no"]])
     """Choices of rows that have none of their own, e.g. [first, second]. Null: all answers in the data, sorted."""
     by_token: bool = False
     """Compare the mean log-likelihood per token. False: the sum, by which a longer answer is less likely."""
-    template: str | None = None
+    template: str | None = Field(None, examples=["{% for message in messages %}{{ message.content }}{% endfor %}"])
     """Chat template (Jinja) in place of the tokenizer's own."""
 
     @classmethod

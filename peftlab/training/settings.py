@@ -14,21 +14,21 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class Training(Settings):
     """Settings of the training loop. A batch is what one optimizer step trains on, over all devices together."""
 
-    epochs: float | None = Field(None, gt=0, le=10_000)
+    epochs: float | None = Field(None, gt=0, le=10_000, examples=[3])
     """Passes over the training examples; a fraction is allowed. 3 if neither this nor `steps` is given."""
-    steps: int | None = Field(None, ge=1, le=100_000_000)
+    steps: int | None = Field(None, ge=1, le=100_000_000, examples=[1000])
     """Number of optimizer steps, in place of `epochs`."""
-    learning_rate: float | None = Field(None, gt=0, le=10)
+    learning_rate: float | None = Field(None, gt=0, le=10, examples=[3e-4])
     """Peak learning rate of AdamW, after the warm-up. null: the method's default (`peftlab list`)."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Learning rate after the warm-up: falls to 0 linearly or along a half cosine, or stays constant."""
     warmup: float = Field(0.06, ge=0, lt=1)
     """Fraction of the optimizer steps over which the learning rate rises linearly to its peak."""
-    batch_examples: int | None = Field(None, ge=1)
+    batch_examples: int | None = Field(None, ge=1, examples=[32])
     """Most examples in a batch, over all devices and micro-batches together."""
-    batch_tokens: int | None = Field(None, ge=8)
+    batch_tokens: int | None = Field(None, ge=8, examples=[1024])
     """Most tokens in a batch, padding included, in place of `batch_examples`. 1024 if neither is given."""
-    accumulation: int = Field(1, ge=1)
+    accumulation: int = Field(1, ge=1, examples=[4])
     """Micro-batches into which each device splits its part of a batch (gradient accumulation).
 
     More of them need less memory and give the same update.
@@ -45,9 +45,9 @@ class Training(Settings):
     """Largest norm of the gradient over all trained parameters; a larger one is scaled down. null: no clipping."""
     dropout: float | None = Field(0.0, ge=0, lt=1)
     """Dropout probability in the base model. null: as in its config. A method may have a dropout setting of its own."""
-    evaluate_every: int | None = Field(None, ge=1)
+    evaluate_every: int | None = Field(None, ge=1, examples=[100])
     """Optimizer steps between two evaluations on the validation split. null: at the end of each epoch."""
-    patience: int | None = Field(None, ge=1)
+    patience: int | None = Field(None, ge=1, examples=[3])
     """Stop after this many evaluations without a better score. null: train to the end."""
     keep_best: bool = True
     """End with the weights of the best evaluation, not with those of the last step."""
@@ -58,11 +58,11 @@ class Training(Settings):
     """
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass in place of keeping them: less memory, more time."""
-    layer_decay: float | None = Field(None, gt=0, le=1)
+    layer_decay: float | None = Field(None, gt=0, le=1, examples=[0.9])
     """Ratio of a layer's learning rate to that of the layer above it. null: the same rate for all layers."""
     adversarial: float | None = Field(None, gt=0)
     """Norm of FGM's adversarial perturbation of an example's embeddings. null: none. It doubles the time of a step."""
-    embedding_noise: float | None = Field(None, gt=0)
+    embedding_noise: float | None = Field(None, gt=0, examples=[5.0])
     """NEFTune's alpha: scale of the uniform noise on the embeddings in training. null: no noise."""
 
     @model_validator(mode="after")

@@ -34,6 +34,12 @@ def test_every_key_has_an_entry_with_a_type_and_a_default(model: type[BaseModel]
         assert entry.default, entry
 
 
+@pytest.mark.parametrize("entry", [entry for entry in entries(Suite) if "." not in entry.key], ids=lambda e: e.key)
+def test_the_example_of_a_key_of_a_suite_is_valid(entry: Entry) -> None:
+    value = read_scalar("{" + entry.example + "}")[entry.key]
+    TypeAdapter(Suite.model_fields[entry.key].rebuild_annotation()).validate_json(json.dumps(value), strict=True)
+
+
 @pytest.mark.parametrize("entry", entries(Recipe), ids=lambda entry: f"{entry.key}-{entry.kind}")
 def test_the_example_of_a_key_is_valid(entry: Entry) -> None:
     value = read_scalar("{" + entry.example + "}")
