@@ -16,7 +16,7 @@ from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Lab, Trained, bot
 from tests.sampling import sampled, slow_after
 
 EVERY = ("--checkpoint-every", "1", "--resume")
-LOST = "another process of this run is gone, or was silent"
+LOST = "another process of this run ended, or did not answer"
 SOME = [c for c in COMBINATIONS if str(c) in ("lora-nf4-encoder", "adalora-none-encoder", "full-none-encoder")]
 
 
