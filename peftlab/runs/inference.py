@@ -108,9 +108,8 @@ def _merge(folder: Path, card: artifact.Card, staged: Path, trust: str | None) -
     # The saved model is compared: over a base in half precision, rounding to that is most of the difference.
     model_class: Any = type(merged)
     del full, merged
-    saved = model_class.from_pretrained(staged, dtype=torch.float32, use_safetensors=True, trust_remote_code=False).to(
-        device
-    )
+    saved = model_class.from_pretrained(staged, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+    saved.to(device)
     inputs = _sample(trained, device)
     with torch.no_grad():
         with trained.autocast():

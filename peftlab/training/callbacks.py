@@ -22,10 +22,10 @@ class Callback:
         """Called once before the first step. To resume, restore a snapshot into `state` here."""
 
     def on_phase_end(self, phase: Phase) -> None:
-        """Called at the end of each phase of each step, while what the phase allocated is still there."""
+        """Called at the end of each phase of each step, before the memory that the phase allocated is freed."""
 
     def on_gradients(self, state: TrainState) -> None:
-        """Called when all gradients of a step are there: after its last backward, before clipping and the update."""
+        """Called after the last backward pass of a step, before clipping and the update."""
 
     def on_step_end(self, step: Step, total: int, log: TrainLog) -> None:
         """Called after each optimizer step. `total` is the number of steps planned."""

@@ -39,7 +39,7 @@ class Gradients:
                 last = position + 1 == len(micro_batches) and number == self.passes.count
                 with perturbed, self.optimizer_step.no_sync_context(last=last):
                     with self.workload.autocast():
-                        # No name for the outputs: logits of a large vocabulary would be kept until the next are there.
+                        # The outputs get no name: it would keep large logits alive until the next forward.
                         inputs = task.model_inputs(micro, model)
                         part_loss = task.loss(self.optimizer_step.forward(**inputs), micro) / targets
                     self.callbacks.on_phase_end("forward")

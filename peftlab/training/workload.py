@@ -1,7 +1,7 @@
 """Everything that a training depends on, in one value: the loop, the profiler and the doctor's probe share it.
 
-It lies in this room and knows no recipe, so that the loop can be used without one. What a recipe names before there is
-a model is `peftlab.loading.inputs.Inputs`.
+It does not depend on recipes, so that the loop can be used without one. `peftlab.loading.inputs.Inputs` is what a
+recipe names before there is a model.
 """
 
 from __future__ import annotations
