@@ -116,7 +116,7 @@ def time_pass(profiled: ProfiledWorkload, operations: float) -> Times:
         tokens_per_second=profiled.tokens / median,
         matmul_flops_per_second=rate,
         matmul_fraction=operations / median / rate,
-        # With several threads, waiting for one another cannot be told apart from waiting for a processor.
+        # With several threads, waiting for one another cannot be distinguished from waiting for a processor.
         processor_fraction=fraction if device.type == "cpu" and torch.get_num_threads() == 1 else None,
     )
 

@@ -90,7 +90,7 @@ def test_a_card_cannot_name_files_outside_its_folder(name: str, lab: Lab, adapte
     card = json.loads((adapter / "peftlab.json").read_text())
     card["files"][name] = "0" * 64
     (adapter / "peftlab.json").write_text(json.dumps(card))
-    assert "is not the name of a file beside it" in refused(lab, adapter)
+    assert "is not the name of a file next to it" in refused(lab, adapter)
 
 
 @pytest.mark.parametrize("content", [b"[" * 10**6, b" " * (2**24 + 1), b"\x80\x04K\x01.", b"{}"], ids=range(4))

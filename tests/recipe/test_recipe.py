@@ -50,8 +50,8 @@ def test_the_short_form_of_a_part_equals_the_long_one(tmp_path: Path) -> None:
 def test_the_digest_changes_with_what_shapes_the_result_and_with_nothing_else(tmp_path: Path) -> None:
     digest = load_recipe(write(tmp_path, GOOD)).digest
     renamed = load_recipe(write(tmp_path, GOOD + "description: another\nname: other\n"))
-    spelt_out = load_recipe(write(tmp_path, GOOD + "  warmup: 0.06\n"))
-    assert renamed.digest == spelt_out.digest == digest
+    explicit = load_recipe(write(tmp_path, GOOD + "  warmup: 0.06\n"))
+    assert renamed.digest == explicit.digest == digest
     for change in ("method.rank=4", "seeds=1", "training.epochs=2", "quantization=nf4", "data.train_examples=9"):
         assert load_recipe(write(tmp_path, GOOD), [change]).digest != digest
 
@@ -73,7 +73,7 @@ def test_another_kind_leaves_the_keys_of_the_first_behind(tmp_path: Path) -> Non
     assert recipe.method.model_dump()["target_rank"] == 3
 
 
-def test_data_without_a_kind_is_told_by_its_keys(tmp_path: Path) -> None:
+def test_the_kind_of_data_is_inferred_from_its_keys(tmp_path: Path) -> None:
     text = GOOD.replace("data: datamade/usaddress", "data: {train: mine.jsonl}")
     assert load_recipe(write(tmp_path, text)).data.kind == "files"
 
