@@ -88,7 +88,7 @@ class RunJobs(Jobs[Record]):
         return Record(state=state, reason=reason, recipe=recipe.model_dump(mode="json"))
 
     def with_usage(self, record: Record, ended: Ended) -> Record:
-        return record.model_copy(update={"seconds": ended.seconds, "peak_rss_bytes": ended.high_water})
+        return record.model_copy(update={"seconds": ended.seconds, "peak_rss_bytes": ended.peak_rss})
 
     def write(self, recipe: Recipe, record: Record, folder: Path) -> None:
         path = folder / PREDICTIONS

@@ -1,4 +1,4 @@
-"""A process for each piece of a suite's work, forked from one that has imported everything once."""
+"""Worker processes of a suite: one per job, forked from a process that has imported everything once."""
 
 from __future__ import annotations
 
@@ -21,31 +21,38 @@ from peftlab.results.run_result import Environment
 from peftlab.suites.placement import die_with
 from peftlab.suites.store import State
 
-RECORD = "record.json"  # what a process leaves in its folder, when all else is there
-TRIES = 3  # of work whose process is killed from outside
+RECORD = "record.json"  # in a worker's folder, written last
+TRIES = 3  # attempts at a job whose process is killed from outside
 
 
 @dataclass(frozen=True)
 class Ended:
     """How a process ended."""
 
-    status: int  # as wait gives it
-    seconds: float  # wall, from fork to end
-    high_water: int  # resident bytes; of several processes, of the one that had most
-    late: bool  # killed for its time limit
+    status: int
+    """Exit status, as `os.wait` returns it."""
+    seconds: float
+    """Wall-clock seconds from fork to end."""
+    peak_rss: int
+    """Peak resident bytes, of the largest process if it had several."""
+    late: bool
+    """Killed at its time limit."""
 
 
 @dataclass
 class Child:
-    """A process at work."""
+    """A running worker process."""
 
     pid: int
-    folder: Path  # its own
-    started: float  # monotonic
+    folder: Path
+    """Its own folder, in which it leaves its record."""
+    started: float
+    """Time of the fork, by `time.monotonic`."""
     late: bool = False
+    """Killed at its time limit."""
 
     def ended(self, limit: float | None) -> Ended | None:
-        """None as long as it runs; beyond `limit` seconds it is killed."""
+        """How it ended; None while it runs. It is killed after `limit` seconds."""
         done, status, usage = os.wait4(self.pid, os.WNOHANG)
         seconds = time.monotonic() - self.started
         if done:
@@ -56,7 +63,7 @@ class Child:
         return None
 
     def stop(self) -> None:
-        """Kill it, and leave nothing of it."""
+        """Kill it and delete its folder."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
@@ -64,13 +71,13 @@ class Child:
 
 
 def prepare(threads: int) -> None:
-    """Set what must be set before torch is imported."""
+    """Set the environment variables that must be set before torch is imported."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def import_everything(threads: int) -> None:
-    """What every run imports, and how many threads it may use."""
+    """Import what every run imports, and set the number of threads."""
     from peftlab.results.environment import quiet_libraries
 
     quiet_libraries()
@@ -87,19 +94,19 @@ def import_everything(threads: int) -> None:
 
 
 def workplace(work: Path, key: str, owner: str) -> Path:
-    """In the folder `work` a runner's own for the work called `key`; what a dead one left of the same is deleted.
+    """The folder below `work` for a runner's attempt at the job `key`. Folders of earlier attempts are deleted.
 
-    One that was only thought dead loses its attempt by it, which nobody would take any more.
+    A runner that was slow, not dead, loses its attempt, whose record would be refused anyway.
     """
-    for left in work.glob(f"{key}-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for abandoned in work.glob(f"{key}-*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
     return work / f"{key}-{owner}"
 
 
 def start(folder: Path, log: Path, work: Callable[[], object], environment: Mapping[str, str] | None = None) -> Child:
-    """Do `work` in a process of its own, with an empty `folder` for what it leaves; what it prints is in `log`.
+    """Call `work` in a forked process with an empty `folder` for its record; its output goes to `log`.
 
-    `environment` has further variables of it.
+    `environment` is added to its environment variables.
     """
     folder.mkdir(parents=True)
     log.parent.mkdir(exist_ok=True)
@@ -121,7 +128,7 @@ def start(folder: Path, log: Path, work: Callable[[], object], environment: Mapp
 
 
 def run_in_subprocess(work: Callable[[], object]) -> None:
-    """Do `work` in a process of its own, so that nothing it imports stays here. Raises the UserError it raises."""
+    """Call `work` in a forked process, so that its imports do not stay in this one. Raises the UserError it raises."""
     sys.stdout.flush()
     reading, writing = os.pipe()
     pid = os.fork()
@@ -138,27 +145,27 @@ def run_in_subprocess(work: Callable[[], object]) -> None:
             os._exit(code)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        said = pipe.read().decode()
+        message = pipe.read().decode()
     _, status = os.waitpid(pid, 0)
-    if said:
-        raise UserError(said)
+    if message:
+        raise UserError(message)
     if status:
-        raise RuntimeError(f"a process of its own ended with {status}")
+        raise RuntimeError(f"a forked process ended with status {status}")
 
 
 def init_worker(parent: int, log: Path) -> None:
-    """Die with the runner, leave the keyboard to it, and write to the log."""
+    """Set up a forked process: it dies with the runner, leaves Ctrl-C to it, and writes its output to `log`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     die_with(parent)
     out = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((nothing, 0), (out, 1), (out, 2)):
+    empty = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((empty, 0), (out, 1), (out, 2)):
         os.dup2(source, target)
 
 
 def leave(folder: Path, record: BaseModel) -> None:
-    """Write the record, last of all: whole or not at all. Of several processes' the first is kept: it has the cause."""
+    """Write the record atomically, as the last file. Of several processes the first one's is kept: it has the cause."""
     staged = folder / f"{RECORD}.{os.getpid()}.part"
     staged.write_text(record.model_dump_json(), encoding="utf-8")
     if not (folder / RECORD).exists():
@@ -166,7 +173,7 @@ def leave(folder: Path, record: BaseModel) -> None:
 
 
 def classify_error(error: Exception) -> tuple[State, str]:
-    """What an exception means for the table, and why in one line."""
+    """The state that an exception leads to, and the reason in one line."""
     from peftlab.training import out_of_memory
 
     first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
@@ -178,22 +185,22 @@ def classify_error(error: Exception) -> tuple[State, str]:
 
 
 def classify_exit(ended: Ended, attempt: int, limit: float | None) -> tuple[State, str] | None:
-    """What a process that left nothing died of; None if it is to be tried once more."""
+    """The state and reason of a process that left no record; None if the job is to be retried."""
     if ended.late:
         return "timed out", f"not done after {limit:g} s"
     if not os.WIFSIGNALED(ended.status):
         code = os.waitstatus_to_exitcode(ended.status)
-        return "failed", f"its process ended with exit code {code} and left nothing"
+        return "failed", f"its process ended with exit code {code} and left no record"
     number = os.WTERMSIG(ended.status)
     if attempt < TRIES:
         return None
     if number == signal.SIGKILL:
-        return "out of memory", f"killed {attempt} times from outside, as a system short of memory does"
+        return "out of memory", f"killed by the system in {attempt} attempts, probably for lack of memory"
     return "failed", f"killed by signal {number} in {attempt} attempts"
 
 
 def current_environment(recipe: Recipe) -> Environment:
-    """What this process runs on."""
+    """Code, libraries and hardware of this process."""
     import torch
 
     from peftlab.results.environment import environment

@@ -16,26 +16,22 @@ from peftlab.suites.scheduler import Options
 from peftlab.suites.store import Store, validation_scores
 from peftlab.suites.suite_file import load_suite
 from tests.faults.conftest import counted
+from tests.suites.tiny import HEAD, write_suite
 
-SUITE = """\
-seeds: [1]
-model: sentence-transformers/all-MiniLM-L6-v2
-task: token_classification
-data:
-  id: datamade/usaddress
-  columns: {labels: ner_tags}
-  train_examples: 4
-  validation_examples: 2
-  test_examples: 2
-training: {steps: 1, batch_tokens: 64, precision: float32}
-trials: {points: 2, extensions: 0}
-reference: head
-quantizations: [none]
-tasks: {addresses: {}}
-methods:
-  head: {method: head, learning_rate: 1e-2}
-"""
 LEASE = 2.0  # seconds
+
+
+def write_trials(folder: Path, *, seeds: list[int], steps: int) -> None:
+    """Write a suite of two trials and a run per seed, each short if there are few steps."""
+    write_suite(
+        folder,
+        seeds=seeds,
+        trials={"points": 2, "extensions": 0},
+        methods={"head": HEAD},
+        reference="head",
+        data={"train_examples": 4, "validation_examples": 2, "test_examples": 2},
+        training={"steps": steps, "batch_tokens": 64},
+    )
 
 
 def runner(folder: Path, log: Path) -> int:
@@ -78,7 +74,7 @@ def test_every_run_ends_in_one_result_however_often_runners_are_killed(
     tmp_path: Path, runners: int, faults: int, number: int
 ) -> None:
     seeds = list(range(1, 3 * runners))  # enough that work is left at the last fault
-    (tmp_path / "suite.yaml").write_text(SUITE.replace("[1]", str(seeds)))
+    write_trials(tmp_path, seeds=seeds, steps=1)
     log = tmp_path / "log"
     chance = random.Random(runners + 100 * number)
     pids = {runner(tmp_path, log) for _ in range(runners)}
@@ -118,7 +114,7 @@ def test_every_run_ends_in_one_result_however_often_runners_are_killed(
 
 
 def test_the_run_of_a_killed_runner_ends_with_it(tmp_path: Path) -> None:
-    (tmp_path / "suite.yaml").write_text(SUITE.replace("steps: 1", "steps: 100000"))
+    write_trials(tmp_path, seeds=[1], steps=100000)
     pid = runner(tmp_path, tmp_path / "log")
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children")

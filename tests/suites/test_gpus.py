@@ -1,4 +1,4 @@
-"""GPUs are lent to one run at a time, and what starts them is never imported before a fork. No GPU is needed here."""
+"""GPUs: one process at a time has each, and nothing that initializes CUDA is imported before a fork. Needs no GPU."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ from peftlab.suites.store import Record
 from tests.suites.tiny import GRID, write_suite
 
 
-def test_two_runners_never_lend_the_same(tmp_path: Path) -> None:
+def test_two_runners_never_have_the_same_slot(tmp_path: Path) -> None:
     first, second = (
         Slots(gpu_slots(["4", "5", "6", "7", "8"], 2), Claims(tmp_path / "claims", lease=60)) for _ in range(2)
     )
@@ -35,14 +35,14 @@ def test_two_runners_never_lend_the_same(tmp_path: Path) -> None:
     assert second.take() == one
 
 
-def test_a_dead_runner_s_are_lent_again(tmp_path: Path) -> None:
+def test_the_slots_of_a_dead_runner_are_free_again(tmp_path: Path) -> None:
     dead, alive = (Slots(gpu_slots(["0"], 1), Claims(tmp_path / "claims", lease=lease)) for lease in (0.01, 60))
     assert dead.take() is not None
     time.sleep(0.05)
     assert alive.take() is not None
 
 
-def test_each_run_sees_its_own_and_there_are_no_more_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_run_sees_its_own_gpu_and_no_more_run_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = tmp_path / "seen"
     seen.mkdir()
 
@@ -64,7 +64,7 @@ def test_each_run_sees_its_own_and_there_are_no_more_at_a_time(tmp_path: Path, m
     assert all("failed: made up" in line for line in said[1:])
 
 
-def test_what_would_start_cuda_is_imported_after_the_fork(tmp_path: Path) -> None:
+def test_what_would_initialize_cuda_is_imported_after_the_fork(tmp_path: Path) -> None:
     folder = write_suite(tmp_path / "tiny", **{**GRID, "trials": {"points": 1}})
     code = f"""
 import subprocess
@@ -85,7 +85,9 @@ run_jobs.bench(Path({str(folder)!r}), Options(), lambda line: None)
     assert set(logs) == {"heavy: []\n"}
 
 
-def test_sizes_are_found_apart_where_there_are_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_are_found_in_a_forked_process_on_a_machine_with_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write_suite(tmp_path / "tiny", **GRID, match={"parameters": 166000})
     monkeypatch.setattr(gpus, "visible", lambda: ["0"])
     here = os.getpid()
@@ -99,7 +101,7 @@ def test_sizes_are_found_apart_where_there_are_gpus(tmp_path: Path, monkeypatch:
     assert not matching.matched_suite(folder).unmatched()
 
 
-def test_what_is_wrong_in_a_process_apart_is_wrong_here() -> None:
+def test_a_user_error_of_a_forked_process_is_raised_in_this_one() -> None:
     def work() -> None:
         raise UserError("a\nb")
 
@@ -108,11 +110,11 @@ def test_what_is_wrong_in_a_process_apart_is_wrong_here() -> None:
 
 
 def test_more_processes_than_gpus_are_refused() -> None:
-    with pytest.raises(UserError, match=r"asked for 2 processes, and there is 1 GPU here.*--num_processes 1"):
+    with pytest.raises(UserError, match=r"asked for 2 processes .*this machine has 1.*--num_processes 1"):
         _check_gpus(2, 1)
 
 
-def test_what_zero_leaves_behind_is_moved() -> None:
+def test_buffers_that_deepspeed_leaves_on_the_cpu_are_moved() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     model[1].register_buffer("passing", torch.zeros(2), persistent=False)
     _move_buffers(model, torch.device("meta"))

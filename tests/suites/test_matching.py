@@ -1,4 +1,4 @@
-"""Methods of a suite brought to the same number of parameters: the counts are the papers' closed forms."""
+"""Matching: methods resized to an equal number of parameters, with the closed forms of the papers as reference."""
 
 import json
 from pathlib import Path
@@ -56,16 +56,16 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
         ("adalora", "initial_rank", LAYERS * (4 * (2 * WIDTH + 1) + 2 * (WIDTH + INNER + 1))),
     ],
 )
-def test_the_size_is_the_nearest_by_the_closed_form(method: str, setting: str, a_size: int, suite: Suite) -> None:
-    (found,) = (size for size in suite.sizes() if size.method == method)
+def test_the_size_is_the_nearest_one_by_the_closed_form(method: str, setting: str, a_size: int, suite: Suite) -> None:
+    (match,) = (size for size in suite.sizes() if size.method == method)
     biases = {"adapter": LAYERS * WIDTH, "houlsby": 2 * LAYERS * WIDTH}.get(method, 0)
-    assert found.name == setting
-    assert found.parameters == found.size * a_size + biases
-    assert abs(found.parameters - 230_000) <= a_size / 2
-    assert found.excess == pytest.approx(found.parameters / 230_000 - 1)
+    assert match.name == setting
+    assert match.parameters == match.size * a_size + biases
+    assert abs(match.parameters - 230_000) <= a_size / 2
+    assert match.excess == pytest.approx(match.parameters / 230_000 - 1)
 
 
-def test_every_run_has_the_size(suite: Suite) -> None:
+def test_every_run_has_the_matched_size(suite: Suite) -> None:
     plan = make_plan(suite, {})
     of = {recipe.name: recipe.method.model_dump() for recipe in plan.recipes}
     sizes = {size.method: size.size for size in suite.sizes()}
@@ -84,18 +84,18 @@ def test_the_excess_over_the_target_is_reported(suite: Suite) -> None:
     assert text.endswith("without a size to adjust: full; not matched: prompt_tuning.")
 
 
-def test_sizes_are_found_once_and_again_when_the_suite_says_something_else(tmp_path: Path) -> None:
+def test_sizes_are_found_once_and_again_after_the_suite_has_changed(tmp_path: Path) -> None:
     text = SUITE[: SUITE.index("  adapter:")]
     with pytest.raises(UserError, match="match: sizes are still to be found: peftlab bench"):
         load_suite(write(tmp_path, text))
     matched_suite(tmp_path)
     written = (tmp_path / FILE).read_bytes()
-    forged = json.loads(written)
-    forged["sizes"][0]["size"] = 3  # what is there is believed
-    (tmp_path / FILE).write_text(json.dumps(forged))
+    edited = json.loads(written)
+    edited["sizes"][0]["size"] = 3  # a stored size is used
+    (tmp_path / FILE).write_text(json.dumps(edited))
     assert matched_suite(tmp_path).sizes()[0].size == 3
-    forged["sizes"][0]["size"] = -1  # unless it is no size at all
-    (tmp_path / FILE).write_text(json.dumps(forged))
+    edited["sizes"][0]["size"] = -1  # unless it is invalid
+    (tmp_path / FILE).write_text(json.dumps(edited))
     assert matched_suite(tmp_path).sizes()[0].size == json.loads(written)["sizes"][0]["size"]
     write(tmp_path, text.replace("targets: attention", "targets: all-linear"))
     with pytest.raises(UserError, match="sizes are still to be found"):
@@ -112,7 +112,7 @@ def test_sizes_are_found_once_and_again_when_the_suite_says_something_else(tmp_p
         ("230000", "0", "match.parameters"),
     ],
 )
-def test_a_count_that_cannot_be_had_is_a_line(old: str, new: str, says: str, tmp_path: Path) -> None:
+def test_an_unreachable_target_is_one_line(old: str, new: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         matched_suite(write(tmp_path, SUITE.replace(old, new)))
     assert says in str(caught.value)

@@ -1,4 +1,4 @@
-"""Suites whose runs are spread over several processes: the same results, and one that fails takes the others along."""
+"""Runs in several processes: equal results, and a process that fails ends the others."""
 
 import contextlib
 import functools
@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate import Accelerator
@@ -24,79 +25,62 @@ from peftlab.suites.scheduler import Options
 from peftlab.suites.store import Store
 from peftlab.suites.suite_file import load_suite
 from tests.sampling import slow_after
-
-SUITE = """\
-seeds: [1]
-model: sentence-transformers/all-MiniLM-L6-v2
-task: token_classification
-data:
-  id: datamade/usaddress
-  columns: {labels: ner_tags}
-  train_examples: 12
-  validation_examples: 6
-  test_examples: 21
-training: {steps: 2, batch_tokens: 128, precision: float32}
-trials: {points: 1}
-reference: lora
-quantizations: [none, int8]
-tasks: {addresses: {}}
-methods:
-  lora: {method: {kind: lora, rank: 2}, learning_rate: 1e-2}
-"""
+from tests.suites.tiny import LORA, write_suite
 
 
-def written(folder: Path, placement: str) -> Path:
-    folder.mkdir()
-    (folder / "suite.yaml").write_text(SUITE + f"placement: {placement}\n")
-    return folder
+def write_placed(folder: Path, **placement: Any) -> Path:
+    return write_suite(
+        folder,
+        methods={"lora": LORA},
+        quantizations=["none", "int8"],
+        data={"test_examples": 21},
+        placement=placement,
+    )
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives_and_the_result_says_how(tmp_path: Path) -> None:
-    assert Accelerator(cpu=True).num_processes == 1  # a place that the forked processes must not take for theirs
+def test_two_processes_give_the_result_of_one_and_the_record_says_so(tmp_path: Path) -> None:
+    assert Accelerator(cpu=True).num_processes == 1  # state that the forked processes must reset
     folders = [
-        written(tmp_path / name, placement)
-        for name, placement in (
-            ("one", "{}"),
-            ("two", "{processes: 2}"),
-            ("shares", "{processes: 2, sharded: true}"),
-        )
+        write_placed(tmp_path / "one"),
+        write_placed(tmp_path / "two", processes=2),
+        write_placed(tmp_path / "sharded", processes=2, sharded=True),
     ]
     for folder in folders:
         bench(folder, Options(), lambda line: None)
-    one, two, shares = (Store(folder).records() for folder in folders)
-    assert one.keys() == two.keys() == shares.keys()
+    one, two, shards = (Store(folder).records() for folder in folders)
+    assert one.keys() == two.keys() == shards.keys()
     for digest, stored in one.items():
-        alone = stored.record.result
-        assert alone is not None
-        for other, sharded in ((two[digest], False), (shares[digest], True)):
+        single = stored.record.result
+        assert single is not None
+        for other, sharded in ((two[digest], False), (shards[digest], True)):
             if sharded and stored.recipe.quantization.kind == "int8":
                 assert other.record.state == "unsupported"
                 continue
-            spread = other.record.result
-            assert spread is not None
-            assert spread.metrics == alone.metrics
+            placed = other.record.result
+            assert placed is not None
+            assert placed.metrics == single.metrics
             assert other.predictions().columns == stored.predictions().columns
-            assert spread.curve.losses == pytest.approx(alone.curve.losses, abs=1e-5)
-            assert (spread.environment.processes, spread.environment.sharded) == (2, sharded)
+            assert placed.curve.losses == pytest.approx(single.curve.losses, abs=1e-5)
+            assert (placed.environment.processes, placed.environment.sharded) == (2, sharded)
     assert "Each run uses" not in setup(read_analysis(folders[0]))[0]
-    found = read_analysis(folders[2])
-    assert "Each run uses 2 processes, each with a shard of the model (FSDP2)." in setup(found)[0]
-    assert "1 thread, 2 processes with a shard of the model each" in found.environments["addresses"]
+    analysis = read_analysis(folders[2])
+    assert "Each run uses 2 processes, each with a shard of the model (FSDP2)." in setup(analysis)[0]
+    assert "1 thread, 2 processes with a shard of the model each" in analysis.environments["addresses"]
     again = reproduce(next(iter(two.values())).path)
     assert again.same
     assert again.differences == []
 
 
 def ended(work: Callable[[], object], folder: Path, limit: float = 30.0) -> workers.Ended:
-    child = workers.start(folder / "here", folder / "log", work)
+    child = workers.start(folder / "work", folder / "log", work)
     while (end := child.ended(limit)) is None:
         time.sleep(0.02)
     return end
 
 
 def _one_of_two(folder: Path, end: str) -> None:
-    """The first process waits for ever; the second one ends."""
+    """The first process waits; the second one fails."""
     (folder / os.environ["RANK"]).write_text(str(os.getpid()))
     if os.environ["RANK"] == "0":
         time.sleep(30)
@@ -108,17 +92,17 @@ def _one_of_two(folder: Path, end: str) -> None:
 
 
 @pytest.mark.parametrize(("end", "status"), [("raises", 1 << 8), ("killed", signal.SIGKILL)])
-def test_where_one_process_ends_badly_all_end_like_it(end: str, status: int, tmp_path: Path) -> None:
-    found = ended(
+def test_when_one_process_fails_all_end_in_the_same_way(end: str, status: int, tmp_path: Path) -> None:
+    end_of_all = ended(
         functools.partial(Placement(processes=2).run, functools.partial(_one_of_two, tmp_path, end)), tmp_path
     )
-    assert (found.status, found.late) == (status, False)
+    assert (end_of_all.status, end_of_all.late) == (status, False)
     assert _gone(tmp_path)
 
 
 def test_processes_die_with_the_one_that_started_them(tmp_path: Path) -> None:
     work = functools.partial(Placement(processes=2).run, functools.partial(_both_wait, tmp_path))
-    child = workers.start(tmp_path / "here", tmp_path / "log", work)
+    child = workers.start(tmp_path / "work", tmp_path / "log", work)
     while len(list(tmp_path.glob("[01]"))) < 2:
         time.sleep(0.02)
     child.stop()
@@ -133,7 +117,7 @@ def _both_wait(folder: Path) -> None:
 
 
 def _gone(folder: Path) -> bool:
-    """Whether the processes that left their numbers here end within a moment."""
+    """True if the processes whose ids are in `folder` end within five seconds."""
     pids = [int(path.read_text()) for path in folder.glob("[01]")]
     assert len(pids) == 2
     for _ in range(100):
@@ -155,12 +139,16 @@ WAIT = 30.0  # seconds
         1,
         [
             ("raises", "out of memory", "out of memory at step 3"),
-            ("killed", "out of memory", "killed 3 times from outside, as a system short of memory does"),
-            ("lost", "failed", "its process ended with exit code 1 and left nothing"),  # the first one waits in vain
+            ("killed", "out of memory", "killed by the system in 3 attempts, probably for lack of memory"),
+            (
+                "lost",
+                "failed",
+                "its process ended with exit code 1 and left no record",
+            ),  # the first one would wait forever
         ],
     ),
 )
-def test_the_record_has_the_cause_not_what_it_did_to_the_others(
+def test_the_record_has_the_cause_not_its_effect_on_the_other_processes(
     end: str, state: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(recipe: object, folder: Path) -> None:
@@ -168,18 +156,22 @@ def test_the_record_has_the_cause_not_what_it_did_to_the_others(
             time.sleep(WAIT)
         if end == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        raise ProcessLostError("another one is gone") if end == "lost" else OutOfMemoryError("out of memory at step 3")
+        raise (
+            ProcessLostError("another process is gone")
+            if end == "lost"
+            else OutOfMemoryError("out of memory at step 3")
+        )
 
     monkeypatch.setattr(peftlab.runs.run, "run", fails)
-    folder = written(tmp_path / "suite", "{processes: 2}")
+    folder = write_placed(tmp_path / "suite", processes=2)
     bench(folder, Options(), lambda line: None)
     records = [stored.record for stored in Store(folder).records().values()]
     assert [(record.state, record.reason) for record in records] == [(state, reason)] * 2
-    assert all(record.seconds is not None and record.seconds < WAIT for record in records)  # nobody was waited for
+    assert all(record.seconds is not None and record.seconds < WAIT for record in records)  # no process was waited for
     assert not list((folder / ".bench" / "work").iterdir())
 
 
-def test_more_processes_than_gpus_are_refused_and_a_cpu_takes_any_number() -> None:
+def test_more_processes_than_gpus_are_refused_and_a_cpu_runs_any_number() -> None:
     with pytest.raises(UserError, match=r"placement.processes: 4 need one GPU each, and this machine has 2"):
         Placement(processes=4).check(2)
     Placement(processes=4).check(4)
@@ -187,24 +179,22 @@ def test_more_processes_than_gpus_are_refused_and_a_cpu_takes_any_number() -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("placement", "training", "message"),
     [
-        (SUITE + "placement: {sharded: true}\n", r"suite.yaml:\d+: placement: sharded: true needs several processes"),
-        (SUITE + "placement: {processes: 0}\n", r"suite.yaml:\d+: placement.processes: .*found 0"),
-        (
-            SUITE.replace("steps: 2", "steps: 2, auto_micro_batch: true") + "placement: {processes: 2}\n",
-            "auto_micro_batch: not supported with several processes",
-        ),
+        ({"sharded": True}, {}, r"suite.yaml:\d+: placement: sharded: true needs several processes"),
+        ({"processes": 0}, {}, r"suite.yaml:\d+: placement.processes: .*found 0"),
+        ({"processes": 2}, {"auto_micro_batch": True}, "auto_micro_batch: not supported with several processes"),
     ],
 )
-def test_a_placement_that_cannot_be_is_refused_in_a_line(text: str, says: str, tmp_path: Path) -> None:
-    (tmp_path / "suite.yaml").write_text(text)
-    with pytest.raises(UserError, match=says):
-        load_suite(tmp_path)
+def test_an_impossible_placement_is_one_line(
+    placement: dict[str, Any], training: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_suite(write_suite(tmp_path, placement=placement, training=training))
 
 
 def test_a_profile_of_several_processes_is_refused(tmp_path: Path) -> None:
-    folder = written(tmp_path / "suite", "{processes: 2}")
+    folder = write_placed(tmp_path / "suite", processes=2)
     with pytest.raises(UserError, match="a profile is of one process"):
         profile_suite(folder, Options(), lambda line: None)
     assert not (folder / store.FOLDER).exists()

@@ -69,7 +69,7 @@ def test_the_plan_is_made_once_per_ended_run_however_long_runs_take(
     [
         ("results", "results: cannot be written: .*results is not a folder"),
         (".bench", r"\.bench: cannot be written: File exists"),
-        (".bench/claims.sqlite", r"claims\.sqlite: file is not a database; it may be deleted when no runner is at"),
+        (".bench/claims.sqlite", r"claims\.sqlite: file is not a database; it may be deleted when no runner"),
     ],
 )
 def test_a_folder_that_cannot_be_written_is_an_error_before_anything_runs(

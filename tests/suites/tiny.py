@@ -36,6 +36,18 @@ GRID: dict[str, Any] = {
 }
 """Keys of a suite with trials, several seeds, and a row that validation refuses: full over NF4."""
 
+COMPARISON: dict[str, Any] = {
+    "seeds": [1, 2],
+    "trials": {},
+    "reference": "full",
+    "quantizations": ["none", "nf4"],
+    "methods": {
+        "full": {"method": "full", "learning_rate": 1e-4},
+        "lora": {"method": {"kind": "lora", "rank": 8}, "learning_rate": 1e-3},
+    },
+}
+"""Keys of a suite that is planned, not run: two methods over two quantizations, with the default trials."""
+
 
 def write_suite(folder: Path, **keys: Any) -> Path:
     """Write suite.yaml into `folder`: TINY with these keys replaced, `data` and `training` key by key."""
