@@ -6,11 +6,13 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import sys
 import traceback
 from typing import Any
 
 HEAVY = ("torch", "accelerate", "peft", "bitsandbytes", "datasets", "evaluate", "seqeval.metrics")
+LIMIT = 300  # seconds; a command that hangs is ended by SIGALRM and fails its test
 HEAVY_OWN = ("peftlab.cli.app", "peftlab.runs.run", "peftlab.runs.inference")
 
 
@@ -55,6 +57,7 @@ def child(order: dict[str, Any]) -> None:
     """Run one command as a new interpreter would; never returns."""
     code = 70
     try:
+        signal.alarm(LIMIT)
         os.setpgid(0, 0)  # its own group, so that the test can check that no process of it is left
         os.chdir(order["folder"])
         null = os.open(os.devnull, os.O_RDONLY)
