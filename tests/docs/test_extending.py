@@ -90,6 +90,17 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def copy_checkout(folder: Path) -> None:
+    """Copy the parts of the checkout that the commands need."""
+    for part in PARTS:
+        source, target = ROOT / part, folder / part
+        target.parent.mkdir(exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copy2(source, target)
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A copy of the checkout to which a section has been applied, one per section."""
@@ -97,13 +108,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     @functools.cache
     def make(section: str) -> Path:
         folder = tmp_path_factory.mktemp("checkout")
-        for part in PARTS:
-            source, target = ROOT / part, folder / part
-            target.parent.mkdir(exist_ok=True)
-            if source.is_dir():
-                shutil.copytree(source, target)
-            else:
-                shutil.copy2(source, target)
+        copy_checkout(folder)
         apply(sections()[section], folder)
         return folder
 
@@ -126,6 +131,15 @@ def test_the_code_passes_the_linter_and_the_formatter(section: str, tmp_path: Pa
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block["text"], encoding="utf-8")
     done = run("ruff check --no-cache . && ruff format --no-cache --check .", tmp_path)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_the_code_passes_the_type_checker_and_the_import_layers(tmp_path: Path) -> None:
+    copy_checkout(tmp_path)
+    for text in sections().values():
+        apply(text, tmp_path)
+    done = run("mypy --no-incremental && lint-imports --no-cache", tmp_path)
     assert done.returncode == 0, done.stdout
 
 
