@@ -14,6 +14,8 @@ from peftlab.suites.store import suite_folder
 
 
 class FigureFormat(StrEnum):
+    """Vector formats of figures."""
+
     PDF = "pdf"
     SVG = "svg"
 
@@ -22,12 +24,12 @@ class FigureFormat(StrEnum):
 def table(
     suite: SuiteFolder,
     figures: Annotated[
-        list[FigureFormat], typer.Option("--figures", help="Also write the figures in this format; repeatable.")
+        list[FigureFormat], typer.Option("--figures", help="Also write the figures in this format; may be repeated.")
     ] = [],  # noqa: B006
 ) -> None:
-    """Write a suite's tables (Markdown, LaTeX, CSV) and figures (PNG).
+    """Write a suite's tables (Markdown, LaTeX, CSV) and figures.
 
-    They go to the folder report of the suite.
+    They go to the folder `report` of the suite; figures are PNG.
     """
     from peftlab.reports.analysis import read_analysis
     from peftlab.reports.files import FOLDER, write_report

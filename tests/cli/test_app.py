@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from peftlab.cli.app import COMMANDS, app
-from tests.cli.test_main import peftlab, refused
+from tests.cli.processes import peftlab, refused
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ from peftlab.data.examples import Row
 from peftlab.errors import UserError
 from peftlab.recipe import load_recipe
 from peftlab.tasks import TASKS
-from tests.cli.test_main import peftlab, refused
+from tests.cli.processes import peftlab, refused
 
 ROWS = [{"id": i, "words": ["Ada", f"No{i}"], "ner": ["B-PER", "O"], "source": "mail"} for i in range(60)]
 

@@ -39,9 +39,11 @@ def digests() -> dict[str, str]:
 
 def test_the_digest_of_every_committed_result_is_the_pinned_one() -> None:
     pinned = json.loads(PINNED.read_text())
-    found = digests()
-    assert {name: digest for name, digest in found.items() if name in pinned and digest != pinned[name]} == {}
-    assert found.keys() == pinned.keys(), "run `python -m tests.recipe.test_digest` after results were added or removed"
+    current = digests()
+    assert {name: digest for name, digest in current.items() if name in pinned and digest != pinned[name]} == {}
+    assert current.keys() == pinned.keys(), (
+        "run `python -m tests.recipe.test_digest` after results were added or removed"
+    )
 
 
 def test_a_committed_result_is_named_by_its_digest() -> None:
@@ -115,7 +117,7 @@ def test_a_key_added_later_moves_no_digest_at_its_old_meaning() -> None:
     assert fresh.digest != today.digest
 
 
-def test_a_record_without_the_keys_of_today_is_read_with_their_values_of_then() -> None:
+def test_an_early_record_is_read_with_the_values_that_its_missing_keys_had() -> None:
     name, recipe = next((name, recipe) for name, recipe in committed().items() if "replay" not in recipe)
     assert "label_smoothing" not in recipe["task"], name
     read_today = Recipe.from_record(recipe).to_record()

@@ -11,7 +11,7 @@ from peftlab.recipe import Recipe, load_recipe
 from peftlab.recipe.reference import entries
 from peftlab.recipe.synonyms import KEYS, KINDS
 from peftlab.tasks import TASKS
-from tests.recipe.test_recipe import GOOD, complaint, write
+from tests.recipe.test_recipe import GOOD, refusal, write
 
 DOTTED = re.compile(r"\b(training|task|method|model|data)\.\w+|\bseeds\b")
 
@@ -47,4 +47,4 @@ def test_a_name_of_another_library_is_answered_with_the_recipes_own(
     tmp_path: Path, old: str, new: str, says: str
 ) -> None:
     assert old in GOOD
-    assert says in complaint(tmp_path, GOOD.replace(old, new))
+    assert says in refusal(tmp_path, GOOD.replace(old, new))

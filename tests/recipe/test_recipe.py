@@ -1,4 +1,4 @@
-"""Recipes: defaults filled in, a digest that means something, one clear line for each mistake."""
+"""Recipes: defaults, digests, overrides, and one line for each error."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def write(folder: Path, text: str, name: str = "mine.yaml") -> Path:
     return path
 
 
-def complaint(folder: Path, text: str, *overrides: str) -> str:
+def refusal(folder: Path, text: str, *overrides: str) -> str:
     with pytest.raises(UserError) as caught:
         load_recipe(write(folder, text), overrides)
     return str(caught.value).replace(f"{folder}/", "")
@@ -41,7 +41,7 @@ def test_a_shipped_recipe_is_valid_short_and_described(path: Path) -> None:
     assert 8 <= len(path.read_text().splitlines()) <= 15
 
 
-def test_the_short_form_of_a_part_equals_the_long_one(tmp_path: Path) -> None:
+def test_the_short_form_of_a_component_equals_the_long_one(tmp_path: Path) -> None:
     long = GOOD.replace("task: token_classification", "task: {kind: token_classification}")
     long = long.replace("data: datamade/usaddress", "data: {kind: hub, id: datamade/usaddress}")
     assert load_recipe(write(tmp_path, long)) == load_recipe(write(tmp_path, GOOD))
@@ -60,15 +60,15 @@ def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, GOOD), ["training.learning_rate=3e-4", "method.targets=[query, value]"])
     assert recipe.training.learning_rate == 3e-4
     assert recipe.method.model_dump()["targets"] == ["query", "value"]
-    assert complaint(tmp_path, GOOD, "method.rnak=4").startswith("--set method.rnak: method.rnak: unknown key (did you")
-    assert complaint(tmp_path, GOOD, "method.rank=x").startswith("--set method.rank: method.rank: input should be")
-    assert "key=value was expected" in complaint(tmp_path, GOOD, "method.rank")
-    assert complaint(tmp_path, GOOD, "methd.rank=4").startswith("--set methd.rank: methd: unknown key (did you mean")
-    assert "is more than one value" in complaint(tmp_path, GOOD, "method.rank=4\nfoo: 5")
-    assert "give epochs or steps, not both (null unsets one)" in complaint(tmp_path, GOOD, "training.steps=4")
+    assert refusal(tmp_path, GOOD, "method.rnak=4").startswith("--set method.rnak: method.rnak: unknown key (did you")
+    assert refusal(tmp_path, GOOD, "method.rank=x").startswith("--set method.rank: method.rank: input should be")
+    assert "key=value was expected" in refusal(tmp_path, GOOD, "method.rank")
+    assert refusal(tmp_path, GOOD, "methd.rank=4").startswith("--set methd.rank: methd: unknown key (did you mean")
+    assert "is more than one value" in refusal(tmp_path, GOOD, "method.rank=4\nfoo: 5")
+    assert "give epochs or steps, not both (null unsets one)" in refusal(tmp_path, GOOD, "training.steps=4")
 
 
-def test_another_kind_leaves_the_keys_of_the_first_behind(tmp_path: Path) -> None:
+def test_overriding_a_kind_drops_the_keys_of_the_former_one(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, GOOD), ["method.kind=adalora", "method.target_rank=3"])
     assert recipe.method.model_dump()["target_rank"] == 3
 
@@ -78,7 +78,7 @@ def test_the_kind_of_data_is_inferred_from_its_keys(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, text)).data.kind == "files"
 
 
-def test_a_file_name_that_is_no_run_name_asks_for_one(tmp_path: Path) -> None:
+def test_a_file_name_that_is_no_valid_run_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="name: missing, and the file's own, 'My NER', does not match"):
         load_recipe(write(tmp_path, GOOD, "My NER.yaml"))
     assert load_recipe(write(tmp_path, GOOD + "name: my-ner\n", "My NER.yaml")).name == "my-ner"
@@ -165,15 +165,15 @@ def test_a_file_name_that_is_no_run_name_asks_for_one(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_mistake_is_one_line_with_file_line_key_and_remedy(tmp_path: Path, old: str, new: str, says: str) -> None:
+def test_an_error_is_one_line_with_file_line_and_key(tmp_path: Path, old: str, new: str, says: str) -> None:
     assert old in GOOD
-    message = complaint(tmp_path, GOOD.replace(old, new))
+    message = refusal(tmp_path, GOOD.replace(old, new))
     assert says in message
     assert "\n" not in message
 
 
-def test_every_mistake_of_a_file_is_said_at_once(tmp_path: Path) -> None:
-    lines = complaint(tmp_path, GOOD.replace("rank: 8", "rank: x").replace("epochs: 1", "epoch: 1")).splitlines()
+def test_all_errors_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
+    lines = refusal(tmp_path, GOOD.replace("rank: 8", "rank: x").replace("epochs: 1", "epoch: 1")).splitlines()
     assert [line.split(":")[1] for line in lines] == ["6", "8"]
 
 
@@ -183,9 +183,9 @@ def test_a_missing_recipe_suggests_the_nearest(tmp_path: Path) -> None:
         load_recipe(tmp_path / "lora-nre.yaml")
 
 
-def test_the_kept_schema_is_the_recipes_own() -> None:
-    kept = json.loads((RECIPES.parent / "docs" / "recipe.schema.json").read_text())
-    assert kept == recipe_schema(), "run `make schema`"
+def test_the_committed_schema_is_current() -> None:
+    committed = json.loads((RECIPES.parent / "docs" / "recipe.schema.json").read_text())
+    assert committed == recipe_schema(), "run `make schema`"
 
 
 def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
@@ -195,15 +195,15 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         recipe.name = "other"  # type: ignore[misc]
 
 
-def test_what_may_be_a_word_or_a_mapping_has_one_complaint_that_of_the_mapping(tmp_path: Path) -> None:
+def test_an_error_inside_a_mapping_is_reported_without_the_other_types(tmp_path: Path) -> None:
     text = GOOD.replace(
         "task: token_classification", "task:\n  kind: token_classification\n  class_weights:\n    PER: 0"
     )
-    said = complaint(tmp_path, text)
-    assert said == "mine.yaml:5: task.class_weights.PER: input should be greater than 0, found 0"
+    line = refusal(tmp_path, text)
+    assert line == "mine.yaml:5: task.class_weights.PER: input should be greater than 0, found 0"
 
 
 @pytest.mark.parametrize(("word", "kind"), [("lora", "lora"), ("LORA", "lora"), ("prefix-tuning", "prefix_tuning")])
-def test_a_type_of_peft_that_is_a_method_here_says_its_kind(tmp_path: Path, word: str, kind: str) -> None:
-    said = complaint(tmp_path, GOOD, "method.kind=peft", f"method.type={word}")
-    assert said.endswith(f"type: {word} is implemented as a method of peftlab; use kind: {kind}")
+def test_a_type_of_peft_that_peftlab_implements_names_its_kind(tmp_path: Path, word: str, kind: str) -> None:
+    line = refusal(tmp_path, GOOD, "method.kind=peft", f"method.type={word}")
+    assert line.endswith(f"type: {word} is implemented as a method of peftlab; use kind: {kind}")

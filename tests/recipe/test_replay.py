@@ -1,4 +1,4 @@
-"""Replay: so many old examples among the new ones, drawn by a seed, never those that the new are tested on."""
+"""Replay: a seeded sample of old examples, never those of validation or test."""
 
 import json
 from collections import Counter
@@ -30,32 +30,33 @@ def recipe(folder: Path, share: float = 0.2, old: int = 300, **settings: object)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
-def test_the_share_is_of_all_that_is_trained_on(tmp_path: Path, share: float) -> None:
-    found = recipe(tmp_path, share).rows().rows
-    assert len(found["replay"]) / (len(found["train"]) + len(found["replay"])) == pytest.approx(share, abs=0.01)
+def test_the_share_is_a_fraction_of_all_training_examples(tmp_path: Path, share: float) -> None:
+    splits = recipe(tmp_path, share).rows().rows
+    assert len(splits["replay"]) / (len(splits["train"]) + len(splits["replay"])) == pytest.approx(share, abs=0.01)
 
 
-def test_what_the_new_are_tested_on_is_never_replayed(tmp_path: Path) -> None:
-    found = recipe(tmp_path, 0.75, split_seed=1).rows().rows  # else the hash would keep them apart by itself
-    asked = {row.fields["tokens"][1] for split in ("validation", "test") for row in found[split]}
-    replayed = [row.fields["tokens"] for row in found["replay"]]
-    assert asked
-    assert not [tokens for tokens in replayed if tokens[0] == "new" and tokens[1] in asked]
+def test_rows_of_validation_and_test_are_never_replayed(tmp_path: Path) -> None:
+    # With the seed of the new data, the split's hash alone would separate them.
+    splits = recipe(tmp_path, 0.75, split_seed=1).rows().rows
+    held_out = {row.fields["tokens"][1] for split in ("validation", "test") for row in splits[split]}
+    replayed = [row.fields["tokens"] for row in splits["replay"]]
+    assert held_out
+    assert not [tokens for tokens in replayed if tokens[0] == "new" and tokens[1] in held_out]
     assert Counter(tokens[0] for tokens in replayed)["new"] > 0
 
 
-def test_the_draw_is_of_the_old_datas_seed_and_in_the_fingerprint(tmp_path: Path) -> None:
+def test_the_sample_depends_on_the_old_datas_seed_and_changes_the_fingerprint(tmp_path: Path) -> None:
     first, again = recipe(tmp_path).rows(), recipe(tmp_path).rows()
     other = recipe(tmp_path, split_seed=1).rows()
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert first.rows["train"] == other.rows["train"]
 
 
-def test_few_old_examples_are_all_that_is_replayed(tmp_path: Path) -> None:
+def test_all_old_examples_are_replayed_if_there_are_too_few(tmp_path: Path) -> None:
     assert 0 < len(recipe(tmp_path, 0.9, old=0).rows().rows["replay"]) < 100
 
 
-def test_a_run_trains_on_both_and_says_so(tmp_path: Path) -> None:
+def test_a_run_trains_on_both_and_records_it(tmp_path: Path) -> None:
     result = run(recipe(tmp_path), tmp_path / "out")
     plain = run(
         recipe(tmp_path).model_copy(update={"replay": None}),

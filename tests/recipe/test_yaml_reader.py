@@ -1,4 +1,4 @@
-"""YAML as a person means it; whatever else is refused in a line that says where."""
+"""The YAML reader: scalars of YAML 1.2, the line of each key, and one line for every refusal."""
 
 from pathlib import Path
 
@@ -21,13 +21,13 @@ def read(folder: Path, content: str | bytes) -> dict[str, object]:
         *[("null", None), ("", None), ("2020-01-01", "2020-01-01"), ("012", "012"), ("'8'", "8"), ("0x1F", "0x1F")],
     ],
 )
-def test_a_scalar_is_what_it_looks_like(tmp_path: Path, text: str, value: object) -> None:
-    found = read(tmp_path, f"a: {text}")["a"]
-    assert (found, type(found)) == (value, type(value))
+def test_a_scalar_has_its_type_of_yaml_1_2(tmp_path: Path, text: str, value: object) -> None:
+    scalar = read(tmp_path, f"a: {text}")["a"]
+    assert (scalar, type(scalar)) == (value, type(value))
     assert read_scalar(text) == value
 
 
-def test_each_key_has_its_line(tmp_path: Path) -> None:
+def test_each_key_has_its_line_number(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("# comment\na:\n  b: 1\n  c: [2,\n    3]\n")
     lines = read_yaml(path).lines
@@ -55,7 +55,7 @@ def test_each_key_has_its_line(tmp_path: Path) -> None:
         ("a: 1\n---\nb: 2", 2, "single document"),
     ],
 )
-def test_what_is_refused_says_where(tmp_path: Path, content: str | bytes, line: int, says: str) -> None:
+def test_a_refusal_names_file_and_line(tmp_path: Path, content: str | bytes, line: int, says: str) -> None:
     with pytest.raises(UserError) as caught:
         read(tmp_path, content)
     assert str(caught.value).startswith(f"{tmp_path / 'x.yaml'}:{line}: ")
@@ -63,11 +63,11 @@ def test_what_is_refused_says_where(tmp_path: Path, content: str | bytes, line: 
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_no_recipe_is_not_read_whole(tmp_path: Path) -> None:
+def test_a_file_that_is_too_long_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="too long: more than"):
         read(tmp_path, b"a" * (MAX_FILE_BYTES + 1))
 
 
-def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         read_yaml(tmp_path)
