@@ -188,7 +188,7 @@ def test_a_device_map_is_refused_for_a_method_that_compares_layers(lab: Lab, out
 def test_on_one_device_a_device_map_changes_nothing(lab: Lab, output: Path) -> None:
     done = lab.server.run(*lab.words(output), "--device-map", "auto")
     assert done.code == 0, done
-    assert "one device: there is nothing to spread the model over" in done.out
+    assert "there is one device only: --device-map has no effect" in done.out
     assert finished(output).digest == lab.uninterrupted().digest
 
 
