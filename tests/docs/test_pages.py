@@ -123,7 +123,6 @@ def test_options_in_prose_exist(page: Path) -> None:
     assert mentioned <= known
 
 
-@pytest.mark.xfail(reason="README is about to land", strict=False)
 def test_every_page_of_docs_is_linked_from_the_readme() -> None:
     links = {"".join(groups).partition("#")[0] for groups in LINK.findall(PAGES[0].read_text(encoding="utf-8"))}
     assert {f"docs/{page.name}" for page in PAGES if page.parent.name == "docs"} <= links
