@@ -79,11 +79,16 @@ def run(
             ),
         )
     except OutOfMemoryError as error:
-        from peftlab.profiling.estimate import oom_hint
+        raise OutOfMemoryError(f"{error}{_memory_hint(loaded, device_map)}") from None
 
-        sharded = device_map is not None or {"FSDP_VERSION", "ACCELERATE_DEEPSPEED_ZERO_STAGE"} & os.environ.keys()
-        hint = "" if sharded else oom_hint(loaded, int(os.environ.get("WORLD_SIZE", 1)))
-        raise OutOfMemoryError(f"{error}{hint}") from None
+
+def _memory_hint(recipe: Recipe, device_map: DeviceMap | None) -> str:
+    """The batch that would fit, for a model that is not spread over devices; else ""."""
+    if device_map is not None or {"FSDP_VERSION", "ACCELERATE_DEEPSPEED_ZERO_STAGE"} & os.environ.keys():
+        return ""
+    from peftlab.profiling.estimate import oom_hint
+
+    return oom_hint(recipe, int(os.environ.get("WORLD_SIZE", 1)))
 
 
 def _print_finished(folder: Path, recipe: Recipe, trust: str | None) -> None:
