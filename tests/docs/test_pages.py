@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 from peftlab.cli.app import app
+from peftlab.recipe import load_recipe
 from tests.docs.test_extending import BLOCK as NAMED_BLOCK
 
 ROOT = Path(__file__).parent.parent.parent
@@ -85,7 +88,7 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert broken == []
 
 
-@pytest.mark.xfail(reason="README and tests/test_language.py are about to land", strict=False)
+@pytest.mark.xfail(reason="tests/test_language.py is about to land", strict=False)
 @every_page
 def test_paths_exist(page: Path) -> None:
     paths = {text for text in inline_code(page) if PATH.match(text) and "NAME" not in text}
@@ -126,3 +129,26 @@ def test_options_in_prose_exist(page: Path) -> None:
 def test_every_page_of_docs_is_linked_from_the_readme() -> None:
     links = {"".join(groups).partition("#")[0] for groups in LINK.findall(PAGES[0].read_text(encoding="utf-8"))}
     assert {f"docs/{page.name}" for page in PAGES if page.parent.name == "docs"} <= links
+
+
+def test_the_readme_has_at_most_700_words() -> None:
+    assert len(PAGES[0].read_text(encoding="utf-8").split()) <= 700
+
+
+def test_the_recipe_of_the_readme_is_valid(tmp_path: Path) -> None:
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", PAGES[0].read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    path = tmp_path / "readme.yaml"
+    path.write_text(block, encoding="utf-8")
+    assert load_recipe(path, []).name == "readme"
+
+
+def test_the_python_of_the_readme_fits_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything but the training runs; the call that trains fits the signature."""
+    (block,) = re.findall(
+        r"^```python\n(.*?)^```$", PAGES[0].read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    monkeypatch.chdir(ROOT)
+    before, call, _ = re.split(r"^result = run(\(.*\))$", block, flags=re.MULTILINE)
+    names: dict[str, Any] = {}
+    exec(before, names)
+    exec(f"inspect.signature(run).bind{call}", names | {"inspect": inspect})
