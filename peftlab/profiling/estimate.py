@@ -7,7 +7,6 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -16,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from peftlab.component import Precision
 from peftlab.data.examples import Example
 from peftlab.errors import UserError
-from peftlab.loading.model import longest_of_config
-from peftlab.models.model import ModelFiles, Shape
+from peftlab.loading.model import LoadOptions, longest_of_config
+from peftlab.models.model import Shape
 from peftlab.models.tiny_model import byte_tokenizer
 from peftlab.profiling.fake_model import (
     ShapeRecorder,
@@ -186,16 +185,14 @@ def predict(recipe: Recipe, shape: Shape, batch: Batch, *, shards: int = 1) -> M
     """Memory of one device in a step, if the model is sharded over `shards` devices."""
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     precision = _precision(recipe)
-    base = meta_model(
-        shape,
-        ModelFiles(folder=Path(), source=shape.source, fingerprint=""),
-        batch.task,
-        recipe.quantization,
+    options = LoadOptions(
+        device=torch.device("meta"),
         compute=getattr(torch, precision),
         frozen=not recipe.method.trains_base,
         dropout=recipe.training.dropout,
         padding_token=batch.tokenizer.pad_token_id,
     )
+    base = meta_model(shape, batch.task, recipe.quantization, options)
     with torch.device("meta"):
         profiled = attach(
             recipe,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -23,7 +24,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from peftlab.errors import UserError, nearest
 from peftlab.loading.head import with_head
-from peftlab.loading.model import Base, head_modules, kept_float, set_dropout
+from peftlab.loading.model import Base, LoadOptions, head_modules, kept_float, set_dropout
 from peftlab.loading.model import count as count_parameters
 from peftlab.models.model import ModelFiles, Shape
 from peftlab.profiling.memory import add_up
@@ -33,22 +34,12 @@ from peftlab.quantization.quantization import quantized_linears
 from peftlab.tasks import Task
 
 
-def meta_model(
-    shape: Shape,
-    files: ModelFiles,
-    task: Task,
-    quantization: Quantization,
-    *,
-    compute: torch.dtype,
-    frozen: bool,
-    dropout: float | None,
-    padding_token: int,
-) -> Base:
+def meta_model(shape: Shape, task: Task, quantization: Quantization, options: LoadOptions) -> Base:
     """The base model as `load_base` gives it, with every tensor on the meta device. Raises UserError like it."""
     config = full_config(shape.values, task)
-    if dropout is not None:
-        set_dropout(config, dropout)
-    dtype = compute if frozen else torch.float32
+    if options.dropout is not None:
+        set_dropout(config, options.dropout)
+    dtype = options.compute if options.frozen else torch.float32
     with torch.device("meta"):
         skeleton: Any = with_head(config, task, dtype=dtype)
         head, parameters = head_modules(skeleton, task), count_parameters(skeleton)
@@ -61,8 +52,8 @@ def meta_model(
             quantizer.postprocess_model(skeleton)
     skeleton.requires_grad_(False)
     quantization.prepare(skeleton)
-    skeleton.config.get_text_config().pad_token_id = padding_token
-    return Base(skeleton, head, parameters, files)
+    skeleton.config.get_text_config().pad_token_id = options.padding_token
+    return Base(skeleton, head, parameters, ModelFiles(folder=Path(), source=shape.source, fingerprint=""))
 
 
 def full_config(values: Mapping[str, Any], task: Task) -> Any:

@@ -1,1 +1,1 @@
-"""Suites: what there is to run, who runs it, and what is kept of it."""
+"""Suites: their plan, the scheduler that runs it, and the stored results."""

@@ -8,7 +8,6 @@ from pydantic import ValidationError
 
 from peftlab.errors import UserError, first_error
 from peftlab.io.atomic import check_writable
-from peftlab.models.model import ModelFiles
 from peftlab.recipe import Recipe
 from peftlab.suites import gpus, workers
 from peftlab.suites.sizes import Size, write_sizes
@@ -87,21 +86,20 @@ def parameters(recipe: Recipe) -> int:
     import torch
 
     from peftlab.loading.attach import apply_method, count_parameters, training_plan
+    from peftlab.loading.model import LoadOptions
     from peftlab.profiling.estimate import sample_batch
     from peftlab.profiling.fake_model import meta_model
 
     shape = recipe.model.shape()
     batch = sample_batch(recipe, shape)
-    base = meta_model(
-        shape,
-        ModelFiles(folder=Path(), source=shape.source, fingerprint=""),
-        batch.task,
-        recipe.quantization,
+    options = LoadOptions(
+        device=torch.device("meta"),
         compute=torch.float32,
         frozen=not recipe.method.trains_base,
         dropout=recipe.training.dropout,
         padding_token=batch.tokenizer.pad_token_id,
     )
+    base = meta_model(shape, batch.task, recipe.quantization, options)
     plan = training_plan(
         recipe,
         base,

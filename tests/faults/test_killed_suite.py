@@ -119,7 +119,7 @@ def test_the_run_of_a_killed_runner_ends_with_it(tmp_path: Path) -> None:
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children")
         deadline = time.monotonic() + 60
-        while not (found := children.read_text().split()):
+        while not (workers := children.read_text().split()):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         time.sleep(1)
@@ -128,5 +128,5 @@ def test_the_run_of_a_killed_runner_ends_with_it(tmp_path: Path) -> None:
         os.waitpid(pid, 0)
     time.sleep(5)
     with contextlib.suppress(ProcessLookupError):
-        os.kill(int(found[0]), signal.SIGKILL)
+        os.kill(int(workers[0]), signal.SIGKILL)
         pytest.fail("its run continued without it")

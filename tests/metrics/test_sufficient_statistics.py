@@ -40,40 +40,44 @@ CASES: dict[str, dict[str, list[Any]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_summed_counts_make_the_score_of_the_library(name: str) -> None:
-    """On the examples themselves, and on draws of them as the bootstrap makes them."""
+def test_summed_statistics_give_the_score_of_the_library(name: str) -> None:
+    """For the examples themselves, and for bootstrap resamples of them."""
     columns = CASES[name]
     every = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     for draw in range(9):
         records = every if draw == 0 else CHANCE.choices(every, k=len(every))
-        found = metrics.sufficient_statistics([name], [[record] for record in records])
-        assert [counts.score for counts in found] == list(metrics.METRICS[name].aggregates)
-        for counts in found:
-            rows, aggregate = np.array(counts.rows), aggregates.AGGREGATES[counts.aggregate]
+        computed = metrics.sufficient_statistics([name], [[record] for record in records])
+        assert [statistics.score for statistics in computed] == list(metrics.METRICS[name].aggregates)
+        for statistics in computed:
+            rows, aggregate = np.array(statistics.rows), aggregates.AGGREGATES[statistics.aggregate]
             score = rows.mean() if aggregate is None else aggregate(rows.sum(axis=0))
-            assert score == pytest.approx(metrics.score([name], records)[counts.score], abs=1e-10)
-            assert len(counts.rows) == len(records)
+            assert score == pytest.approx(metrics.score([name], records)[statistics.score], abs=1e-10)
+            assert len(statistics.rows) == len(records)
 
 
-def test_bleu_of_few_words_is_the_librarys() -> None:
-    """An order of n-grams without any found is smoothed; one that was never written makes it 0."""
+def test_bleu_of_few_words_is_that_of_the_library() -> None:
+    """An order of n-grams without a match is smoothed; one without any n-gram makes the score 0."""
     for predicted, expected in (("a b c d", "a b x y"), ("a b c d", "a x y z"), ("a b", "a b"), ("", "a"), ("x", "a")):
         records = [{"predicted": predicted, "expected": [expected]}] * 2
-        (counts,) = metrics.sufficient_statistics(["bleu"], [[record] for record in records])
-        assert aggregates.bleu(np.sum(counts.rows, axis=0)) == pytest.approx(metrics.score(["bleu"], records)["bleu"])
+        (statistics,) = metrics.sufficient_statistics(["bleu"], [[record] for record in records])
+        assert aggregates.bleu(np.sum(statistics.rows, axis=0)) == pytest.approx(
+            metrics.score(["bleu"], records)["bleu"]
+        )
 
 
-def test_chrf_of_few_characters_is_the_librarys() -> None:
-    """An order that one of the texts does not have is left out."""
+def test_chrf_of_few_characters_is_that_of_the_library() -> None:
+    """An order that one of the texts is too short for is left out."""
     for predicted, expected in (("ab", "abc"), ("abcdefg", "abc"), ("", "a"), ("x", "a"), ("abcdef gh", "abcdxf gh")):
         records = [{"predicted": predicted, "expected": [expected]}] * 2
-        (counts,) = metrics.sufficient_statistics(["chrf"], [[record] for record in records])
-        assert aggregates.chrf(np.sum(counts.rows, axis=0)) == pytest.approx(metrics.score(["chrf"], records)["chrf"])
+        (statistics,) = metrics.sufficient_statistics(["chrf"], [[record] for record in records])
+        assert aggregates.chrf(np.sum(statistics.rows, axis=0)) == pytest.approx(
+            metrics.score(["chrf"], records)["chrf"]
+        )
 
 
-def test_mcc_of_three_classes_has_no_counts() -> None:
+def test_mcc_of_three_classes_has_no_statistics() -> None:
     assert metrics.sufficient_statistics(["mcc"], [[{"predicted": x, "expected": "a"}] for x in LABELS]) == []
 
 
-def test_every_metric_with_counts_is_tested_here() -> None:
+def test_every_metric_with_statistics_is_tested() -> None:
     assert {name for name, metric in metrics.METRICS.items() if metric.aggregates} == CASES.keys()

@@ -7,12 +7,12 @@ from pathlib import Path
 from peftlab.suites.collect import collect
 
 
-def test_a_text_may_hold_what_elsewhere_ends_a_line(stored_run: Path, tmp_path: Path) -> None:
+def test_texts_may_hold_other_line_separators(stored_run: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(stored_run.with_name("runs") / "one", tmp_path / "one"))
-    record, whole = collect(folder)
+    record, predictions = collect(folder)
     path = folder / "predictions.jsonl"
     first, *others = path.read_text().split("\n")
     altered = json.loads(first)
     altered["tokens"][0] = "caf\x85e\u2028"  # Rotten Tomatoes has such
     path.write_text("\n".join([json.dumps(altered, ensure_ascii=False), *others]))
-    assert collect(folder) == (record, whole)
+    assert collect(folder) == (record, predictions)

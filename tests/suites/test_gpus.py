@@ -90,11 +90,11 @@ def test_sizes_are_found_in_a_forked_process_on_a_machine_with_gpus(
 ) -> None:
     folder = write_suite(tmp_path / "tiny", **GRID, match={"parameters": 166000})
     monkeypatch.setattr(gpus, "visible", lambda: ["0"])
-    here = os.getpid()
+    parent = os.getpid()
     real = matching.find_size
 
     def find_size(*arguments: object) -> object:
-        assert os.getpid() != here
+        assert os.getpid() != parent
         return real(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(matching, "find_size", find_size)

@@ -22,7 +22,7 @@ def wrong(folder: Path) -> list[str]:
 
 
 def altered(folder: Path, target: Path, change: dict[str, Any]) -> Path:
-    """A copy whose result says something else."""
+    """A copy whose result message something else."""
     copy = Path(shutil.copytree(folder, target / "tiny"))
     (path,) = (copy / "results").glob("*.json")
     values = json.loads(path.read_text())
@@ -42,13 +42,13 @@ def test_a_missing_suite_inside_a_suite_is_an_error(stored_run: Path) -> None:
         wrong(stored_run / "mine")
 
 
-def test_a_metric_that_was_changed_is_found(stored_run: Path, tmp_path: Path) -> None:
+def test_an_altered_score_is_wrong(stored_run: Path, tmp_path: Path) -> None:
     copy = altered(stored_run, tmp_path, {"metrics": {"test": {"token_accuracy": 0.999}}})
     (line,) = wrong(copy)
     assert line.startswith("test token_accuracy: recorded 0.999, its predictions give 0.")
 
 
-def test_a_prediction_that_was_changed_is_found(stored_run: Path, tmp_path: Path) -> None:
+def test_an_altered_prediction_is_wrong(stored_run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(stored_run, tmp_path / "tiny"))
     (stored,) = Store(copy).records().values()
     predictions = stored.predictions()
@@ -58,7 +58,7 @@ def test_a_prediction_that_was_changed_is_found(stored_run: Path, tmp_path: Path
     assert [line for line in wrong(copy) if line.startswith("test token_accuracy: recorded")]
 
 
-def test_counts_that_were_changed_are_found(stored_run: Path, tmp_path: Path) -> None:
+def test_altered_statistics_are_wrong(stored_run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(stored_run, tmp_path / "tiny"))
     (stored,) = Store(copy).records().values()
     predictions = stored.predictions()
@@ -68,7 +68,7 @@ def test_counts_that_were_changed_are_found(stored_run: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("where", "value", "says"),
+    ("where", "value", "message"),
     [
         (["columns", "test"], {}, "test: no predicted among its predictions"),
         (["columns", "test", "predicted", 0], 5, "test: its predictions cannot be scored: ValueError: "),
@@ -79,8 +79,8 @@ def test_counts_that_were_changed_are_found(stored_run: Path, tmp_path: Path) ->
         (["statistics", "test", 0, "rows", 0], [1.0], "rows of entity_f1 differ in length"),
     ],
 )
-def test_predictions_that_no_run_would_leave_are_a_line(
-    stored_run: Path, tmp_path: Path, where: list[Any], value: object, says: str
+def test_invalid_predictions_are_one_line(
+    stored_run: Path, tmp_path: Path, where: list[Any], value: object, message: str
 ) -> None:
     copy = Path(shutil.copytree(stored_run, tmp_path / "tiny"))
     (path,) = (copy / "results").glob("*.gz")
@@ -90,11 +90,11 @@ def test_predictions_that_no_run_would_leave_are_a_line(
     inner[where[-1]] = value
     path.write_bytes(gzip.compress(json.dumps(values).encode()))
     (line,) = wrong(copy)
-    assert says in line
+    assert message in line
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
+    ("old", "new", "message"),
     [
         ('"state": "done"', '"state": "failed"', "failed, with a result"),
         (
@@ -104,14 +104,12 @@ def test_predictions_that_no_run_would_leave_are_a_line(
         ),
     ],
 )
-def test_a_record_that_no_run_would_leave_is_a_line(
-    stored_run: Path, tmp_path: Path, old: str, new: str, says: str
-) -> None:
+def test_an_inconsistent_record_is_one_line(stored_run: Path, tmp_path: Path, old: str, new: str, message: str) -> None:
     copy = Path(shutil.copytree(stored_run, tmp_path / "tiny"))
     (path,) = (copy / "results").glob("*.json")
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))
-    with pytest.raises(UserError, match=rf"{path.name}: {says}"):
+    with pytest.raises(UserError, match=rf"{path.name}: {message}"):
         Store(copy).records()
 
 
