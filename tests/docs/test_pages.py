@@ -88,7 +88,6 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert broken == []
 
 
-@pytest.mark.xfail(reason="tests/test_language.py is about to land", strict=False)
 @every_page
 def test_paths_exist(page: Path) -> None:
     paths = {text for text in inline_code(page) if PATH.match(text) and "NAME" not in text}
