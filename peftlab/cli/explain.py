@@ -26,7 +26,7 @@ def explain(
         typer.Argument(metavar="KEY", help="A key, e.g. training.warmup, method.rank or tasks.", show_default=False),
     ],
 ) -> None:
-    """Explain a key of recipes and suites, e.g. training.warmup.
+    """Explain a key: type, default, meaning and an example.
 
     Prints type, default, meaning and an example; for a section also its keys, for a component its kinds.
     """
