@@ -138,7 +138,7 @@ def test_the_estimate_is_within_five_percent_of_the_measurement(
     check(bases, shape, method, quantization, checkpointing)
 
 
-@pytest.mark.slow
+@pytest.mark.night
 @pytest.mark.parametrize(
     ("shape", "method", "quantization", "checkpointing"), [case for case in CASES if case not in QUICK]
 )
