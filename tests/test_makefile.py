@@ -1,5 +1,6 @@
 """The Makefile: help is the default target, and a mistake is one line and exit code 2."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,8 +15,14 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:
     """Run make with the interpreter of the tests instead of .venv."""
-    environment = (f"BIN={Path(sys.executable).parent}", "READY=", "VENV=/nonexistent")
-    return subprocess.run(["make", *words, *environment], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    variables = (f"BIN={Path(sys.executable).parent}", "READY=", "VENV=/nonexistent")
+    # Without what the make that may have started the tests passes on to one below it.
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")
+    }
+    return subprocess.run(
+        ["make", *words, *variables], cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment
+    )
 
 
 def test_make_without_a_target_prints_help_and_installs_nothing() -> None:

@@ -5,11 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from peftlab.data.examples import Splits
+from peftlab.models.model import ModelFiles
 from tests.cli.processes import peftlab
 
 
 @pytest.fixture(scope="session")
-def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+def first_run(
+    tmp_path_factory: pytest.TempPathFactory,
+    minilm: ModelFiles,  # downloads what the run needs
+    addresses: Splits,
+) -> tuple[subprocess.CompletedProcess[str], Path]:
     from tests.conftest import RECIPE
 
     folder = tmp_path_factory.mktemp("cli")

@@ -119,5 +119,5 @@ def test_layer_decay_without_trainable_layers_is_refused(base_of: Load, tmp_path
         "model: sentence-transformers/all-MiniLM-L6-v2\ntask: token_classification\ndata: datamade/usaddress\n"
         "method: prompt_tuning\ntraining: {layer_decay: 0.9}\n"
     )
-    with pytest.raises(UserError, match=r"training.layer_decay: virtual tokens are in no layer"):
+    with pytest.raises(UserError, match=r"training.layer_decay: virtual tokens belong to no layer"):
         load_recipe(path)
