@@ -1,5 +1,6 @@
 """Estimates against measurements: the memory of a step on fake tensors and of a real step."""
 
+import gc
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,7 @@ def measured(example: Recipe, folder: Path, batch: Batch, *, mesh: DeviceMesh | 
     )
     if mesh is not None:
         profiled = profiled.sharded(mesh)
+    gc.collect()  # tensors of earlier tests that were freed during the measurement would be subtracted
     return memory_pass(profiled, HostRecorder(), evaluate=False)
 
 
