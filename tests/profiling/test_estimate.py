@@ -287,6 +287,6 @@ def test_sharded_estimates_use_a_shardable_storage_of_the_quantization(bases: di
     assert by_kind["nf4"].memory is not None
     assert by_kind["none"].memory is not None
     assert by_kind["nf4"].memory.base < by_kind["none"].memory.base
-    assert "cannot be cut" in str(by_kind["int8"].unsupported)
+    assert "cannot be sharded" in str(by_kind["int8"].unsupported)
     with pytest.raises(UserError, match="--devices 2"):
         next(estimate.estimate(example, sharded=True))
