@@ -277,6 +277,7 @@ def test_bad_rows_of_a_folder_are_named_by_number(tmp_path: Path) -> None:
         Hub(id=str(tmp_path)).load(task.fields, check=task.check_row)
 
 
+@pytest.mark.slow
 def test_a_row_of_100_000_tokens_is_named_before_training_or_counted(tmp_path: Path, minilm: ModelFiles) -> None:
     path = tmp_path / "mine.jsonl"
     long = {"tokens": ["word"] * 100_000, "labels": ["O"] * 100_000}

@@ -19,7 +19,6 @@ from tests.faults.conftest import (
     Lab,
     both,
     finished,
-    kind_and_quantization,
     overrides,
     steps,
 )
@@ -47,7 +46,7 @@ def errors(done: list[Done]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("stage", "combination"), sampled(CHANGE, lambda cell: (cell[0], *kind_and_quantization(cell[1])), 1), ids=str
+    ("stage", "combination"), sampled(CHANGE, lambda cell: (cell[0], cell[1].precision), strength=1), ids=str
 )
 def test_it_trains_as_one_process(stage: str, combination: Combination, lab: Lab, output: Path) -> None:
     recipe = recipe_of(combination)

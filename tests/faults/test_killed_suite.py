@@ -68,7 +68,10 @@ def alive(pids: set[int]) -> set[int]:
 
 @pytest.mark.parametrize(
     ("runners", "faults", "number"),
-    [(3, 5, 0), *(pytest.param(8, 30, number, marks=pytest.mark.night) for number in range(counted(1, 16)))],
+    [
+        pytest.param(3, 5, 0, marks=pytest.mark.slow),
+        *(pytest.param(8, 30, number, marks=pytest.mark.night) for number in range(counted(1, 16))),
+    ],
 )
 def test_every_run_ends_in_one_result_however_often_runners_are_killed(
     tmp_path: Path, runners: int, faults: int, number: int

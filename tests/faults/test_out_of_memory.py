@@ -61,6 +61,7 @@ def test_halved_micro_batches_retry_the_step_with_the_same_update(
     assert after.metrics == reference.metrics
 
 
+@pytest.mark.slow
 def test_halved_micro_batches_stay_halved_when_resumed(lab: Lab, output: Path) -> None:
     words = [*lab.words(output, "training.auto_micro_batch=true"), *EVERY, "--resume"]
     short = [["out_of_memory_at_step", 3, 2]]
@@ -82,7 +83,7 @@ def test_a_single_example_that_does_not_fit_ends_the_run(step: int, lab: Lab, ou
     assert "a micro-batch is one example already" in done.err
 
 
-@pytest.mark.parametrize("automatic", [False, True])
+@pytest.mark.parametrize("automatic", slow_after(1, [False, True]))
 def test_a_real_limit_of_the_address_space(automatic: bool, lab: Lab, output: Path) -> None:
     rows = [{"tokens": ["abcdef"] * 9, "labels": ["B-N", "I-N", "O"] * 3}] * 160
     (lab.folder / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

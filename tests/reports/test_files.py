@@ -37,7 +37,10 @@ def test_vector_figures_are_written_on_request(suite_folder: Path, tmp_path: Pat
     assert [path.suffix for path in paths] == [".png", ".pdf", ".svg"]
 
 
-@pytest.mark.parametrize("suite", SUITES, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "suite",
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.name == "ner"), id=path.name) for path in SUITES],
+)
 def test_a_committed_report_is_what_its_results_give(suite: Path) -> None:
     for name, content in report_of(read_analysis(suite)).items():
         assert (suite / FOLDER / name).read_text(encoding="utf-8") == content, name

@@ -109,6 +109,7 @@ def test_runs_that_diverge_or_fail_are_recorded_with_the_reason(tmp_path: Path) 
     assert ends["head"] == ("done", "None")
 
 
+@pytest.mark.slow
 def test_a_run_over_its_time_limit_is_stopped_and_recorded_and_may_be_retried(tmp_path: Path) -> None:
     folder = write_suite(tmp_path / "tiny", methods={"lora": LORA}, training={"steps": 100000}, time_limit=3)
     assert outcomes(folder) == {"lora": ("timed out", "not done after 3 s")}
