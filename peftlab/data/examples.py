@@ -64,7 +64,7 @@ class Encoded:
 
     examples: list[Example]
     counts: dict[str, int]
-    """What encoding lost, e.g. {"truncated_sentences": 3, "lost_entities": 4}."""
+    """Counts of what encoding lost, e.g. {"truncated_sentences": 3, "lost_entities": 4}."""
 
     @property
     def rows(self) -> list[Row]:

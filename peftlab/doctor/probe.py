@@ -138,13 +138,13 @@ class ProbeRun:
     frozen: Mapping[str, tuple[Tensor, Tensor]]
     """The base's frozen tensors by name: now, and a copy from before training."""
     before: Sequence[GradientStats]
-    """Of each step before the evaluation."""
+    """Statistics of each step before the evaluation."""
     evaluated: Mapping[str, Tensor]
     """Copies of the trainable tensors at the evaluation."""
     after: Sequence[GradientStats]
-    """Of each step after the evaluation."""
+    """Statistics of each step after the evaluation."""
     error: Exception | None
-    """What ended training after the evaluation, if it did not finish."""
+    """Error that ended training after the evaluation, if it did not finish."""
 
 
 class InspectGradients(Callback):

@@ -26,7 +26,7 @@ def training_plan(
     optimizer_steps: int,
     longest_input: int,
 ) -> TrainingPlan:
-    """What the recipe's method may know of the training before it starts. `longest_input` is in tokens."""
+    """Facts of the training that the method may know before it starts. `longest_input` is in tokens."""
     return TrainingPlan(
         optimizer_steps=optimizer_steps,
         task_type=task.task_type,

@@ -133,7 +133,7 @@ class LoadOptions:
     dropout: float | None = 0.0
     """Dropout probability in the base; None: as in its config."""
     seed: int = 0
-    """Of the initial values of a new head."""
+    """Seed of the initial values of a new head."""
     padding_token: int | None = None
     """Token id in place of the one in the base's config."""
     device_map: DeviceMap | None = None

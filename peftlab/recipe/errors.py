@@ -87,7 +87,7 @@ def _source(error: _Error, path: Path, lines: Mapping[Key, int], overridden: Seq
 
 
 def _message(error: _Error) -> str:
-    """What is wrong, what was expected, and the nearest valid word."""
+    """Message: what is wrong, what was expected, and the nearest valid word."""
     context = error.details.get("ctx", {})
     match error.type:
         case "extra_forbidden":

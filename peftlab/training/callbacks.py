@@ -37,7 +37,7 @@ class Callback:
         """Called when a step ran out of memory and is retried in smaller micro-batches."""
 
     def request(self, step: int) -> tuple[bool, bool]:
-        """Whether to save the state after this step, and whether to stop. A request of one process holds for all."""
+        """Two flags: save the state after this step, and stop. A request of one process holds for all."""
         return False, False
 
     def on_save(self, rng: RngState | None = None) -> str:

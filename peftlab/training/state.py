@@ -94,7 +94,7 @@ class TrainState:
     best: dict[str, Tensor] | None = None
     """Trained parameters at the best evaluation so far, by name; local shards if the model is sharded."""
     gradient_stats: GradientStats | None = None
-    """Of the first step, or of the first one after an evaluation."""
+    """Statistics of the first step, or of the first one after an evaluation."""
     trained: dict[str, torch.nn.Parameter] = field(init=False)
     """Trained parameters by name, including those that no forward uses."""
 
