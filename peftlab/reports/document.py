@@ -29,7 +29,7 @@ class Cell:
     text: str
     """As shown; "" if the value was not measured, which renderers show as a dash."""
     value: float | str | None = None
-    """What rows are sorted by; None sorts last."""
+    """Value by which rows are sorted; None sorts last."""
     bold: bool = False
     runs: str | None = None
     """Anchor of the runs behind the value."""

@@ -1,4 +1,4 @@
-"""What a suite's figures show: points, curves and bars, without drawing them."""
+"""Contents of a suite's figures: points, curves and bars, without drawing them."""
 
 from __future__ import annotations
 

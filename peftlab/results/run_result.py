@@ -105,7 +105,7 @@ class SplitCounts(Settings):
     tokens: int
     """Tokens of all windows and choices."""
     dropped: dict[str, int]
-    """What truncation lost, by name, e.g. truncated sentences and lost entities."""
+    """Counts of what truncation lost, by name, e.g. truncated sentences and lost entities."""
     skipped: dict[str, int] = Field(default={})
     """Rows left out, by reason: bad rows, leaks."""
     leaks: int | None = None
@@ -145,7 +145,7 @@ class RunResult(Settings):
     name: str
     digest: str
     recipe: dict[str, Any]
-    """What `Recipe.to_record` returned."""
+    """The resolved recipe, as `Recipe.to_record` returns it."""
     started: str
     """UTC, ISO 8601."""
     command: list[str]
@@ -168,7 +168,7 @@ class RunResult(Settings):
     unused: list[str] = Field(default=[])
     """Parameters that full fine-tuning froze because no forward pass used them."""
     method_stats: dict[str, Any]
-    """What the method reports of itself after training."""
+    """Statistics that the method reports after training."""
     fidelity: str | None
     """How the method differs from its publication."""
     cost: Cost

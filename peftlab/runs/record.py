@@ -1,4 +1,4 @@
-"""What a run records in its result: the parts of a RunResult, from what the run has at hand."""
+"""Parts of a run's result: the fields of a RunResult, from what the run has at hand."""
 
 from __future__ import annotations
 

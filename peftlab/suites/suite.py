@@ -131,7 +131,7 @@ class Suite(Settings):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$", examples=["ner"])
     """Name of the suite. Default: the name of its folder."""
     description: str = Field("", examples=["Named entities of CoNLL-2003"])
-    """What the suite compares, in one line."""
+    """One line about what the suite compares."""
     protocol: Literal["clean", "as-published"] = "clean"
     """"clean" reports the test score; "as-published" the best epoch's validation score, as some papers do."""
     reference: str = "full"
