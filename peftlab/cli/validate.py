@@ -34,12 +34,12 @@ def validate(
 
 def _check_base(recipe: Recipe, path: Path) -> None:
     """Raise UserError if the task uses the base model's own head and the base's known config does not have it."""
-    shape = None if recipe.task.new_head else recipe.model.known_shape()
-    if shape is None:
+    config = None if recipe.task.new_head else recipe.model.known_config()
+    if config is None:
         return
     from peftlab.loading import head
 
     try:
-        head.check(shape, recipe.task)
+        head.check(config, recipe.task)
     except UserError as error:
         raise UserError(f"{path}:{read_yaml(path).lines.get(('task',), 1)}: {error}") from None

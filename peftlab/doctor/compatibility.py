@@ -16,7 +16,7 @@ from peftlab.doctor.probe import LIBRARY_ERRORS, ProbeModel, make_probe_model, m
 from peftlab.errors import UserError
 from peftlab.io.markdown_table import markdown_table
 from peftlab.methods import METHODS
-from peftlab.models.shapes import shapes
+from peftlab.models.configs import stored_configs
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe
 from peftlab.results.environment import environment
@@ -70,7 +70,7 @@ def try_all(
     headless = []
     for task in tasks:
         for base in bases:
-            architecture = str(shapes()[base]["model_type"])
+            architecture = str(stored_configs()[base]["model_type"])
             recipes = [
                 _recipe(task, base, quantization, {"kind": kind, **sample})
                 for quantization in quantizations
@@ -80,7 +80,7 @@ def try_all(
             with tempfile.TemporaryDirectory() as folder:
                 try:
                     probe = make_probe_model(
-                        recipes[0], shapes()[base], Path(folder), device=torch.device("cpu"), width=WIDTH
+                        recipes[0], stored_configs()[base], Path(folder), device=torch.device("cpu"), width=WIDTH
                     )
                 except UserError:
                     headless.append((task, architecture))

@@ -20,16 +20,16 @@ from peftlab.errors import UserError
 from peftlab.loading.attach import count_parameters
 from peftlab.loading.model import Base, within
 from peftlab.methods import Method
-from peftlab.models.model import Shape
+from peftlab.models.model import KnownConfig
 from peftlab.recipe import Recipe
 
 
 def examine(recipe: Recipe, device: torch.device | None = None) -> Iterator[Check]:
     """Check a recipe, one result after the other. Raises UserError if its method cannot be attached to its base."""
-    shape = recipe.model.shape()
+    config = recipe.model.config()
     with tempfile.TemporaryDirectory() as folder:
-        probe = make_probe_model(recipe, shape.values, Path(folder), device=device or Accelerator().device)
-        yield check_shape(shape)
+        probe = make_probe_model(recipe, config.values, Path(folder), device=device or Accelerator().device)
+        yield check_config(config)
         try:
             base, model = probe.attached()
         except UserError:
@@ -49,12 +49,12 @@ def examine(recipe: Recipe, device: torch.device | None = None) -> Iterator[Chec
             yield guarded(name, functools.partial(check, run))
 
 
-def check_shape(shape: Shape) -> Check:
-    detail = f"{shape.values['model_type']}, two layers as in {shape.source}"
-    if shape.disagreement is None:
+def check_config(config: KnownConfig) -> Check:
+    detail = f"{config.values['model_type']}, two layers as in {config.source}"
+    if config.disagreement is None:
         return Check("base", True, detail)
     return Check(
-        "base", False, f"{detail}; {shape.disagreement}", "correct peftlab/models/shapes.toml; config.json was used"
+        "base", False, f"{detail}; {config.disagreement}", "correct peftlab/models/configs.toml; config.json was used"
     )
 
 

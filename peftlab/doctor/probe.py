@@ -158,10 +158,10 @@ class InspectGradients(Callback):
 
 
 def make_probe_model(
-    recipe: Recipe, shape: Mapping[str, Any], folder: Path, *, device: torch.device, width: int = WIDTH
+    recipe: Recipe, values: Mapping[str, Any], folder: Path, *, device: torch.device, width: int = WIDTH
 ) -> ProbeModel:
     """Write a base of two layers with random weights into `folder`. Raises UserError if there is no such model."""
-    config = small_config(shape, width)
+    config = small_config(values, width)
     tokenizer = byte_tokenizer(config)
     rows = recipe.task.sample_rows()
     task = recipe.task.from_training(rows).bind(rows)

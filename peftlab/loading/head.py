@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import UserError
-from peftlab.models.model import Shape
+from peftlab.models.model import KnownConfig
 from peftlab.models.remote_code import FLAG
 from peftlab.tasks import Task
 
@@ -34,11 +34,11 @@ def with_head(config: PretrainedConfig, task: Task, *, trusted: bool = False, **
         raise UserError(f"model: a {config.model_type} cannot serve {task.kind}{reason}") from None
 
 
-def check(shape: Shape, task: Task) -> None:
-    """Raise UserError if a base of this shape has no such head, or attends to the tokens that it must predict."""
+def check(known: KnownConfig, task: Task) -> None:
+    """Raise UserError if a base with this config has no such head, or attends to the tokens that it must predict."""
     from peftlab.models.tiny_model import small_config  # late: it imports transformers
 
-    config = small_config({**shape.values, **task.model_settings()}, WIDTH)
+    config = small_config({**known.values, **task.model_settings()}, WIDTH)
     incompatibility = task.incompatibility(with_head(config, task))
     if incompatibility is not None:
         raise UserError(f"task: {incompatibility}")

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from peftlab.component import ExpandedPath, Settings
 from peftlab.errors import UserError, nearest
 from peftlab.io.atomic import sha256
-from peftlab.models import remote_code, shapes
+from peftlab.models import configs, remote_code
 from peftlab.sources import assets, hub
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -42,7 +42,7 @@ class ModelFiles:
 
 
 @dataclass(frozen=True)
-class Shape:
+class KnownConfig:
     """Values of a base model's config.json, as far as they are known."""
 
     values: Mapping[str, Any]
@@ -79,32 +79,32 @@ class Model(Settings):
         """transformers' `model_type` if it can be determined offline, else None."""
         return self._local_architecture() or self.architecture
 
-    def known_shape(self) -> Shape | None:
+    def known_config(self) -> KnownConfig | None:
         """Config of the base model if it can be determined offline: a local config.json or the stored config."""
-        stored = shapes.shapes().get(self.id)
+        stored = configs.stored_configs().get(self.id)
         path = self._local_config()
         if path is not None:
             config = _read(path)
-            return Shape(config, str(path), shapes.disagreement(stored, config) if stored else None)
-        return Shape(stored, f"the stored config of {self.id}") if stored is not None else None
+            return KnownConfig(config, str(path), configs.disagreement(stored, config) if stored else None)
+        return KnownConfig(stored, f"the stored config of {self.id}") if stored is not None else None
 
-    def shape(self) -> Shape:
+    def config(self) -> KnownConfig:
         """Config of the base model, without its weights. Raises UserError if it cannot be determined.
 
         In this order: a local or stored config, the architecture's default config, the Hub's config.json.
         """
-        if (config := self.known_shape()) is not None:
+        if (config := self.known_config()) is not None:
             return config
         if self.architecture is not None:
-            return Shape({"model_type": self.architecture}, f"transformers' default {self.architecture}")
+            return KnownConfig({"model_type": self.architecture}, f"transformers' default {self.architecture}")
         try:
             folder = hub.snapshot(self.id, revision=self.revision, patterns=["config.json"])
         except hub.Unreachable as error:
             raise UserError(
-                f"model: {self.id!r} is not known offline{nearest(self.id, shapes.shapes())} and the Hub is not "
-                f"available ({error}); set model.architecture, e.g. bert"
+                f"model: {self.id!r} is not known offline{nearest(self.id, configs.stored_configs())} and the Hub is "
+                f"not available ({error}); set model.architecture, e.g. bert"
             ) from None
-        return Shape(_read(folder / "config.json"), f"{self.id}@{folder.name}")
+        return KnownConfig(_read(folder / "config.json"), f"{self.id}@{folder.name}")
 
     def files(self, trust: str | None = None) -> ModelFiles:
         """Locate the base model, downloading it if necessary. Raises UserError if it is not available.
@@ -146,7 +146,7 @@ class Model(Settings):
             except UserError:
                 return None
             return value if isinstance(value, str) else None
-        asset, stored = assets.find(self.id), shapes.shapes().get(self.id)
+        asset, stored = assets.find(self.id), configs.stored_configs().get(self.id)
         if asset is not None and asset.architecture is not None:
             return asset.architecture
         return str(stored["model_type"]) if stored else None

@@ -16,7 +16,7 @@ from peftlab.component import Precision
 from peftlab.data.examples import Example
 from peftlab.errors import UserError
 from peftlab.loading.model import LoadOptions, longest_of_config
-from peftlab.models.model import Shape
+from peftlab.models.model import KnownConfig
 from peftlab.models.tiny_model import byte_tokenizer
 from peftlab.profiling.fake_model import (
     ShapeRecorder,
@@ -70,7 +70,7 @@ def estimate(
     others = [part(kind=kind) for kind, part in QUANTIZATIONS.items() if kind != recipe.quantization.kind]
     for quantization in [recipe.quantization, *(other.as_shardable() if sharded else other for other in others)]:
         variant = recipe.model_copy(update={"quantization": quantization})
-        reason = variant.incompatible_with(str(recipe.model.shape().values["model_type"]), sharded=sharded)
+        reason = variant.incompatible_with(str(recipe.model.config().values["model_type"]), sharded=sharded)
         if reason is not None:
             yield MemoryEstimate(quantization=quantization.kind, unsupported=reason)
             continue
@@ -87,8 +87,8 @@ def estimate_memory(
     length: int | None = None,
 ) -> MemoryEstimate:
     """The estimate with the recipe's accumulation, or with the smallest larger one that fits into `limit` bytes."""
-    shape = recipe.model.shape()
-    batch = sample_batch(recipe, shape, devices=devices, examples=examples, length=length)
+    config = recipe.model.config()
+    batch = sample_batch(recipe, config, devices=devices, examples=examples, length=length)
     per_device = len(batch.local)
 
     def needed_for(accumulation: int, local: Sequence[Example]) -> tuple[Memory, int]:
@@ -96,7 +96,7 @@ def estimate_memory(
         settings = recipe.training.model_copy(update={"accumulation": accumulation})
         variant = recipe.model_copy(update={"training": settings})
         shards = devices if sharded else 1
-        memory = predict(variant, shape, dataclasses.replace(batch, local=local), shards=shards)
+        memory = predict(variant, config, dataclasses.replace(batch, local=local), shards=shards)
         buckets = memory.gradients if devices > 1 and not sharded else 0  # of DDP's gradient all-reduce
         return memory, memory.peak + (memory.best_state or 0) + buckets
 
@@ -168,20 +168,20 @@ class Batch:
 
 
 def sample_batch(
-    recipe: Recipe, shape: Shape, *, devices: int = 1, examples: int | None = None, length: int | None = None
+    recipe: Recipe, config: KnownConfig, *, devices: int = 1, examples: int | None = None, length: int | None = None
 ) -> Batch:
     """A batch of the recipe's size, or of `examples` of `length` tokens each. Raises UserError."""
     rows = recipe.task.sample_rows()
     task = recipe.task.from_training(rows).bind(rows)
-    limit = longest_of_config(shape.values, shape.source, task, reserved=recipe.method.positions)
+    limit = longest_of_config(config.values, config.source, task, reserved=recipe.method.positions)
     count, length = batch_shape(recipe.training, limit, examples=examples, length=length)
-    tokenizer = byte_tokenizer(full_config(shape.values, task))
+    tokenizer = byte_tokenizer(full_config(config.values, task))
     encoded = task.training_examples(task.encode(rows, tokenizer, limit).examples, limit)
     local = [task.stretched(encoded[i % len(encoded)], length) for i in range(-(-count // devices))]
     return Batch(task, tokenizer, count, length, local)
 
 
-def predict(recipe: Recipe, shape: Shape, batch: Batch, *, shards: int = 1) -> Memory:
+def predict(recipe: Recipe, config: KnownConfig, batch: Batch, *, shards: int = 1) -> Memory:
     """Memory of one device in a step, if the model is sharded over `shards` devices."""
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     precision = _precision(recipe)
@@ -192,7 +192,7 @@ def predict(recipe: Recipe, shape: Shape, batch: Batch, *, shards: int = 1) -> M
         dropout=recipe.training.dropout,
         padding_token=batch.tokenizer.pad_token_id,
     )
-    base = meta_model(shape, batch.task, recipe.quantization, options)
+    base = meta_model(config, batch.task, recipe.quantization, options)
     with torch.device("meta"):
         profiled = attach(
             recipe,

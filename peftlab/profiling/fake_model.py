@@ -26,7 +26,7 @@ from peftlab.errors import UserError, nearest
 from peftlab.loading.head import with_head
 from peftlab.loading.model import Base, LoadOptions, head_modules, kept_float, set_dropout
 from peftlab.loading.model import count as count_parameters
-from peftlab.models.model import ModelFiles, Shape
+from peftlab.models.model import KnownConfig, ModelFiles
 from peftlab.profiling.memory import add_up
 from peftlab.profiling.snapshots import PhaseSnapshot
 from peftlab.quantization import Quantization
@@ -34,9 +34,9 @@ from peftlab.quantization.quantization import quantized_linears
 from peftlab.tasks import Task
 
 
-def meta_model(shape: Shape, task: Task, quantization: Quantization, options: LoadOptions) -> Base:
+def meta_model(known: KnownConfig, task: Task, quantization: Quantization, options: LoadOptions) -> Base:
     """The base model as `load_base` gives it, with every tensor on the meta device. Raises UserError like it."""
-    config = full_config(shape.values, task)
+    config = full_config(known.values, task)
     if options.dropout is not None:
         set_dropout(config, options.dropout)
     dtype = options.compute if options.frozen else torch.float32
@@ -53,11 +53,11 @@ def meta_model(shape: Shape, task: Task, quantization: Quantization, options: Lo
     skeleton.requires_grad_(False)
     quantization.prepare(skeleton)
     skeleton.config.get_text_config().pad_token_id = options.padding_token
-    return Base(skeleton, head, parameters, ModelFiles(folder=Path(), source=shape.source, fingerprint=""))
+    return Base(skeleton, head, parameters, ModelFiles(folder=Path(), source=known.source, fingerprint=""))
 
 
 def full_config(values: Mapping[str, Any], task: Task) -> Any:
-    """The config of a base model of this shape with the task's head. Raises UserError."""
+    """The config of a base model with these values with the task's head. Raises UserError."""
     values = dict(values)
     architecture = values.pop("model_type")
     try:

@@ -90,8 +90,8 @@ def parameters(recipe: Recipe) -> int:
     from peftlab.profiling.estimate import sample_batch
     from peftlab.profiling.fake_model import meta_model
 
-    shape = recipe.model.shape()
-    batch = sample_batch(recipe, shape)
+    config = recipe.model.config()
+    batch = sample_batch(recipe, config)
     options = LoadOptions(
         device=torch.device("meta"),
         compute=torch.float32,
@@ -99,7 +99,7 @@ def parameters(recipe: Recipe) -> int:
         dropout=recipe.training.dropout,
         padding_token=batch.tokenizer.pad_token_id,
     )
-    base = meta_model(shape, batch.task, recipe.quantization, options)
+    base = meta_model(config, batch.task, recipe.quantization, options)
     plan = training_plan(
         recipe,
         base,

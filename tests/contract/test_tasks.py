@@ -12,7 +12,7 @@ import torch
 
 from peftlab.doctor.probe import ProbeModel, make_probe_model
 from peftlab.errors import UserError
-from peftlab.models.shapes import shapes
+from peftlab.models.configs import stored_configs
 from peftlab.models.tiny_model import byte_tokenizer
 from peftlab.recipe import Recipe
 from peftlab.tasks import TASKS
@@ -37,7 +37,7 @@ def probe_model(
     )
     folder: Path = tmp_path_factory.mktemp("base")
     try:
-        yield make_probe_model(recipe, shapes()[request.param], folder, device=torch.device("cpu"), width=64)
+        yield make_probe_model(recipe, stored_configs()[request.param], folder, device=torch.device("cpu"), width=64)
     except UserError as error:
         pytest.skip(str(error))  # no such head
 

@@ -12,7 +12,7 @@ from peftlab.doctor import checks
 from peftlab.doctor.diagnosis import check_identity
 from peftlab.doctor.probe import make_probe_model, make_probe_run
 from peftlab.methods import METHODS
-from peftlab.models.shapes import shapes
+from peftlab.models.configs import stored_configs
 from peftlab.recipe import Recipe
 
 BERT = "google-bert/bert-base-cased"
@@ -57,11 +57,11 @@ def test_it_trains_in_float32_and_reloads_to_the_bit(
             **{"quantization": quantization, "training": {"precision": "bfloat16"}},
         }
     )
-    shape = shapes()[base]
-    if recipe.incompatible_with(str(shape["model_type"])):
+    values = stored_configs()[base]
+    if recipe.incompatible_with(str(values["model_type"])):
         pytest.skip("refused")
     # As wide as in the matrix: narrower, a bottleneck of four units may start with dead units only.
-    probe = make_probe_model(recipe, shape, tmp_path, device=torch.device("cpu"), width=128)
+    probe = make_probe_model(recipe, values, tmp_path, device=torch.device("cpu"), width=128)
     run = make_probe_run(probe)
     trainable = {name: p for name, p in run.model.named_parameters() if p.requires_grad}
     assert {p.dtype for p in trainable.values()} == {torch.float32}

@@ -25,8 +25,8 @@ from peftlab.methods.adalora import AdaLora
 from peftlab.methods.full import Full
 from peftlab.methods.lora import Lora
 from peftlab.methods.prefix_tuning import PrefixTuning
+from peftlab.models.configs import disagreement, stored_configs
 from peftlab.models.model import Model
-from peftlab.models.shapes import disagreement, shapes
 from peftlab.models.tiny_model import small_config
 from peftlab.quantization.four_bit import FourBit
 from peftlab.recipe import Recipe, load_recipe
@@ -52,7 +52,7 @@ def make_probe(tmp_path: Path) -> Callable[..., ProbeModel]:
 
     def make(method: Method | None = None, **settings: Any) -> ProbeModel:
         probed = recipe(method, **settings)
-        return make_probe_model(probed, probed.model.shape().values, tmp_path, device=CPU, width=64)
+        return make_probe_model(probed, probed.model.config().values, tmp_path, device=CPU, width=64)
 
     return make
 
@@ -349,13 +349,13 @@ def test_dropout_of_a_recipe_does_not_affect_the_comparisons(make_probe: Callabl
     assert checks.check_accumulation(make_probe_run(make_probe(Lora(rank=4, dropout=0.3)))).ok
 
 
-def test_a_wrong_stored_shape_fails_if_the_config_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_stored_config_fails_if_the_config_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     minilm = MINILM.id
     real = json.loads((MINILM.files().folder / "config.json").read_text())
-    assert disagreement(shapes()[minilm], real) is None
-    assert MINILM.shape().values == real
-    monkeypatch.setitem(shapes(), minilm, {**shapes()[minilm], "hidden_size": 768})  # type: ignore[arg-type]
-    assert "hidden_size is 384, not 768" in red(diagnosis.check_shape(MINILM.shape()))
+    assert disagreement(stored_configs()[minilm], real) is None
+    assert MINILM.config().values == real
+    monkeypatch.setitem(stored_configs(), minilm, {**stored_configs()[minilm], "hidden_size": 768})  # type: ignore[arg-type]
+    assert "hidden_size is 384, not 768" in red(diagnosis.check_config(MINILM.config()))
 
 
 @pytest.mark.parametrize(
@@ -376,8 +376,8 @@ def test_a_wrong_stored_shape_fails_if_the_config_is_cached(monkeypatch: pytest.
         ("google/gemma-2-2b", 2_614_341_888),
     ],
 )
-def test_stored_shapes_have_the_published_number_of_parameters(id: str, parameters: int) -> None:
-    values = dict(shapes()[id])
+def test_stored_configs_have_the_published_number_of_parameters(id: str, parameters: int) -> None:
+    values = dict(stored_configs()[id])
     config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
     with torch.device("meta"):
         assert sum(p.numel() for p in transformers.AutoModel.from_config(config).parameters()) == parameters
@@ -385,8 +385,11 @@ def test_stored_shapes_have_the_published_number_of_parameters(id: str, paramete
 
 @pytest.mark.parametrize("id", ["meta-llama/Llama-3.2-1B", "google/gemma-2b", "albert-base-v2", "google/flan-t5-small"])
 def test_a_small_model_keeps_what_makes_the_architecture(id: str) -> None:
-    values = dict(shapes()[id])
-    full, small = transformers.AutoConfig.for_model(values.pop("model_type"), **values), small_config(shapes()[id], 64)
+    values = dict(stored_configs()[id])
+    full, small = (
+        transformers.AutoConfig.for_model(values.pop("model_type"), **values),
+        small_config(stored_configs()[id], 64),
+    )
     assert (small.hidden_size, small.num_hidden_layers, small.num_attention_heads) == (64, 2, 4)
     for one, other in (("num_key_value_heads", "num_attention_heads"), ("embedding_size", "hidden_size")):
         if hasattr(full, one):
@@ -410,7 +413,7 @@ def test_validation_knows_the_architecture_of_a_well_known_base(tmp_path: Path) 
 
 def test_an_unknown_base_is_one_line_with_the_remedy() -> None:
     with pytest.raises(UserError, match=r"'gpt3' is not known offline.*did you mean 'gpt2'.*set model\.architecture"):
-        Model(id="gpt3").shape()
+        Model(id="gpt3").config()
     with pytest.raises(UserError, match=r"transformers has no architecture 'brt' \(did you mean 'bert'"):
         next(iter(examine(recipe(model={"id": "nobody/knows", "architecture": "brt"}), CPU)))
     with pytest.raises(UserError, match="a opt cannot serve token_classification"):

@@ -208,11 +208,11 @@ def test_no_prompt_can_allow_code_to_run(tmp_path: Path, monkeypatch: pytest.Mon
         auto_map={"AutoModelForCausalLM": f"{tmp_path / 'else'}--modeling_own.Own"},
     )
     monkeypatch.setattr("builtins.input", lambda question: "y")
-    shape = Model(id=str(tmp_path)).shape()
+    config = Model(id=str(tmp_path)).config()
     with pytest.raises(UserError, match="a distilbert cannot serve causal_lm without the base's own code"):
-        head.check(shape, CausalLM())
+        head.check(config, CausalLM())
     with pytest.raises(UserError, match="a distilbert cannot serve causal_lm without the base's own code"):
-        with_head(full_config(shape.values, CausalLM()), CausalLM())
+        with_head(full_config(config.values, CausalLM()), CausalLM())
     assert not (tmp_path / "ran").exists()
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from peftlab.errors import UserError
-from peftlab.models.shapes import shapes
+from peftlab.models.configs import stored_configs
 from peftlab.models.tiny_model import FIRST_BYTE, VOCABULARY, byte_tokenizer, shrink, small_config
 
 
 @pytest.mark.parametrize("base", ["google-bert/bert-base-cased", "meta-llama/Llama-3.2-1B", "google-t5/t5-small"])
 def test_a_tiny_config_has_the_architecture_and_at_most_two_layers(base: str) -> None:
-    config = small_config(shapes()[base], 64)
-    assert config.model_type == shapes()[base]["model_type"]
+    config = small_config(stored_configs()[base], 64)
+    assert config.model_type == stored_configs()[base]["model_type"]
     assert config.num_hidden_layers <= 2
     assert config.hidden_size <= 64
     assert config.vocab_size == VOCABULARY
@@ -33,7 +33,7 @@ def test_an_unknown_architecture_names_the_nearest_one() -> None:
 
 @pytest.mark.parametrize("base", ["google-bert/bert-base-cased", "google-t5/t5-small"])
 def test_every_byte_is_a_token_and_decodes_to_the_text(base: str) -> None:
-    config = small_config(shapes()[base], 64)
+    config = small_config(stored_configs()[base], 64)
     tokenizer = byte_tokenizer(config)
     text = "Naïve: 12 €"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from peftlab.errors import UserError
 from peftlab.loading.model import LoadOptions, load_base
-from peftlab.models.model import ModelFiles, Shape
+from peftlab.models.model import KnownConfig, ModelFiles
 from peftlab.profiling import estimate
 from peftlab.profiling.estimate import Batch
 from peftlab.profiling.fake_model import fake_process_group
@@ -120,9 +120,9 @@ QUICK: list[tuple[str, Any, str, bool]] = [  # one of each kind; `make test-all`
 
 def check(bases: dict[str, Path], shape: str, method: Any, quantization: str, checkpointing: bool) -> None:
     example = recipe(bases[shape], shape, method, quantization, gradient_checkpointing=checkpointing)
-    shape_of_base = example.model.shape()
-    batch = estimate.sample_batch(example, shape_of_base, examples=EXAMPLES, length=LENGTH)
-    check_bytes(estimate.predict(example, shape_of_base, batch), measured(example, bases[shape], batch))
+    config = example.model.config()
+    batch = estimate.sample_batch(example, config, examples=EXAMPLES, length=LENGTH)
+    check_bytes(estimate.predict(example, config, batch), measured(example, bases[shape], batch))
 
 
 def check_bytes(estimated: Memory, real: Memory) -> None:
@@ -153,9 +153,9 @@ def test_every_estimate_is_within_five_percent_of_the_measurement(
 def test_a_four_bit_weight_is_dequantized_while_it_is_used(bases: dict[str, Path]) -> None:
     """With few tokens that is most of the transient memory. With a trained head alone, one operator does it."""
     example = recipe(bases["encoder"], "encoder", {"kind": "head"}, "nf4")
-    shape_of_base = example.model.shape()
-    batch = estimate.sample_batch(example, shape_of_base, examples=1, length=8)
-    estimated, real = estimate.predict(example, shape_of_base, batch), measured(example, bases["encoder"], batch)
+    config = example.model.config()
+    batch = estimate.sample_batch(example, config, examples=1, length=8)
+    estimated, real = estimate.predict(example, config, batch), measured(example, bases["encoder"], batch)
     assert estimated.peak == pytest.approx(real.peak, rel=0.05)
     assert estimated.transient == pytest.approx(real.transient, rel=0.05)
     assert estimated.transient > 4 * 192 * 768  # of the largest layer
@@ -164,10 +164,8 @@ def test_a_four_bit_weight_is_dequantized_while_it_is_used(bases: dict[str, Path
 def test_gradient_checkpointing_retains_nothing_of_an_adapter(bases: dict[str, Path]) -> None:
     """The recomputed pass is aborted; an earlier adapter kept its residual until the next step."""
     example = recipe(bases["decoder"], "decoder", ADAPTER, gradient_checkpointing=True)
-    shape_of_base = example.model.shape()
-    memory = estimate.predict(
-        example, shape_of_base, estimate.sample_batch(example, shape_of_base, examples=2, length=32)
-    )
+    config = example.model.config()
+    memory = estimate.predict(example, config, estimate.sample_batch(example, config, examples=2, length=32))
     assert memory.persistent < 20_000
     assert memory.retained == 0
 
@@ -193,9 +191,9 @@ def test_two_examples_show_that_no_accumulation_fits(bases: dict[str, Path], mon
     example = recipe(bases["encoder"], "encoder", LORA, batch_examples=6)
     seen: list[tuple[int, int]] = []
 
-    def counted(cut: Recipe, shape: Shape, batch: Batch, *, shards: int) -> Memory:
+    def counted(cut: Recipe, config: KnownConfig, batch: Batch, *, shards: int) -> Memory:
         seen.append((len(batch.local), cut.training.accumulation))
-        return predict(cut, shape, batch, shards=shards)
+        return predict(cut, config, batch, shards=shards)
 
     predict = estimate.predict
     monkeypatch.setattr(estimate, "predict", counted)
@@ -239,13 +237,13 @@ def test_the_estimate_of_a_shard_is_within_five_percent_of_the_measurement(
     """
     monkeypatch.setattr(math, "isfinite", lambda number: True)
     example = recipe(bases[shape], shape, method, quantization)
-    shape_of_base = example.model.shape()
-    batch = estimate.sample_batch(example, shape_of_base, examples=EXAMPLES, length=LENGTH)
-    estimated = estimate.predict(example, shape_of_base, batch, shards=2)
+    config = example.model.config()
+    batch = estimate.sample_batch(example, config, examples=EXAMPLES, length=LENGTH)
+    estimated = estimate.predict(example, config, batch, shards=2)
     with fake_process_group(2) as mesh:
         real = measured(example, bases[shape], batch, mesh=mesh)
     check_bytes(estimated, real)
-    full = estimate.predict(example, shape_of_base, batch)
+    full = estimate.predict(example, config, batch)
     assert 2 * (estimated.base + estimated.method + estimated.head) == pytest.approx(
         full.weights - full.constants, rel=0.01
     )
@@ -261,7 +259,7 @@ def test_every_quantization_has_an_estimate_or_a_reason(bases: dict[str, Path]) 
 
 
 @pytest.mark.slow
-def test_a_base_model_that_is_not_downloaded_is_estimated_from_its_stored_shape(tmp_path: Path) -> None:
+def test_a_base_model_that_is_not_downloaded_is_estimated_from_its_stored_config(tmp_path: Path) -> None:
     """Eight billion weights, none of them allocated."""
     example = recipe(Path("meta-llama/Llama-3.1-8B"), "decoder", LORA, "nf4", precision="bfloat16")
     estimated = estimate.estimate_memory(example, limit=24 * 2**30, devices=1, examples=1, length=64)

@@ -19,8 +19,8 @@ from peftlab.methods.lora import Lora
 from peftlab.methods.method import Method
 from peftlab.methods.prefix_tuning import PrefixTuning
 from peftlab.methods.prompt_tuning import PromptTuning
+from peftlab.models.configs import stored_configs
 from peftlab.models.model import ModelFiles
-from peftlab.models.shapes import shapes
 from peftlab.models.tiny_model import small_config
 from peftlab.quantization.none import NoQuantization
 from peftlab.recipe import load_recipe
@@ -49,7 +49,7 @@ def base(minilm: ModelFiles) -> Base:
     "base", ["google-bert/bert-base-cased", "openai-community/gpt2", "google-t5/t5-small", "facebook/bart-base"]
 )
 def test_the_head_is_found_in_every_architecture(base: str) -> None:
-    config = small_config(shapes()[base], 64)
+    config = small_config(stored_configs()[base], 64)
     assert head_modules(AutoModelForQuestionAnswering.from_config(config), QuestionAnswering()) == ("qa_outputs",)
 
 

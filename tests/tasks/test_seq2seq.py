@@ -14,8 +14,8 @@ from peftlab.data.examples import Row
 from peftlab.data.hub import Hub
 from peftlab.errors import UserError
 from peftlab.loading.model import Base, LoadOptions, load_base, load_tokenizer, longest_input
+from peftlab.models.configs import stored_configs
 from peftlab.models.model import Model, ModelFiles
-from peftlab.models.shapes import shapes
 from peftlab.models.tiny_model import byte_tokenizer, small_config
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import load_recipe
@@ -45,7 +45,7 @@ ROWS = [row(*pair) for pair in PAIRS]
 def small(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
     """A T5 of two layers with random weights, as a folder that a recipe can name."""
     folder = tmp_path_factory.mktemp("t5")
-    config = small_config(shapes()["google/flan-t5-small"], 64)
+    config = small_config(stored_configs()["google/flan-t5-small"], 64)
     torch.manual_seed(0)
     T5ForConditionalGeneration(config).save_pretrained(folder)
     byte_tokenizer(config).save_pretrained(folder)

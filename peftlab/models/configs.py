@@ -13,7 +13,7 @@ Config = Mapping[str, Any]
 
 
 @functools.cache
-def shapes() -> Mapping[str, Config]:
+def stored_configs() -> Mapping[str, Config]:
     """Stored configs by Hub id, aliases included."""
     entries = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
     configs: dict[str, Config] = {}
@@ -23,13 +23,13 @@ def shapes() -> Mapping[str, Config]:
     return configs
 
 
-def disagreement(shape: Config, config: Config) -> str | None:
+def disagreement(stored: Config, config: Config) -> str | None:
     """First key whose stored value differs from config.json, or None. Keys missing in config.json are not compared.
 
     >>> disagreement({"hidden_size": 768}, {"hidden_size": 384})
     'hidden_size is 384, not 768'
     """
-    for key, value in shape.items():
+    for key, value in stored.items():
         if key in config and config[key] != value:
             return f"{key} is {config[key]!r}, not {value!r}"
     return None
