@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 BATCH = "training.batch_examples, the examples of one optimizer step on all devices"
+PREFERENCES = "causal_lm on the preferred answers; training on preferences is not supported"
 
 KEYS: Mapping[str, str] = {
     "num_train_epochs": "training.epochs",
@@ -70,6 +71,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "instruction": ("causal_lm", "causal_lm"),
     "sft": ("causal_lm", "causal_lm"),
     "text_generation": ("causal_lm", "causal_lm"),
+    **dict.fromkeys(("dpo", "orpo", "kto"), ("causal_lm", PREFERENCES)),
 }
 """Unknown kind -> the kind of a component, and what to write."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from peftlab.reports.document import (
     Block,
+    Column,
     Document,
     Figure,
     Footnotes,
@@ -32,6 +34,7 @@ PREAMBLE = (
     r"\IfFileExists{lmodern.sty}{\usepackage{lmodern}}{}",
     r"\usepackage[margin=2cm,landscape]{geometry}",
     r"\usepackage{booktabs,graphicx}",
+    r"\setlength{\belowcaptionskip}{6pt}",  # captions stand above their tables
     r"\setcounter{secnumdepth}{0}",
     r"\renewcommand{\refname}{}",  # the section has its own title
     # Figures are files next to the document; a missing one leaves no gap.
@@ -41,6 +44,8 @@ PREAMBLE = (
 SECTIONS = (r"\section", r"\subsection")
 ROWS_PER_PAGE = 32
 """Rows of a table that fit on a page together with a caption of eight lines."""
+TITLE_WIDTH = 12
+"""Most characters in a line of a column's title, unless a word is longer."""
 
 
 def render(document: Document) -> str:
@@ -112,7 +117,7 @@ def _float(table: Table, rows: Sequence[TableRow], caption: str) -> Iterator[str
     yield r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"  # no wider than the page
     yield rf"\begin{{tabular}}{{{alignment}}}"
     yield r"\toprule"
-    yield " & ".join(escape(column.title) for column in table.columns) + r" \\"
+    yield " & ".join(_title(column) for column in table.columns) + r" \\"
     yield r"\midrule"
     previous = None
     for row in rows:
@@ -121,6 +126,15 @@ def _float(table: Table, rows: Sequence[TableRow], caption: str) -> Iterator[str
     yield r"\bottomrule"
     yield r"\end{tabular}}"
     yield r"\end{table}"
+
+
+def _title(column: Column) -> str:
+    """Title of a column on several short lines: a wide one would make the whole table smaller."""
+    lines = textwrap.wrap(column.title, TITLE_WIDTH, break_long_words=False, break_on_hyphens=False)
+    if len(lines) < 2:
+        return escape(column.title)
+    text = r" \\ ".join(escape(line) for line in lines)
+    return rf"\shortstack[{'r' if column.numeric else 'l'}]{{{text}}}"
 
 
 def _row(row: TableRow, *, repeated: bool) -> str:

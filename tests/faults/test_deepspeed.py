@@ -13,16 +13,14 @@ from peftlab.errors import UserError
 from tests.contract.bases import Combination
 from tests.faults.conftest import (
     COMBINATIONS,
-    KILLED,
     NIGHT,
     Done,
     Lab,
     both,
     finished,
-    overrides,
     steps,
 )
-from tests.faults.test_fsdp import COMPILER, NO_COMPILER, recipe_of
+from tests.faults.sharding import COMPILER, NO_COMPILER, check_resuming, check_the_saved_model, recipe_of
 from tests.sampling import sampled, slow_after
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
@@ -68,34 +66,12 @@ def test_it_trains_as_one_process(stage: str, combination: Combination, lab: Lab
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["2", "3"])
 def test_the_saved_model_is_unsharded(stage: str, lab: Lab, output: Path) -> None:
-    recipe = recipe_of(next(c for c in COMBINATIONS if str(c) == "full-none-encoder"))
-    alone = output.with_name(f"{output.name}-alone")
-    assert lab.server.run(*lab.words(alone, *recipe)).code == 0
-    assert [d.code for d in both(lab, lab.words(output, *recipe), **ZERO, **{STAGE: stage})] == [0, 0]
-    one, other = (load_file(next(folder.rglob("model.safetensors"))) for folder in (alone, output))
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        if name.endswith(
-            ".key.bias"
-        ):  # does not affect attention: its gradient is rounding error, which Adam magnifies
-            continue
-        assert (other[name] - tensor).abs().max() < 1e-4, name
+    check_the_saved_model(lab, output, **ZERO, **{STAGE: stage})
 
 
 @pytest.mark.parametrize(("stage", "combination"), slow_after(1, LORA_AND_FULL), ids=str)
 def test_both_killed_they_resume_bit_identically(stage: str, combination: Combination, lab: Lab, output: Path) -> None:
-    method, _ = overrides(combination)  # with dropout
-    recipe = (method, recipe_of(combination)[1])
-    place = {**ZERO, STAGE: stage}
-    reference = output.with_name(f"{output.name}-reference")
-    assert [d.code for d in both(lab, lab.words(reference, *recipe), **place)] == [0, 0]
-    words = [*lab.words(output, *recipe), "--checkpoint-every", "1", "--resume"]
-    kill = [["kill_at_step", 5]]
-    assert [d.code for d in both(lab, words, {0: kill, 1: kill}, **place)] == [KILLED, KILLED]
-    done = both(lab, words, **place)
-    assert [d.code for d in done] == [0, 0], errors(done)
-    assert "from step 4" in done[0].out
-    assert finished(output).digest == finished(reference).digest
+    check_resuming(combination, lab, output, **ZERO, **{STAGE: stage})
 
 
 OPTIONS = {

@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from peftlab.distributed.fsdp import FsdpSettings
 from peftlab.errors import UserError
 from peftlab.models.tiny_model import byte_tokenizer
 from tests.contract.bases import Combination, tiny
-from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Lab, both, finished, overrides, steps
+from tests.faults.conftest import COMBINATIONS, NIGHT, Lab, both, finished, steps
+from tests.faults.sharding import COMPILER, NO_COMPILER, check_resuming, check_the_saved_model, recipe_of
 from tests.sampling import sampled, slow_after
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-COMPILER = shutil.which("g++")
-NO_COMPILER = "DeepSpeed compiles its operations on a CPU, which needs g++"
 SHARDABLE = [c for c in COMBINATIONS if c.precision != "int8" and c.kind != "adalora"]
 SOME = [
     *("lora-none-encoder", "lora-nf4-encoder", "full-none-encoder", "prefix_tuning-none-encoder"),
     *("adapter-nf4-encoder", "bitfit-none-encoder"),
 ]
 CHANGE = SHARDABLE if NIGHT else [c for c in SHARDABLE if str(c) in SOME]
-
-
-def recipe_of(combination: Combination) -> tuple[str, ...]:
-    """Overrides without dropout, whose random numbers differ between one process and two."""
-    method, _ = overrides(combination)
-    storage = '{"kind": "nf4", "storage": "float32"}' if combination.precision == "nf4" else "none"
-    method = method.replace('"dropout": 0.1', '"dropout": 0.0')
-    return (method, f"quantization={storage}", "training.dropout=0.0", "training.learning_rate=5e-3")
 
 
 @pytest.mark.parametrize("combination", sampled(CHANGE, lambda cell: (cell.precision,), strength=1), ids=str)
@@ -84,34 +73,12 @@ def test_shards_train_with_every_option(options: tuple[str, ...], lab: Lab, outp
 
 
 def test_the_saved_model_is_unsharded(lab: Lab, output: Path) -> None:
-    """And equals the one that a single process saves."""
-    recipe = recipe_of(next(c for c in SHARDABLE if str(c) == "full-none-encoder"))
-    alone = output.with_name(f"{output.name}-alone")
-    assert lab.server.run(*lab.words(alone, *recipe)).code == 0
-    assert [d.code for d in both(lab, lab.words(output, *recipe), **FSDP)] == [0, 0]
-    one, other = (load_file(next(folder.rglob("model.safetensors"))) for folder in (alone, output))
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        if name.endswith(
-            ".key.bias"
-        ):  # does not affect attention: its gradient is rounding error, which Adam magnifies
-            continue
-        torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-4)
+    check_the_saved_model(lab, output, **FSDP)
 
 
 @pytest.mark.parametrize("combination", slow_after(1, [c for c in CHANGE if c.kind in ("lora", "full")]), ids=str)
 def test_both_killed_they_resume_bit_identically(combination: Combination, lab: Lab, output: Path) -> None:
-    method, _ = overrides(combination)  # with dropout
-    recipe = (method, recipe_of(combination)[1])
-    reference = output.with_name(f"{output.name}-reference")
-    assert [d.code for d in both(lab, lab.words(reference, *recipe), **FSDP)] == [0, 0]
-    words = [*lab.words(output, *recipe), "--checkpoint-every", "1", "--resume"]
-    kill = [["kill_at_step", 5]]
-    assert [d.code for d in both(lab, words, {0: kill, 1: kill}, **FSDP)] == [KILLED, KILLED]
-    done = both(lab, words, **FSDP)
-    assert [d.code for d in done] == [0, 0], done
-    assert "from step 4" in done[0].out
-    assert finished(output).digest == finished(reference).digest
+    check_resuming(combination, lab, output, **FSDP)
 
 
 def test_a_sharded_checkpoint_is_refused_without_sharding(lab: Lab, output: Path) -> None:

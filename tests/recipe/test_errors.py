@@ -41,6 +41,7 @@ def test_every_other_name_of_a_kind_leads_to_a_kind_that_exists(tmp_path: Path) 
         ("  kind: lora\n  rank: 8", "  kind: qlora", "unknown kind 'qlora' (use lora, with quantization: nf4); known"),
         ("token_classification", "text-classification", "unknown kind 'text-classification' (use sequence_classific"),
         ("training:", "quantization: int4\ntraining:", "unknown kind 'int4' (use nf4); known are"),
+        ("token_classification", "dpo", "unknown kind 'dpo' (use causal_lm on the preferred answers; training on pref"),
     ],
 )
 def test_a_name_of_another_library_is_answered_with_the_recipes_own(

@@ -47,6 +47,13 @@ def test_a_table_longer_than_a_page_is_split_with_one_label() -> None:
     assert text.count("Scores, continued.") == 2
 
 
+def test_a_long_title_of_a_column_is_broken_so_that_the_table_need_not_shrink() -> None:
+    columns = (Column("method", numeric=False), Column("forward MFLOPs/token"))
+    table = Table("t", "Scores", columns, (TableRow((Cell("lora"), Cell("22.42"))),))
+    text = latex.render(Document("suite", (), (Section("results", (table,)),)))
+    assert r"method & \shortstack[r]{forward \\ MFLOPs/token} \\" in text
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None or shutil.which("bibtex") is None, reason="needs a TeX engine")
 @pytest.mark.parametrize("suite", ["suite_folder", "profiled_folder", "ner", "quick"])
 def test_latex_compiles_and_nothing_is_wider_than_the_page(
