@@ -15,6 +15,12 @@ KEYS: Mapping[str, str] = {
     "gradient_accumulation_steps": "training.accumulation",
     "lr": "training.learning_rate",
     "lr_scheduler_type": "training.schedule",
+    "lr_scheduler": "training.schedule",
+    "min_lr": "training.minimum_learning_rate, a fraction of the peak",
+    "min_lr_rate": "training.minimum_learning_rate",
+    "min_lr_ratio": "training.minimum_learning_rate",
+    "num_decay_steps": "training.decay_fraction, a fraction of the optimizer steps",
+    "decay_type": "training.decay_shape",
     "warmup_ratio": "training.warmup",
     "warmup_steps": "training.warmup, a fraction of the optimizer steps",
     "max_grad_norm": "training.clip",
@@ -72,8 +78,12 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "sft": ("causal_lm", "causal_lm"),
     "text_generation": ("causal_lm", "causal_lm"),
     **dict.fromkeys(("dpo", "orpo", "kto"), ("causal_lm", PREFERENCES)),
+    "constant_with_warmup": ("constant", "constant, with training.warmup"),
+    "cosine_with_min_lr": ("cosine", "cosine, with training.minimum_learning_rate"),
+    "cosine_warmup_with_min_lr": ("cosine", "cosine, with training.minimum_learning_rate"),
+    "warmup_stable_decay": ("wsd", "wsd"),
 }
-"""Unknown kind -> the kind of a component, and what to write."""
+"""Unknown kind -> the kind of a component or a schedule, and what to write."""
 
 
 def key_hint(name: str) -> str:

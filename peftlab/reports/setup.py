@@ -84,9 +84,21 @@ def _training(training: Training) -> str:
     return (
         f"Each run trains for {length} with batches of {size}, AdamW (betas {training.adam_betas[0]:g} and "
         f"{training.adam_betas[1]:g}, epsilon {training.adam_epsilon:g}, weight decay {training.weight_decay:g} on "
-        f"matrices), a {training.schedule} schedule after a warmup over {training.warmup * 100:g} % of the steps, "
+        f"matrices), {_schedule(training)} after a warmup over {training.warmup * 100:g} % of the steps, "
         f"{clip}, {dropout}{stop}; the checkpoint {checkpoint} is kept."
     )
+
+
+def _schedule(training: Training) -> str:
+    """
+    >>> _schedule(Training(schedule="wsd", decay_fraction=0.2, minimum_learning_rate=0.1))
+    'a wsd schedule (decay over the last 20 % of the steps, shape 1-sqrt) down to 10 % of the peak'
+    """
+    stable = training.schedule == "wsd"
+    decay = f" (decay over the last {training.decay_fraction * 100:g} % of the steps, shape {training.decay_shape})"
+    minimum = f" down to {training.minimum_learning_rate * 100:g} % of the peak"
+    text = f"a {training.schedule} schedule" + (decay if stable else "")
+    return text + (minimum if training.minimum_learning_rate else "")
 
 
 def describe_splits(result: RunResult) -> str:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from peftlab.training.batching import Batch, epoch_batches
 from peftlab.training.settings import Seeds, Training
+
+CURVES: Mapping[str, Callable[[float], float]] = {
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "1-sqrt": lambda done: 1 - math.sqrt(done),
+    "constant": lambda done: 1.0,
+}
+"""Fraction of the decay that is done -> factor on the learning rate."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +39,31 @@ def schedule_length(lengths: Sequence[int], settings: Training, seeds: Seeds) ->
 
 
 def learning_rate_factor(step: int, total: int, settings: Training) -> float:
-    """Factor on the learning rate at 0-based `step`: linear warm-up, then the schedule down to 0.
+    """Factor on the learning rate at 0-based `step` of `total`: a linear warm-up, then the schedule.
+
+    With w = round(warmup * total) and the steps d of the decay, which are the last round(decay_fraction * total) for
+    wsd and total - w for the others, the factor is (step + 1) / w in the warm-up, 1 until the decay starts, and then
+    m + (1 - m) f((step - total + d) / d) with m = minimum_learning_rate and f one of `CURVES`.
+
+    Linear and cosine: as in transformers' schedules with warm-up, which begin at 0 in place of 1 / w. wsd: Hu et al.,
+    2024, "MiniCPM", arXiv:2404.06395; the curve 1-sqrt: Hägele et al., 2024, arXiv:2405.18392.
 
     >>> [round(learning_rate_factor(step, 10, Training(warmup=0.2)), 3) for step in (0, 1, 2, 9)]
     [0.5, 1.0, 1.0, 0.125]
+    >>> wsd = Training(schedule="wsd", warmup=0.0, decay_fraction=0.4, minimum_learning_rate=0.1)
+    >>> [round(learning_rate_factor(step, 10, wsd), 3) for step in (0, 5, 6, 7, 9)]
+    [1.0, 1.0, 1.0, 0.55, 0.221]
     """
     warmup = round(settings.warmup * total)
     if step < warmup:
         return (step + 1) / warmup
-    done = (step - warmup) / max(1, total - warmup)
-    if settings.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * done))
-    return 1 - done if settings.schedule == "linear" else 1.0
+    stable = settings.schedule == "wsd"
+    decay = max(1, round(settings.decay_fraction * total) if stable else total - warmup)
+    if step < total - decay:
+        return 1.0
+    curve = CURVES[settings.decay_shape if stable else settings.schedule]
+    minimum = settings.minimum_learning_rate
+    return minimum + (1 - minimum) * curve((step - total + decay) / decay)
 
 
 def scheduled_batches(lengths: Sequence[int], settings: Training, seeds: Seeds, total: int) -> Iterator[ScheduledBatch]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -10,18 +11,40 @@ from peftlab.component import Settings
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
+SCHEDULE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "minimum_learning_rate": ("linear", "cosine", "wsd"),
+    "decay_fraction": ("wsd",),
+    "decay_shape": ("wsd",),
+}
+"""Key of `Training` -> the schedules that use it."""
+
 
 class Training(Settings):
     """Settings of the training loop. A batch is what one optimizer step trains on, over all devices together."""
+
+    added_fields: ClassVar[Mapping[str, Any]] = {
+        "minimum_learning_rate": 0.0,
+        "decay_fraction": 0.1,
+        "decay_shape": "1-sqrt",
+    }
 
     epochs: float | None = Field(None, gt=0, le=10_000, examples=[3])
     """Passes over the training examples; a fraction is allowed. 3 if neither this nor `steps` is given."""
     steps: int | None = Field(None, ge=1, le=100_000_000, examples=[1000])
     """Number of optimizer steps, in place of `epochs`."""
     learning_rate: float | None = Field(None, gt=0, le=10, examples=[3e-4])
-    """Peak learning rate of AdamW, after the warm-up. null: the method's default (`peftlab list`)."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Learning rate after the warm-up: falls to 0 linearly or along a half cosine, or stays constant."""
+    """Peak learning rate, after the warm-up. null: the method's default (`peftlab list`)."""
+    schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"
+    """Learning rate after the warm-up: falls linearly or along a half cosine, or stays constant.
+
+    wsd (warm-up, stable, decay): stays constant and falls over the last `decay_fraction` of the steps.
+    """
+    minimum_learning_rate: float = Field(0.0, ge=0, lt=1, examples=[0.1])
+    """Learning rate at the end of the schedule, as a fraction of the peak. `schedule: constant` has none."""
+    decay_fraction: float = Field(0.1, gt=0, le=1)
+    """Fraction of the optimizer steps over which the learning rate of `schedule: wsd` falls."""
+    decay_shape: Literal["linear", "cosine", "1-sqrt"] = "1-sqrt"
+    """Curve along which the learning rate of `schedule: wsd` falls; 1-sqrt: fast at first, then slowly."""
     warmup: float = Field(0.06, ge=0, lt=1)
     """Fraction of the optimizer steps over which the learning rate rises linearly to its peak."""
     batch_examples: int | None = Field(None, ge=1, examples=[32])
@@ -70,6 +93,19 @@ class Training(Settings):
         for one, other in (("epochs", "steps"), ("batch_examples", "batch_tokens")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise ValueError(f"give {one} or {other}, not both (null unsets one)")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_uses_its_keys(self) -> Training:
+        fields = type(self).model_fields
+        for key, schedules in SCHEDULE_KEYS.items():
+            if getattr(self, key) != fields[key].default and self.schedule not in schedules:
+                raise ValueError(
+                    f"{key}: schedule: {self.schedule} does not use it; remove it, or set schedule: "
+                    f"{' or '.join(schedules)}"
+                )
+        if self.schedule == "wsd" and self.warmup + self.decay_fraction > 1:
+            raise ValueError(f"warmup {self.warmup:g} + decay_fraction {self.decay_fraction:g}: more than all steps")
         return self
 
     @property

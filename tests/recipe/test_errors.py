@@ -11,6 +11,7 @@ from peftlab.recipe import Recipe, load_recipe
 from peftlab.recipe.reference import entries
 from peftlab.recipe.synonyms import KEYS, KINDS
 from peftlab.tasks import TASKS
+from peftlab.training.schedule import CURVES
 from tests.recipe.test_recipe import GOOD, refusal, write
 
 DOTTED = re.compile(r"\b(training|task|method|model|data)\.\w+|\bseeds\b")
@@ -24,9 +25,10 @@ def test_every_key_of_another_library_leads_to_a_key_that_exists() -> None:
 
 
 def test_every_other_name_of_a_kind_leads_to_a_kind_that_exists(tmp_path: Path) -> None:
+    valid = {*TASKS, *METHODS, *QUANTIZATIONS, *CURVES, "wsd"}
     for word, (kind, text) in KINDS.items():
-        assert word not in {**TASKS, **METHODS, **QUANTIZATIONS}
-        assert kind in {**TASKS, **METHODS, **QUANTIZATIONS}, word
+        assert word not in valid
+        assert kind in valid, word
         if kind in METHODS:
             recipe = GOOD.replace("method:\n  kind: lora\n  rank: 8", f"method: {text.partition(', with')[0]}")
             assert load_recipe(write(tmp_path, recipe)).method.kind == kind
@@ -37,6 +39,8 @@ def test_every_other_name_of_a_kind_leads_to_a_kind_that_exists(tmp_path: Path) 
     [
         ("  epochs: 1", "  eval_steps: 50", "training.eval_steps: unknown key (use training.evaluate_every); known"),
         ("  epochs: 1", "  batch_size: 8", "training.batch_size: unknown key (use training.batch_examples, "),
+        ("  epochs: 1", "  min_lr: 1e-5", "unknown key (use training.minimum_learning_rate, a fraction of the peak)"),
+        ("  epochs: 1", "  schedule: warmup_stable_decay", "'constant' or 'wsd' (use wsd), found"),
         ("  rank: 8", "  lora_alpha: 16", "method.lora_alpha: unknown key (use method.alpha); known are"),
         ("  kind: lora\n  rank: 8", "  kind: qlora", "unknown kind 'qlora' (use lora, with quantization: nf4); known"),
         ("token_classification", "text-classification", "unknown kind 'text-classification' (use sequence_classific"),
