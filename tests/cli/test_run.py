@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,8 +80,10 @@ def test_a_second_call_prints_the_result_without_running_again(
     assert result.stat().st_mtime_ns == before
 
 
-def test_force_runs_again(server: Server, first_run: tuple[subprocess.CompletedProcess[str], Path]) -> None:
-    _, folder = first_run
+def test_force_runs_again(
+    server: Server, first_run: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(first_run[1], tmp_path / "cli"))
     (result,) = folder.glob("runs/mine/*/result.json")
     before = json.loads(result.read_text())
     again = server.inside(folder).run("run", "mine.yaml", "--set", "quantization=nf4", "--force")

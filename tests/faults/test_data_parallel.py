@@ -13,7 +13,7 @@ import torch
 from peftlab.models.tiny_model import byte_tokenizer
 from tests.contract.bases import Combination, tiny
 from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Lab, Trained, both, finished, overrides, steps, two
-from tests.sampling import sampled, slow_after
+from tests.sampling import sampled
 
 EVERY = ("--checkpoint-every", "1", "--resume")
 LOST = "another process of this run ended, or did not answer"
@@ -57,7 +57,8 @@ def test_two_processes_train_a_base_with_unused_parameters(method: str, lab: Lab
     assert other.curve.losses == pytest.approx(one.curve.losses, abs=1e-5)
 
 
-@pytest.mark.parametrize("combination", slow_after(1, COMBINATIONS if NIGHT else SOME[:2]), ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("combination", COMBINATIONS if NIGHT else SOME[:2], ids=str)
 def test_both_killed_they_resume_bit_identically(combination: Combination, lab: Lab, output: Path) -> None:
     recipe = overrides(combination)
     words = [*lab.words(output, *recipe), *EVERY]
@@ -109,6 +110,7 @@ def test_if_one_process_dies_the_other_ends_with_one_line(
     assert finished(output).digest == uninterrupted(lab).digest
 
 
+@pytest.mark.slow
 def test_if_one_process_hangs_the_other_ends_after_the_time_limit(lab: Lab, output: Path) -> None:
     words = [*lab.words(output), *EVERY, "--process-timeout", "0.1"]
     first, second = two(lab, words, {1: [["hang_at_step", 5]]})

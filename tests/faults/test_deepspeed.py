@@ -21,7 +21,7 @@ from tests.faults.conftest import (
     steps,
 )
 from tests.faults.sharding import COMPILER, NO_COMPILER, check_resuming, check_the_saved_model, recipe_of
-from tests.sampling import sampled, slow_after
+from tests.sampling import sampled
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
@@ -43,6 +43,7 @@ def errors(done: list[Done]) -> str:
     return "\n".join(process.err for process in done)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "combination"), sampled(CHANGE, lambda cell: (cell[0], cell[1].precision), strength=1), ids=str
 )
@@ -69,7 +70,8 @@ def test_the_saved_model_is_unsharded(stage: str, lab: Lab, output: Path) -> Non
     check_the_saved_model(lab, output, **ZERO, **{STAGE: stage})
 
 
-@pytest.mark.parametrize(("stage", "combination"), slow_after(1, LORA_AND_FULL), ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "combination"), LORA_AND_FULL, ids=str)
 def test_both_killed_they_resume_bit_identically(stage: str, combination: Combination, lab: Lab, output: Path) -> None:
     check_resuming(combination, lab, output, **ZERO, **{STAGE: stage})
 
@@ -86,9 +88,9 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("stage", "options"), slow_after(1, [(stage, name) for stage in ("2", "3") for name in OPTIONS])
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["2", "3"])
+@pytest.mark.parametrize("options", OPTIONS)
 def test_it_trains_with_every_option(stage: str, options: str, lab: Lab, output: Path) -> None:
     recipe = ("method.dropout=0.0", "training.dropout=0.0", *OPTIONS[options])
     one = lab.uninterrupted(*recipe).result
@@ -121,6 +123,7 @@ def test_it_trains_in_bfloat16(stage: str, lab: Lab, output: Path) -> None:
     assert one.curve.losses != pytest.approx(in_float32.curve.losses, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "poison"),
     sampled([(s, p) for s in ("2", "3") for p in ("not_a_number_at_step", "infinite_backward_at_step")], tuple, 1),

@@ -44,6 +44,7 @@ def test_shards_train_as_one_process(combination: Combination, lab: Lab, output:
         assert total / 2 <= local < total / 2 * 1.1  # shards have equal sizes, padded where necessary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -52,13 +53,8 @@ def test_shards_train_as_one_process(combination: Combination, lab: Lab, output:
             "training.accumulation=2",
             'quantization={"kind": "nf4", "storage": "bfloat16"}',
         ),
-        pytest.param(
-            ("training.adversarial=1.0", "training.embedding_noise=5", "training.layer_decay=0.8"),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ('method={"kind": "lora", "initialization": "pissa"}', "training.keep_best=true"), marks=pytest.mark.slow
-        ),
+        ("training.adversarial=1.0", "training.embedding_noise=5", "training.layer_decay=0.8"),
+        ('method={"kind": "lora", "initialization": "pissa"}', "training.keep_best=true"),
     ],
     ids=str,
 )
@@ -72,11 +68,13 @@ def test_shards_train_with_every_option(options: tuple[str, ...], lab: Lab, outp
     assert other.metrics == one.metrics
 
 
+@pytest.mark.slow
 def test_the_saved_model_is_unsharded(lab: Lab, output: Path) -> None:
     check_the_saved_model(lab, output, **FSDP)
 
 
-@pytest.mark.parametrize("combination", slow_after(1, [c for c in CHANGE if c.kind in ("lora", "full")]), ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("combination", [c for c in CHANGE if c.kind in ("lora", "full")], ids=str)
 def test_both_killed_they_resume_bit_identically(combination: Combination, lab: Lab, output: Path) -> None:
     check_resuming(combination, lab, output, **FSDP)
 
@@ -124,7 +122,7 @@ PLACES = {"fsdp2": FSDP, "zero-3": ZERO_3}
 
 @pytest.mark.parametrize(
     ("place", "task", "method"),
-    sampled([(p, t, m) for p in PLACES for t in TEXTS for m in ("lora", "full")], tuple, strength=1),
+    slow_after(1, [(p, t, m) for p in PLACES for t in TEXTS for m in ("lora", "full")]),
 )
 def test_sharded_models_generate_what_one_process_generates(
     place: str, task: str, method: str, lab: Lab, output: Path

@@ -11,6 +11,7 @@ from peftlab.reports import latex
 from peftlab.reports.analysis import read_analysis
 from peftlab.reports.document import Cell, Column, Document, Section, Table, TableRow
 from tests.reports.example_suite import SUITE, report_of
+from tests.sampling import slow_after
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -55,7 +56,7 @@ def test_a_long_title_of_a_column_is_broken_so_that_the_table_need_not_shrink() 
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None or shutil.which("bibtex") is None, reason="needs a TeX engine")
-@pytest.mark.parametrize("suite", ["suite_folder", "profiled_folder", "ner", "quick"])
+@pytest.mark.parametrize("suite", slow_after(1, ["profiled_folder", "suite_folder", "ner", "quick"]))
 def test_latex_compiles_and_nothing_is_wider_than_the_page(
     suite: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

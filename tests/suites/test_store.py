@@ -12,12 +12,14 @@ from peftlab.suites.suite_file import load_suite
 from tests.suites.tiny import write_suite
 
 
-def test_two_files_of_one_run_are_refused(finished_suite: tuple[Path, list[str]], tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(finished_suite[0], tmp_path / "copy"))
-    path = next((copy / "results").glob("*.json"))
+def test_two_files_of_one_run_are_refused(tmp_path: Path) -> None:
+    recipe = make_plan(load_suite(write_suite(tmp_path / "tiny")), {}).recipes[0]
+    record = Record(state="timed out", reason="r", recipe=recipe.model_dump(mode="json"), seconds=1.5)
+    Store(tmp_path).write(recipe, record, None)
+    (path,) = (tmp_path / "results").glob("*.json")
     shutil.copy(path, path.with_name("zz.json"))
     with pytest.raises(UserError, match=r"zz.json: another result of the same run as .*; remove one"):
-        Store(copy).records()
+        Store(tmp_path).records()
 
 
 @pytest.mark.parametrize("damage", ["{}", "nothing", '{"version": 1, "state": "done"}'])
