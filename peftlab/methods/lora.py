@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from peftlab.component import Reference
 from peftlab.methods import pissa
+from peftlab.methods.experts import expert_parameters
 from peftlab.methods.method import MethodContext, TrainingPlan
 from peftlab.methods.peft_method import PeftMethod, patch
 from peftlab.methods.targets import Targets, chosen_layers
@@ -42,6 +43,7 @@ class Lora(PeftMethod):
     merges: ClassVar[bool] = True
 
     size_setting: ClassVar[str | None] = "rank"
+    added_fields: ClassVar[Mapping[str, Any]] = {"experts": False}
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = (
         {"rank": 4},
         {"rank": 4, "weight_decomposed": True},
@@ -57,6 +59,8 @@ class Lora(PeftMethod):
     """Dropout probability on the input of A."""
     targets: Targets = "all-linear"
     """Layers to adapt: `all-linear`, `attention` (query and value projections) or a list of module names."""
+    experts: bool = False
+    """Also adapt the experts of a mixture of experts that are stacked in 3-D parameters, each with this rank."""
     rank_stabilized: bool = False
     """Scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski, 2023)."""
     weight_decomposed: bool = False
@@ -65,6 +69,19 @@ class Lora(PeftMethod):
     """`zero` starts with B = 0, `pissa` with the principal components of the weight (PiSSA, Meng et al., 2024)."""
     b_rate_ratio: float = Field(1.0, gt=0, le=1e4)
     """Learning rate of B divided by that of A (LoRA+, Hayou et al., 2024)."""
+
+    @model_validator(mode="after")
+    def _experts_as_peft_adapts_them(self) -> Self:
+        # PEFT adds the product to the stacked parameter, not to the output of a layer.
+        changed = {
+            "dropout": self.dropout != 0.0,
+            "weight_decomposed": self.weight_decomposed,
+            "initialization": self.initialization != "zero",
+        }
+        for key, set_otherwise in changed.items():
+            if self.experts and set_otherwise:
+                raise ValueError(f"experts: not available with {key}: {getattr(self, key)}; leave one of them out")
+        return self
 
     @property
     def modifies_base(self) -> bool:
@@ -92,6 +109,7 @@ class Lora(PeftMethod):
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT divides it, so a float is accepted
             lora_dropout=self.dropout,
             target_modules=chosen_layers(model, self.targets, plan.head),
+            target_parameters=expert_parameters(model, plan.head) if self.experts else None,
             exclude_modules=list(plan.head) or None,
             modules_to_save=list(plan.head) or None,
             use_rslora=self.rank_stabilized,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peftlab.methods.adapted import chosen_places, require_chosen, targets_as_given
 from peftlab.methods.dtypes import match_output_dtype
 from peftlab.methods.method import Method, TrainingPlan
 
@@ -27,7 +28,13 @@ class PeftMethod(Method):
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
         from peft import get_peft_model
 
-        return patch(get_peft_model(model, self.config(model, plan)))
+        config = self.config(model, plan)
+        chosen = chosen_places(config, model)
+        with targets_as_given():
+            wrapped = get_peft_model(model, config)
+        if chosen is not None:
+            require_chosen(wrapped, chosen)
+        return patch(wrapped)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)  # type: ignore[operator]
@@ -35,7 +42,8 @@ class PeftMethod(Method):
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
         from peft import PeftModel
 
-        return patch(PeftModel.from_pretrained(base, folder, is_trainable=trainable))
+        with targets_as_given():
+            return patch(PeftModel.from_pretrained(base, folder, is_trainable=trainable))
 
     def merge(self, model: nn.Module) -> nn.Module:
         return model.merge_and_unload(safe_merge=True)  # type: ignore[operator,no-any-return]

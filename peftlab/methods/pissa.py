@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import UserError
+from peftlab.methods.adapted import targets_as_given
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -75,7 +76,8 @@ def load_from_lora(base: PreTrainedModel, folder: Path, *, rank: int, alpha: flo
 
     config: Any = LoraConfig.from_pretrained(str(folder))
     config.r, config.lora_alpha, config.inference_mode = rank, alpha, not trainable
-    model: PeftModel = get_peft_model(base, config)
+    with targets_as_given():
+        model: PeftModel = get_peft_model(base, config)
     trained, initial = {}, {}
     for name, tensor in load_file(folder / "adapter_model.safetensors").items():
         trained[name] = tensor

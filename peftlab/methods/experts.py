@@ -1,0 +1,33 @@
+"""Experts of a mixture of experts that are stacked in 3-D parameters: (experts, rows, columns)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from peftlab.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def stacked_experts(model: nn.Module) -> list[str]:
+    """Full names of the parameters that hold a matrix for each expert."""
+    return [
+        f"{owner}.{name}"
+        for owner, module in model.named_modules()
+        if "expert" in type(module).__name__.lower()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3
+    ]
+
+
+def expert_parameters(model: nn.Module, head: Iterable[str]) -> list[str]:
+    """Full names of the stacked experts outside of the head. Raises UserError if there are none."""
+    prefixes = tuple(f"{name}." for name in head)
+    names = [name for name in stacked_experts(model) if not name.startswith(prefixes)]
+    if not names:
+        raise UserError(
+            "method.experts: this base has no experts in 3-D parameters; its linear layers are method.targets'"
+        )
+    return names
