@@ -9,13 +9,17 @@ interaction three times (Owen, 2007). `intervals` adds the variance between seed
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from peftlab.statistics.aggregates import Aggregate, Floats
 from peftlab.statistics.checks import finite_array
+
+Counts = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +55,35 @@ def bootstrap(counts: ArrayLike, score: Aggregate | None = None, *, resamples: i
     table = values.reshape(seeds, examples, -1)
     score = score or (lambda sums: sums[..., 0] / examples)
     rows = table.swapaxes(0, 1).reshape(examples, -1)
-    generator = np.random.default_rng(seed)
     sums = np.empty((resamples, rows.shape[1]))
+    start = 0
+    for multiplicities in _resamples(examples, resamples, seed):
+        sums[start : start + len(multiplicities)] = multiplicities.astype(np.float64) @ rows
+        start += len(multiplicities)
+    scores = finite_array(score(table.sum(axis=1)), "the metric of the counts", ndim=1)
+    replicates = finite_array(score(sums.reshape(resamples, seeds, -1)), "the metric of resampled counts", ndim=2)
+    return Resampled(table, score, scores, replicates, seed)
+
+
+def _resamples(examples: int, resamples: int, seed: int) -> Iterable[Counts]:
+    """Multiplicity of each example in each resample: chunks (n, examples) that sum to `resamples` rows.
+
+    A table resamples its test set once per row: the chunks of the last test set are remembered, up to 64 MiB.
+    """
+    small = examples * resamples <= 2**26
+    return _remembered(examples, resamples, seed) if small else _drawn(examples, resamples, seed)
+
+
+@functools.lru_cache(maxsize=1)
+def _remembered(examples: int, resamples: int, seed: int) -> list[Counts]:
+    return list(_drawn(examples, resamples, seed))
+
+
+def _drawn(examples: int, resamples: int, seed: int) -> Iterator[Counts]:
+    generator = np.random.default_rng(seed)
     chunk = max(1, 2_000_000 // examples)  # resamples at a time: a few tens of MiB
     for start in range(0, resamples, chunk):
         n = min(chunk, resamples - start)
         indices = generator.integers(examples, size=(n, examples)) + examples * np.arange(n)[:, None]
-        sums[start : start + n] = np.bincount(indices.ravel(), minlength=n * examples).reshape(n, examples) @ rows
-    scores = finite_array(score(table.sum(axis=1)), "the metric of the counts", ndim=1)
-    replicates = finite_array(score(sums.reshape(resamples, seeds, -1)), "the metric of resampled counts", ndim=2)
-    return Resampled(table, score, scores, replicates, seed)
+        # A resample that holds one example more than 255 times has a probability below 1e-500.
+        yield np.bincount(indices.ravel(), minlength=n * examples).reshape(n, examples).astype(np.uint8)
