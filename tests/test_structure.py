@@ -9,6 +9,7 @@ from pathlib import Path
 from peftlab.component import Component, discover
 from peftlab.data import DATA
 from peftlab.methods import METHODS
+from peftlab.optimizers import OPTIMIZERS
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.tasks import TASKS
 
@@ -17,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "peftlab"
 
 def test_no_module_branches_on_the_kind_of_a_component() -> None:
     """`if kind == "adalora"` means that the interface of methods lacks a hook."""
-    kinds = "|".join([*METHODS, *QUANTIZATIONS, *TASKS])
+    kinds = "|".join([*METHODS, *QUANTIZATIONS, *TASKS, *OPTIMIZERS])
     branch = re.compile(rf"""(==|!=|\bin)\s*[\[({{]?\s*["']({kinds})["']""")
     violations = []
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -45,7 +46,7 @@ def test_a_new_file_in_a_package_is_discovered(tmp_path: Path) -> None:
 
 
 def test_every_component_has_a_docstring() -> None:
-    for parts in (METHODS, QUANTIZATIONS, TASKS, DATA):
+    for parts in (METHODS, QUANTIZATIONS, TASKS, DATA, OPTIMIZERS):
         for kind, part in parts.items():
             assert part.__doc__, kind
             assert part.__doc__ != Component.__doc__, kind

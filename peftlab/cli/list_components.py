@@ -12,6 +12,7 @@ from peftlab.data.registry import REGISTRY
 from peftlab.errors import UserError
 from peftlab.methods import METHODS
 from peftlab.metrics import METRICS
+from peftlab.optimizers import OPTIMIZERS
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import load_recipe
 from peftlab.sources import assets
@@ -20,6 +21,7 @@ from peftlab.tasks import TASKS
 COMPONENTS: Mapping[str, Mapping[str, type[Component]]] = {
     "methods": METHODS,
     "quantizations": QUANTIZATIONS,
+    "optimizers": OPTIMIZERS,
     "tasks": TASKS,
     "data": DATA,
     "metrics": METRICS,

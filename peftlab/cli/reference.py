@@ -11,6 +11,7 @@ from peftlab.component import Component
 from peftlab.data import DATA
 from peftlab.methods import METHODS
 from peftlab.models.model import Model
+from peftlab.optimizers import OPTIMIZERS
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe
 from peftlab.recipe.reference import Entry, entries
@@ -28,6 +29,7 @@ COMPONENTS: Mapping[str, Mapping[str, type[Component]]] = {
     "data": DATA,
     "method": METHODS,
     "quantization": QUANTIZATIONS,
+    "training.optimizer": OPTIMIZERS,
 }
 RECIPE_MODELS: tuple[type[BaseModel], ...] = (
     Model,
@@ -50,15 +52,23 @@ def page() -> str:
     recipe = entries(Recipe)
     top = [entry for entry in recipe if "." not in entry.key]
     lines = [HEADER, "## Recipe", "", *_table(top)]
-    for section in top:
-        inner = [entry for entry in recipe if entry.key.startswith(f"{section.key}.")]
-        for kind in dict.fromkeys(entry.kind for entry in inner if entry.key.count(".") == 1):
+    for section in _sections(top):
+        inner = [entry for entry in recipe if entry.key.startswith(f"{section}.")]
+        depth = section.count(".") + 1
+        for kind in dict.fromkeys(entry.kind for entry in inner if entry.key.count(".") == depth):
             rows = [entry for entry in inner if entry.kind == kind and not entry.key.endswith(".kind")]
-            lines += ["", f"## {section.key}" if kind is None else f"## {section.key}: {kind}", ""]
-            lines += [*_about(section.key, kind)]
+            lines += ["", f"## {section}" if kind is None else f"## {section}: {kind}", ""]
+            lines += [*_about(section, kind)]
             lines += _table(rows) if rows else ["No keys but `kind`."]
     lines += ["", "## Suite", "", *_table(entries(Suite, documented=RECIPE_MODELS))]
     return "\n".join(lines) + "\n"
+
+
+def _sections(top: Sequence[Entry]) -> Iterator[str]:
+    """Keys whose mappings have tables of their own: each top key, and the components below it."""
+    for entry in top:
+        yield entry.key
+        yield from (key for key in COMPONENTS if key.startswith(f"{entry.key}."))
 
 
 def _about(section: str, kind: str | None) -> Iterator[str]:

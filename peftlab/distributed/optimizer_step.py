@@ -61,7 +61,7 @@ class OptimizerStep:
 
     def unused(self) -> list[torch.nn.Parameter]:
         """Trainable parameters that never received a gradient and therefore have no optimizer state."""
-        return [parameter for parameter in self.trainable if parameter not in self.optimizer.state]
+        return [parameter for parameter in self.trainable if not self.optimizer.state.get(parameter)]
 
     def state(self) -> dict[str, Tensor]:
         """Full optimizer state on the CPU, which may share memory with the optimizer's. A collective call."""

@@ -108,6 +108,8 @@ class AdaLora(PeftMethod):
             return "AdaLoRA compares the singular values of full tensors, and each process holds only shards of them"
         if context.dispatched:
             return "AdaLoRA compares the singular values of all layers, which are on several GPUs"
+        if context.averaged:
+            return "AdaLoRA prunes by setting weights to 0 after a step, and an average over the steps undoes it"
         return super().incompatible_with(context)
 
     def config(self, model: PreTrainedModel, plan: TrainingPlan) -> AdaLoraConfig:

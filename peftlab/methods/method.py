@@ -51,6 +51,8 @@ class MethodContext:
     """Stage of DeepSpeed ZeRO. From stage 2 on, no process holds a full gradient."""
     dispatched: bool = False
     """True if the layers are distributed over several devices of one process."""
+    averaged: bool = False
+    """True if the model is evaluated at an average of its weights over the steps."""
 
 
 class Method(Component):

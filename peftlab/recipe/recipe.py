@@ -126,6 +126,9 @@ class Recipe(Settings):
         """The reason why this combination cannot run, as far as it is known before anything is loaded, or None."""
         if sharded and (storage := self.quantization.incompatible_with_sharding()) is not None:
             return storage
+        optimizer = self.training.optimizer
+        if (reason := optimizer.incompatible_with(sharded=sharded, zero_stage=zero_stage)) is not None:
+            return reason
         reason = self.method.incompatible_with(
             MethodContext(
                 architecture=architecture,
@@ -136,6 +139,7 @@ class Recipe(Settings):
                 sharded=sharded,
                 zero_stage=zero_stage,
                 dispatched=dispatched,
+                averaged=optimizer.averages,
             )
         )
         if reason is None and self.training.layer_decay is not None and self.method.positions:

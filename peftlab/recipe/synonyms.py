@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 BATCH = "training.batch_examples, the examples of one optimizer step on all devices"
 PREFERENCES = "causal_lm on the preferred answers; training on preferences is not supported"
 
+SCHEDULE_FREE = ("schedule_free_adamw", "schedule_free_adamw, with training.schedule: constant")
+
 KEYS: Mapping[str, str] = {
     "num_train_epochs": "training.epochs",
     "max_steps": "training.steps",
@@ -14,6 +16,10 @@ KEYS: Mapping[str, str] = {
     "batch_size": BATCH,
     "gradient_accumulation_steps": "training.accumulation",
     "lr": "training.learning_rate",
+    "optim": "training.optimizer",
+    "optim_args": "the settings of training.optimizer",
+    "adam_beta1": "training.adam_betas",
+    "adam_beta2": "training.adam_betas",
     "lr_scheduler_type": "training.schedule",
     "lr_scheduler": "training.schedule",
     "min_lr": "training.minimum_learning_rate, a fraction of the peak",
@@ -79,6 +85,11 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "sft": ("causal_lm", "causal_lm"),
     "text_generation": ("causal_lm", "causal_lm"),
     **dict.fromkeys(("dpo", "orpo", "kto"), ("causal_lm", PREFERENCES)),
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adam", "adamw_bnb_32bit"), ("adamw", "adamw")),
+    **dict.fromkeys(("adamw_bnb_8bit", "adamw8bit", "adam_8bit"), ("adamw_8bit", "adamw_8bit")),
+    **dict.fromkeys(("paged_adamw_32bit", "pagedadamw"), ("paged_adamw", "paged_adamw")),
+    "pagedadamw8bit": ("paged_adamw_8bit", "paged_adamw_8bit"),
+    **dict.fromkeys(("schedule_free", "schedulefree", "schedule_free_adam", "adamw_schedule_free"), SCHEDULE_FREE),
     "constant_with_warmup": ("constant", "constant, with training.warmup"),
     "cosine_with_min_lr": ("cosine", "cosine, with training.minimum_learning_rate"),
     "cosine_warmup_with_min_lr": ("cosine", "cosine, with training.minimum_learning_rate"),

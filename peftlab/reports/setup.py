@@ -40,7 +40,11 @@ def references(analysis: Analysis) -> list[Reference]:
     by_key = {
         reference.key: reference
         for row in analysis.rows
-        for reference in (*row.recipe.method.references, *row.recipe.quantization.references)
+        for reference in (
+            *row.recipe.method.references,
+            *row.recipe.quantization.references,
+            *row.recipe.training.optimizer.references,
+        )
     }
     return [by_key[key] for key in sorted(by_key)]
 
@@ -81,10 +85,11 @@ def _training(training: Training) -> str:
     clip = "no gradient clipping" if training.clip is None else f"gradients clipped at norm {training.clip:g}"
     stop = f", stopped after {training.patience} evaluations without improvement" if training.patience else ""
     checkpoint = "with the best validation score" if training.keep_best else "of the last step"
+    optimizer = training.optimizer.settings_text(training.adam_betas, training.adam_epsilon)
     return (
-        f"Each run trains for {length} with batches of {size}, AdamW (betas {training.adam_betas[0]:g} and "
-        f"{training.adam_betas[1]:g}, epsilon {training.adam_epsilon:g}, weight decay {training.weight_decay:g} on "
-        f"matrices), {_schedule(training)} after a warmup over {training.warmup * 100:g} % of the steps, "
+        f"Each run trains for {length} with batches of {size}, {training.optimizer.title} "
+        f"({optimizer}, weight decay {training.weight_decay:g} on matrices), {_schedule(training)} after a "
+        f"warmup over {training.warmup * 100:g} % of the steps, "
         f"{clip}, {dropout}{stop}; the checkpoint {checkpoint} is kept."
     )
 

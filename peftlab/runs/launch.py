@@ -73,6 +73,7 @@ def init_accelerator(
                 "large for one device, with recipes/accelerate/fsdp2.yaml, which shards it as ZeRO-3 does"
             )
     _check_supported(recipe, fsdp, zero, device_map)
+    recipe.training.optimizer.check_installed()
     launched = _launcher_options(Path(f"/proc/{os.getppid()}/cmdline"))
     processes = int(os.environ.get("WORLD_SIZE") or launched.get("num_processes") or 1)
     if processes == 1 and (fsdp is not None or zero is not None):

@@ -240,6 +240,7 @@ class _Run:
         if self.placement.fsdp is not None:
             self.placement.fsdp.shard(model, device_mesh(self.accelerator.device))
         self._print(summary.model_lines(self.recipe, parameters, self.accelerator, self.environment))
+        self._print(summary.optimizer_lines(self.recipe, model, self.accelerator))
         return PreparedModel(base, self._workload(data, model, examples), parameters, base_scores)
 
     def _plan(self, data: RunData, base: Base, lengths: Sequence[int]) -> TrainingPlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import torch
 from accelerate import Accelerator
 
 from peftlab.data.examples import Encoded, Splits
@@ -30,6 +31,14 @@ def data_lines(recipe: Recipe, model_source: str, rows: Splits, encoded: Mapping
                 f"{count:,} of {len(rows.rows[split]):,} in {split} are also in train, up to case and white space "
                 "(data.drop_leaks: true removes them from train)",
             )
+
+
+def optimizer_lines(recipe: Recipe, model: torch.nn.Module, accelerator: Accelerator) -> Lines:
+    """A line about an optimizer that does not treat all tensors alike, or does not train the weights that are saved."""
+    optimizer = recipe.training.optimizer
+    remark = optimizer.remark(model, accelerator.device.type)
+    if remark is not None:
+        yield "optimizer", f"{optimizer.title}, {optimizer.state_bytes(model):,} bytes of state: {remark}"
 
 
 def model_lines(recipe: Recipe, parameters: Parameters, accelerator: Accelerator, environment: Environment) -> Lines:

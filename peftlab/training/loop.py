@@ -6,10 +6,11 @@ and processes: a batch trained in one piece, in four, or by two processes gives 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -17,6 +18,7 @@ from peftlab.data.examples import Example
 from peftlab.distributed import dispatch, fsdp
 from peftlab.distributed.optimizer_step import OptimizerStep
 from peftlab.errors import DivergedError, OutOfMemoryError
+from peftlab.optimizers.optimizer import OptimizerPlan
 from peftlab.training import gradient_checks, out_of_memory
 from peftlab.training.adversarial import ForwardPasses
 from peftlab.training.batching import Batch
@@ -26,7 +28,7 @@ from peftlab.training.interruption import Interrupted
 from peftlab.training.layer_decay import layer_rates
 from peftlab.training.schedule import ScheduledBatch, learning_rate_factor, schedule_length, scheduled_batches
 from peftlab.training.state import RngState, TrainState
-from peftlab.training.train_log import Evaluation, MicroBatchReduction, Step, TrainLog
+from peftlab.training.train_log import Evaluation, MicroBatchReduction, Records, Scores, Step, TrainLog
 from peftlab.training.workload import Workload
 
 
@@ -76,6 +78,7 @@ class _Loop:
             if batch.step == self.total or (batch.step % every == 0 if every else batch.ends_epoch):
                 self._evaluate_once(batch.step)
         state.log.unused = _freeze(model, self.optimizer_step.unused())
+        settings.optimizer.finish(self.optimizer_step.optimizer)
         fsdp.reshard(model)
         state.load_best()
         model.eval()
@@ -162,16 +165,32 @@ class _Loop:
 
     def _evaluate(self) -> None:
         """Score the model. If it is the best so far, keep its records and a copy of its trained parameters."""
-        workload, state, log = self.workload, self.state, self.state.log
+        workload = self.workload
         rng = RngState.capture(workload.model)
-        try:
-            scores, records = workload.evaluate()
-        except Interrupted:
-            rng.restore()
-            self.callbacks.on_interrupt()
-            raise
-        rng.restore()  # an evaluation does not change what training draws
-        workload.model.train()
+        with contextlib.ExitStack() as evaluation:
+            evaluation.enter_context(self._evaluation_weights())
+            try:
+                scores, records = workload.evaluate()
+            except Interrupted:
+                rng.restore()
+                evaluation.close()
+                self.callbacks.on_interrupt()
+                raise
+            rng.restore()  # an evaluation does not change what training draws
+            workload.model.train()
+            self._log_evaluation(scores, records)
+
+    @contextlib.contextmanager
+    def _evaluation_weights(self) -> Iterator[None]:
+        """Context in which the model has the weights to evaluate and to keep."""
+        optimizer, model = self.workload.settings.optimizer, self.workload.model
+        with optimizer.evaluation_weights(self.optimizer_step.optimizer):
+            yield
+        if optimizer.averages:
+            fsdp.reshard(model)  # else the next forward computes with gathered parameters of the evaluation
+
+    def _log_evaluation(self, scores: Scores, records: Records) -> None:
+        workload, state, log = self.workload, self.state, self.state.log
         task, step = workload.task, log.steps[-1]
         last = log.evaluations[-1].step if log.evaluations else 0
         loss = sum(past.loss for past in log.steps[last:]) / (step.number - last)
@@ -193,12 +212,14 @@ def _optimizer(workload: Workload) -> torch.optim.Optimizer:
     settings, model = workload.settings, workload.model
     groups = workload.method.parameter_groups(model, workload.learning_rate, settings.weight_decay)
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(
-        groups if settings.layer_decay is None else layer_rates(groups, model, settings.layer_decay),
-        betas=settings.adam_betas,
-        eps=settings.adam_epsilon,
-        foreach=False,  # foreach copies all gradients at once
-        fused=workload.accelerator.device.type == "cuda",
+    return settings.optimizer.make(
+        OptimizerPlan(
+            model=model,
+            groups=groups if settings.layer_decay is None else layer_rates(groups, model, settings.layer_decay),
+            betas=settings.adam_betas,
+            epsilon=settings.adam_epsilon,
+            device=workload.accelerator.device,
+        )
     )
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from peftlab.component import Settings
+from peftlab.optimizers import AnyOptimizer
+from peftlab.optimizers.adamw import AdamW
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -23,6 +25,7 @@ class Training(Settings):
     """Settings of the training loop. A batch is what one optimizer step trains on, over all devices together."""
 
     added_fields: ClassVar[Mapping[str, Any]] = {
+        "optimizer": {"kind": "adamw"},
         "minimum_learning_rate": 0.0,
         "decay_fraction": 0.1,
         "decay_shape": "1-sqrt",
@@ -58,12 +61,14 @@ class Training(Settings):
     """
     auto_micro_batch: bool = False
     """Out of memory, double `accumulation` and retry the same step, in place of ending the run. One process only."""
+    optimizer: AnyOptimizer = Field(AdamW(), examples=["adamw_8bit"])
+    """Update rule of the trained parameters: its kind, or a mapping with its settings."""
     weight_decay: float = Field(0.01, ge=0, le=10)
-    """AdamW's weight decay, per step and unit of learning rate. Biases and norms are not decayed."""
+    """Decoupled weight decay, per step and unit of learning rate. Biases and norms are not decayed."""
     adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """AdamW's decay rates of the running averages of the gradient and of its square."""
+    """Decay rates of Adam's running averages of the gradient and of its square. Adafactor has none."""
     adam_epsilon: float = Field(1e-8, gt=0)
-    """Term added to AdamW's denominator."""
+    """Term added to Adam's denominator. Adafactor has none."""
     clip: float | None = Field(1.0, gt=0)
     """Largest norm of the gradient over all trained parameters; a larger one is scaled down. null: no clipping."""
     dropout: float | None = Field(0.0, ge=0, lt=1)
@@ -106,6 +111,19 @@ class Training(Settings):
                 )
         if self.schedule == "wsd" and self.warmup + self.decay_fraction > 1:
             raise ValueError(f"warmup {self.warmup:g} + decay_fraction {self.decay_fraction:g}: more than all steps")
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_uses_its_keys(self) -> Training:
+        fields, optimizer = type(self).model_fields, self.optimizer
+        for key in () if optimizer.uses_betas else ("adam_betas", "adam_epsilon"):
+            if getattr(self, key) != fields[key].default:
+                raise ValueError(f"{key}: optimizer: {optimizer.kind} does not use it; remove it")
+        if optimizer.averages and self.schedule != "constant":
+            raise ValueError(
+                f"schedule: {self.schedule}: optimizer: {optimizer.kind} averages the weights in place of a learning "
+                "rate that falls; set schedule: constant (the warm-up stays)"
+            )
         return self
 
     @property

@@ -151,7 +151,10 @@ class TrainState:
             },
             "method": method,
             "schedule": {name: value for name, value in self.schedule.state_dict().items() if name != "lr_lambdas"},
-            "learning_rates": [group["lr"] for group in self.optimizer_step.optimizer.param_groups],
+            "groups": [
+                {name: value for name, value in group.items() if isinstance(value, (bool, int, float))}
+                for group in self.optimizer_step.optimizer.param_groups
+            ],
             "signs": None if stats is None else {"count": stats.count, "missing": stats.missing, "zero": stats.zero},
             "accumulation": self.accumulation,
         }
@@ -176,9 +179,11 @@ class TrainState:
         if weights:
             raise ValueError(f"this run does not train {next(iter(weights))}")
         self.optimizer_step.load_state(_group(snapshot, "optimizer"))
-        for group, learning_rate in zip(optimizer.param_groups, values["learning_rates"], strict=True):
-            group["lr"] = learning_rate
-        self.schedule.load_state_dict({**values["schedule"], "lr_lambdas": [None] * len(values["learning_rates"])})
+        # Checkpoints had only the learning rates once.
+        groups = values["groups"] if "groups" in values else [{"lr": rate} for rate in values["learning_rates"]]
+        for group, stored in zip(optimizer.param_groups, groups, strict=True):
+            group.update(stored)
+        self.schedule.load_state_dict({**values["schedule"], "lr_lambdas": [None] * len(groups)})
         self.workload.method.load_state(self.workload.model, {**_group(snapshot, "method"), **values["method"]})
         best = _group(snapshot, "best")
         self.best = {

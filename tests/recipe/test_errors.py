@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from peftlab.methods import METHODS
+from peftlab.optimizers import OPTIMIZERS
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe, load_recipe
 from peftlab.recipe.reference import entries
@@ -25,7 +26,7 @@ def test_every_key_of_another_library_leads_to_a_key_that_exists() -> None:
 
 
 def test_every_other_name_of_a_kind_leads_to_a_kind_that_exists(tmp_path: Path) -> None:
-    valid = {*TASKS, *METHODS, *QUANTIZATIONS, *CURVES, "wsd"}
+    valid = {*TASKS, *METHODS, *QUANTIZATIONS, *OPTIMIZERS, *CURVES, "wsd"}
     for word, (kind, text) in KINDS.items():
         assert word not in valid
         assert kind in valid, word
@@ -39,6 +40,9 @@ def test_every_other_name_of_a_kind_leads_to_a_kind_that_exists(tmp_path: Path) 
     [
         ("  epochs: 1", "  eval_steps: 50", "training.eval_steps: unknown key (use training.evaluate_every); known"),
         ("  epochs: 1", "  batch_size: 8", "training.batch_size: unknown key (use training.batch_examples, "),
+        ("  epochs: 1", "  optim: adamw_torch", "training.optim: unknown key (use training.optimizer); known are"),
+        ("  epochs: 1", "  optimizer: paged_adamw_32bit", "unknown kind 'paged_adamw_32bit' (use paged_adamw); known"),
+        ("  epochs: 1", "  optimizer: adamw_torch_fused", "unknown kind 'adamw_torch_fused' (use adamw); known are"),
         ("  epochs: 1", "  min_lr: 1e-5", "unknown key (use training.minimum_learning_rate, a fraction of the peak)"),
         ("  epochs: 1", "  schedule: warmup_stable_decay", "'constant' or 'wsd' (use wsd), found"),
         ("  rank: 8", "  lora_alpha: 16", "method.lora_alpha: unknown key (use method.alpha); known are"),

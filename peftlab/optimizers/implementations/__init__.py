@@ -1,0 +1,1 @@
+"""torch optimizers that libraries lack, or that checkpoints need in another form."""
