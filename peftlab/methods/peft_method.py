@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,7 @@ class PeftMethod(Method):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)  # type: ignore[operator]
+        _sort_names(folder / "adapter_config.json", model.peft_config["default"])  # type: ignore[arg-type,index]
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
         from peft import PeftModel
@@ -58,6 +60,13 @@ class PeftMethod(Method):
                 if isinstance(module, ModulesToSaveWrapper):
                     module.enable_adapters(True)
             yield
+
+
+def _sort_names(path: Path, config: PeftConfig) -> None:
+    """Sort what PEFT holds as sets: their order depends on the process's hash seed, and so would the file's bytes."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values |= {key: sorted(values[key]) for key, value in vars(config).items() if isinstance(value, set)}
+    path.write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def patch(model: PeftModel) -> PeftModel:

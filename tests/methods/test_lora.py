@@ -1,5 +1,6 @@
 """LoRA and its options: the formulas of the papers, and saved adapters that fit the published base model."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,15 @@ def test_untrained_it_is_the_identity_and_has_the_closed_form_count(
     assert torch.equal(model(**probe_input).logits, before)
     added = sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
     assert added == 8 * 6 * (4 * (384 + 384) + 2 * (384 + 1536))  # rank * sum of (inputs + outputs)
+
+
+def test_saved_names_are_sorted_so_that_the_bytes_do_not_depend_on_the_hash_seed(
+    base_of: Load, attach: Attach, tmp_path: Path
+) -> None:
+    method = Lora(rank=4)
+    method.save(attach(base_of(), method), tmp_path)
+    names = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert names == ["dense", "key", "query", "value"]  # PEFT shortens the full names
 
 
 def test_attention_targets_exclude_feed_forward_layers() -> None:
