@@ -73,4 +73,5 @@ def count_parameters(model: torch.nn.Module, base: Base) -> Parameters:
         trainable=total,
         base=base.parameters,
         trainable_fraction=round(total / base.parameters, 6),
+        outside_text=sum(base.outside_text.values()) or None,
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.errors import UserError
 from peftlab.models.model import KnownConfig
 from peftlab.models.remote_code import FLAG
+from peftlab.models.text_branch import auto_class
 from peftlab.tasks import Task
 
 if TYPE_CHECKING:
@@ -21,10 +22,8 @@ def with_head(config: PretrainedConfig, task: Task, *, trusted: bool = False, **
 
     Raises UserError if the architecture has no class with the task's head.
     """
-    import transformers
-
     try:
-        auto = getattr(transformers, task.auto_class)
+        auto = auto_class(task.auto_class, config)
         model: PreTrainedModel = auto.from_config(config, trust_remote_code=trusted, **settings)
         return model
     except ValueError as error:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from peftlab.errors import UserError
 from peftlab.loading.head import with_head
 from peftlab.models import remote_code
 from peftlab.models.model import Model, ModelFiles
+from peftlab.models.text_branch import auto_class, counts_outside, outside, text_values
 from peftlab.quantization import Quantization
 from peftlab.tasks.task import Task
 from peftlab.training import out_of_memory
@@ -36,6 +38,9 @@ AFTER_PADDING = (
 # Positions of these architectures are relative and unlimited; config.json gives the length of pretraining.
 RELATIVE = ("longt5", "mt5", "switch_transformers", "t5", "umt5")
 
+PROCESSORS = "*processor_config.json"
+"""Pattern of the files that transformers' processors read."""
+
 _DROPOUT = re.compile(r"(dropout|pdrop|dropout_prob|dropout_rate|(?<!layer)drop)$")  # layerdrop drops layers
 
 
@@ -49,6 +54,8 @@ class Base:
     parameters: int
     """Number of parameters; a packed 4-bit tensor counts as the weights it holds."""
     files: ModelFiles
+    outside_text: Mapping[str, int] = field(default_factory=dict)
+    """Parts of a multimodal model that text does not reach, e.g. its vision tower, with their parameters."""
 
 
 def within(name: str, modules: Iterable[str]) -> bool:
@@ -96,6 +103,7 @@ def longest_input(files: ModelFiles, task: Task, *, reserved: int = 0) -> int:
 
 def longest_of_config(config: Mapping[str, Any], source: str, task: Task, *, reserved: int = 0) -> int:
     """Most tokens of an example, from the values of a config.json. Raises UserError."""
+    config = text_values(config)
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     if positions is None or config.get("model_type") in RELATIVE:
         return task.max_length or 512
@@ -155,7 +163,7 @@ def load_base(model: Model, files: ModelFiles, task: Task, quantization: Quantiz
             placement = {"quantization_config": quantized, "device_map": {"": options.device}, **placement}
         torch.manual_seed(options.seed)
         with _readable(files, "weights in safetensors"), dispatch.explain_out_of_memory(device_map, files.source):
-            model, report = getattr(transformers, task.auto_class).from_pretrained(
+            model, report = auto_class(task.auto_class, config).from_pretrained(
                 files.folder,
                 config=config,
                 dtype=dtype,
@@ -181,7 +189,8 @@ def load_base(model: Model, files: ModelFiles, task: Task, quantization: Quantiz
         loaded.to(options.device)
     _freeze(loaded, head, model.id, options.padding_token)
     quantization.prepare(loaded)
-    return Base(loaded, head, count(skeleton) + _untied(loaded, skeleton), files)
+    total = count(skeleton) + _untied(loaded, skeleton)
+    return Base(loaded, head, total, files, counts_outside(skeleton, head))
 
 
 def _skeleton(files: ModelFiles, task: Task, dropout: float | None) -> tuple[PretrainedConfig, PreTrainedModel]:
@@ -274,16 +283,24 @@ def _tied(model: PreTrainedModel) -> bool:
 
 
 def kept_float(skeleton: PreTrainedModel, head: Sequence[str]) -> list[str]:
-    """Modules that are not quantized. transformers' own choice, which a list replaces, misses a head with a bias."""
+    """Modules that are not quantized. transformers' own choice, which a list replaces, misses a head with a bias.
+
+    Vision and audio towers stay as they are: a text never shows what quantization changes in them.
+    """
     output = skeleton.get_output_embeddings()
-    return [*head, *(name for name, module in skeleton.named_modules() if output is not None and module is output)]
+    return [
+        *head,
+        *outside(skeleton, head),
+        *(name for name, module in skeleton.named_modules() if output is not None and module is output),
+    ]
 
 
 def set_dropout(config: PretrainedConfig, rate: float) -> None:
     """Set every dropout probability of the base. `publish_dropout` restores the published values in a saved model."""
-    for name, value in config.to_dict().items():
-        if _DROPOUT.search(name) and isinstance(value, (int, float)) and not isinstance(value, bool):
-            setattr(config, name, rate)
+    for part in {id(each): each for each in (config, config.get_text_config())}.values():
+        for name, value in part.to_dict().items():
+            if _DROPOUT.search(name) and isinstance(value, (int, float)) and not isinstance(value, bool):
+                setattr(part, name, rate)
     config.classifier_dropout = rate  # heads of decoders use 0.1 if the config does not name it
 
 
@@ -295,7 +312,24 @@ def publish_dropout(folder: Path, files: ModelFiles) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     published = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
-    names = [name for name in {**config, **published} if _DROPOUT.search(name)]
-    values = {name: value for name, value in config.items() if name not in names}
-    values |= {name: published[name] for name in names if name in published}  # or the architecture's default
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(_dropout_of(published, config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def publish_processors(folder: Path, files: ModelFiles) -> None:
+    """Copy the settings of a multimodal base's image and audio processors next to a model saved in `folder`."""
+    for path in files.folder.glob(PROCESSORS):
+        shutil.copyfile(path, folder / path.name)
+
+
+def _dropout_of(published: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the published dropout, or without: the architecture's default. Nested configs likewise.
+
+    >>> _dropout_of({"dropout": 0.1, "text_config": {}}, {"dropout": 0, "text_config": {"n": 1, "attn_pdrop": 0}})
+    {'text_config': {'n': 1}, 'dropout': 0.1}
+    """
+    values = {name: value for name, value in config.items() if not _DROPOUT.search(name)}
+    values |= {name: value for name, value in published.items() if _DROPOUT.search(name)}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            values[name] = _dropout_of(published.get(name) or {}, value)
+    return values

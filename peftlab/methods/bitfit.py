@@ -10,6 +10,7 @@ from peftlab.errors import UserError
 from peftlab.methods.direct_method import DirectMethod
 from peftlab.methods.dtypes import compute_in_float32
 from peftlab.methods.method import MethodContext, TrainingPlan
+from peftlab.models.text_branch import is_part_of, outside
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,8 +49,8 @@ class BitFit(DirectMethod):
         return name.endswith("bias")  # DeBERTa's q_bias and v_bias are parameters outside of any linear layer
 
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> nn.Module:
-        head = tuple(f"{name}." for name in plan.head)
-        if not any(self.trains(name, model) and not name.startswith(head) for name, _ in model.named_parameters()):
+        others = (*plan.head, *outside(model, plan.head))
+        if not any(self.trains(name, model) and not is_part_of(name, others) for name, _ in model.named_parameters()):
             raise UserError(f"method.kind: BitFit trains biases, and this {model.config.model_type} has none")
         compute_in_float32(model)
         return super().apply(model, plan)

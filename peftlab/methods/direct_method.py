@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from peftlab.errors import UserError
 from peftlab.methods.method import Method, TrainingPlan
+from peftlab.models.text_branch import is_part_of, outside
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,11 +31,10 @@ class DirectMethod(Method):
         """True if the base model's parameter with this full name is trained."""
 
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> nn.Module:
-        head = tuple(f"{name}." for name in plan.head)
+        left_out = outside(model, plan.head)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(
-                parameter.is_floating_point() and (name.startswith(head) or self.trains(name, model))
-            )
+            trained = is_part_of(name, plan.head) or (self.trains(name, model) and not is_part_of(name, left_out))
+            parameter.requires_grad_(parameter.is_floating_point() and trained)
         return model
 
     def save(self, model: nn.Module, folder: Path) -> None:

@@ -14,6 +14,7 @@ from peftlab.methods.dtypes import keep_float
 from peftlab.methods.method import MethodContext, TrainingPlan
 from peftlab.methods.peft_method import PeftMethod
 from peftlab.methods.targets import linear_layers, named_layers
+from peftlab.models.text_branch import is_part_of, outside
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -142,7 +143,9 @@ class Peft(PeftMethod):
 
 
 def _norms(model: PreTrainedModel) -> list[str]:
-    return [name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()]
+    left_out = outside(model)
+    norms = (name for name, module in model.named_modules() if "norm" in type(module).__name__.lower())
+    return [name for name in norms if not is_part_of(name, left_out)]
 
 
 def _keep_norms_float(model: PreTrainedModel) -> None:

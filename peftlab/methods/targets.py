@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from peftlab.errors import UserError, nearest
+from peftlab.models.text_branch import outside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,16 +28,20 @@ def chosen_layers(model: PreTrainedModel, targets: Targets, head: Iterable[str])
 
 
 def linear_layers(model: PreTrainedModel, head: Iterable[str]) -> list[str]:
-    """Full names of the base model's linear layers, quantized or not, without the head and the output embedding."""
+    """Full names of the linear layers, quantized or not, without the head and the output embedding.
+
+    Those of a multimodal model are of its text branch alone.
+    """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     output = model.get_output_embeddings()
-    head_prefixes = tuple(f"{name}." for name in head)
+    head = tuple(head)
+    left_out = tuple(f"{name}." for name in (*head, *outside(model, head)))
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not output and not f"{name}.".startswith(head_prefixes)
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not output and not f"{name}.".startswith(left_out)
     ]
 
 

@@ -111,10 +111,11 @@ def prompt_shape(model: PreTrainedModel) -> dict[str, Any]:
     `token_dim` is the width of the embeddings, which differs from that of the layers in ALBERT and small ELECTRAs.
     """
     embeddings: Any = model.get_input_embeddings()
+    config = model.config.get_text_config()
     return {
         "num_transformer_submodules": 1,  # PEFT would create unused tokens for the second one of an encoder-decoder
-        "num_layers": model.config.num_hidden_layers,
-        "num_attention_heads": model.config.num_attention_heads,
+        "num_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
         "token_dim": embeddings.weight.shape[1],
     }
 
@@ -130,7 +131,7 @@ def text_tokens(text: str, length: int, plan: TrainingPlan) -> list[int]:
 
 
 def _check_positions(model: PreTrainedModel, length: int, longest_input: int | None) -> None:
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is None or longest_input is None:
         return
     tables = [

@@ -27,6 +27,7 @@ from peftlab.loading.head import with_head
 from peftlab.loading.model import Base, LoadOptions, head_modules, kept_float, set_dropout
 from peftlab.loading.model import count as count_parameters
 from peftlab.models.model import KnownConfig, ModelFiles
+from peftlab.models.text_branch import counts_outside
 from peftlab.profiling.memory import add_up
 from peftlab.profiling.snapshots import PhaseSnapshot
 from peftlab.quantization import Quantization
@@ -53,7 +54,8 @@ def meta_model(known: KnownConfig, task: Task, quantization: Quantization, optio
     skeleton.requires_grad_(False)
     quantization.prepare(skeleton)
     skeleton.config.get_text_config().pad_token_id = options.padding_token
-    return Base(skeleton, head, parameters, ModelFiles(folder=Path(), source=known.source, fingerprint=""))
+    files = ModelFiles(folder=Path(), source=known.source, fingerprint="")
+    return Base(skeleton, head, parameters, files, counts_outside(skeleton, head))
 
 
 def full_config(values: Mapping[str, Any], task: Task) -> Any:

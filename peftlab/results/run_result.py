@@ -76,6 +76,8 @@ class Parameters(Settings):
     """Parameters of the base model and its head, before the method is attached."""
     trainable_fraction: float
     """trainable / base."""
+    outside_text: int | None = None
+    """Those of `base` in the vision and audio towers and projectors of a multimodal model: left as they are."""
 
 
 class Cost(Settings):

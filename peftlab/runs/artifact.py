@@ -14,7 +14,7 @@ from peftlab.component import Precision, Settings
 from peftlab.errors import UserError, first_error
 from peftlab.io import untrusted
 from peftlab.io.atomic import sha256
-from peftlab.loading.model import Base, LoadOptions, load_base, load_tokenizer, publish_dropout
+from peftlab.loading.model import Base, LoadOptions, load_base, load_tokenizer, publish_dropout, publish_processors
 from peftlab.methods import METHODS, AnyMethod
 from peftlab.models.model import AnyModel, ModelFiles
 from peftlab.quantization import AnyQuantization, Quantization
@@ -67,6 +67,7 @@ def save(card: Card, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase,
     card.method.save(model, folder)
     if (folder / "config.json").exists():  # a full model was saved
         publish_dropout(folder, base)
+        publish_processors(folder, base)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     card = card.model_copy(update={"files": {path.name: sha256(path) for path in sorted(folder.iterdir())}})

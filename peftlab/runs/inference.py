@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from peftlab.data.examples import Example, Row
 from peftlab.errors import UserError
 from peftlab.io import atomic
-from peftlab.loading.model import publish_dropout
+from peftlab.loading.model import publish_dropout, publish_processors
 from peftlab.quantization.none import NoQuantization
 from peftlab.runs import artifact
 from peftlab.runs.artifact import Tuned
@@ -104,6 +104,7 @@ def _merge(folder: Path, card: artifact.Card, staged: Path, trust: str | None) -
         merged.to(published)
     merged.save_pretrained(staged)  # type: ignore[operator]
     publish_dropout(staged, files)
+    publish_processors(staged, files)
     trained.tokenizer.save_pretrained(staged)
     # The saved model is compared: over a base in half precision, rounding to that is most of the difference.
     model_class: Any = type(merged)

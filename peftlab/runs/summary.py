@@ -41,6 +41,13 @@ def optimizer_lines(recipe: Recipe, model: torch.nn.Module, accelerator: Acceler
         yield "optimizer", f"{optimizer.title}, {optimizer.state_bytes(model):,} bytes of state: {remark}"
 
 
+def text_branch_lines(outside: Mapping[str, int]) -> Lines:
+    """Line about the parts of a multimodal base that stay as they are, with the parameters of each."""
+    if outside:
+        parts = ", ".join(f"{name} ({count:,})" for name, count in outside.items())
+        yield "text only", f"parameters left as they are, not quantized: {parts}"
+
+
 def model_lines(recipe: Recipe, parameters: Parameters, accelerator: Accelerator, environment: Environment) -> Lines:
     """Lines about the trainable parameters and the devices."""
     yield (

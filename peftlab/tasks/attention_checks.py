@@ -28,8 +28,9 @@ def no_decoder(config: PretrainedConfig) -> str | None:
     if type(config)().is_encoder_decoder:
         return f"{config.model_type} is an encoder-decoder: its decoder alone leaves weights unused; use seq2seq"
     with _small_model(config) as model:
-        row = torch.randint(model.config.vocab_size, (1, 9))
-        other = torch.cat([row[:, :-1], (row[:, -1:] + 1) % model.config.vocab_size], dim=1)
+        vocabulary = model.config.get_text_config().vocab_size
+        row = torch.randint(vocabulary, (1, 9))
+        other = torch.cat([row[:, :-1], (row[:, -1:] + 1) % vocabulary], dim=1)
         one, two = (model(input_ids=ids).logits[0, :-1] for ids in (row, other))
     if _differ(one, two):
         return f"{config.model_type} sees the tokens after the one it predicts: it is not a causal language model"
@@ -42,7 +43,8 @@ def packing_leak(config: PretrainedConfig) -> str | None:
 
     name = config.model_type
     with _small_model(config) as model:
-        before, other, row = (torch.randint(model.config.vocab_size, (1, length)) for length in (7, 7, 9))
+        vocabulary = model.config.get_text_config().vocab_size
+        before, other, row = (torch.randint(vocabulary, (1, length)) for length in (7, 7, 9))
 
         def logits(*rows: torch.Tensor) -> torch.Tensor:
             """Logits of the last row."""
@@ -65,20 +67,24 @@ def packing_leak(config: PretrainedConfig) -> str | None:
 def _small_model(config: PretrainedConfig) -> Iterator[PreTrainedModel]:
     """Two layers of the same architecture with random weights, in evaluation mode. Random states are restored."""
     import torch
-    import transformers
 
+    from peftlab.models.text_branch import TEXT, auto_class
     from peftlab.models.tiny_model import smaller  # late: imports transformers
 
     small = smaller(config, WIDTH)
     vars(small).pop("quantization_config", None)
     with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False), torch.no_grad():
         torch.manual_seed(0)
-        yield transformers.AutoModelForCausalLM.from_config(
-            small,
-            dtype=torch.float32,
-            attn_implementation=config._attn_implementation,
-            trust_remote_code=False,  # a base's own class is registered since the base was loaded
-        ).eval()
+        yield (
+            auto_class(TEXT, small)
+            .from_config(
+                small,
+                dtype=torch.float32,
+                attn_implementation=config._attn_implementation,
+                trust_remote_code=False,  # a base's own class is registered since the base was loaded
+            )
+            .eval()
+        )
 
 
 def _differ(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -1,0 +1,120 @@
+"""Checkpoints with vision towers are tuned on text alone, and nothing else in them changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from peftlab.models.text_branch import is_part_of, outside
+from peftlab.recipe import Recipe
+from peftlab.results.run_result import RunResult
+from peftlab.runs import artifact
+from peftlab.runs.inference import answers, merge
+from peftlab.runs.run import run
+from tests.models import multimodal
+from tests.sampling import slow_after
+
+LORA = {"kind": "lora", "rank": 4}
+TOWERS = ("vision_tower", "vision_model", "visual", "multi_modal_projector", "connector")
+INPUTS = {"input_ids": torch.arange(24).view(2, 12) + 256, "attention_mask": torch.ones(2, 12, dtype=torch.int64)}
+
+
+def tune(folder: Path, architecture: str, method: Any, quantization: str = "none") -> tuple[RunResult, Path, Path]:
+    """The result, the base's folder and the run's."""
+    base, rows = multimodal.write(architecture, folder / "base"), folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"instruction": f"say {n}", "output": f"{n * n}"}) + "\n" for n in range(6)))
+    recipe = Recipe.model_validate(
+        {
+            **{"name": "text", "model": str(base), "method": method, "quantization": quantization},
+            "task": {"kind": "causal_lm", "form": "instruction", "new_tokens": 3},
+            "data": dict.fromkeys(("train", "validation", "test"), str(rows)),
+            "training": {"steps": 3, "batch_examples": 3, "learning_rate": 1e-2},
+        }
+    )
+    return run(recipe, folder / "run"), base, folder / "run"
+
+
+def logits(model: Any, tuned: artifact.Tuned) -> torch.Tensor:
+    with torch.no_grad(), tuned.autocast():
+        return model(**INPUTS).logits  # type: ignore[no-any-return]
+
+
+def through_peft_alone(base: Path, folder: Path, tuned: artifact.Tuned) -> peft.PeftModel:
+    """The tuned model as transformers and PEFT load it without peftlab."""
+    dtype = getattr(torch, tuned.card.precision)
+    plain = transformers.AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
+    return peft.PeftModel.from_pretrained(plain, folder / "adapter").eval()
+
+
+def check_merged(output: Path, base: Path) -> None:
+    """The merged checkpoint has the base's tensors; only those of the text branch differ, and all of it loads."""
+    merged, published = load_file(output / "model.safetensors"), load_file(base / "model.safetensors")
+    assert merged.keys() == published.keys()
+    equal = {
+        name
+        for name, tensor in merged.items()
+        if torch.equal(tensor.view(torch.int16), published[name].view(torch.int16))
+    }
+    assert {tensor.dtype for tensor in merged.values()} == {torch.bfloat16}
+    towers = {name for name in merged if any(f".{tower}." in f".{name}" for tower in TOWERS)}
+    assert towers
+    assert towers <= equal < merged.keys()
+    _, report = transformers.AutoModelForImageTextToText.from_pretrained(output, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert (output / "processor_config.json").read_bytes() == (base / "processor_config.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "quantization"),
+    slow_after(1, [("mistral3", "none"), *((name, kind) for name in multimodal.CONFIGS for kind in ("nf4", "none"))]),
+)
+def test_lora_adapts_the_text_branch_and_leaves_the_towers_as_they_are(
+    architecture: str, quantization: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result, base, folder = tune(tmp_path, architecture, LORA, quantization)
+    assert result.parameters.outside_text
+    assert "text only" in capsys.readouterr().out
+    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert not [name for name in adapter if any(f".{tower}." in name for tower in TOWERS)]
+    tuned = artifact.load(folder, device=torch.device("cpu"))
+    parts = outside(tuned.base.model)
+    stored = {p.dtype for name, p in tuned.base.model.named_parameters() if is_part_of(name, parts)}
+    assert stored == {torch.bfloat16 if tuned.card.precision == "bfloat16" else torch.float32}  # not packed
+    assert next(answers(folder, lambda task: [task.row_from_text("hello", "rows:1")]))["answer"] is not None
+    if quantization == "none":
+        plain = transformers.AutoModelForImageTextToText.from_pretrained(
+            base, dtype=getattr(torch, tuned.card.precision)
+        )
+        wrapped = peft.PeftModel.from_pretrained(plain, folder / "adapter").eval()
+        assert torch.equal(logits(wrapped, tuned).float(), logits(tuned.model, tuned).float())
+    merge(folder, tmp_path / "merged")
+    check_merged(tmp_path / "merged", base)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["gemma3", "qwen3_vl"])
+def test_full_fine_tuning_trains_the_text_branch_alone(architecture: str, tmp_path: Path) -> None:
+    result, base, folder = tune(tmp_path, architecture, "full")
+    parameters = result.parameters
+    assert parameters.trainable == parameters.base - (parameters.outside_text or 0)
+    assert (folder / "model" / "processor_config.json").exists()
+    merge(folder, tmp_path / "merged")
+    check_merged(tmp_path / "merged", base)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["prefix_tuning", "prompt_tuning"])
+def test_virtual_tokens_reload_to_the_same_logits(kind: str, tmp_path: Path) -> None:
+    _, base, folder = tune(tmp_path, "gemma3", {"kind": kind, "length": 4})
+    tuned = artifact.load(folder, device=torch.device("cpu"))
+    wrapped = through_peft_alone(base, folder, tuned)
+    expected = logits(tuned.model, tuned)
+    assert torch.equal(logits(wrapped, tuned)[:, -expected.shape[1] :].float(), expected.float())
