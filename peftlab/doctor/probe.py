@@ -21,8 +21,9 @@ from peftlab.loading.attach import apply_method, training_plan
 from peftlab.loading.head import with_head
 from peftlab.loading.model import Base, LoadOptions, load_base, within
 from peftlab.methods import Method, TrainingPlan
+from peftlab.models.byte_tokenizer import byte_tokenizer
 from peftlab.models.model import ModelFiles
-from peftlab.models.tiny_model import byte_tokenizer, small_config
+from peftlab.models.tiny_model import small_config
 from peftlab.recipe import Recipe
 from peftlab.tasks import Task
 from peftlab.training import gradient_checks, loop

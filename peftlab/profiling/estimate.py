@@ -16,8 +16,8 @@ from peftlab.component import Precision
 from peftlab.data.examples import Example
 from peftlab.errors import UserError
 from peftlab.loading.model import LoadOptions, longest_of_config
+from peftlab.models.byte_tokenizer import byte_tokenizer
 from peftlab.models.model import KnownConfig
-from peftlab.models.tiny_model import byte_tokenizer
 from peftlab.profiling.fake_model import (
     ShapeRecorder,
     fake_process_group,

@@ -12,8 +12,8 @@ import torch
 
 from peftlab.doctor.probe import ProbeModel, make_probe_model
 from peftlab.errors import UserError
+from peftlab.models.byte_tokenizer import byte_tokenizer
 from peftlab.models.configs import stored_configs
-from peftlab.models.tiny_model import byte_tokenizer
 from peftlab.recipe import Recipe
 from peftlab.tasks import TASKS
 from tests.contract.bases import require

@@ -124,7 +124,7 @@ def output(lab: Lab) -> Iterator[Path]:
 
 def make_inputs(folder: Path) -> None:
     """Write a tiny model with its tokenizer, rows and a recipe."""
-    from peftlab.models.tiny_model import byte_tokenizer
+    from peftlab.models.byte_tokenizer import byte_tokenizer
 
     model = bases.tiny("bert", "AutoModel", max_position_embeddings=64, vocab_size=512, intermediate_size=128)
     model.save_pretrained(folder / "tiny")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from peftlab.models.tiny_model import byte_tokenizer
+from peftlab.models.byte_tokenizer import byte_tokenizer
 from tests.contract.bases import Combination, tiny
 from tests.faults.conftest import COMBINATIONS, KILLED, NIGHT, Lab, Trained, both, finished, overrides, steps, two
 from tests.sampling import sampled

@@ -10,7 +10,7 @@ import torch
 
 from peftlab.distributed.fsdp import FsdpSettings
 from peftlab.errors import UserError
-from peftlab.models.tiny_model import byte_tokenizer
+from peftlab.models.byte_tokenizer import byte_tokenizer
 from tests.contract.bases import Combination, tiny
 from tests.faults.conftest import COMBINATIONS, NIGHT, Lab, both, finished, steps
 from tests.faults.sharding import COMPILER, NO_COMPILER, check_resuming, check_the_saved_model, recipe_of

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from peftlab.errors import UserError
+from peftlab.models.byte_tokenizer import FIRST_BYTE, byte_tokenizer
 from peftlab.models.configs import stored_configs
-from peftlab.models.tiny_model import FIRST_BYTE, VOCABULARY, byte_tokenizer, shrink, small_config
+from peftlab.models.tiny_model import VOCABULARY, shrink, small_config
 
 
 @pytest.mark.parametrize("base", ["google-bert/bert-base-cased", "meta-llama/Llama-3.2-1B", "google-t5/t5-small"])

@@ -17,8 +17,8 @@ from peftlab.data.examples import Example, Row
 from peftlab.errors import UserError
 from peftlab.loading.model import Base
 from peftlab.methods import METHODS
+from peftlab.models.byte_tokenizer import byte_tokenizer
 from peftlab.models.model import ModelFiles
-from peftlab.models.tiny_model import byte_tokenizer
 from peftlab.profiling.measure import flops_pass, inference_pass, measured, memory_pass
 from peftlab.profiling.memory import HostRecorder, recorder
 from peftlab.profiling.profile import MIB, Flops

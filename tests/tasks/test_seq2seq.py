@@ -14,9 +14,10 @@ from peftlab.data.examples import Row
 from peftlab.data.hub import Hub
 from peftlab.errors import UserError
 from peftlab.loading.model import Base, LoadOptions, load_base, load_tokenizer, longest_input
+from peftlab.models.byte_tokenizer import byte_tokenizer
 from peftlab.models.configs import stored_configs
 from peftlab.models.model import Model, ModelFiles
-from peftlab.models.tiny_model import byte_tokenizer, small_config
+from peftlab.models.tiny_model import small_config
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import load_recipe
 from peftlab.results.result_file import read_result

@@ -14,8 +14,8 @@ from peftlab.data.examples import Row
 from peftlab.errors import UserError
 from peftlab.loading.model import load_tokenizer
 from peftlab.metrics import score
+from peftlab.models.byte_tokenizer import byte_tokenizer
 from peftlab.models.model import ModelFiles
-from peftlab.models.tiny_model import byte_tokenizer
 from peftlab.tasks.sequence_classification import SequenceClassification as Task
 from peftlab.tasks.task import IGNORED
 from tests.contract.bases import tiny

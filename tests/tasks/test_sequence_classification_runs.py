@@ -15,8 +15,8 @@ from peftlab.errors import UserError
 from peftlab.loading.model import LoadOptions, load_base
 from peftlab.methods import METHODS, TrainingPlan
 from peftlab.metrics import score
+from peftlab.models.byte_tokenizer import byte_tokenizer
 from peftlab.models.model import Model, ModelFiles
-from peftlab.models.tiny_model import byte_tokenizer
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe, load_recipe
 from peftlab.runs import scoring

@@ -17,7 +17,7 @@ from peftlab.methods import Method, TrainingPlan
 from peftlab.methods.bitfit import BitFit
 from peftlab.methods.full import Full
 from peftlab.methods.lora import Lora
-from peftlab.models.tiny_model import byte_tokenizer
+from peftlab.models.byte_tokenizer import byte_tokenizer
 from peftlab.recipe import load_recipe
 from peftlab.runs.run import run
 from peftlab.tasks import Task

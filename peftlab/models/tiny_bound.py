@@ -1,0 +1,116 @@
+"""A bound on the parameters of a tiny model: it is built without memory, and what is large is made smaller."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import transformers
+
+MOST_PARAMETERS = 5_000_000
+TRIALS = 60
+"""Most models that are built on the way."""
+SMALLEST = 16
+"""Dimensions are not made smaller than this."""
+CLASSES = (
+    *("AutoModelForSeq2SeqLM", "AutoModelForImageTextToText", "AutoModelForCausalLM"),
+    *("AutoModelForSequenceClassification", "AutoModelForTokenClassification", "AutoModelForQuestionAnswering"),
+    "AutoModel",
+)
+"""Classes, the largest first. The first that an architecture has is built."""
+TOKENS_OR_POSITIONS = re.compile(r"vocab_size|n_words|position|_token_i")
+# What libraries raise for a config that does not agree with itself.
+ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class NotProbed(Exception):
+    """No tiny model of an architecture: the reason."""
+
+
+def bounded(config_class: type[Any], values: Mapping[str, Any]) -> Any:
+    """Config of a model with at most MOST_PARAMETERS, from the values of a small one. Raises NotProbed."""
+    config = _config(config_class, values)
+    auto = next((getattr(transformers, name) for name in CLASSES if _has_class(name, config_class)), None)
+    if auto is None:
+        return config  # a class of the base's own code
+    trials = TRIALS
+    model = _model(auto, config)
+    while model is not None and _size(model) > MOST_PARAMETERS:
+        for candidate in _candidates(model, values):
+            trials -= 1
+            if trials < 0:
+                return config
+            try:
+                smaller = _config(config_class, candidate)
+            except NotProbed:
+                continue
+            built = _model(auto, smaller)
+            if built is not None and _size(built) < _size(model):
+                model, config, values = built, smaller, candidate
+                break
+        else:
+            return config
+    return config
+
+
+def _config(config_class: type[Any], values: Mapping[str, Any]) -> Any:
+    values = {key: value for key, value in values.items() if key != "model_type"}
+    try:
+        return config_class.from_dict(values)
+    except ERRORS as error:
+        raise NotProbed(f"its config cannot be made smaller: {' '.join(str(error).split())[:200]}") from error
+
+
+def _has_class(name: str, config_class: type[Any]) -> bool:
+    return config_class in getattr(transformers, name)._model_mapping
+
+
+def _model(auto: Any, config: Any) -> Any:
+    """The model without memory, or None if it cannot be built."""
+    try:
+        with torch.device("meta"):
+            return auto.from_config(config, dtype=torch.float32)
+    except ERRORS:
+        return None
+
+
+def _size(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _candidates(model: Any, values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Values with one number made smaller, the one that the model's largest parameters have as a dimension first."""
+    largest = sorted(model.parameters(), key=lambda parameter: -parameter.numel())[:4]
+    for parameter in largest:
+        for dimension in sorted(set(parameter.shape), reverse=True):
+            for factor in (1, 2, 3, 4, 6, 8):
+                if dimension % factor == 0 and dimension // factor > SMALLEST:
+                    changed = _replaced(values, dimension // factor)
+                    if changed != values:
+                        yield changed
+
+
+def _replaced(values: Any, number: int, key: str = "") -> Any:
+    """The values with `number` halved wherever it stands, or at once at 512 if it is far larger."""
+    if isinstance(values, Mapping):
+        return {str(name): _replaced(value, number, str(name)) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_replaced(value, number, key) for value in values]
+    if not isinstance(values, int) or isinstance(values, bool):
+        return values
+    if key.endswith("pad_id") and number // 2 <= values < number:  # of a table that becomes smaller
+        return number // 2 - 1
+    if values != number or (TOKENS_OR_POSITIONS.search(key) and number <= 512):
+        return values
+    return min(number // 2, 512)
