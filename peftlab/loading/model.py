@@ -41,7 +41,8 @@ RELATIVE = ("longt5", "mt5", "switch_transformers", "t5", "umt5")
 PROCESSORS = "*processor_config.json"
 """Pattern of the files that transformers' processors read."""
 
-_DROPOUT = re.compile(r"(dropout|pdrop|dropout_prob|dropout_rate|(?<!layer)drop)$")  # layerdrop drops layers
+_DROPOUT = re.compile(r"(dropout|pdrop|dropout_prob|dropout_rate|(?<!layer)drop)$")
+_LAYER_DROP = re.compile(r"layerdrop$")  # leaves out whole layers at random: M2M100, NLLB-MoE, SeamlessM4T
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,16 @@ def load_tokenizer(files: ModelFiles, task: Task) -> PreTrainedTokenizerBase:
             )
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers made it without a file
         raise UserError(f"model: {files.source} has no usable tokenizer: its vocabulary is empty")
-    if not tokenizer.is_fast:
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    elif task.needs_fast_tokenizer:
         raise UserError(f"model: {files.source} has no fast tokenizer (tokenizer.json), which aligns words and tokens")
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
         raise UserError(f"model: {files.source} has a tokenizer without a padding, end or unknown token")
+    task.prepare_tokenizer(tokenizer)
     return tokenizer
 
 
@@ -238,6 +241,15 @@ def _readable(files: ModelFiles, what: str) -> Iterator[None]:
             raise
         reason = " ".join((str(error) or type(error).__name__).split())[:200]
         raise UserError(f"model: {files.source} has no usable {what}: {reason}") from None
+    except ImportError as error:
+        library = re.search(r"requires the (\S+) library", str(error))
+        if library is None:
+            raise
+        package = library[1].lower()
+        raise UserError(
+            f"model: {files.source}: its {what} needs the package {package}, which is not installed: "
+            f'pip install "peftlab[translation]"'
+        ) from None
     except Exception as error:
         if not files.trusted or out_of_memory.is_out_of_memory(error):
             raise
@@ -296,11 +308,18 @@ def kept_float(skeleton: PreTrainedModel, head: Sequence[str]) -> list[str]:
 
 
 def set_dropout(config: PretrainedConfig, rate: float) -> None:
-    """Set every dropout probability of the base. `publish_dropout` restores the published values in a saved model."""
+    """Set every dropout probability of the base, and let no layer be left out, whose method would get no gradient.
+
+    `publish_dropout` restores the published values in a saved model.
+    """
     for part in {id(each): each for each in (config, config.get_text_config())}.values():
         for name, value in part.to_dict().items():
-            if _DROPOUT.search(name) and isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                continue
+            if _DROPOUT.search(name):
                 setattr(part, name, rate)
+            elif _LAYER_DROP.search(name):
+                setattr(part, name, 0.0)
     config.classifier_dropout = rate  # heads of decoders use 0.1 if the config does not name it
 
 
@@ -327,8 +346,9 @@ def _dropout_of(published: Mapping[str, Any], config: Mapping[str, Any]) -> dict
     >>> _dropout_of({"dropout": 0.1, "text_config": {}}, {"dropout": 0, "text_config": {"n": 1, "attn_pdrop": 0}})
     {'text_config': {'n': 1}, 'dropout': 0.1}
     """
-    values = {name: value for name, value in config.items() if not _DROPOUT.search(name)}
-    values |= {name: value for name, value in published.items() if _DROPOUT.search(name)}
+    changed = {name for name in {**config, **published} if _DROPOUT.search(name) or _LAYER_DROP.search(name)}
+    values = {name: value for name, value in config.items() if name not in changed}
+    values |= {name: value for name, value in published.items() if name in changed}
     for name, value in values.items():
         if isinstance(value, dict):
             values[name] = _dropout_of(published.get(name) or {}, value)

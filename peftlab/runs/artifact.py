@@ -64,6 +64,7 @@ class Tuned:
 def save(card: Card, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, base: ModelFiles, folder: Path) -> int:
     """Write the tuned model into `folder`. Returns the size of the tensors in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
+    set_generation(model, card.task, tokenizer)
     card.method.save(model, folder)
     if (folder / "config.json").exists():  # a full model was saved
         publish_dropout(folder, base)
@@ -73,6 +74,12 @@ def save(card: Card, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase,
     card = card.model_copy(update={"files": {path.name: sha256(path) for path in sorted(folder.iterdir())}})
     (folder / FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def set_generation(model: Any, task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write what a generation for this task needs into the model's generation config, with which it is saved."""
+    for name, value in task.generation_settings(tokenizer).items():
+        setattr(model.generation_config, name, value)
 
 
 def read_card(folder: Path) -> Card:
@@ -125,6 +132,7 @@ def load(
             f"found {files.fingerprint[:12]}, expected {card.model_fingerprint[:12]}"
         )
     tokenizer = _tokenizer(inner, files, card.task)
+    card.task.prepare_tokenizer(tokenizer)
     base = load_base(
         card.model,
         files,

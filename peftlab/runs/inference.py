@@ -102,6 +102,7 @@ def _merge(folder: Path, card: artifact.Card, staged: Path, trust: str | None) -
     published = transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=files.trusted).dtype
     if published is not None:
         merged.to(published)
+    artifact.set_generation(merged, card.task, trained.tokenizer)
     merged.save_pretrained(staged)  # type: ignore[operator]
     publish_dropout(staged, files)
     publish_processors(staged, files)

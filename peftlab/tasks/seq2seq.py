@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from peftlab.data.examples import Encoded, Example, Row
 from peftlab.errors import UserError
+from peftlab.tasks import languages
 from peftlab.tasks.task import IGNORED, Task, pad
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH = 1000  # rows per call of the tokenizer
+SHIFT = "prepare_decoder_input_ids_from_labels"  # transformers' method, which M2M100, Blenderbot and others lack
 
 
 class Seq2Seq(Task):
@@ -32,9 +34,17 @@ class Seq2Seq(Task):
     visible_fields: ClassVar[tuple[str, ...]] = ("source",)
     default_model: ClassVar[str | None] = "traceforge/flan-t5-small-titles"
     new_head: ClassVar[bool] = False
+    needs_fast_tokenizer: ClassVar[bool] = False
+    added_fields: ClassVar[Mapping[str, Any]] = {"source_language": None, "target_language": None}
 
     prefix: str = ""
     """Text before every source, e.g. "summarize: "."""
+    source_language: str | None = Field(None, min_length=1, examples=["eng_Latn"])
+    """Language of the sources, as a code of the base's tokenizer, e.g. eng_Latn for NLLB, en for M2M100, en_XX for
+    mBART. Null: the tokenizer has no language codes."""
+    target_language: str | None = Field(None, min_length=1, examples=["deu_Latn"])
+    """Language of the targets, as a code of the base's tokenizer, e.g. deu_Latn, de or de_DE. A generated text starts
+    with it. Null: the tokenizer has no language codes."""
     max_target: int = Field(128, ge=2)
     """Maximum number of tokens of a target in training."""
     max_new_tokens: int = Field(64, ge=1)
@@ -67,12 +77,27 @@ class Seq2Seq(Task):
     def model_settings(self) -> dict[str, Any]:
         return {}
 
+    def incompatibility(self, model: PreTrainedModel) -> str | None:
+        config: Any = model.config
+        if not getattr(config, "is_encoder_decoder", False):
+            return f"{config.model_type} has no decoder that reads an encoder's output, which seq2seq needs"
+        if _decoder_start(config) is None and not hasattr(model, SHIFT):
+            return f"the config of {config.model_type} has no decoder_start_token_id, from which a text starts"
+        return None
+
+    def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        languages.set_languages(tokenizer, self.source_language, self.target_language, prefix=self.prefix)
+
+    def generation_settings(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+        return languages.generation_start(tokenizer, self.target_language)
+
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
         sources, truncated_sources = self._tokens("source", rows, tokenizer, limit)
         labels: list[list[int]] = [[] for _ in rows]
         truncated_targets = 0
         if rows and "target" in rows[0].fields:
             labels, truncated_targets = self._tokens("target", rows, tokenizer, self.max_target)
+            labels = languages.without_start(labels, tokenizer, self.target_language)
         examples = [
             Example({"input_ids": ids, "labels": target}, row)
             for ids, target, row in zip(sources, labels, rows, strict=True)
@@ -90,7 +115,7 @@ class Seq2Seq(Task):
         }
 
     def model_inputs(self, batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
-        shifted = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])  # type: ignore[operator]
+        shifted = decoder_inputs(model, batch["labels"])
         return {**super().model_inputs(batch, model), "decoder_input_ids": shifted}
 
     def stretched(self, example: Example, length: int) -> Example:
@@ -109,6 +134,7 @@ class Seq2Seq(Task):
     def predict(
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase
     ) -> list[str]:
+        start = self.generation_settings(tokenizer)
         # Everything that affects the text is set, so that the base's generation_config.json has no effect.
         sequences = model.generate(  # type: ignore[operator]
             input_ids=batch["input_ids"],
@@ -121,8 +147,11 @@ class Seq2Seq(Task):
             repetition_penalty=1.0,
             early_stopping=False,
             do_sample=False,
+            **start,
         )
-        texts: list[str] = tokenizer.batch_decode(sequences, skip_special_tokens=True)
+        # A language code is not special to every tokenizer that writes it.
+        tokens = [[token for token in sequence if token not in start.values()] for sequence in sequences.tolist()]
+        texts: list[str] = tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return texts
 
     def generates(self, examples: Sequence[Example]) -> bool:
@@ -178,5 +207,41 @@ class Seq2Seq(Task):
                     ids = tokenizer(**{argument: text}, truncation=True, max_length=limit)["input_ids"]
                     truncated += 1
                 ids_of_rows.append(ids)
-        tokenizer.backend_tokenizer.no_truncation()  # else truncation would be saved with the tokenizer
+        if tokenizer.is_fast:
+            tokenizer.backend_tokenizer.no_truncation()  # else truncation would be saved with the tokenizer
         return ids_of_rows, truncated
+
+
+def decoder_inputs(model: Any, labels: torch.Tensor) -> torch.Tensor:
+    """What the decoder reads to predict `labels` (batch, length): the same tokens one position later.
+
+    The architecture's own method, if it has one: mBART and FSMT start with the last token of a target.
+    """
+    if hasattr(model, SHIFT):
+        shifted: torch.Tensor = getattr(model, SHIFT)(labels=labels.clone())  # FSMT's writes padding into them
+        return shifted
+    start = _decoder_start(model.config)
+    assert start is not None  # else the model was refused
+    return shift_right(labels, start=start, padding=model.config.get_text_config().pad_token_id)
+
+
+def shift_right(labels: torch.Tensor, *, start: int, padding: int) -> torch.Tensor:
+    """`start` and all labels but the last, with `padding` in place of ignored ones; (batch, length) int64.
+
+    >>> import torch
+    >>> shift_right(torch.tensor([[5, 6, 2], [7, 2, -100]]), start=2, padding=1).tolist()
+    [[2, 5, 6], [2, 7, 2]]
+    """
+    shifted = labels.roll(1, dims=1)
+    shifted[:, 0] = start
+    return shifted.masked_fill(shifted == IGNORED, padding)
+
+
+def _decoder_start(config: Any) -> int | None:
+    """The token that transformers starts a generation with."""
+    for part in (config, config.get_text_config(decoder=True)):
+        start = getattr(part, "decoder_start_token_id", None)
+        start = getattr(part, "bos_token_id", None) if start is None else start
+        if start is not None:
+            return int(start)
+    return None

@@ -61,6 +61,8 @@ class Task(Component, abc.ABC):
     """True if the head is initialized at random, not pretrained with the base."""
     pretokenized: ClassVar[bool] = False
     """True if rows hold lists of words."""
+    needs_fast_tokenizer: ClassVar[bool] = True
+    """True if `encode` needs the place of each token in the text, which only a fast tokenizer gives."""
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     """Settings for the contract tests: one for each path through the code."""
 
@@ -110,6 +112,12 @@ class Task(Component, abc.ABC):
         return None
 
     # Examples
+
+    def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Change what of the tokenizer depends on the task, e.g. its languages. Raises UserError, `setting: reason`.
+
+        Called on every loaded tokenizer, that of the base and the one saved with a tuned model.
+        """
 
     @abc.abstractmethod
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoded:
@@ -171,6 +179,10 @@ class Task(Component, abc.ABC):
     ) -> Any:
         """Outputs for `decode`: those of one forward pass, or of a generation."""
         return model(**self.model_inputs(batch, model))
+
+    def generation_settings(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+        """Values of generation_config.json that a saved model needs to generate for this task."""
+        return {}
 
     def generates(self, examples: Sequence[Example]) -> bool:
         """True if `predict` generates text for some of the examples, with one forward pass per token."""

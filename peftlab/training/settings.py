@@ -72,7 +72,8 @@ class Training(Settings):
     clip: float | None = Field(1.0, gt=0)
     """Largest norm of the gradient over all trained parameters; a larger one is scaled down. null: no clipping."""
     dropout: float | None = Field(0.0, ge=0, lt=1)
-    """Dropout probability in the base model. null: as in its config. A method may have a dropout setting of its own."""
+    """Dropout probability in the base model, of which no layer is left out. null: as in its config. A method may have a
+    dropout setting of its own."""
     evaluate_every: int | None = Field(None, ge=1, examples=[100])
     """Optimizer steps between two evaluations on the validation split. null: at the end of each epoch."""
     patience: int | None = Field(None, ge=1, examples=[3])
