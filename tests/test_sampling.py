@@ -5,7 +5,7 @@ from itertools import combinations
 import pytest
 
 from peftlab.methods import METHODS
-from tests.contract.bases import FAMILIES, PRECISIONS, SUPPORTED, Combination, coordinates
+from tests.contract.bases import FAMILIES, PACKED, PRECISIONS, SUPPORTED, Combination, coordinates
 from tests.sampling import covering, sampled, slow_after
 
 
@@ -24,7 +24,7 @@ def test_the_contract_sample_covers_every_method_setting_quantization_and_family
     settings = {(kind, number) for kind, method in METHODS.items() for number in range(len(method.test_settings))}
     assert {(cell.kind, cell.sample) for cell in sample} == settings
     assert {cell.family for cell in sample} == set(FAMILIES)
-    assert {cell.precision for cell in sample} == set(PRECISIONS)
+    assert {cell.precision for cell in sample} == {*PRECISIONS, *PACKED}
 
 
 def test_cells_outside_the_sample_are_marked_grid() -> None:

@@ -33,7 +33,8 @@ def validate(
 
 
 def _check_base(recipe: Recipe, path: Path) -> None:
-    """Raise UserError if the task uses the base model's own head and the base's known config does not have it."""
+    """Raise UserError if the base cannot be loaded as the recipe says, as far as that is known without its weights."""
+    recipe.quantization.require_library()
     config = None if recipe.task.new_head else recipe.model.known_config()
     if config is None:
         return

@@ -19,7 +19,7 @@ from torch import Tensor
 from peftlab.component import Precision
 from peftlab.distributed.optimizer_step import OptimizerStep
 from peftlab.errors import UserError
-from peftlab.quantization.quantization import quantized_linears
+from peftlab.quantization.quantization import bitsandbytes_linears
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -104,7 +104,7 @@ def _move_buffers(model: torch.nn.Module, device: torch.device) -> None:
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
-    for linear in quantized_linears(model).values():
+    for linear in bitsandbytes_linears(model).values():
         if getattr(linear, "quant_state", None) is not None:
             linear.quant_state.to(device)  # in place: the weight refers to the same object
 

@@ -151,7 +151,7 @@ def _try(probe: ProbeModel, architecture: str) -> Cell:
     settings = recipe.method.model_dump(include=set().union(*recipe.method.test_settings), exclude_defaults=True)
     text = "".join(f", {key}: {value}" for key, value in settings.items())
     cell = Cell(recipe.task.kind, architecture, recipe.quantization.kind, f"{recipe.method.kind}{text}")
-    reason = recipe.incompatible_with(architecture)
+    reason = recipe.quantization.missing_library() or recipe.incompatible_with(architecture)
     if reason is not None:
         return dataclasses.replace(cell, refused=reason)
     try:

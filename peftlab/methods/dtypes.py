@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from peftlab.quantization.quantization import quantized_linears, to_autocast_dtype
+from peftlab.quantization.autocast import to_autocast_dtype
+from peftlab.quantization.quantization import bitsandbytes_linears
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,7 +19,7 @@ def match_output_dtype(model: nn.Module) -> None:
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    quantized = {id(linear) for linear in quantized_linears(model).values()}
+    quantized = {id(linear) for linear in bitsandbytes_linears(model).values()}
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer) and id(layer.get_base_layer()) in quantized:
             layer.register_forward_hook(_match_float_layer)
@@ -26,7 +27,7 @@ def match_output_dtype(model: nn.Module) -> None:
 
 def compute_in_float32(model: nn.Module) -> None:
     """Feed quantized layers float32 inputs, because they round their bias in place to the dtype of the input."""
-    for linear in quantized_linears(model).values():
+    for linear in bitsandbytes_linears(model).values():
         linear.register_forward_pre_hook(_input_to_float32)
         linear.register_forward_hook(_output_to_autocast_dtype)
 

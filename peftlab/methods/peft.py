@@ -15,6 +15,7 @@ from peftlab.methods.method import MethodContext, TrainingPlan
 from peftlab.methods.peft_method import PeftMethod
 from peftlab.methods.targets import linear_layers, named_layers
 from peftlab.models.text_branch import is_part_of, outside
+from peftlab.quantization import QUANTIZATIONS
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -38,8 +39,9 @@ REFUSED = {
 UNSUPPORTED_SETTINGS = {  # of types that are supported otherwise
     ("ADAMSS", "use_asa"): "the training loop would have to call it at every step to choose subspaces",
 }
-# Types that only add to a layer's output, or that dequantize its weight. The others compute with the packed weight:
-# most raise an error, and HRA and DEFT over int8 do not start as the base model.
+# Types that only add to a layer's output, or that dequantize bitsandbytes' weights. The others compute with the packed
+# weight: most raise an error, and HRA and DEFT over int8 do not start as the base model. Over hqq and torchao_int8,
+# whose weights read as float, every type trains.
 QUANTIZED = {
     *("BEFT", "FOURIERFT", "HIRA", "LILY", "LN_TUNING", "MISS", "OFT", "PVERA", "RANDLORA", "ROAD", "VBLORA"),
     *("VERA", "WAVEFT"),
@@ -101,10 +103,11 @@ class Peft(PeftMethod):
             raise ValueError(f"type: unknown {self.type!r}{hint}; known are {', '.join(supported)}")
 
     def incompatible_with(self, context: MethodContext) -> str | None:
-        if context.quantization != "none" and self.type not in QUANTIZED:
+        if self.type not in QUANTIZED and not QUANTIZATIONS[context.quantization].readable:
+            readable = " or ".join(sorted(kind for kind, each in QUANTIZATIONS.items() if each.readable))
             return (
                 f"PEFT's {self.type} computes with the stored weights of the base model, which fails with "
-                f"{context.quantization}; use quantization: none, or one of {', '.join(sorted(QUANTIZED))}"
+                f"{context.quantization}; use quantization: {readable}, or one of {', '.join(sorted(QUANTIZED))}"
             )
         return None
 

@@ -70,7 +70,9 @@ def estimate(
     others = [part(kind=kind) for kind, part in QUANTIZATIONS.items() if kind != recipe.quantization.kind]
     for quantization in [recipe.quantization, *(other.as_shardable() if sharded else other for other in others)]:
         variant = recipe.model_copy(update={"quantization": quantization})
-        reason = variant.incompatible_with(str(recipe.model.config().values["model_type"]), sharded=sharded)
+        reason = quantization.missing_library() or variant.incompatible_with(
+            str(recipe.model.config().values["model_type"]), sharded=sharded
+        )
         if reason is not None:
             yield MemoryEstimate(quantization=quantization.kind, unsupported=reason)
             continue

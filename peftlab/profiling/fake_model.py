@@ -31,7 +31,7 @@ from peftlab.models.text_branch import counts_outside
 from peftlab.profiling.memory import add_up
 from peftlab.profiling.snapshots import PhaseSnapshot
 from peftlab.quantization import Quantization
-from peftlab.quantization.quantization import quantized_linears
+from peftlab.quantization.quantization import bitsandbytes_linears
 from peftlab.tasks import Task
 
 
@@ -235,7 +235,7 @@ def materialize_fake(
     def note_move(old: Tensor, new: Tensor) -> None:
         moved[StorageWeakRef(old.untyped_storage())] = StorageWeakRef(new.untyped_storage())
 
-    for linear in quantized_linears(model).values():
+    for linear in bitsandbytes_linears(model).values():
         weight: Any = linear.weight
         quantization.set_fake_weight(linear)
         replaced[id(linear.weight)] = linear.weight  # type: ignore[assignment]

@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from peftlab.distributed.fsdp import to_local
 from peftlab.loading.model import within
 from peftlab.profiling.snapshots import PhaseSnapshot
+from peftlab.quantization.packing.packed_linear import packed_linears
 
 MARK = "peftlab mark: "  # prefix of profiler events
 
@@ -171,8 +172,11 @@ def holdings(model: nn.Module) -> dict[StorageWeakRef, Holding]:
         storages.setdefault(StorageWeakRef(storage), holding)
 
     tensors = [*model.named_parameters(), *model.named_buffers()]
+    constants = {
+        f"{name}.{constant}" for name, linear in packed_linears(model).items() for constant in linear.constants
+    }
     for name, tensor in tensors:
-        add(name, tensor, False)
+        add(name, tensor, name in constants)
     for name, tensor in tensors:
         for inner, _ in _inside(vars(tensor), True):  # bitsandbytes stores scales and offsets as attributes of weights
             add(name, inner, True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from peftlab.component import Reference
-from peftlab.quantization.quantization import Quantization, follow_autocast, quantized_linears
+from peftlab.quantization.quantization import Quantization, bitsandbytes_linears, follow_autocast
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ class FourBit(Quantization):
         follow_autocast(model)
         # On a CPU with AVX512-BF16 bitsandbytes repacks the weights at the first evaluation for a kernel without a
         # backward pass; later steps would train nothing.
-        for linear in quantized_linears(model).values():
+        for linear in bitsandbytes_linears(model).values():
             linear.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
     def set_fake_weight(self, linear: nn.Module) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from peftlab.component import Reference
-from peftlab.quantization.quantization import Quantization, follow_autocast, quantized_linears
+from peftlab.quantization.quantization import Quantization, bitsandbytes_linears, follow_autocast
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ class Int8(Quantization):
 
     def prepare(self, model: nn.Module) -> None:
         follow_autocast(model)
-        for linear in quantized_linears(model).values():
+        for linear in bitsandbytes_linears(model).values():
             linear.register_forward_pre_hook(_keep_scales)
             linear.register_forward_hook(_release_input)
 

@@ -17,6 +17,7 @@ class NoQuantization(Quantization):
     kind: Literal["none"] = "none"
     title: ClassVar[str] = "none"
     quantizes: ClassVar[bool] = False
+    readable: ClassVar[bool] = True
 
     def config(self, keep: Sequence[str], compute: torch.dtype) -> None:
         return None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from peftlab.component import Component, Reference
+from peftlab.errors import UserError
+from peftlab.quantization.autocast import to_autocast_dtype
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import BitsAndBytesConfig
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 
 class Quantization(Component):
@@ -27,13 +30,28 @@ class Quantization(Component):
     """Papers, for the bibliography."""
     quantizes: ClassVar[bool] = True
     """False only for the format that leaves the weights as they are."""
+    readable: ClassVar[bool] = False
+    """True if `weight` of a layer reads as float, so that a method may compute with it."""
+    library: ClassVar[str | None] = None
+    """Optional library that packs the weights: also the name of peftlab's extra that installs it."""
 
     @abstractmethod
-    def config(self, keep: Sequence[str], compute: torch.dtype) -> BitsAndBytesConfig | None:
+    def config(self, keep: Sequence[str], compute: torch.dtype) -> QuantizationConfigMixin | None:
         """Argument `quantization_config` of `from_pretrained`, or None.
 
         `keep` names modules to leave in float; `compute` is the dtype of matrix multiplications.
         """
+
+    def missing_library(self) -> str | None:
+        """Reason in one line why this quantization cannot be used here, None if its library is installed."""
+        if self.library is None or importlib.util.find_spec(self.library) is not None:
+            return None
+        return f'{self.kind} needs the library {self.library}: pip install "peftlab[{self.library}]"'
+
+    def require_library(self) -> None:
+        """Raise UserError if the library of this quantization is not installed."""
+        if (reason := self.missing_library()) is not None:
+            raise UserError(f"quantization: {reason}")
 
     def remark(self, device: str) -> str | None:
         """Note for the user on this quantization on a device type ("cpu", "cuda"), or None."""
@@ -62,25 +80,24 @@ def follow_autocast(model: nn.Module) -> None:
 
     Their inputs may be float32 under bfloat16 autocast: PEFT converts some, and a trainable base model is in float32.
     """
-    for linear in quantized_linears(model).values():
+    for linear in bitsandbytes_linears(model).values():
         linear.register_forward_pre_hook(_input_to_autocast_dtype)
-
-
-def to_autocast_dtype(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` in autocast's dtype, or unchanged if autocast is off."""
-    import torch
-
-    device = tensor.device.type
-    return tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor
 
 
 def _input_to_autocast_dtype(linear: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (to_autocast_dtype(inputs[0]), *inputs[1:])
 
 
-def quantized_linears(model: nn.Module) -> dict[str, nn.Module]:
+def bitsandbytes_linears(model: nn.Module) -> dict[str, nn.Module]:
     """All bitsandbytes linear layers of `model` by full name."""
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     kinds = (Linear4bit, Linear8bitLt)
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def quantized_linears(model: nn.Module) -> dict[str, nn.Module]:
+    """All quantized linear layers of `model` by full name, of bitsandbytes and of peftlab's packings."""
+    from peftlab.quantization.packing.packed_linear import packed_linears  # late: it imports torch
+
+    return {**bitsandbytes_linears(model), **packed_linears(model)}

@@ -69,6 +69,9 @@ KEYS: Mapping[str, str] = {
 KINDS: Mapping[str, tuple[str, str]] = {
     "4bit": ("nf4", "nf4"),
     "int4": ("nf4", "nf4"),
+    "half_quadratic": ("hqq", "hqq"),
+    "int8_weight_only": ("torchao_int8", "torchao_int8"),
+    "torchao": ("torchao_int8", "torchao_int8"),
     "8bit": ("int8", "int8"),
     "qlora": ("lora", "lora, with quantization: nf4"),
     "dora": ("lora", "{kind: lora, weight_decomposed: true}"),

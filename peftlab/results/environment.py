@@ -16,7 +16,7 @@ from peftlab.results.run_result import Code, Environment, Hardware
 
 LIBRARIES = (
     "peftlab", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate", "tokenizers",
-    "safetensors", "numpy", "seqeval", "deepspeed",
+    "safetensors", "numpy", "seqeval", "deepspeed", "hqq", "torchao",
 )  # fmt: skip
 
 
@@ -29,10 +29,12 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # of torch's profiler
-    for name in ("bitsandbytes", "transformers", "accelerate", "datasets", "torch.distributed", "huggingface_hub"):
+    names = ("bitsandbytes", "transformers", "accelerate", "datasets", "torch.distributed", "huggingface_hub")
+    for name in (*names, "torchao", "torch.utils._pytree"):  # torchao: kernels that it cannot load, its own enums
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)  # it sets its level itself
-    warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|accelerate|bitsandbytes|datasets|numpy)\b")
+    noisy = r"(torch|torchao|transformers|peft|accelerate|bitsandbytes|datasets|hqq|numpy)\b"
+    warnings.filterwarnings("ignore", module=noisy)
     if "transformers" in sys.modules:  # else it reads HF_HUB_DISABLE_PROGRESS_BARS at import
         import transformers
 

@@ -25,6 +25,8 @@ from peftlab.tasks.token_classification import TokenClassification
 
 FAMILIES = {"encoder": "TOKEN_CLS", "decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM"}
 PRECISIONS = ("none", "int8", "nf4")
+# Formats whose layers are peftlab's own and look like float layers to every method.
+PACKED = tuple(kind for kind in ("hqq", "torchao_int8") if QUANTIZATIONS[kind]().missing_library() is None)
 STEPS = 6
 WIDTH, LAYERS, VOCABULARY = 64, 2, 97
 TASK = TokenClassification(labels=["O", "B-X", "I-X"])
@@ -156,7 +158,7 @@ ALL = [
     Combination(kind, sample, precision, family)
     for kind, method in METHODS.items()
     for sample in range(len(method.test_settings))
-    for precision in PRECISIONS
+    for precision in (*PRECISIONS, *PACKED)
     for family in FAMILIES
 ]
 SUPPORTED = [combination for combination in ALL if combination.reason is None]
@@ -164,8 +166,9 @@ REFUSED = [combination for combination in ALL if combination.reason is not None]
 
 
 def coordinates(combination: Combination) -> tuple[str, str, str]:
-    """The axes of the grid: method with settings, quantization, family."""
-    return f"{combination.kind}{combination.sample}", combination.precision, combination.family
+    """The axes of the grid: method with settings, quantization, family. One method will do over a packed format."""
+    method = "any" if combination.precision in PACKED else f"{combination.kind}{combination.sample}"
+    return method, combination.precision, combination.family
 
 
 def require(kept: bool, subject: object, promise: str, *, found: object, expected: object) -> None:

@@ -36,7 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # where the defaults do not fit a model
 def test_every_accepted_type_trains_and_reloads(name: str, tmp_path: Path) -> None:
     family = "decoder" if name == "ADAPTION_PROMPT" else "encoder"
     bases.make_bases(tmp_path)
-    for precision in ("none", *(("int8", "nf4") if name in QUANTIZED else ())):
+    for precision in ("none", *(("int8", "nf4") if name in QUANTIZED else ("hqq",))):
         method = Peft(type=name, settings=SETTINGS.get(name, {}))
         torch.manual_seed(3)
         model = method.apply(bases.load(tmp_path, family, precision), bases.plan(family))
@@ -80,6 +80,7 @@ def test_types_that_cannot_read_quantized_weights_are_refused() -> None:
             MethodContext(architecture="bert", quantization="nf4", task_type="TOKEN_CLS")
         )
         assert (reason is None) == (name in QUANTIZED)
+        assert reason is None or "use quantization: hqq or none or torchao_int8, or one of" in reason
 
 
 def test_a_type_that_does_not_fit_the_model_is_one_error_line() -> None:

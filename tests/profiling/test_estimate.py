@@ -114,6 +114,7 @@ QUICK: list[tuple[str, Any, str, bool]] = [  # one of each kind; `make test-all`
     ("encoder", LORA, "nf4", True),
     ("decoder", LORA, "int8", False),
     ("decoder", ADAPTER, "none", True),
+    ("decoder", LORA, "hqq", False),
     ("encoder-decoder", LORA, "none", False),
 ]
 
@@ -253,7 +254,7 @@ def test_the_estimate_of_a_shard_is_within_five_percent_of_the_measurement(
 def test_every_quantization_has_an_estimate_or_a_reason(bases: dict[str, Path]) -> None:
     full = recipe(bases["encoder"], "encoder", "full")
     by_kind = {each.quantization: each for each in estimate.estimate(full, examples=1, length=16)}
-    assert list(by_kind) == ["none", "fp4", "int8", "nf4"]
+    assert list(by_kind) == ["none", "fp4", "hqq", "int8", "nf4", "torchao_int8"]
     assert by_kind["none"].memory is not None
     assert "full fine-tuning" in str(by_kind["nf4"].unsupported)
 

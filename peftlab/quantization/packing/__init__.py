@@ -1,0 +1,1 @@
+"""Linear layers with packed weights in plain torch, and their loading by transformers."""
