@@ -13,8 +13,8 @@ from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES
 from peftlab.data.examples import Row
 from peftlab.errors import UserError
 from peftlab.loading.model import load_tokenizer
+from peftlab.models.byte_tokenizer import byte_tokenizer
 from peftlab.models.model import ModelFiles
-from peftlab.models.tiny_model import byte_tokenizer
 from peftlab.recipe import load_recipe
 from peftlab.runs import artifact
 from peftlab.runs.inference import answers, merge, rows_from_lines
