@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import transformers
 
+from peftlab.models.byte_tokenizer import byte_tokenizer
 from peftlab.models.text_branch import TEXT, auto_class
-from peftlab.models.tiny_model import byte_tokenizer
 
 TEXT_CONFIG = {
     **{"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16},
