@@ -44,6 +44,13 @@ class ProcessLostError(UserError):
     code: ClassVar[int] = 5
 
 
+class NotProbed(UserWarning):
+    """The probe of an architecture failed, for a reason that is not the user's. A remark, no verdict."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(printable(f"not probed: {reason}"))
+
+
 def first_error(error: ValidationError) -> str:
     """The first of pydantic's errors on one line: `cost.tokens: Input should be a valid integer`."""
     first = error.errors()[0]

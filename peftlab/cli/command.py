@@ -6,16 +6,18 @@ import functools
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import ParamSpec
 
-from peftlab.errors import OutOfMemoryError, ProcessLostError, UserError
+from peftlab.errors import NotProbed, OutOfMemoryError, ProcessLostError, UserError
 from peftlab.io import atomic
 from peftlab.io.redact import redact
 from peftlab.results.environment import quiet_libraries
 from peftlab.training import interruption
 from peftlab.training.interruption import Interrupted
 
+_FORMAT = warnings.formatwarning
 P = ParamSpec("P")
 
 
@@ -29,6 +31,8 @@ def command(*, interrupted: str | None = None) -> Callable[[Callable[P, None]], 
     A command module imports only what its options need, because every call of `peftlab` imports all of them. Whatever
     imports torch, transformers or numpy is imported in the function body, after this decorator has quieted it.
     """
+
+    warnings.formatwarning = _one_line
 
     def decorate(function: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(function)
@@ -57,6 +61,15 @@ def command(*, interrupted: str | None = None) -> Callable[[Callable[P, None]], 
         return run
 
     return decorate
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as it is printed: peftlab's own remarks without the place in its code."""
+    if issubclass(category, NotProbed):
+        return f"{redact(str(message))}\n"
+    return _FORMAT(message, category, filename, lineno, line)
 
 
 def print_error(error: BaseException) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from peftlab.doctor import checks
 from peftlab.doctor.checks import Check, distance, error_text, guarded
 from peftlab.doctor.probe import LIBRARY_ERRORS, ProbeModel, make_probe_model, make_probe_run
-from peftlab.errors import UserError
+from peftlab.errors import NotProbed, UserError
 from peftlab.loading.attach import count_parameters
 from peftlab.loading.model import Base, within
 from peftlab.methods import Method
@@ -28,7 +28,11 @@ def examine(recipe: Recipe, device: torch.device | None = None) -> Iterator[Chec
     """Check a recipe, one result after the other. Raises UserError if its method cannot be attached to its base."""
     config = recipe.model.config()
     with tempfile.TemporaryDirectory() as folder:
-        probe = make_probe_model(recipe, config.values, Path(folder), device=device or Accelerator().device)
+        try:
+            probe = make_probe_model(recipe, config.values, Path(folder), device=device or Accelerator().device)
+        except NotProbed as failure:
+            yield Check("base", None, str(failure))
+            return
         yield check_config(config)
         try:
             base, model = probe.attached()

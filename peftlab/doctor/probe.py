@@ -23,6 +23,7 @@ from peftlab.loading.model import Base, LoadOptions, load_base, within
 from peftlab.methods import Method, TrainingPlan
 from peftlab.models.byte_tokenizer import byte_tokenizer
 from peftlab.models.model import ModelFiles
+from peftlab.models.tiny_bound import probing
 from peftlab.models.tiny_model import small_config
 from peftlab.recipe import Recipe
 from peftlab.tasks import Task
@@ -35,7 +36,7 @@ from peftlab.training.train_log import Records, Scores
 from peftlab.training.workload import Workload
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STEPS = 10  # of a training; it is evaluated once, half-way
 WIDTH = 256  # hidden size of the tiny model, where the base is wider
@@ -161,7 +162,10 @@ class InspectGradients(Callback):
 def make_probe_model(
     recipe: Recipe, values: Mapping[str, Any], folder: Path, *, device: torch.device, width: int = WIDTH
 ) -> ProbeModel:
-    """Write a base of two layers with random weights into `folder`. Raises UserError if there is no such model."""
+    """Write a tiny base with random weights into `folder`.
+
+    Raises UserError if there is no such model, and NotProbed if it does not run by itself.
+    """
     config = small_config(values, width)
     tokenizer = byte_tokenizer(config)
     rows = recipe.task.sample_rows()
@@ -170,10 +174,12 @@ def make_probe_model(
     files = ModelFiles(folder=folder, source=f"a small {config.model_type}", fingerprint="")
     config = type(config).from_dict({**config.to_dict(), **task.model_settings()})
     torch.manual_seed(0)
-    random_model = with_head(config, task)
+    with probing(f"no small {config.model_type} serves {task.kind}"):
+        random_model = with_head(config, task)
     incompatibility = task.incompatibility(random_model)
     if incompatibility is not None:
         raise UserError(f"task: {incompatibility}")
+    _require_forward(random_model, task, examples, tokenizer.pad_token_id)
     random_model.save_pretrained(folder)
     recipe = recipe.model_copy(update={"method": without_dropout(recipe.method)})
 
@@ -195,6 +201,15 @@ def make_probe_model(
         precision=resolve_precision(recipe.training.precision, device),
         load=copy_of_base,
     )
+
+
+def _require_forward(model: PreTrainedModel, task: Task, examples: Sequence[Example], padding_token: int) -> None:
+    """Raise NotProbed if the model without any method fails on the examples."""
+    batch = task.collate(examples, padding_token)
+    model = copy.deepcopy(model).eval()
+    model.config.get_text_config().pad_token_id = padding_token
+    with probing(f"a small {model.config.model_type} without a method fails"), torch.no_grad():
+        task.loss(model(**task.model_inputs(batch, model)), batch)
 
 
 def make_probe_run(probe: ProbeModel) -> ProbeRun:

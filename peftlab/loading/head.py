@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from peftlab.errors import UserError
+from peftlab.errors import NotProbed, UserError
 from peftlab.models.model import KnownConfig
 from peftlab.models.remote_code import FLAG
 from peftlab.models.text_branch import auto_class
@@ -35,9 +36,25 @@ def with_head(config: PretrainedConfig, task: Task, *, trusted: bool = False, **
 
 def check(known: KnownConfig, task: Task) -> None:
     """Raise UserError if a base with this config has no such head, or attends to the tokens that it must predict."""
-    from peftlab.models.tiny_model import small_config  # late: it imports transformers
+    from peftlab.models.tiny_bound import probing  # late: both import transformers
+    from peftlab.models.tiny_model import small_config
 
-    config = small_config({**known.values, **task.model_settings()}, WIDTH)
-    incompatibility = task.incompatibility(with_head(config, task))
-    if incompatibility is not None:
-        raise UserError(f"task: {incompatibility}")
+    try:
+        config = small_config({**known.values, **task.model_settings()}, WIDTH)
+        with probing(f"no small {config.model_type} serves {task.kind}"):
+            model = with_head(config, task)
+    except NotProbed as failure:
+        warnings.warn(failure, stacklevel=2)
+        return
+    require_compatible(model, task)
+
+
+def require_compatible(model: PreTrainedModel, task: Task) -> None:
+    """Raise UserError if the model cannot do the task. A probe that fails gives a warning."""
+    try:
+        reason = task.incompatibility(model)
+    except NotProbed as failure:
+        warnings.warn(failure, stacklevel=2)
+        return
+    if reason is not None:
+        raise UserError(f"task: {reason}")

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from peftlab.data.examples import Example
 from peftlab.distributed import DeviceMap, dispatch
 from peftlab.errors import UserError
-from peftlab.loading.head import with_head
+from peftlab.loading.head import require_compatible, with_head
 from peftlab.models import remote_code
 from peftlab.models.model import Model, ModelFiles
 from peftlab.models.text_branch import auto_class, counts_outside, outside, text_values
@@ -206,9 +206,7 @@ def _skeleton(files: ModelFiles, task: Task, dropout: float | None) -> tuple[Pre
             set_dropout(config, dropout)
         with torch.device("meta"):
             skeleton = with_head(config, task, trusted=files.trusted)
-    incompatibility = task.incompatibility(skeleton)
-    if incompatibility is not None:
-        raise UserError(f"task: {incompatibility}")
+    require_compatible(skeleton, task)
     return config, skeleton
 
 

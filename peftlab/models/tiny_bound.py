@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import transformers
+
+from peftlab.errors import NotProbed, UserError
 
 MOST_PARAMETERS = 5_000_000
 TRIALS = 60
@@ -34,10 +37,6 @@ ERRORS = (
 )
 
 
-class NotProbed(Exception):
-    """No tiny model of an architecture: the reason."""
-
-
 def bounded(config_class: type[Any], values: Mapping[str, Any]) -> Any:
     """Config of a model with at most MOST_PARAMETERS, from the values of a small one. Raises NotProbed."""
     config = _config(config_class, values)
@@ -45,44 +44,59 @@ def bounded(config_class: type[Any], values: Mapping[str, Any]) -> Any:
     if auto is None:
         return config  # a class of the base's own code
     trials = TRIALS
-    model = _model(auto, config)
-    while model is not None and _size(model) > MOST_PARAMETERS:
+    with probing("transformers cannot build its config"):
+        model = _built(auto, config)
+    while _size(model) > MOST_PARAMETERS:
         for candidate in _candidates(model, values):
             trials -= 1
             if trials < 0:
-                return config
+                raise NotProbed(_too_large(model))
             try:
                 smaller = _config(config_class, candidate)
             except NotProbed:
                 continue
-            built = _model(auto, smaller)
-            if built is not None and _size(built) < _size(model):
+            try:
+                built = _built(auto, smaller)
+            except ERRORS:
+                continue
+            if _size(built) < _size(model):
                 model, config, values = built, smaller, candidate
                 break
         else:
-            return config
+            raise NotProbed(_too_large(model))
     return config
+
+
+@contextlib.contextmanager
+def probing(what: str) -> Iterator[None]:
+    """Raise what libraries raise here as NotProbed."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ERRORS as error:
+        reason = " ".join(str(error).split())[:200]
+        raise NotProbed(f"{what}: {type(error).__name__}: {reason}") from error
+
+
+def _too_large(model: Any) -> str:
+    return f"a small {model.config.model_type} still has {_size(model):,} parameters"
 
 
 def _config(config_class: type[Any], values: Mapping[str, Any]) -> Any:
     values = {key: value for key, value in values.items() if key != "model_type"}
-    try:
+    with probing("its config cannot be made smaller"):
         return config_class.from_dict(values)
-    except ERRORS as error:
-        raise NotProbed(f"its config cannot be made smaller: {' '.join(str(error).split())[:200]}") from error
 
 
 def _has_class(name: str, config_class: type[Any]) -> bool:
     return config_class in getattr(transformers, name)._model_mapping
 
 
-def _model(auto: Any, config: Any) -> Any:
-    """The model without memory, or None if it cannot be built."""
-    try:
-        with torch.device("meta"):
-            return auto.from_config(config, dtype=torch.float32)
-    except ERRORS:
-        return None
+def _built(auto: Any, config: Any) -> Any:
+    """The model, without memory for its parameters."""
+    with torch.device("meta"):
+        return auto.from_config(config, dtype=torch.float32)
 
 
 def _size(model: Any) -> int:

@@ -10,7 +10,7 @@ import transformers
 
 from peftlab.errors import UserError, nearest
 from peftlab.models.byte_tokenizer import FIRST_BYTE
-from peftlab.models.tiny_bound import bounded
+from peftlab.models.tiny_bound import bounded, probing
 from peftlab.models.tiny_layers import cut_layers
 from peftlab.models.tiny_widths import NESTED, Scale, narrow, scale_of
 
@@ -27,19 +27,24 @@ MODALITY = re.compile(r"image|vision|video|audio|speech|[be]o[iav]_")
 
 
 def small_config(shape: Mapping[str, Any], width: int) -> Any:
-    """Config of the same architecture, at most `width` wide and with few layers. Raises UserError if it is unknown."""
+    """Config of the same architecture, at most `width` wide and with few layers.
+
+    Raises UserError if the architecture is unknown, and NotProbed if it has no small model.
+    """
     values = dict(transformers.PretrainedConfig._decode_special_floats(dict(shape)))  # as from_pretrained does
     architecture = values.pop("model_type")
     try:
-        full = transformers.CONFIG_MAPPING[architecture].from_dict(values)
+        config_class = transformers.CONFIG_MAPPING[architecture]
     except KeyError:
         hint = nearest(architecture, transformers.CONFIG_MAPPING)
         raise UserError(f"model: transformers has no architecture {architecture!r}{hint}") from None
+    with probing(f"transformers' config of {architecture} refuses these values"):
+        full = config_class.from_dict(values)
     return smaller(full, width)
 
 
 def smaller(config: Any, width: int) -> Any:
-    """Config of the same class, at most `width` wide, with few layers and a bounded number of parameters."""
+    """Config of the same class, at most `width` wide, with few layers and parameters. Raises NotProbed."""
     return bounded(type(config), shrink(config.to_dict(), width))
 
 

@@ -25,12 +25,11 @@ def no_decoder(config: PretrainedConfig) -> str | None:
     """
     import torch
 
-    if type(config)().is_encoder_decoder:
+    if getattr(type(config), "is_encoder_decoder", False):
         return f"{config.model_type} is an encoder-decoder: its decoder alone leaves weights unused; use seq2seq"
     with _small_model(config) as model:
-        vocabulary = model.config.get_text_config().vocab_size
-        row = torch.randint(vocabulary, (1, 9))
-        other = torch.cat([row[:, :-1], (row[:, -1:] + 1) % vocabulary], dim=1)
+        row = _tokens(9)
+        other = torch.cat([row[:, :-1], row[:, -1:] ^ 1], dim=1)
         one, two = (model(input_ids=ids).logits[0, :-1] for ids in (row, other))
     if _differ(one, two):
         return f"{config.model_type} sees the tokens after the one it predicts: it is not a causal language model"
@@ -43,8 +42,7 @@ def packing_leak(config: PretrainedConfig) -> str | None:
 
     name = config.model_type
     with _small_model(config) as model:
-        vocabulary = model.config.get_text_config().vocab_size
-        before, other, row = (torch.randint(vocabulary, (1, length)) for length in (7, 7, 9))
+        before, other, row = (_tokens(length) for length in (7, 7, 9))
 
         def logits(*rows: torch.Tensor) -> torch.Tensor:
             """Logits of the last row."""
@@ -69,11 +67,13 @@ def _small_model(config: PretrainedConfig) -> Iterator[PreTrainedModel]:
     import torch
 
     from peftlab.models.text_branch import TEXT, auto_class
+    from peftlab.models.tiny_bound import probing
     from peftlab.models.tiny_model import smaller  # late: imports transformers
 
     small = smaller(config, WIDTH)
     vars(small).pop("quantization_config", None)
-    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False), torch.no_grad():
+    probe = probing(f"the attention of {config.model_type}")
+    with probe, torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False), torch.no_grad():
         torch.manual_seed(0)
         yield (
             auto_class(TEXT, small)
@@ -85,6 +85,15 @@ def _small_model(config: PretrainedConfig) -> Iterator[PreTrainedModel]:
             )
             .eval()
         )
+
+
+def _tokens(length: int) -> torch.Tensor:
+    """One row of random bytes, each of which is a token of every small model."""
+    import torch
+
+    from peftlab.models.byte_tokenizer import FIRST_BYTE
+
+    return torch.randint(FIRST_BYTE, 2 * FIRST_BYTE, (1, length))
 
 
 def _differ(one: torch.Tensor, other: torch.Tensor) -> bool:
