@@ -33,6 +33,7 @@ class Adafactor(Optimizer):
         ),
     )
     uses_betas: ClassVar[bool] = False
+    shards: ClassVar[bool] = False  # DTensor has no rule for the square, in place, of a norm over shards
 
     minimum_scale: float = Field(1.0, gt=0)
     """Smallest factor on the learning rate of a tensor. 1: as good as none, so that the rate means what it means to

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -168,7 +168,8 @@ class _Loop:
         workload = self.workload
         rng = RngState.capture(workload.model)
         with contextlib.ExitStack() as evaluation:
-            evaluation.enter_context(self._evaluation_weights())
+            optimizer = workload.settings.optimizer
+            evaluation.enter_context(optimizer.evaluation_weights(self.optimizer_step.optimizer))
             try:
                 scores, records = workload.evaluate()
             except Interrupted:
@@ -179,15 +180,6 @@ class _Loop:
             rng.restore()  # an evaluation does not change what training draws
             workload.model.train()
             self._log_evaluation(scores, records)
-
-    @contextlib.contextmanager
-    def _evaluation_weights(self) -> Iterator[None]:
-        """Context in which the model has the weights to evaluate and to keep."""
-        optimizer, model = self.workload.settings.optimizer, self.workload.model
-        with optimizer.evaluation_weights(self.optimizer_step.optimizer):
-            yield
-        if optimizer.averages:
-            fsdp.reshard(model)  # else the next forward computes with gathered parameters of the evaluation
 
     def _log_evaluation(self, scores: Scores, records: Records) -> None:
         workload, state, log = self.workload, self.state, self.state.log

@@ -41,7 +41,11 @@ def check_the_saved_model(lab: Lab, output: Path, **place: str) -> None:
 def check_resuming(combination: Combination, lab: Lab, output: Path, **place: str) -> None:
     """Two processes that were killed resume, with dropout, to the bits of two that were not."""
     method, _ = overrides(combination)
-    recipe = (method, recipe_of(combination)[1])
+    check_resuming_recipe((method, recipe_of(combination)[1]), lab, output, **place)
+
+
+def check_resuming_recipe(recipe: tuple[str, ...], lab: Lab, output: Path, **place: str) -> None:
+    """As `check_resuming`, with these overrides."""
     reference = output.with_name(f"{output.name}-reference")
     assert [d.code for d in both(lab, lab.words(reference, *recipe), **place)] == [0, 0]
     words = [*lab.words(output, *recipe), "--checkpoint-every", "1", "--resume"]

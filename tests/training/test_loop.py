@@ -1,6 +1,7 @@
 """The loop's arithmetic: the same update however a step is cut, and nothing but training changes the model."""
 
 import contextlib
+import importlib.util
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -25,6 +26,13 @@ from peftlab.training.workload import Workload
 from tests.conftest import MINILM
 
 Load = Callable[..., Base]
+EVALUATED = [
+    "adamw",
+    pytest.param(
+        "schedule_free_adamw",
+        marks=pytest.mark.skipif(importlib.util.find_spec("schedulefree") is None, reason="needs schedulefree"),
+    ),
+]
 Weights = Mapping[str, torch.Tensor]
 
 
@@ -118,24 +126,26 @@ def test_the_same_seeds_give_the_same_bits_and_other_seeds_different_ones(
         assert distance(first, other) > 1e-5, name
 
 
-def test_evaluation_changes_nothing(base_of: Load, tagging: Task, encoded: Encoded) -> None:
-    without, _ = trained(base_of(), tagging, encoded, dropout=0.1, keep_best=False)
-    with_many, log = trained(base_of(), tagging, encoded, dropout=0.1, keep_best=False, evaluate_every=1)
+@pytest.mark.parametrize("optimizer", EVALUATED)
+def test_evaluation_changes_nothing(optimizer: str, base_of: Load, tagging: Task, encoded: Encoded) -> None:
+    settings = {"dropout": 0.1, "keep_best": False, "optimizer": {"kind": optimizer}, "schedule": "constant"}
+    without, _ = trained(base_of(), tagging, encoded, **settings)  # type: ignore[arg-type]
+    with_many, log = trained(base_of(), tagging, encoded, evaluate_every=1, **settings)  # type: ignore[arg-type]
     assert len(log.evaluations) == 4
     assert distance(without, with_many) == 0.0
 
 
+@pytest.mark.parametrize("optimizer", EVALUATED)
 def test_the_best_state_is_kept_and_training_stops_when_it_gets_no_better(
-    base_of: Load, tagging: Task, encoded: Encoded
+    optimizer: str, base_of: Load, tagging: Task, encoded: Encoded
 ) -> None:
-    scores = [0.1, 0.5, 0.4, 0.3, 0.2, 0.9]
-    best, log = trained(base_of(), tagging, encoded, scores, steps=6, evaluate_every=1, patience=3, schedule="constant")
+    """A state is that of the weights that were evaluated, of an optimizer that averages, too."""
+    scores, settings = [0.1, 0.5, 0.4, 0.3, 0.2, 0.9], {"optimizer": {"kind": optimizer}, "schedule": "constant"}
+    best, log = trained(base_of(), tagging, encoded, scores, steps=6, evaluate_every=1, patience=3, **settings)
     assert (log.best_step, len(log.steps), log.stopped_early) == (2, 5, True)
-    upto, _ = trained(base_of(), tagging, encoded, steps=2, schedule="constant")
+    upto, _ = trained(base_of(), tagging, encoded, steps=2, keep_best=False, **settings)
     assert distance(best, upto) == 0.0
-    last, _ = trained(
-        base_of(), tagging, encoded, scores, steps=6, evaluate_every=1, schedule="constant", keep_best=False
-    )
+    last, _ = trained(base_of(), tagging, encoded, scores, steps=6, evaluate_every=1, keep_best=False, **settings)
     assert distance(best, last) > 1e-5
 
 
