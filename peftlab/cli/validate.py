@@ -35,10 +35,16 @@ def validate(
 def _check_base(recipe: Recipe, path: Path) -> None:
     """Raise UserError if the base cannot be loaded as the recipe says, as far as that is known without its weights."""
     recipe.quantization.require_library()
-    config = None if recipe.task.new_head else recipe.model.known_config()
+    config = recipe.model.known_config()
     if config is None:
         return
-    from peftlab.loading import head
+    from peftlab.loading import head, stored_quantization
+
+    reason = stored_quantization.incompatible_with(config.values, recipe.quantization)
+    if reason is not None:
+        raise UserError(f"{path}:{read_yaml(path).lines.get(('model',), 1)}: model: {config.source}: {reason}")
+    if recipe.task.new_head:
+        return
 
     try:
         head.check(config, recipe.task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from peftlab.data.examples import Example
 from peftlab.distributed import DeviceMap, dispatch
 from peftlab.errors import UserError
+from peftlab.loading import stored_quantization
 from peftlab.loading.head import require_compatible, with_head
 from peftlab.models import remote_code
 from peftlab.models.model import Model, ModelFiles
@@ -57,6 +59,8 @@ class Base:
     files: ModelFiles
     outside_text: Mapping[str, int] = field(default_factory=dict)
     """Parts of a multimodal model that text does not reach, e.g. its vision tower, with their parameters."""
+    dequantized: str | None = None
+    """Format in which the files store the weights, if they were dequantized."""
 
 
 def within(name: str, modules: Iterable[str]) -> bool:
@@ -155,20 +159,28 @@ def load_base(model: Model, files: ModelFiles, task: Task, quantization: Quantiz
     """Load the base with the task's head. Raises UserError if the base has no such head, or its files are damaged."""
     config, skeleton = _skeleton(files, task, options.dropout)
     head = head_modules(skeleton, task)
+    stored = stored_quantization.stored_quantization(config.to_dict()) is not None
+    dequantized = stored_quantization.dequantized_from(config.to_dict(), quantization)
+    reason = stored_quantization.incompatible_with(config.to_dict(), quantization)
+    if reason is not None:
+        raise UserError(f"model: {files.source}: {reason}")
     device_map = options.device_map
     dtype = options.compute if options.frozen else torch.float32
 
     def load() -> tuple[Any, list[str]]:
         """The model, and the names of its tensors outside the head that the files lack or have in another shape."""
         placement: dict[str, Any] = {} if device_map is None else dispatch.load_kwargs(device_map)
-        quantized = quantization.config(kept_float(skeleton, head), dtype)
-        if quantized is not None:
+        keep, loaded_config = kept_float(skeleton, head), copy.deepcopy(config)
+        if stored:
+            placement |= stored_quantization.load_kwargs(loaded_config, quantization, keep, dtype)
+            placement.setdefault("device_map", {"": options.device})
+        elif (quantized := quantization.config(keep, dtype)) is not None:
             placement = {"quantization_config": quantized, "device_map": {"": options.device}, **placement}
         torch.manual_seed(options.seed)
         with _readable(files, "weights in safetensors"), dispatch.explain_out_of_memory(device_map, files.source):
             model, report = auto_class(task.auto_class, config).from_pretrained(
                 files.folder,
-                config=config,
+                config=loaded_config,
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=files.trusted,
@@ -176,6 +188,8 @@ def load_base(model: Model, files: ModelFiles, task: Task, quantization: Quantiz
                 output_loading_info=True,
                 **placement,
             )
+        if stored and not quantization.quantizes and getattr(model, "is_quantized", False):
+            model.dequantize(dtype)
         absent = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
         return model, sorted(key for key in absent if not key.startswith(tuple(f"{name}." for name in head)))
 
@@ -193,7 +207,7 @@ def load_base(model: Model, files: ModelFiles, task: Task, quantization: Quantiz
     _freeze(loaded, head, model.id, options.padding_token)
     quantization.prepare(loaded)
     total = count(skeleton) + _untied(loaded, skeleton)
-    return Base(loaded, head, total, files, counts_outside(skeleton, head))
+    return Base(loaded, head, total, files, counts_outside(skeleton, head), dequantized)
 
 
 def _skeleton(files: ModelFiles, task: Task, dropout: float | None) -> tuple[PretrainedConfig, PreTrainedModel]:

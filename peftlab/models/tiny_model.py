@@ -62,7 +62,7 @@ def shrink(config: Mapping[str, Any], width: int) -> dict[str, Any]:
 
 def _shrink(config: Mapping[str, Any], width: int, parent: Scale | None) -> dict[str, Any]:
     scale = scale_of(config, width, parent)
-    small = {**config, **cut_layers(config)}
+    small = {key: value for key, value in {**config, **cut_layers(config)}.items() if key != "quantization_config"}
     small |= narrow(small, scale)
     for key, value in small.items():
         if key == "per_layer_config" and isinstance(value, Mapping):

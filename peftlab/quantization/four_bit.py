@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from peftlab.component import Reference
@@ -47,6 +47,12 @@ class FourBit(Quantization):
             bnb_4bit_quant_storage=self.storage,
             llm_int8_skip_modules=list(keep),
         )
+
+    def stored_as(self, config: Mapping[str, Any]) -> Self | None:
+        if not config.get("load_in_4bit") or config.get("bnb_4bit_quant_type", "fp4") != self.values:
+            return None
+        scales, storage = config.get("bnb_4bit_use_double_quant", False), config.get("bnb_4bit_quant_storage")
+        return self.model_copy(update={"double_quantization": scales, "storage": storage or "uint8"})
 
     def incompatible_with_sharding(self) -> str | None:
         if self.storage == "uint8":

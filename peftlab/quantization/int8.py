@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -44,6 +44,9 @@ class Int8(Quantization):
         return BitsAndBytesConfig(
             load_in_8bit=True, llm_int8_threshold=self.outlier_threshold, llm_int8_skip_modules=list(keep)
         )
+
+    def stored_as(self, config: Mapping[str, Any]) -> Self | None:
+        return self if config.get("load_in_8bit") else None
 
     def incompatible_with_sharding(self) -> str | None:
         return "int8 weights cannot be sharded: their scales are stored separately; use nf4"

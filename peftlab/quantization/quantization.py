@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from peftlab.component import Component, Reference
@@ -41,6 +41,13 @@ class Quantization(Component):
 
         `keep` names modules to leave in float; `compute` is the dtype of matrix multiplications.
         """
+
+    def stored_as(self, config: Mapping[str, Any]) -> Self | None:
+        """This quantization with the settings of a checkpoint that is stored in its format, None for other checkpoints.
+
+        `config` is the `quantization_config` of the checkpoint's config.json.
+        """
+        return None
 
     def missing_library(self) -> str | None:
         """Reason in one line why this quantization cannot be used here, None if its library is installed."""

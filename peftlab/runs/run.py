@@ -240,6 +240,7 @@ class _Run:
         if self.placement.fsdp is not None:
             self.placement.fsdp.shard(model, device_mesh(self.accelerator.device))
         self._print(summary.text_branch_lines(base.outside_text))
+        self._print(summary.stored_lines(base.dequantized))
         self._print(summary.model_lines(self.recipe, parameters, self.accelerator, self.environment))
         self._print(summary.optimizer_lines(self.recipe, model, self.accelerator))
         return PreparedModel(base, self._workload(data, model, examples), parameters, base_scores)

@@ -48,6 +48,12 @@ def text_branch_lines(outside: Mapping[str, int]) -> Lines:
         yield "text only", f"parameters left as they are, not quantized: {parts}"
 
 
+def stored_lines(dequantized: str | None) -> Lines:
+    """Line about weights that the files store quantized and that were dequantized, with that format."""
+    if dequantized is not None:
+        yield "stored", f"weights stored in {dequantized} were dequantized: the base takes the memory of one in float"
+
+
 def model_lines(recipe: Recipe, parameters: Parameters, accelerator: Accelerator, environment: Environment) -> Lines:
     """Lines about the trainable parameters and the devices."""
     yield (
