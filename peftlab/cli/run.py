@@ -115,7 +115,14 @@ def _check_inputs(result: RunResult, recipe: Recipe, trust: str | None) -> list[
     readable = any(source.local for source in sources) and not missing
     data = recipe.rows().fingerprint if readable else result.data_fingerprint
     model = recipe.model.files(trust).fingerprint if recipe.model.local else result.model_fingerprint
-    for name, now, then in (("data", data, result.data_fingerprint), ("model", model, result.model_fingerprint)):
+    pairs = [("data", data, result.data_fingerprint), ("model", model, result.model_fingerprint)]
+    if recipe.init_from is not None and result.init_from is not None:
+        from peftlab.runs import initial_adapter
+
+        adapter = initial_adapter.current_fingerprint(recipe.init_from)
+        pairs.append(("adapter of init_from", adapter or result.init_from.fingerprint, result.init_from.fingerprint))
+        missing += [recipe.init_from] if adapter is None else []
+    for name, now, then in pairs:
         if now != then:
             raise UserError(f"the {name} of this run changed since {result.started}; --force runs it again")
     return missing

@@ -24,6 +24,7 @@ def validate(
         try:
             recipe = load_recipe(path, overrides)
             _check_base(recipe, path)
+            _check_init_from(recipe, path)
         except UserError as error:
             invalid += 1
             print(redact(str(error)), file=sys.stderr)
@@ -50,3 +51,15 @@ def _check_base(recipe: Recipe, path: Path) -> None:
         head.check(config, recipe.task)
     except UserError as error:
         raise UserError(f"{path}:{read_yaml(path).lines.get(('task',), 1)}: {error}") from None
+
+
+def _check_init_from(recipe: Recipe, path: Path) -> None:
+    """Raise UserError if the recipe cannot start from the adapter that `init_from` names."""
+    if recipe.init_from is None:
+        return
+    from peftlab.runs import initial_adapter
+
+    try:
+        initial_adapter.check(recipe)
+    except UserError as error:
+        raise UserError(f"{path}:{read_yaml(path).lines.get(('init_from',), 1)}: {error}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,12 +41,21 @@ def training_plan(
 
 def apply_method(recipe: Recipe, base: Base, plan: TrainingPlan) -> torch.nn.Module:
     """Attach the recipe's method. Its initial values depend on the plan's seed alone. Raises UserError."""
+    return _attach(recipe, base, plan, lambda: recipe.method.apply(base.model, plan))
+
+
+def load_method(recipe: Recipe, base: Base, plan: TrainingPlan, folder: Path) -> torch.nn.Module:
+    """Attach the recipe's method with the values saved in `folder`, to train them further. Raises UserError."""
+    return _attach(recipe, base, plan, lambda: recipe.method.load(base.model, folder, trainable=True))
+
+
+def _attach(recipe: Recipe, base: Base, plan: TrainingPlan, attach: Callable[[], torch.nn.Module]) -> torch.nn.Module:
     reason = recipe.incompatible_with(base.model.config.model_type)
     if reason is not None:
         raise UserError(f"method: {reason}")
     torch.manual_seed(plan.seed)
     try:
-        model = recipe.method.apply(base.model, plan)
+        model = attach()
     except UserError:
         raise
     except ValueError as error:  # PEFT refuses a setting

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from peftlab.component import Reference
 from peftlab.errors import UserError
-from peftlab.methods.method import MethodContext, TrainingPlan
+from peftlab.methods.method import Method, MethodContext, TrainingPlan
 from peftlab.methods.peft_method import PeftMethod
 from peftlab.methods.targets import Targets, chosen_layers
 
@@ -111,6 +111,12 @@ class AdaLora(PeftMethod):
         if context.averaged:
             return "AdaLoRA prunes by setting weights to 0 after a step, and an average over the steps undoes it"
         return super().incompatible_with(context)
+
+    def cannot_start_from(self, earlier: Method) -> str | None:
+        return super().cannot_start_from(earlier) or (
+            "AdaLoRA ends with pruned ranks and starts with the full budget, so it cannot continue; merge the earlier "
+            "run and give the result as model"
+        )
 
     def config(self, model: PreTrainedModel, plan: TrainingPlan) -> AdaLoraConfig:
         from peft import AdaLoraConfig

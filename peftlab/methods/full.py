@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from peftlab.errors import UserError
 from peftlab.methods.direct_method import DirectMethod
-from peftlab.methods.method import MethodContext
+from peftlab.methods.method import Method, MethodContext
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,6 +34,12 @@ class Full(DirectMethod):
                 "use quantization: none"
             )
         return None
+
+    def cannot_start_from(self, earlier: Method) -> str | None:
+        return (
+            "full fine-tuning starts from a complete model: give it as model, e.g. the folder model/ of a fully "
+            "fine-tuned run or what peftlab merge wrote, and leave init_from out"
+        )
 
     def save(self, model: nn.Module, folder: Path) -> None:
         model.save_pretrained(folder)  # type: ignore[operator]

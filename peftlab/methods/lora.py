@@ -42,6 +42,7 @@ class Lora(PeftMethod):
     learning_rate: ClassVar[float] = 5e-4
     merges: ClassVar[bool] = True
 
+    retrainable: ClassVar[frozenset[str]] = frozenset({"dropout", "b_rate_ratio"})
     size_setting: ClassVar[str | None] = "rank"
     added_fields: ClassVar[Mapping[str, Any]] = {"experts": False}
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -162,6 +163,21 @@ class Lora(PeftMethod):
             pissa.save_as_lora(model, folder)
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
-        if not self.modifies_base:
-            return super().load(base, folder, trainable=trainable)
-        return patch(pissa.load_from_lora(base, folder, rank=self.rank, alpha=self.alpha, trainable=trainable))
+        if self.modifies_base:
+            model = patch(pissa.load_from_lora(base, folder, rank=self.rank, alpha=self.alpha, trainable=trainable))
+        else:
+            model = super().load(base, folder, trainable=trainable)
+        if trainable:
+            _set_dropout(model, self.dropout)
+        return model
+
+
+def _set_dropout(model: PeftModel, rate: float) -> None:
+    """Replace the dropout of a loaded adapter, which is that of the run that saved it."""
+    from peft.tuners.lora import LoraLayer
+    from torch import nn
+
+    model.peft_config["default"].lora_dropout = rate  # type: ignore[attr-defined]
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.lora_dropout["default"] = nn.Dropout(rate) if rate else nn.Identity()

@@ -84,6 +84,9 @@ class Method(Component):
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     """Settings that fit a model of width 64, one for each code path. Used by the contract tests and the doctor."""
 
+    retrainable: ClassVar[frozenset[str]] = frozenset()
+    """Settings in which a training may differ from the one whose result it starts from: they act on training only."""
+
     @property
     def trains_base(self) -> bool:
         """True if some of the base model's own weights change. The base model is then loaded in float32."""
@@ -111,6 +114,19 @@ class Method(Component):
 
     def incompatible_with(self, context: MethodContext) -> str | None:
         """Reason in one line why this method cannot run in `context`, or None if it can."""
+        return None
+
+    def cannot_start_from(self, earlier: Method) -> str | None:
+        """Reason in one line why training cannot start from the saved result of `earlier`, or None if it can."""
+        if earlier.kind != self.kind:
+            return f"trained with method {earlier.kind}, and the recipe's is {self.kind}; they must be the same"
+        then, now = earlier.model_dump(mode="json"), self.model_dump(mode="json")
+        differing = [key for key in now if key not in self.retrainable and then.get(key) != now[key]]
+        if differing:
+            key = differing[0]
+            return (
+                f"trained with method.{key} {then.get(key)}, and the recipe has {now[key]}; write method.{key} as there"
+            )
         return None
 
     @abstractmethod

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from peftlab.component import Reference
-from peftlab.methods.method import TrainingPlan
+from peftlab.methods.method import Method, TrainingPlan
 from peftlab.methods.virtual_tokens import EmbeddedTokens, prompt_shape
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ class PTuning(EmbeddedTokens):
     """Hidden units of the network; the width of the embeddings by default."""
     encoder_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability between the layers of the LSTM."""
+
+    def cannot_start_from(self, earlier: Method) -> str | None:
+        return super().cannot_start_from(earlier) or (
+            "P-tuning saves the virtual tokens only, without the network that made them; use prompt_tuning in both runs"
+        )
 
     def config(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftConfig:
         from peft import PromptEncoderConfig

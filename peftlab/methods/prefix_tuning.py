@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from peftlab.component import Reference
 from peftlab.errors import UserError
-from peftlab.methods.method import MethodContext, TrainingPlan
+from peftlab.methods.method import Method, MethodContext, TrainingPlan
 from peftlab.methods.virtual_tokens import ENCODER_DECODERS, VirtualTokens, question_answering_conflict, text_tokens
 
 if TYPE_CHECKING:
@@ -74,6 +74,10 @@ class PrefixTuning(VirtualTokens):
         if context.gradient_checkpointing:
             return "prefix tuning cannot train with gradient checkpointing, whose second forward pass lacks the prefix"
         return super().incompatible_with(context)
+
+    def cannot_start_from(self, earlier: Method) -> str | None:
+        projection = "a prefix with projection is saved without the network that made it; set projection: false in both"
+        return super().cannot_start_from(earlier) or (projection if self.projection else None)
 
     def config(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftConfig:
         from peft import PrefixTuningConfig

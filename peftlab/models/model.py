@@ -23,6 +23,10 @@ CODE = "*.py"
 """Pattern of the files of a base model with custom code."""
 
 
+ADAPTER_FILES = ("adapter_config.json", "peftlab.json")
+"""Files that PEFT and peftlab write next to an adapter."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:
     """Files of a base model on this machine."""
@@ -65,6 +69,7 @@ class Model(Settings):
 
     @model_validator(mode="after")
     def _check_architecture(self) -> Model:
+        _refuse_adapter(Path(self.id))
         actual = self._local_architecture()
         if self.architecture is not None and actual is not None and actual != self.architecture:
             raise ValueError(f"architecture: {self.id} is a {actual}, not a {self.architecture}; remove this key")
@@ -160,6 +165,20 @@ class Model(Settings):
         if folder is not None:
             return folder / "config.json"
         return hub.cached(self.id, revision=self.revision, file="config.json")
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Raise ValueError for a folder that holds an adapter, or a run of peftlab, rather than a base model."""
+    if not folder.is_dir() or (folder / "config.json").exists():
+        return
+    for candidate, file in ((place, name) for place in (folder, folder / "adapter") for name in ADAPTER_FILES):
+        if (candidate / file).exists():
+            raise ValueError(
+                f"{folder} holds an adapter, not a base model: give the adapter's base as model, and the adapter as "
+                f"init_from: {folder}"
+            )
+    if (folder / "model" / "config.json").exists():
+        raise ValueError(f"{folder} is a run that holds a complete model; use model: {folder / 'model'}")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, PrivateAttr
 
-from peftlab.component import Settings
+from peftlab.component import ExpandedPath, Settings
 from peftlab.data import AnyData, Data
 from peftlab.data.data import SPLITS
 from peftlab.data.examples import Splits
@@ -36,6 +36,9 @@ class Recipe(Settings):
     """Base model: a Hub id or a folder; as a mapping also its revision."""
     task: AnyTask = Field(examples=["token_classification"])
     """Task family: its kind, or a mapping with its settings."""
+    init_from: ExpandedPath | None = Field(None, examples=["runs/lora-ner"])
+    """Start from the adapter of a finished run, of this task or another one: the folder of the run or of its adapter.
+    Same base and method; the task head is kept if task and labels are the same. Null: new initial values."""
     data: AnyData = Field(examples=[{"train": "mine.jsonl"}])
     """Data: a Hub id, or a mapping with the user's own files or more settings."""
     replay: Replay | None = Field(None, examples=[{"share": 0.2, "data": {"train": "old.jsonl"}}])
@@ -50,6 +53,8 @@ class Recipe(Settings):
     """One seed for all sources of randomness, or a mapping with a seed for each."""
     score_test: bool = True
     """Evaluate on the test split at the end. False for trials, which choose settings on the validation split."""
+
+    added_fields: ClassVar[Mapping[str, Any]] = {"init_from": None}
 
     _null_in_record: frozenset[DefaultKey] = PrivateAttr(frozenset())
 

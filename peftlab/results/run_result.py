@@ -133,6 +133,24 @@ class Resume(Settings):
     """Differences of code, libraries and hardware from those before, as text."""
 
 
+class InitialAdapter(Settings):
+    """The saved adapter that a run started from; its identity does not depend on where it was stored."""
+
+    name: str | None
+    """Name of the run that trained it; None if only its adapter folder was there."""
+    recipe_digest: str
+    fingerprint: str
+    """SHA-256 of its tensors and its method."""
+    task: str
+    """Kind of the task that it was trained for."""
+    quantization: str
+    """Kind of the quantization of the base that it was trained over."""
+    head: bool | None = None
+    """True if its task head was trained further, False if the head was new; None for a task without a new head."""
+    init_from: InitialAdapter | None = None
+    """The adapter that it had started from itself."""
+
+
 class MicroBatchReduction(Settings):
     """From this step on the same batches were cut into more micro-batches, because memory ran out."""
 
@@ -184,6 +202,8 @@ class RunResult(Settings):
     environment: Environment
     resumes: list[Resume] = Field(default=[])
     micro_batch_reductions: list[MicroBatchReduction] = Field(default=[])
+    init_from: InitialAdapter | None = None
+    """The adapter that the training started from, instead of new initial values."""
 
     @model_validator(mode="before")
     @classmethod

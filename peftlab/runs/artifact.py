@@ -18,6 +18,7 @@ from peftlab.loading.model import Base, LoadOptions, load_base, load_tokenizer, 
 from peftlab.methods import METHODS, AnyMethod
 from peftlab.models.model import AnyModel, ModelFiles
 from peftlab.quantization import AnyQuantization, Quantization
+from peftlab.results.run_result import InitialAdapter
 from peftlab.tasks import AnyTask, Task
 from peftlab.training.precision import autocast
 
@@ -45,6 +46,8 @@ class Card(Settings):
     files: dict[str, str] = Field(default={})
     """sha256 of each file next to this one, by name; `save` fills it in."""
     recipe_digest: str
+    init_from: InitialAdapter | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The adapter that the training started from."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,29 @@ def read_card(folder: Path) -> Card:
         raise UserError(f"{path}: {first_error(error)}") from None
 
 
+def is_tuned(folder: Path) -> bool:
+    """True if this is the folder of a run, or the folder in it that holds the model."""
+    return (_model_folder(folder) / FILE).exists()
+
+
+def check_files(folder: Path, card: Card) -> Path:
+    """Compare every file with the card. Returns the folder that holds the model. Raises UserError."""
+    inner = _model_folder(folder)
+    untrusted.refuse_pickles(inner)
+    for name, saved in card.files.items():  # PEFT would initialize tensors that are missing
+        if Path(name).name != name:
+            raise UserError(f"{inner / FILE}: files: {name!r} is not the name of a file next to it")
+        try:
+            digest = sha256(inner / name)
+        except OSError as error:
+            raise UserError(f"{inner / name}: cannot be read: {error.strerror}") from None
+        if digest != saved:
+            raise UserError(f"{inner / name}: not what was saved: sha256 {digest[:12]}, expected {saved[:12]}")
+        if name.endswith(".safetensors"):
+            untrusted.check_tensors(inner / name)
+    return inner
+
+
 def _model_folder(folder: Path) -> Path:
     """The folder of a run that holds the model."""
     candidates = (folder, *(folder / name for name in sorted({method.folder for method in METHODS.values()})))
@@ -112,19 +138,7 @@ def load(
     Every file is checked against the card. `trust`: see `Model.files`. Raises UserError.
     """
     card = read_card(folder)
-    inner = _model_folder(folder)
-    untrusted.refuse_pickles(inner)
-    for name, saved in card.files.items():  # PEFT would initialize tensors that are missing
-        if Path(name).name != name:
-            raise UserError(f"{inner / FILE}: files: {name!r} is not the name of a file next to it")
-        try:
-            digest = sha256(inner / name)
-        except OSError as error:
-            raise UserError(f"{inner / name}: cannot be read: {error.strerror}") from None
-        if digest != saved:
-            raise UserError(f"{inner / name}: not what was saved: sha256 {digest[:12]}, expected {saved[:12]}")
-        if name.endswith(".safetensors"):
-            untrusted.check_tensors(inner / name)
+    inner = check_files(folder, card)
     files = card.model.files(trust)
     if files.fingerprint != card.model_fingerprint:
         raise UserError(

@@ -19,7 +19,7 @@ from peftlab.distributed.deepspeed import ZeroSettings
 from peftlab.distributed.fsdp import FsdpSettings, device_mesh, gather_parameters
 from peftlab.errors import OutOfMemoryError, ProcessLostError, UserError
 from peftlab.io import atomic, redact
-from peftlab.loading.attach import apply_method, count_parameters, training_plan
+from peftlab.loading.attach import count_parameters, training_plan
 from peftlab.loading.inputs import Inputs, read_inputs
 from peftlab.loading.model import Base, refuse_unknown_tokens
 from peftlab.methods import TrainingPlan
@@ -27,8 +27,9 @@ from peftlab.recipe import Recipe
 from peftlab.results.environment import environment
 from peftlab.results.result_file import checkpoint_folder, tracking_folder, write_result
 from peftlab.results.run_result import Parameters, RunResult
-from peftlab.runs import artifact, launch, record, scoring, summary, tracking
+from peftlab.runs import artifact, initial_adapter, launch, record, scoring, summary, tracking
 from peftlab.runs.console import ConsoleReporter
+from peftlab.runs.initial_adapter import Origin
 from peftlab.runs.launch import Placement
 from peftlab.runs.record import RunData
 from peftlab.runs.resume import History, resume_from
@@ -159,11 +160,14 @@ class _Run:
             device_map=placement.device_map,
         )
         self.history = History()
+        self.origin: Origin | None = None  # the adapter to start from
         self.tracking = Tracking(recipe, self.accelerator, console.line)
 
     def result(self, checkpoint_folder: Path) -> RunResult:
         start = time.perf_counter()
-        data = self._data(read_inputs(self.recipe, self.accelerator, self.options.trust))
+        inputs = read_inputs(self.recipe, self.accelerator, self.options.trust)
+        self.origin = initial_adapter.find(self.recipe, inputs)
+        data = self._data(inputs)
         prepared = self._prepared(data)
         self.history.load_seconds = time.perf_counter() - start - self.history.evaluate_seconds
         checkpoints = self._checkpoint_callback(data.inputs, checkpoint_folder)
@@ -190,6 +194,7 @@ class _Run:
             environment=self.environment,
             started=self.history.started,
             resumes=self.history.resumes,
+            init_from=None if self.origin is None else self.origin.record,
             **record.of_recipe(self.recipe, data.inputs.task),
             **record.of_data(data),
             **record.of_log(self.recipe, data.inputs.task, log),
@@ -235,7 +240,9 @@ class _Run:
         if self.options.score_base and not base.head:  # without a new head all of the base is pretrained
             for split in self._scored_splits:
                 base_scores[split] = scoring.score(inputs.task, self._predict(data, base.model, split))
-        model = apply_method(self.recipe, base, plan)
+        model = initial_adapter.attach(self.recipe, base, plan, self.origin)
+        if self.origin is not None:
+            self.console.line("init_from", initial_adapter.remarks(self.origin, self.recipe, base.head))
         parameters = count_parameters(model, base)
         if self.placement.fsdp is not None:
             self.placement.fsdp.shard(model, device_mesh(self.accelerator.device))
@@ -282,6 +289,7 @@ class _Run:
             model_fingerprint=inputs.files.fingerprint,
             data_fingerprint=inputs.rows.fingerprint,
             environment=self.environment,
+            init_from=None if self.origin is None else self.origin.record.fingerprint,
         )
         policy, say = self.options.checkpoints, self.console.line
         checkpoints = Checkpoints(folder, identity, keep_last=policy.keep_last)
@@ -308,6 +316,7 @@ class _Run:
             precision=self.precision,
             limit=inputs.limit,
             recipe_digest=recipe.digest,
+            init_from=None if self.origin is None else self.origin.record,
         )
         scoring.write(predictions, data.encoded, self.folder / "predictions.jsonl")
         return artifact.save(card, model, inputs.tokenizer, inputs.files, self.folder / recipe.method.folder)

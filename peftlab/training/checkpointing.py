@@ -57,6 +57,8 @@ class Identity(Settings):
     model_fingerprint: str
     data_fingerprint: str
     environment: Environment
+    init_from: str | None = None
+    """Fingerprint of the adapter that the training started from."""
 
 
 class Manifest(Settings):
@@ -245,6 +247,7 @@ def differences(then: Identity, now: Identity) -> list[str]:
     for what, a, b in (
         ("the base's files", then.model_fingerprint[:12], now.model_fingerprint[:12]),
         ("the data", then.data_fingerprint[:12], now.data_fingerprint[:12]),
+        ("the adapter of init_from", (then.init_from or "none")[:12], (now.init_from or "none")[:12]),
         ("processes", then.environment.processes, now.environment.processes),
         ("shards of the model", then.environment.sharded, now.environment.sharded),
         ("DeepSpeed's ZeRO", then.environment.zero, now.environment.zero),

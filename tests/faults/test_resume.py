@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +71,24 @@ def test_training_options_resume_bit_identically(recipe: tuple[str, ...], lab: L
         reference.predictions,
         reference.result.curve,
     )
+
+
+@pytest.mark.parametrize("method", slow_after(0, [{"rank": 4}, {"rank": 4, "initialization": "pissa"}]))
+def test_a_training_that_starts_from_an_adapter_resumes_bit_identically(
+    method: dict[str, Any], lab: Lab, output: Path
+) -> None:
+    recipe = (f"method={json.dumps({'kind': 'lora', **method})}",)
+    start = output.with_name(f"{output.name}-start")
+    assert lab.server.run(*lab.words(start, *recipe)).code == 0
+    recipe = (*recipe, f"init_from={start / 'tiny'}", "training.learning_rate=1e-3")
+    reference = lab.uninterrupted(*recipe)
+    words = [*lab.words(output, *recipe), *EVERY]
+    assert lab.server.run(*words, faults=[["kill_at_step", 5]]).code == KILLED
+    resumed = lab.server.run(*words)
+    assert resumed.code == 0, resumed.err
+    after = finished(output)
+    assert (after.digest, after.predictions) == (reference.digest, reference.predictions)
+    assert after.result.init_from == reference.result.init_from
 
 
 @pytest.mark.parametrize("number", slow_after(3, range(counted(16, 1000))))
