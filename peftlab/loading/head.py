@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.errors import NotProbed, UserError
 from peftlab.models.model import KnownConfig
 from peftlab.models.remote_code import FLAG
-from peftlab.models.text_branch import auto_class
+from peftlab.models.text_branch import auto_class, set_in_text_branch
 from peftlab.tasks import Task
 
 if TYPE_CHECKING:
@@ -21,14 +21,18 @@ UNKNOWN = "Unrecognized configuration class"  # transformers then lists all arch
 def with_head(config: PretrainedConfig, task: Task, *, trusted: bool = False, **settings: Any) -> PreTrainedModel:
     """Build a model of this config with random weights; `trusted` allows the base's own code.
 
-    Raises UserError if the architecture has no class with the task's head.
+    The task's settings are set in the config of a text branch, too. Raises UserError if the architecture has no class
+    with the task's head.
     """
+    set_in_text_branch(config, task.model_settings())
     try:
         auto = auto_class(task.auto_class, config)
         model: PreTrainedModel = auto.from_config(config, trust_remote_code=trusted, **settings)
         return model
     except ValueError as error:
-        reason = "" if str(error).startswith(UNKNOWN) else f": {str(error).partition(chr(10))[0][:200]}"
+        reason = f": {str(error).partition(chr(10))[0][:200]}"
+        if str(error).startswith(UNKNOWN):
+            reason = f": transformers has no {task.auto_class} of it"
         if "trust_remote_code" in str(error):
             reason = f" without the base's own code, which {FLAG} allows"
         raise UserError(f"model: a {config.model_type} cannot serve {task.kind}{reason}") from None

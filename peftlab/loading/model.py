@@ -248,6 +248,8 @@ def _readable(files: ModelFiles, what: str) -> Iterator[None]:
     """Raise the errors of libraries about the base's files as UserError, in one line."""
     try:
         yield
+    except UserError as error:
+        raise UserError(str(error).replace("model: ", f"model: {files.source}: ", 1)) from None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         if out_of_memory.is_out_of_memory(error):
             raise

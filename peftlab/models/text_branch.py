@@ -42,13 +42,28 @@ def text_values(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     import transformers
 
-    if values.get("model_type") not in transformers.CONFIG_MAPPING:
+    architecture = str(values.get("model_type"))
+    if architecture not in transformers.CONFIG_MAPPING or not transformers.CONFIG_MAPPING[architecture].sub_configs:
         return values
-    config = transformers.AutoConfig.for_model(**values)
+    settings = {key: value for key, value in values.items() if key != "model_type"}
+    text = text_config(transformers.CONFIG_MAPPING[architecture].from_dict(settings))
+    return values if text is None else text.to_dict()
+
+
+def text_config(config: PretrainedConfig) -> PretrainedConfig | None:
+    """Config of the text branch in that of a multimodal decoder, else None."""
     if config.is_encoder_decoder:
-        return values
+        return None
     text = config.get_text_config(decoder=True)
-    return values if text is config else text.to_dict()
+    return None if text is config else text
+
+
+def set_in_text_branch(config: PretrainedConfig, settings: Mapping[str, Any]) -> None:
+    """Set those of the settings in the config of the text branch that it has."""
+    text = text_config(config)
+    for key, value in settings.items():
+        if text is not None and hasattr(text, key):
+            setattr(text, key, value)
 
 
 def outside(model: PreTrainedModel, head: Iterable[str] = ()) -> tuple[str, ...]:
@@ -57,8 +72,7 @@ def outside(model: PreTrainedModel, head: Iterable[str] = ()) -> tuple[str, ...]
     These are the vision and audio towers with their projectors. Empty for a model of text alone, and for one whose
     code does not separate its text branch from the rest. `head` names the modules of a task head.
     """
-    config = model.config
-    if config.is_encoder_decoder or config.get_text_config(decoder=True) is config:
+    if text_config(model.config) is None:
         return ()
     branch = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
     branch += [model.get_submodule(name) for name in head]

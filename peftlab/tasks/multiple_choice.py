@@ -176,8 +176,9 @@ class MultipleChoice(Task):
     def sample_rows(self) -> list[Row]:
         choices = self.choices or ["yes", "no"]
         prompts = ["Wet?", "Is it?", "So?", "Ada met Max?"]
+        own = {} if self.choices else {"choices": choices}
         return [
-            Row(f"sample:{number}", {"prompt": prompt, "answer": choices[number % 2]})
+            Row(f"sample:{number}", {"prompt": prompt, **own, "answer": choices[number % 2]})
             for number, prompt in enumerate(prompts)
         ]
 

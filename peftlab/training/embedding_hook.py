@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from peftlab.errors import UserError
 
@@ -26,7 +27,7 @@ def transformed_embeddings(model: nn.Module, ids: Tensor, transform: Transform) 
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         nonlocal applied
-        if applied or not (args[0] is ids or (args[0].shape == ids.shape and torch.equal(args[0], ids))):
+        if applied or not (args[0] is ids or _equal(args[0], ids)):
             return output
         applied = True
         return transform(output)
@@ -48,6 +49,11 @@ def token_mask(batch: Mapping[str, Tensor]) -> Tensor:
     """(batch, length): 1 at a token, 0 at padding."""
     mask = batch.get("attention_mask")
     return torch.ones_like(batch["input_ids"]) if mask is None or mask.ndim != 2 else mask
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """True if two tensors of ids are equal; tensors without values are if they have the same shape."""
+    return one.shape == other.shape and (isinstance(other, FakeTensor) or torch.equal(one, other))
 
 
 def _input_embeddings(model: nn.Module) -> list[nn.Module]:

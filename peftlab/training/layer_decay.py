@@ -41,15 +41,21 @@ def layers_from_top(model: nn.Module) -> dict[str, int]:
     stacks = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     stacks = [name for name in stacks if not any(name != other and name.startswith(other) for other in stacks)]
     sizes = {name: len(model.get_submodule(name.rstrip("."))) for name in stacks}  # type: ignore[arg-type]
+    trained = [name for name in stacks if _is_trained(model.get_submodule(name.rstrip(".")))]
+    lowest = max((sizes[name] for name in trained or stacks), default=0) + 1  # a frozen vision tower may be deeper
     below = _below(model)
     depths: dict[str, int] = {}
     for name, _ in model.named_parameters():
         stack = next((stack for stack in stacks if name.startswith(stack)), None)
         if stack is None:
-            depths[name] = max(sizes.values(), default=0) + 1 if name.startswith(below) else 0
+            depths[name] = lowest if name.startswith(below) else 0
         else:
             depths[name] = sizes[stack] - int(name.removeprefix(stack).partition(".")[0])
     return depths
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _below(model: nn.Module) -> tuple[str, ...]:

@@ -216,7 +216,10 @@ def test_weights_that_do_not_fit_in_memory_are_not_reported_as_broken(tmp_path: 
         ({"model.safetensors": b"\x10\x00\x00\x00\x00\x00\x00\x00{}"}, "no usable weights in safetensors"),
         ({"model.safetensors": None, "pytorch_model.bin": b"a pickle"}, "no usable weights in safetensors"),
         ({"config.json": b"{"}, "no usable config"),
-        ({"config.json": b'{"model_type": "vit"}'}, "no usable config that serves token_classification"),
+        (
+            {"config.json": b'{"model_type": "vit"}'},
+            ": a vit cannot serve token_classification: transformers has no AutoModelForTokenC",
+        ),
     ],
 )
 def test_a_base_that_cannot_be_read_is_one_line(

@@ -12,12 +12,17 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from peftlab.errors import UserError
+from peftlab.loading import head
+from peftlab.models.model import KnownConfig
 from peftlab.models.text_branch import is_part_of, outside
+from peftlab.profiling.estimate import estimate
 from peftlab.recipe import Recipe
 from peftlab.results.run_result import RunResult
 from peftlab.runs import artifact
 from peftlab.runs.inference import answers, merge
 from peftlab.runs.run import run
+from peftlab.tasks import TASKS
 from tests.models import multimodal
 from tests.sampling import slow_after
 
@@ -26,19 +31,23 @@ TOWERS = ("vision_tower", "vision_model", "visual", "multi_modal_projector", "co
 INPUTS = {"input_ids": torch.arange(24).view(2, 12) + 256, "attention_mask": torch.ones(2, 12, dtype=torch.int64)}
 
 
-def tune(folder: Path, architecture: str, method: Any, quantization: str = "none") -> tuple[RunResult, Path, Path]:
-    """The result, the base's folder and the run's."""
-    base, rows = multimodal.write(architecture, folder / "base"), folder / "rows.jsonl"
+def recipe_of(folder: Path, base: Path, method: Any, quantization: str = "none", **more: dict[str, Any]) -> Recipe:
+    rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps({"instruction": f"say {n}", "output": f"{n * n}"}) + "\n" for n in range(6)))
-    recipe = Recipe.model_validate(
+    return Recipe.model_validate(
         {
             **{"name": "text", "model": str(base), "method": method, "quantization": quantization},
-            "task": {"kind": "causal_lm", "form": "instruction", "new_tokens": 3},
+            "task": {"kind": "causal_lm", "form": "instruction", "new_tokens": 3, **more.get("task", {})},
             "data": dict.fromkeys(("train", "validation", "test"), str(rows)),
-            "training": {"steps": 3, "batch_examples": 3, "learning_rate": 1e-2},
+            "training": {"steps": 3, "batch_examples": 3, "learning_rate": 1e-2, **more.get("training", {})},
         }
     )
-    return run(recipe, folder / "run"), base, folder / "run"
+
+
+def tune(folder: Path, architecture: str, *settings: Any, **more: dict[str, Any]) -> tuple[RunResult, Path, Path]:
+    """The result, the base's folder and the run's."""
+    base = multimodal.write(architecture, folder / "base")
+    return run(recipe_of(folder, base, *settings, **more), folder / "run"), base, folder / "run"
 
 
 def logits(model: Any, tuned: artifact.Tuned) -> torch.Tensor:
@@ -97,6 +106,28 @@ def test_lora_adapts_the_text_branch_and_leaves_the_towers_as_they_are(
         assert torch.equal(logits(wrapped, tuned).float(), logits(tuned.model, tuned).float())
     merge(folder, tmp_path / "merged")
     check_merged(tmp_path / "merged", base)
+
+
+@pytest.mark.slow
+def test_rows_are_packed_for_a_text_branch_that_separates_them(tmp_path: Path) -> None:
+    """transformers separates them only without a cache, which the text branch's own config must switch off."""
+    result, *_ = tune(tmp_path, "llava", LORA, task={"packing": True})
+    assert result.cost.padding_fraction < 0.1
+
+
+@pytest.mark.slow
+def test_memory_is_estimated_of_a_base_that_copies_its_input_before_looking_it_up(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, multimodal.write("gemma3", tmp_path / "base"), LORA, training={"embedding_noise": 5.0})
+    assert next(estimate(recipe)).memory is not None
+
+
+@pytest.mark.parametrize("kind", ["token_classification", "question_answering"])
+def test_a_task_without_a_model_of_the_architecture_is_refused(kind: str) -> None:
+    task = TASKS[kind]()
+    task = task.bind(task.sample_rows())
+    known = KnownConfig({"model_type": "mistral3"}, "a config")
+    with pytest.raises(UserError, match=rf"a mistral3 cannot serve {kind}: transformers has no AutoModelFor\w+ of it"):
+        head.check(known, task)
 
 
 @pytest.mark.slow

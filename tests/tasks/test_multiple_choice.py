@@ -53,6 +53,11 @@ def test_the_most_likely_choice_is_predicted(
     assert encoded.rows == ROWS  # one row for its choices
 
 
+def test_the_sample_rows_of_a_task_whose_rows_have_choices_can_be_encoded(tokenizer: PreTrainedTokenizerFast) -> None:
+    task = MultipleChoice().bind([Row("d", {"prompt": "What?", "choices": ["no", "yes"], "answer": 1})])
+    assert len(task.encode(task.sample_rows(), tokenizer, 256).examples) == 2 * len(task.sample_rows())
+
+
 def test_only_the_correct_choice_is_trained_on(tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [*ROWS, Row("d", {"prompt": "What?", "choices": ["no", "yes"], "answer": 1})]
     task = MultipleChoice().bind(rows)

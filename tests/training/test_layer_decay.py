@@ -11,16 +11,18 @@ import torch
 from torch import nn
 
 from peftlab.errors import UserError
-from peftlab.methods import Method
+from peftlab.methods import Method, TrainingPlan
 from peftlab.methods.adapter import Adapter
 from peftlab.methods.bitfit import BitFit
 from peftlab.methods.full import Full
 from peftlab.methods.head import Head
 from peftlab.methods.lora import Lora
+from peftlab.models.text_branch import TEXT, auto_class
 from peftlab.recipe import load_recipe
 from peftlab.tasks import Task
 from peftlab.training.layer_decay import layer_rates, layers_from_top
 from tests.contract import bases
+from tests.models import multimodal
 from tests.training.test_adversarial import CLASSES, Load
 from tests.training.test_loop import Encoded, distance, trained
 
@@ -107,9 +109,18 @@ def test_a_decay_of_one_changes_nothing_and_the_reported_rate_is_the_highest(
         assert slower[name].norm() / plain[name].norm() == pytest.approx(0.5 ** (6 - layer), rel=0.25)
 
 
-def test_layer_decay_without_trainable_layers_is_refused(base_of: Load, tmp_path: Path) -> None:
-    from peftlab.methods import TrainingPlan
+def test_the_embeddings_of_a_text_branch_lie_below_its_layers_however_many_a_frozen_tower_has() -> None:
+    config = multimodal.config("llava")
+    config.vision_config.num_hidden_layers = 5
+    with torch.device("meta"):
+        model = auto_class(TEXT, config).from_config(config)
+    Full().apply(model, TrainingPlan(optimizer_steps=10, task_type="CAUSAL_LM"))
+    found = rates(Full(), model, 0.5)
+    assert found["model.language_model.embed_tokens.weight"] == 0.5**3
+    assert found["model.language_model.layers.0.mlp.up_proj.weight"] == 0.5**2
 
+
+def test_layer_decay_without_trainable_layers_is_refused(base_of: Load, tmp_path: Path) -> None:
     base = base_of()
     model = Head().apply(base.model, TrainingPlan(optimizer_steps=10, task_type="TOKEN_CLS", head=base.head))
     with pytest.raises(UserError, match="all trained parameters are in the same layer"):
