@@ -7,6 +7,7 @@ it exactly. Int8 could not: outliers of one row change the rounding of others.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -28,12 +29,27 @@ def no_decoder(config: PretrainedConfig) -> str | None:
     if getattr(type(config), "is_encoder_decoder", False):
         return f"{config.model_type} is an encoder-decoder: its decoder alone leaves weights unused; use seq2seq"
     with _small_model(config) as model:
+        others = [name for name in required_arguments(model) if name != "input_ids"]
+        if others:
+            return f"{config.model_type} cannot be run on text alone: its forward requires {' and '.join(others)}"
         row = _tokens(9)
         other = torch.cat([row[:, :-1], row[:, -1:] ^ 1], dim=1)
-        one, two = (model(input_ids=ids).logits[0, :-1] for ids in (row, other))
+        try:
+            one, two = (model(input_ids=ids).logits[0, :-1] for ids in (row, other))
+        except ValueError as error:
+            if "pixel_values" not in str(error):
+                raise
+            return f"{config.model_type} cannot be run on text alone: {error}"
     if _differ(one, two):
         return f"{config.model_type} sees the tokens after the one it predicts: it is not a causal language model"
     return None
+
+
+def required_arguments(model: PreTrainedModel) -> list[str]:
+    """Names of the arguments without a default of the model's forward."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [each.name for each in parameters if each.default is inspect.Parameter.empty and each.kind in named]
 
 
 def packing_leak(config: PretrainedConfig) -> str | None:

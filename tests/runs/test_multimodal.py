@@ -23,6 +23,7 @@ from peftlab.runs import artifact
 from peftlab.runs.inference import answers, merge
 from peftlab.runs.run import run
 from peftlab.tasks import TASKS
+from peftlab.tasks.causal_lm import CausalLM
 from tests.models import multimodal
 from tests.sampling import slow_after
 
@@ -119,6 +120,13 @@ def test_rows_are_packed_for_a_text_branch_that_separates_them(tmp_path: Path) -
 def test_memory_is_estimated_of_a_base_that_copies_its_input_before_looking_it_up(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, multimodal.write("gemma3", tmp_path / "base"), LORA, training={"embedding_noise": 5.0})
     assert next(estimate(recipe)).memory is not None
+
+
+@pytest.mark.parametrize("architecture", ["blip", "kosmos-2"])
+def test_a_base_that_cannot_do_without_an_image_is_refused(architecture: str) -> None:
+    known = KnownConfig({"model_type": architecture}, "a config")
+    with pytest.raises(UserError, match=rf"task: {architecture} cannot be run on text alone: .*pixel_values"):
+        head.check(known, CausalLM())
 
 
 @pytest.mark.parametrize("kind", ["token_classification", "question_answering"])
