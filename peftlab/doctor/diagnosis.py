@@ -19,9 +19,11 @@ from peftlab.doctor.probe import LIBRARY_ERRORS, ProbeModel, make_probe_model, m
 from peftlab.errors import NotProbed, UserError
 from peftlab.loading.attach import count_parameters
 from peftlab.loading.model import Base, within
+from peftlab.loading.reach import measure_reach, reach_lines
 from peftlab.methods import Method
 from peftlab.models.model import KnownConfig
 from peftlab.recipe import Recipe
+from peftlab.results.reach import FULL
 
 
 def examine(recipe: Recipe, device: torch.device | None = None) -> Iterator[Check]:
@@ -43,6 +45,7 @@ def examine(recipe: Recipe, device: torch.device | None = None) -> Iterator[Chec
             return
         yield check_attached(probe, model, base)
         yield check_parameters(model, base)
+        yield check_reach(probe, model, base)
         yield guarded("identity at start", lambda: check_identity(probe, model))
         try:
             run = make_probe_run(probe)
@@ -82,6 +85,16 @@ def check_parameters(model: nn.Module, base: Base) -> Check:
     counts = count_parameters(model, base)
     detail = f"{counts.method:,} of the method, {counts.head:,} of the head, {base.parameters:,} in the small base"
     return Check("parameters", counts.trainable > 0, detail, "" if counts.trainable else "nothing would train")
+
+
+def check_reach(probe: ProbeModel, model: nn.Module, base: Base) -> Check:
+    """What the method adapts and the quantization packs of the small base. A warning is not a failure."""
+    method = probe.method
+    reach = measure_reach(method, base, model)
+    partial = reach.packed is not None and reach.packed < FULL
+    if reach.adapted is not None and not method.partial_by_choice:
+        partial = partial or reach.adapted < FULL
+    return Check("reach", None if partial else True, "; ".join(reach_lines(probe.recipe, base, reach)))
 
 
 def check_identity(probe: ProbeModel, model: nn.Module) -> Check:

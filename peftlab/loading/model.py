@@ -21,6 +21,8 @@ from peftlab.distributed import DeviceMap, dispatch
 from peftlab.errors import UserError
 from peftlab.loading import stored_quantization
 from peftlab.loading.head import require_compatible, with_head
+from peftlab.loading.text_trunk import refuse_float_experts, text_trunk
+from peftlab.methods.trunk import Trunk
 from peftlab.models import remote_code
 from peftlab.models.model import Model, ModelFiles
 from peftlab.models.text_branch import auto_class, counts_outside, outside, text_values
@@ -61,6 +63,9 @@ class Base:
     """Parts of a multimodal model that text does not reach, e.g. its vision tower, with their parameters."""
     dequantized: str | None = None
     """Format in which the files store the weights, if they were dequantized."""
+    trunk: Trunk = field(default_factory=Trunk)
+    packed: frozenset[str] | None = None
+    """Full names of the modules and weights that the quantization packs; None without quantization."""
 
 
 def within(name: str, modules: Iterable[str]) -> bool:
@@ -164,6 +169,7 @@ def load_base(model: Model, files: ModelFiles, task: Task, quantization: Quantiz
     reason = stored_quantization.incompatible_with(config.to_dict(), quantization)
     if reason is not None:
         raise UserError(f"model: {files.source}: {reason}")
+    refuse_float_experts(quantization, text_trunk(skeleton, head), options.compute)
     device_map = options.device_map
     dtype = options.compute if options.frozen else torch.float32
 
@@ -206,8 +212,16 @@ def load_base(model: Model, files: ModelFiles, task: Task, quantization: Quantiz
         loaded.to(options.device)
     _freeze(loaded, head, model.id, options.padding_token)
     quantization.prepare(loaded)
-    total = count(skeleton) + _untied(loaded, skeleton)
-    return Base(loaded, head, total, files, counts_outside(skeleton, head), dequantized)
+    return Base(
+        model=loaded,
+        head=head,
+        parameters=count(skeleton) + _untied(loaded, skeleton),
+        files=files,
+        outside_text=counts_outside(skeleton, head),
+        dequantized=dequantized,
+        trunk=text_trunk(skeleton, head),
+        packed=quantization.packed(loaded),
+    )
 
 
 def _skeleton(files: ModelFiles, task: Task, dropout: float | None) -> tuple[PretrainedConfig, PreTrainedModel]:

@@ -103,6 +103,10 @@ class AdaLora(PeftMethod):
             )
         return before, after
 
+    @property
+    def partial_by_choice(self) -> bool:
+        return self.targets != "all-linear"
+
     def incompatible_with(self, context: MethodContext) -> str | None:
         if context.sharded or context.zero_stage is not None:
             return "AdaLoRA compares the singular values of full tensors, and each process holds only shards of them"

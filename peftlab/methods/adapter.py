@@ -98,6 +98,10 @@ class Adapter(PeftMethod):
     def resized(self, size: int) -> Self:
         return self.model_validate({**self.model_dump(), "bottleneck": size, "reduction_factor": None})
 
+    @property
+    def acts_on(self) -> str:
+        return "layers"
+
     def incompatible_with(self, context: MethodContext) -> str | None:
         if context.architecture is None or context.architecture in SUBLAYERS:
             return None

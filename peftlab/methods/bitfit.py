@@ -40,6 +40,10 @@ class BitFit(DirectMethod):
     learning_rate: ClassVar[float] = 1e-3
     may_train_unused: ClassVar[bool] = True
 
+    @property
+    def acts_on(self) -> str:
+        return "biases"
+
     def incompatible_with(self, context: MethodContext) -> str | None:
         if context.architecture in BIAS_FREE:
             return f"BitFit trains biases, and {context.architecture} has none; use lora or ia3"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -36,6 +37,11 @@ class DirectMethod(Method):
             trained = is_part_of(name, plan.head) or (self.trains(name, model) and not is_part_of(name, left_out))
             parameter.requires_grad_(parameter.is_floating_point() and trained)
         return model
+
+    def adapted_places(self, model: nn.Module) -> Collection[str] | None:
+        if self.acts_on != "weights":
+            return None
+        return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
     def save(self, model: nn.Module, folder: Path) -> None:
         from safetensors.torch import save_file

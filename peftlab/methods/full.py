@@ -41,6 +41,15 @@ class Full(DirectMethod):
             "fine-tuned run or what peftlab merge wrote, and leave init_from out"
         )
 
+    def remark(self, model: PreTrainedModel) -> str | None:
+        coefficient = getattr(model.config.get_text_config(), "router_aux_loss_coef", None)
+        if coefficient is None:
+            return None
+        return (
+            "full fine-tuning also trains the router, without the auxiliary loss that balances the experts "
+            f"(router_aux_loss_coef: {coefficient:g} in the base's config)"
+        )
+
     def save(self, model: nn.Module, folder: Path) -> None:
         model.save_pretrained(folder)  # type: ignore[operator]
 

@@ -26,6 +26,10 @@ class Head(DirectMethod):
     def trains_base(self) -> bool:
         return False
 
+    @property
+    def acts_on(self) -> str:
+        return "the head"
+
     def incompatible_with(self, context: MethodContext) -> str | None:
         return REASON if context.task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM") else None
 

@@ -91,6 +91,10 @@ class Ia3(PeftMethod):
             raise ValueError("targets and input_targets are both empty: nothing would be scaled")
         return self
 
+    @property
+    def partial_by_choice(self) -> bool:
+        return True  # it scales keys, values and the inside of the feed-forward block
+
     def incompatible_with(self, context: MethodContext) -> str | None:
         if self.targets != "paper" or context.architecture is None or context.architecture in SCALED_LAYERS:
             return None

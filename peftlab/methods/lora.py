@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -92,6 +92,10 @@ class Lora(PeftMethod):
     def trains_base(self) -> bool:
         return self.modifies_base  # PiSSA subtracts B A from the weights; in bfloat16 the rounding error would be lost
 
+    @property
+    def partial_by_choice(self) -> bool:
+        return self.targets != "all-linear"
+
     def incompatible_with(self, context: MethodContext) -> str | None:
         if self.initialization == "pissa" and context.quantization != "none":
             return "PiSSA needs the singular values of an unquantized weight; use quantization: none"
@@ -143,6 +147,11 @@ class Lora(PeftMethod):
         finally:
             for name, p in factors.items():
                 p.data = trained[name]
+
+    def remedy_for_experts(self, shapes: Collection[Sequence[int]]) -> str:
+        # B A per expert: rank x (rows + columns)
+        count = sum(self.rank * experts * (rows + columns) for experts, rows, columns in shapes)
+        return f"method.experts: true adapts the experts too, with {count:,} trainable parameters more"
 
     def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
         groups = super().parameter_groups(model, learning_rate, weight_decay)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -103,6 +103,16 @@ class Method(Component):
         return False
 
     @property
+    def acts_on(self) -> str:
+        """What the method changes: `weights` (matrices of the base model), `layers`, or other words for a message."""
+        return "weights"
+
+    @property
+    def partial_by_choice(self) -> bool:
+        """True if the method or its settings select some of the weights on purpose."""
+        return False
+
+    @property
     def positions(self) -> int:
         """Number of the model's positions that the method occupies in every input."""
         return 0
@@ -135,6 +145,21 @@ class Method(Component):
 
         Draws initial values from torch's global generator. Raises ValueError if nothing can be attached.
         """
+
+    def adapted_places(self, model: nn.Module) -> Collection[str] | None:
+        """Full names, in the base model, of the modules and weights that the method adapts or trains.
+
+        None if it changes neither weights nor layers. `model` is what `apply` returned.
+        """
+        return None
+
+    def remedy_for_experts(self, shapes: Collection[Sequence[int]]) -> str:
+        """Sentence on how to adapt stacked experts, of these shapes, that the method leaves out."""
+        return "method: {kind: lora, experts: true} adapts experts"
+
+    def remark(self, model: PreTrainedModel) -> str | None:
+        """Remark for the user on this method with this base model, or None."""
+        return None
 
     def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
         """Parameter groups for the optimizer. One-dimensional tensors (biases, norms) are excluded from weight decay,

@@ -102,6 +102,14 @@ class Peft(PeftMethod):
             hint = nearest(self.type.upper(), supported)
             raise ValueError(f"type: unknown {self.type!r}{hint}; known are {', '.join(supported)}")
 
+    @property
+    def acts_on(self) -> str:
+        return {"LN_TUNING": "norms", "ADAPTION_PROMPT": "the keys and values of attention"}.get(self.type, "weights")
+
+    @property
+    def partial_by_choice(self) -> bool:
+        return "target_modules" in self.settings
+
     def incompatible_with(self, context: MethodContext) -> str | None:
         if self.type not in QUANTIZED and not QUANTIZATIONS[context.quantization].readable:
             readable = " or ".join(sorted(kind for kind, each in QUANTIZATIONS.items() if each.readable))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peftlab.methods.adapted import chosen_places, require_chosen, targets_as_given
+from peftlab.methods.adapted import adapted, chosen_places, require_chosen, targets_as_given
 from peftlab.methods.dtypes import match_output_dtype
 from peftlab.methods.method import Method, TrainingPlan
 
@@ -36,6 +36,9 @@ class PeftMethod(Method):
         if chosen is not None:
             require_chosen(wrapped, chosen)
         return patch(wrapped)
+
+    def adapted_places(self, model: nn.Module) -> Collection[str] | None:
+        return adapted(model) if self.acts_on in ("weights", "layers") else None
 
     def save(self, model: nn.Module, folder: Path) -> None:
         model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)  # type: ignore[operator]

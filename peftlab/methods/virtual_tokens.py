@@ -41,6 +41,10 @@ class VirtualTokens(PeftMethod):
         return False
 
     @property
+    def acts_on(self) -> str:
+        return "virtual tokens"
+
+    @property
     def positions(self) -> int:
         return self.length
 

@@ -28,7 +28,7 @@ from peftlab.profiling.fake_model import (
 )
 from peftlab.profiling.measure import memory_pass
 from peftlab.profiling.profile import MIB, Memory, MemoryEstimate
-from peftlab.profiling.profiled_workload import attach, batch_shape
+from peftlab.profiling.profiled_workload import ProfiledWorkload, attach, batch_shape
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe
 from peftlab.runs.launch import reset_accelerator_state
@@ -114,9 +114,12 @@ def estimate_memory(
         while needed > limit and accumulation < per_device:
             accumulation = min(accumulation * 2, per_device)
             memory, needed = needed_for(accumulation, batch.local)
+    attached = meta_workload(recipe, config, batch)
     return MemoryEstimate(
         quantization=recipe.quantization.kind,
         memory=memory,
+        reach=attached.reach,
+        reach_sentences=list(attached.reach_sentences),
         needed=needed,
         at_least=at_least,
         fits=None if limit is None else needed <= limit,
@@ -185,6 +188,19 @@ def sample_batch(
 
 def predict(recipe: Recipe, config: KnownConfig, batch: Batch, *, shards: int = 1) -> Memory:
     """Memory of one device in a step, if the model is sharded over `shards` devices."""
+    profiled = meta_workload(recipe, config, batch)
+    with contextlib.ExitStack() as stack:
+        mesh = stack.enter_context(fake_process_group(shards)) if shards > 1 else None
+        stack.enter_context(fake_tensors())
+        storages = materialize_fake(profiled.workload.model, recipe.quantization, profiled.base_storages)
+        profiled = dataclasses.replace(profiled, base_storages=storages)
+        if mesh is not None:
+            profiled = profiled.sharded(mesh)
+        return memory_pass(profiled, ShapeRecorder(), evaluate=False)
+
+
+def meta_workload(recipe: Recipe, config: KnownConfig, batch: Batch) -> ProfiledWorkload:
+    """The recipe's model with the method attached, on the meta device, and the batch."""
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     precision = _precision(recipe)
     options = LoadOptions(
@@ -196,7 +212,7 @@ def predict(recipe: Recipe, config: KnownConfig, batch: Batch, *, shards: int = 
     )
     base = meta_model(config, batch.task, recipe.quantization, options)
     with torch.device("meta"):
-        profiled = attach(
+        return attach(
             recipe,
             base,
             batch.local,
@@ -205,14 +221,6 @@ def predict(recipe: Recipe, config: KnownConfig, batch: Batch, *, shards: int = 
             accelerator=accelerator,
             precision=precision,
         )
-    with contextlib.ExitStack() as stack:
-        mesh = stack.enter_context(fake_process_group(shards)) if shards > 1 else None
-        stack.enter_context(fake_tensors())
-        storages = materialize_fake(profiled.workload.model, recipe.quantization, profiled.base_storages)
-        profiled = dataclasses.replace(profiled, base_storages=storages)
-        if mesh is not None:
-            profiled = profiled.sharded(mesh)
-        return memory_pass(profiled, ShapeRecorder(), evaluate=False)
 
 
 def _precision(recipe: Recipe) -> Precision:

@@ -26,6 +26,7 @@ from peftlab.errors import UserError, nearest
 from peftlab.loading.head import with_head
 from peftlab.loading.model import Base, LoadOptions, head_modules, kept_float, set_dropout
 from peftlab.loading.model import count as count_parameters
+from peftlab.loading.text_trunk import text_trunk
 from peftlab.models.model import KnownConfig, ModelFiles
 from peftlab.models.text_branch import counts_outside
 from peftlab.profiling.memory import add_up
@@ -44,6 +45,7 @@ def meta_model(known: KnownConfig, task: Task, quantization: Quantization, optio
     with torch.device("meta"):
         skeleton: Any = with_head(config, task, dtype=dtype)
         head, parameters = head_modules(skeleton, task), count_parameters(skeleton)
+        trunk = text_trunk(skeleton, head)
         for name in head:
             skeleton.get_submodule(name).float()
         settings = quantization.config(kept_float(skeleton, head), dtype)
@@ -55,7 +57,9 @@ def meta_model(known: KnownConfig, task: Task, quantization: Quantization, optio
     quantization.prepare(skeleton)
     skeleton.config.get_text_config().pad_token_id = options.padding_token
     files = ModelFiles(folder=Path(), source=known.source, fingerprint="")
-    return Base(skeleton, head, parameters, files, counts_outside(skeleton, head))
+    outside_text = counts_outside(skeleton, head)
+    packed = quantization.packed(skeleton)
+    return Base(skeleton, head, parameters, files, outside_text, trunk=trunk, packed=packed)
 
 
 def full_config(values: Mapping[str, Any], task: Task) -> Any:

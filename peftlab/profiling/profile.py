@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from peftlab.component import Precision, Settings
+from peftlab.results.reach import Reach
 from peftlab.results.run_result import Environment
 from peftlab.results.version_1 import upgraded
 
@@ -180,6 +181,10 @@ class MemoryEstimate(Settings):
     """The estimate is for two examples of the batch, which already exceed the limit."""
     fits: bool | None = None
     """`needed` is within the limit; null without a limit."""
+    reach: Reach | None = None
+    """What the method adapts and the quantization packs of the base model."""
+    reach_sentences: list[str] = Field(default=[])
+    """The same in words, with warnings and remedies."""
     precision: Precision | None = None
     """Precision of the computation."""
     examples: int | None = None

@@ -20,8 +20,10 @@ from peftlab.errors import UserError
 from peftlab.loading.attach import apply_method, training_plan
 from peftlab.loading.inputs import read_inputs
 from peftlab.loading.model import Base
+from peftlab.loading.reach import measure_reach, reach_lines
 from peftlab.profiling.memory import holdings
 from peftlab.recipe import Recipe
+from peftlab.results.reach import Reach
 from peftlab.tasks import Task
 from peftlab.training import loop
 from peftlab.training.callbacks import Callback, Phase
@@ -47,6 +49,9 @@ class ProfiledWorkload:
     """Names of the task's head modules."""
     base_storages: Mapping[StorageWeakRef, object]
     """Storages of the base model before the method was attached."""
+    reach: Reach
+    reach_sentences: tuple[str, ...]
+    """The reach in words."""
 
     @property
     def tokens(self) -> int:
@@ -140,8 +145,10 @@ def attach(
         optimizer_steps=recipe.training.steps or PLANNED_STEPS,
         longest_input=max(len(example) for example in examples),
     )
+    model = apply_method(recipe, base, plan)
+    reach = measure_reach(recipe.method, base, model)
     workload = Workload(
-        model=apply_method(recipe, base, plan),
+        model=model,
         method=recipe.method,
         task=task,
         examples=examples,
@@ -153,7 +160,8 @@ def attach(
         evaluate=lambda: ({task.selection: 0.0}, []),
         precision=precision,
     )
-    return ProfiledWorkload(recipe, workload, base.head, base_storages)
+    sentences = tuple(reach_lines(recipe, base, reach))
+    return ProfiledWorkload(recipe, workload, base.head, base_storages, reach, sentences)
 
 
 def batch_shape(training: Training, limit: int, *, examples: int | None, length: int | None) -> tuple[int, int]:

@@ -92,6 +92,7 @@ def estimate_lines(estimate: MemoryEstimate, limit: int | None) -> list[tuple[st
         batch += f" on {estimate.devices} devices" + (" with a shard of the model each" if estimate.sharded else "")
     texts = [
         *((label, f"{size / MIB:,.0f} MiB") for label, size in parts.items() if size),
+        *(("reach", sentence) for sentence in estimate.reach_sentences),
         ("precision", f"{estimate.precision}{hint}"),
         ("batch", f"{batch}: micro-batches of {estimate.micro_batch}, training.accumulation={estimate.accumulation}"),
     ]

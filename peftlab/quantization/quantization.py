@@ -7,6 +7,8 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from pydantic import model_validator
+
 from peftlab.component import Component, Reference
 from peftlab.errors import UserError
 from peftlab.quantization.autocast import to_autocast_dtype
@@ -34,6 +36,16 @@ class Quantization(Component):
     """True if `weight` of a layer reads as float, so that a method may compute with it."""
     library: ClassVar[str | None] = None
     """Optional library that packs the weights: also the name of peftlab's extra that installs it."""
+    added_fields: ClassVar[Mapping[str, Any]] = {"float_experts": False}
+
+    float_experts: bool = False
+    """Accept that experts stacked in 3-D parameters, which no quantization packs, stay in float. Refused otherwise."""
+
+    @model_validator(mode="after")
+    def _something_stays_in_float(self) -> Self:
+        if self.float_experts and not self.quantizes:
+            raise ValueError("float_experts: without quantization everything is in float; remove the key")
+        return self
 
     @abstractmethod
     def config(self, keep: Sequence[str], compute: torch.dtype) -> QuantizationConfigMixin | None:
@@ -73,6 +85,10 @@ class Quantization(Component):
     def as_shardable(self) -> Self:
         """This quantization with settings that FSDP can shard, if settings decide it; otherwise unchanged."""
         return self
+
+    def packed(self, model: nn.Module) -> frozenset[str] | None:
+        """Full names of the modules and weights that are packed in a loaded base model; None without quantization."""
+        return frozenset(quantized_linears(model)) if self.quantizes else None
 
     def prepare(self, model: nn.Module) -> None:
         """Prepare a loaded base model for training through its quantized layers. Called once."""

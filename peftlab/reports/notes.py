@@ -50,6 +50,10 @@ def result_notes(row: ResultRow) -> list[str]:
         notes.append(f"unsupported: {row.incompatibility}")
     if row.recipe.method.fidelity:
         notes.append(f"{row.recipe.method.title}: {row.recipe.method.fidelity}")
+    results = [stored.record.result for stored in (*row.runs, *row.trials) if stored.record.result is not None]
+    reach = next((result.reach for result in results if result.reach is not None), None)
+    if reach is not None:
+        notes += reach.notes(row.recipe.method.title, row.recipe.quantization.title)
     for state, count in sorted(row.states.items()):
         if state != "done":
             reasons = sorted({stored.record.reason or "" for stored in row.runs if stored.record.state == state})

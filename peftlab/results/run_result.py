@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from peftlab.component import Precision, Settings
+from peftlab.results.reach import Reach
 from peftlab.results.version_1 import upgraded
 
 VERSION: Literal[2] = 2
@@ -185,6 +186,8 @@ class RunResult(Settings):
     stopped_early: bool
     curve: Curve
     parameters: Parameters
+    reach: Reach | None = None
+    """What the method adapts and the quantization packs of the base model."""
     unused: list[str] = Field(default=[])
     """Parameters that full fine-tuning froze because no forward pass used them."""
     method_stats: dict[str, Any]

@@ -22,9 +22,11 @@ from peftlab.io import atomic, redact
 from peftlab.loading.attach import count_parameters, training_plan
 from peftlab.loading.inputs import Inputs, read_inputs
 from peftlab.loading.model import Base, refuse_unknown_tokens
+from peftlab.loading.reach import measure_reach, reach_lines
 from peftlab.methods import TrainingPlan
 from peftlab.recipe import Recipe
 from peftlab.results.environment import environment
+from peftlab.results.reach import Reach
 from peftlab.results.result_file import checkpoint_folder, tracking_folder, write_result
 from peftlab.results.run_result import Parameters, RunResult
 from peftlab.runs import artifact, initial_adapter, launch, record, scoring, summary, tracking
@@ -126,6 +128,7 @@ class PreparedModel:
     base: Base
     workload: Workload
     parameters: Parameters
+    reach: Reach
     base_scores: dict[str, dict[str, float]]  # split -> metric -> value, of the base before training
 
 
@@ -189,6 +192,7 @@ class _Run:
             metrics={split: scoring.score(data.inputs.task, records) for split, records in predictions.items()},
             base_model=prepared.base_scores,
             parameters=prepared.parameters,
+            reach=prepared.reach,
             method_stats=self.recipe.method.stats(workload.model),
             cost=record.cost(self.history, log, adapter_bytes),
             environment=self.environment,
@@ -243,14 +247,15 @@ class _Run:
         model = initial_adapter.attach(self.recipe, base, plan, self.origin)
         if self.origin is not None:
             self.console.line("init_from", initial_adapter.remarks(self.origin, self.recipe, base.head))
-        parameters = count_parameters(model, base)
+        parameters, reach = count_parameters(model, base), measure_reach(self.recipe.method, base, model)
         if self.placement.fsdp is not None:
             self.placement.fsdp.shard(model, device_mesh(self.accelerator.device))
         self._print(summary.text_branch_lines(base.outside_text))
         self._print(summary.stored_lines(base.dequantized))
         self._print(summary.model_lines(self.recipe, parameters, self.accelerator, self.environment))
         self._print(summary.optimizer_lines(self.recipe, model, self.accelerator))
-        return PreparedModel(base, self._workload(data, model, examples), parameters, base_scores)
+        self._print(("reach", sentence) for sentence in reach_lines(self.recipe, base, reach))
+        return PreparedModel(base, self._workload(data, model, examples), parameters, reach, base_scores)
 
     def _plan(self, data: RunData, base: Base, lengths: Sequence[int]) -> TrainingPlan:
         recipe, inputs = self.recipe, data.inputs

@@ -62,6 +62,8 @@ def test_the_result_records_what_was_run_and_what_it_cost(lora: tuple[RunResult,
     assert result.parameters.method == layers * 2 * rank * (width + width)
     assert result.parameters.head == (width + 1) * tags
     assert result.parameters.trainable == result.parameters.method + result.parameters.head
+    assert result.reach is not None
+    assert result.reach.adapted == pytest.approx(1 / 6)  # query and value: 2 of 4 + 2 x 4 squares of the width
     assert result.cost.optimizer_steps == 6
     assert result.curve.steps == [3, 6]
     assert result.cost.adapter_bytes == (folder / "adapter" / "adapter_model.safetensors").stat().st_size
