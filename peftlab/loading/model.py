@@ -20,6 +20,7 @@ from peftlab.data.examples import Example
 from peftlab.distributed import DeviceMap, dispatch
 from peftlab.errors import UserError
 from peftlab.loading import stored_quantization
+from peftlab.loading.direct_reads import directly_read
 from peftlab.loading.head import require_compatible, with_head
 from peftlab.loading.text_trunk import refuse_float_experts, text_trunk
 from peftlab.methods.trunk import Trunk
@@ -66,6 +67,8 @@ class Base:
     trunk: Trunk = field(default_factory=Trunk)
     packed: frozenset[str] | None = None
     """Full names of the modules and weights that the quantization packs; None without quantization."""
+    read_directly: Sequence[str] = ()
+    """Linear layers that are not quantized because the model reads their weights itself."""
 
 
 def within(name: str, modules: Iterable[str]) -> bool:
@@ -170,6 +173,7 @@ def load_base(model: Model, files: ModelFiles, task: Task, quantization: Quantiz
     if reason is not None:
         raise UserError(f"model: {files.source}: {reason}")
     refuse_float_experts(quantization, text_trunk(skeleton, head), options.compute)
+    read_directly = [] if stored else directly_read(skeleton, task, quantization)
     device_map = options.device_map
     dtype = options.compute if options.frozen else torch.float32
 
@@ -177,10 +181,10 @@ def load_base(model: Model, files: ModelFiles, task: Task, quantization: Quantiz
         """The model, and the names of its tensors outside the head that the files lack or have in another shape."""
         placement: dict[str, Any] = {} if device_map is None else dispatch.load_kwargs(device_map)
         keep, loaded_config = kept_float(skeleton, head), copy.deepcopy(config)
-        if stored:
+        if stored:  # in which the checkpoint decides what is quantized
             placement |= stored_quantization.load_kwargs(loaded_config, quantization, keep, dtype)
             placement.setdefault("device_map", {"": options.device})
-        elif (quantized := quantization.config(keep, dtype)) is not None:
+        elif (quantized := quantization.config([*keep, *read_directly], dtype)) is not None:
             placement = {"quantization_config": quantized, "device_map": {"": options.device}, **placement}
         torch.manual_seed(options.seed)
         with _readable(files, "weights in safetensors"), dispatch.explain_out_of_memory(device_map, files.source):
@@ -219,6 +223,7 @@ def load_base(model: Model, files: ModelFiles, task: Task, quantization: Quantiz
         files=files,
         outside_text=counts_outside(skeleton, head),
         dequantized=dequantized,
+        read_directly=read_directly,
         trunk=text_trunk(skeleton, head),
         packed=quantization.packed(loaded),
     )

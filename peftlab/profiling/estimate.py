@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from peftlab.component import Precision
 from peftlab.data.examples import Example
 from peftlab.errors import UserError
+from peftlab.loading import stored_quantization
 from peftlab.loading.model import LoadOptions, longest_of_config
 from peftlab.models.byte_tokenizer import byte_tokenizer
 from peftlab.models.model import KnownConfig
@@ -70,8 +71,11 @@ def estimate(
     others = [part(kind=kind) for kind, part in QUANTIZATIONS.items() if kind != recipe.quantization.kind]
     for quantization in [recipe.quantization, *(other.as_shardable() if sharded else other for other in others)]:
         variant = recipe.model_copy(update={"quantization": quantization})
-        reason = quantization.missing_library() or variant.incompatible_with(
-            str(recipe.model.config().values["model_type"]), sharded=sharded
+        values = recipe.model.config().values
+        reason = (
+            quantization.missing_library()
+            or stored_quantization.incompatible_with(values, quantization)
+            or variant.incompatible_with(str(values["model_type"]), sharded=sharded)
         )
         if reason is not None:
             yield MemoryEstimate(quantization=quantization.kind, unsupported=reason)

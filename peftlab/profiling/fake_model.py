@@ -23,6 +23,7 @@ from transformers import masking_utils
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from peftlab.errors import UserError, nearest
+from peftlab.loading.direct_reads import directly_read
 from peftlab.loading.head import with_head
 from peftlab.loading.model import Base, LoadOptions, head_modules, kept_float, set_dropout
 from peftlab.loading.model import count as count_parameters
@@ -48,7 +49,8 @@ def meta_model(known: KnownConfig, task: Task, quantization: Quantization, optio
         trunk = text_trunk(skeleton, head)
         for name in head:
             skeleton.get_submodule(name).float()
-        settings = quantization.config(kept_float(skeleton, head), dtype)
+        keep = [*kept_float(skeleton, head), *directly_read(skeleton, task, quantization)]
+        settings = quantization.config(keep, dtype)
         if settings is not None:
             quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=False)
             quantizer.preprocess_model(model=skeleton, device_map={"": "cpu"})

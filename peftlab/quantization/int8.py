@@ -55,7 +55,9 @@ class Int8(Quantization):
         follow_autocast(model)
         for linear in bitsandbytes_linears(model).values():
             linear.register_forward_pre_hook(_keep_scales)
+            linear.register_forward_pre_hook(_flatten_input)
             linear.register_forward_hook(_release_input)
+            linear.register_forward_hook(_unflatten_output)
 
     def set_fake_weight(self, linear: nn.Module) -> None:
         import torch
@@ -75,6 +77,17 @@ def _keep_scales(linear: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     weight: Any = linear.weight
     if weight.SCB is None and linear.state.SCB is not None:  # type: ignore[union-attr]
         weight.CB = None  # nothing to move
+
+
+def _flatten_input(linear: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Flatten inputs of four and more dimensions, as of DeepSeek-V3's latent attention: bitsandbytes reads three."""
+    linear.leading_shape = inputs[0].shape[:-1]  # type: ignore[assignment]
+    return (inputs[0].flatten(1, -2), *inputs[1:]) if inputs[0].dim() > 3 else inputs
+
+
+def _unflatten_output(linear: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    leading: Any = linear.leading_shape
+    return output.unflatten(1, leading[1:]) if len(leading) > 2 else output
 
 
 def _release_input(linear: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:

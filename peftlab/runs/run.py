@@ -251,7 +251,7 @@ class _Run:
         if self.placement.fsdp is not None:
             self.placement.fsdp.shard(model, device_mesh(self.accelerator.device))
         self._print(summary.text_branch_lines(base.outside_text))
-        self._print(summary.stored_lines(base.dequantized))
+        self._print(summary.storage_lines(base.dequantized, base.read_directly))
         self._print(summary.model_lines(self.recipe, parameters, self.accelerator, self.environment))
         self._print(summary.optimizer_lines(self.recipe, model, self.accelerator))
         self._print(("reach", sentence) for sentence in reach_lines(self.recipe, base, reach))

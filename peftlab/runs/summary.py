@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -48,10 +48,15 @@ def text_branch_lines(outside: Mapping[str, int]) -> Lines:
         yield "text only", f"parameters left as they are, not quantized: {parts}"
 
 
-def stored_lines(dequantized: str | None) -> Lines:
-    """Line about weights that the files store quantized and that were dequantized, with that format."""
+def storage_lines(dequantized: str | None, read_directly: Sequence[str]) -> Lines:
+    """Lines about weights that were dequantized, from which format, and about layers that were not quantized."""
     if dequantized is not None:
         yield "stored", f"weights stored in {dequantized} were dequantized: the base takes the memory of one in float"
+    if read_directly:
+        yield (
+            "kept in float",
+            f"{len(read_directly)} linear layers whose weights the model reads itself, e.g. {read_directly[0]}",
+        )
 
 
 def model_lines(recipe: Recipe, parameters: Parameters, accelerator: Accelerator, environment: Environment) -> Lines:

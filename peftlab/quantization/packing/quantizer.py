@@ -11,6 +11,7 @@ from transformers.core_model_loading import ConversionOps
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from peftlab.quantization.packing.packed_linear import PackedLinear, Packing, packed_linears
@@ -45,9 +46,11 @@ class PackingQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         config = self.quantization_config
-        keep = tuple(f"{name}." for name in config.keep)
+        keep = self.get_modules_to_not_convert(model, list(config.keep), model._keep_in_fp32_modules)  # type: ignore[arg-type]
         for name, module in list(model.named_modules()):
-            if (type(module) is not nn.Linear and not isinstance(module, Conv1D)) or f"{name}.".startswith(keep):
+            if type(module) is not nn.Linear and not isinstance(module, Conv1D):
+                continue
+            if not should_convert_module(name, keep):
                 continue
             layer = PackedLinear.replace(module, config.packing, config.dtype)
             if config.packing.incompatible_with((layer.out_features, layer.in_features)) is None:
