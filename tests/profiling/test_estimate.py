@@ -1,6 +1,7 @@
 """Estimates against measurements: the memory of a step on fake tensors and of a real step."""
 
 import gc
+import importlib.util
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from peftlab.errors import UserError
 from peftlab.loading.model import LoadOptions, load_base
 from peftlab.models.model import KnownConfig, ModelFiles
+from peftlab.optimizers import OPTIMIZERS
 from peftlab.profiling import estimate
 from peftlab.profiling.estimate import Batch
 from peftlab.profiling.fake_model import fake_process_group
@@ -139,6 +141,24 @@ def test_the_estimate_is_within_five_percent_of_the_measurement(
     bases: dict[str, Path], shape: str, method: Any, quantization: str, checkpointing: bool
 ) -> None:
     check(bases, shape, method, quantization, checkpointing)
+
+
+SCHEDULE_FREE = importlib.util.find_spec("schedulefree") is not None
+OPTIMIZED = [
+    (kind, method)
+    for kind, part in OPTIMIZERS.items()
+    for method in ("full", LORA)
+    if kind != "adamw" and (SCHEDULE_FREE or not part.averages)
+]
+
+
+@pytest.mark.parametrize(("kind", "method"), slow_after(1, sorted(OPTIMIZED, key=lambda cell: cell[0] != "adamw_8bit")))
+def test_the_state_of_every_optimizer_is_estimated_exactly(bases: dict[str, Path], kind: str, method: Any) -> None:
+    constant = {"schedule": "constant"} if OPTIMIZERS[kind].averages else {}
+    example = recipe(bases["encoder"], "encoder", method, optimizer=kind, **constant)
+    config = example.model.config()
+    batch = estimate.sample_batch(example, config, examples=EXAMPLES, length=LENGTH)
+    check_bytes(estimate.predict(example, config, batch), measured(example, bases["encoder"], batch))
 
 
 @pytest.mark.night
