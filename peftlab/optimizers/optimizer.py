@@ -48,7 +48,7 @@ class Optimizer(Component):
     shards: ClassVar[bool] = True
     """True if it updates tensors of which each process holds a shard (FSDP2)."""
     partitions: ClassVar[bool] = False
-    """True if it updates each process's part of all tensors in a row (DeepSpeed ZeRO)."""
+    """True if it updates each process's part of all tensors, flattened (DeepSpeed ZeRO)."""
 
     @abstractmethod
     def make(self, plan: OptimizerPlan) -> torch.optim.Optimizer:

@@ -66,7 +66,7 @@ def _of_task(analysis: Analysis, task: str) -> str:
         f"{task}: {result.recipe['model']['id']} on {result.data_source}, {describe_splits(result)}.",
         f"Methods: {methods}; precision: {precisions}.",
         *matching(suite, task),
-        _training(rows[0].recipe.training),
+        describe_training(rows[0].recipe.training),
         "The loss is the mean over all targets of an optimizer step.",
         *([f"Each run uses {suite.placement.described}."] if suite.placement.processes > 1 else []),
         explain_learning_rates(suite),
@@ -77,7 +77,8 @@ def _of_task(analysis: Analysis, task: str) -> str:
     return " ".join(sentences)
 
 
-def _training(training: Training) -> str:
+def describe_training(training: Training) -> str:
+    """Length, batches, optimizer, schedule and regularization."""
     batch = training.batch
     size = f"{batch['tokens']:,} tokens, padding included" if batch["tokens"] else f"{batch['examples']} examples"
     length = f"{training.steps:,} steps" if training.steps is not None else f"{training.passes:g} epochs"

@@ -5,10 +5,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from peftlab.reports import text
 from peftlab.reports.analysis import Analysis, read_analysis
 from peftlab.reports.result_row import ResultRow
-from peftlab.reports.setup import describe_splits
+from peftlab.reports.setup import describe_splits, describe_training
+from peftlab.training.settings import Training
 from tests.reports.example_suite import SUITE, changed, markdown_of
 
 
@@ -67,3 +70,20 @@ def test_what_preprocessing_dropped_is_summed_over_the_splits(suite_folder: Path
     analysis = read_analysis(changed(suite_folder, tmp_path, {"splits": splits}))
     (result,) = (result for row in analysis.rows for result in row.results if len(result.splits) == 3)
     assert describe_splits(result) == "20 train, 3 validation, 4 test examples (27 lost words)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({}, "AdamW (betas 0.9 and 0.999, epsilon 1e-08, weight decay 0.01 on matrices), a linear schedule after"),
+        ({"optimizer": "adafactor"}, "Adafactor (minimum scale 1, weight decay 0.01 on matrices), a linear schedule"),
+        (
+            {"optimizer": "muon"},
+            "Muon (momentum 0.95, update scale match_adamw; AdamW outside of hidden matrices, betas",
+        ),
+        ({"optimizer": "adamw_8bit", "schedule": "wsd"}, "8-bit AdamW (betas 0.9 and 0.999, epsilon 1e-08, weight de"),
+        ({"minimum_learning_rate": 0.1}, "a linear schedule down to 10 % of the peak after a warmup over 6 % of"),
+    ],
+)
+def test_the_setup_names_optimizer_and_schedule(settings: dict[str, object], says: str) -> None:
+    assert says in describe_training(Training.model_validate(settings))

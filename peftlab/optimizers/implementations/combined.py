@@ -12,7 +12,7 @@ Groups = list[dict[str, Any]]
 
 
 class Combined(torch.optim.Optimizer):
-    """Steps each of its parts. Groups and state are those of all parts, in one row: a scheduler and a checkpoint see
+    """Steps each of its parts. Groups and state are those of all parts: a scheduler and a checkpoint see
     one optimizer.
     """
 
