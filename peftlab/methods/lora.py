@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,7 @@ from peftlab.component import Reference
 from peftlab.methods import pissa
 from peftlab.methods.experts import expert_parameters
 from peftlab.methods.method import MethodContext, TrainingPlan
+from peftlab.methods.patterns import in_layers, require_matches, value_for
 from peftlab.methods.peft_method import PeftMethod, patch
 from peftlab.methods.targets import Targets, chosen_layers
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from torch import nn
     from transformers import PreTrainedModel
+
+OUTPUTS = r"o_proj|output\.dense|o"  # last projections of the attention of three families, for the tests
 
 
 class Lora(PeftMethod):
@@ -44,12 +47,16 @@ class Lora(PeftMethod):
 
     retrainable: ClassVar[frozenset[str]] = frozenset({"dropout", "b_rate_ratio"})
     size_setting: ClassVar[str | None] = "rank"
-    added_fields: ClassVar[Mapping[str, Any]] = {"experts": False}
+    added_fields: ClassVar[Mapping[str, Any]] = {
+        **{"experts": False, "rank_pattern": {}, "alpha_pattern": {}, "layers": None}
+    }
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = (
         {"rank": 4},
         {"rank": 4, "weight_decomposed": True},
         {"rank": 4, "rank_stabilized": True},
         {"rank": 4, "initialization": "pissa"},
+        {"rank": 4, "initialization": "olora", "rank_pattern": {OUTPUTS: 6}, "alpha_pattern": {OUTPUTS: 12.0}},
+        {"rank": 4, "layers": [1], "rank_pattern": {OUTPUTS: 2}},
     )
 
     rank: int = Field(16, ge=1, le=4096)
@@ -62,12 +69,19 @@ class Lora(PeftMethod):
     """Layers to adapt: `all-linear`, `attention` (query and value projections) or a list of module names."""
     experts: bool = False
     """Also adapt the experts of a mixture of experts that are stacked in 3-D parameters, each with this rank."""
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=4096)]] = Field({}, examples=[{"query": 32}])
+    """Rank of some layers, by the end of their name or a regular expression for it; the first that matches counts."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field({}, examples=[{"query": 64}])
+    """Alpha of some layers, by the end of their name or a regular expression for it; the first that matches counts."""
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = Field(None, examples=[[4, 5]])
+    """Numbers of the transformer layers to adapt, from 0; in an encoder-decoder, of both stacks. Null: all."""
     rank_stabilized: bool = False
     """Scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski, 2023)."""
     weight_decomposed: bool = False
     """Also train a magnitude per column of the weight (DoRA, Liu et al., 2024)."""
-    initialization: Literal["zero", "pissa"] = "zero"
-    """`zero` starts with B = 0, `pissa` with the principal components of the weight (PiSSA, Meng et al., 2024)."""
+    initialization: Literal["zero", "pissa", "olora"] = "zero"
+    """`zero` starts with B = 0, `pissa` with the principal components of the weight (PiSSA, Meng et al., 2024), `olora`
+    with orthonormal columns of its QR decomposition (OLoRA, Büyükakyüz, 2024)."""
     b_rate_ratio: float = Field(1.0, gt=0, le=1e4)
     """Learning rate of B divided by that of A (LoRA+, Hayou et al., 2024)."""
 
@@ -86,23 +100,24 @@ class Lora(PeftMethod):
 
     @property
     def modifies_base(self) -> bool:
-        return self.initialization == "pissa"
+        return self.initialization in pissa.TITLES
 
     @property
     def trains_base(self) -> bool:
-        return self.modifies_base  # PiSSA subtracts B A from the weights; in bfloat16 the rounding error would be lost
+        return self.modifies_base  # B A is subtracted from the weights; in bfloat16 the rounding error would be lost
 
     @property
     def partial_by_choice(self) -> bool:
         return self.targets != "all-linear"
 
     def incompatible_with(self, context: MethodContext) -> str | None:
-        if self.initialization == "pissa" and context.quantization != "none":
-            return "PiSSA needs the singular values of an unquantized weight; use quantization: none"
+        title = pissa.TITLES.get(self.initialization)
+        if title and context.quantization != "none":
+            return f"{title} needs the singular values of an unquantized weight; use quantization: none"
         if self.weight_decomposed and context.zero_stage == 3 and context.quantization != "none":
             return "DoRA replaces a quantized weight with a new tensor, which ZeRO-3 has not partitioned"
-        if self.initialization == "pissa" and self.weight_decomposed:
-            return "PiSSA with weight_decomposed cannot be saved separately from the base model; use one of them"
+        if title and self.weight_decomposed:
+            return f"{title} with weight_decomposed cannot be saved separately from the base model; use one of them"
         return None
 
     def config(self, model: PreTrainedModel, plan: TrainingPlan) -> LoraConfig:
@@ -113,19 +128,37 @@ class Lora(PeftMethod):
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT divides it, so a float is accepted
             lora_dropout=self.dropout,
-            target_modules=chosen_layers(model, self.targets, plan.head),
-            target_parameters=expert_parameters(model, plan.head) if self.experts else None,
+            rank_pattern=self.rank_pattern,
+            alpha_pattern=self.alpha_pattern,
+            target_modules=self._chosen(model, plan.head),
+            target_parameters=self._experts(model, plan.head),
             exclude_modules=list(plan.head) or None,
             modules_to_save=list(plan.head) or None,
             use_rslora=self.rank_stabilized,
             use_dora=self.weight_decomposed,
-            init_lora_weights=True if self.initialization == "zero" else "pissa",
+            init_lora_weights=True if self.initialization == "zero" else self.initialization,
         )
+
+    def _chosen(self, model: PreTrainedModel, head: tuple[str, ...]) -> list[str]:
+        """Full names of the linear layers to adapt. Raises UserError for a pattern or layer number without effect."""
+        chosen = chosen_layers(model, self.targets, head)
+        chosen = chosen if self.layers is None else in_layers(chosen, self.layers)
+        adapted = [*chosen, *(self._experts(model, head) or [])]
+        for key, pattern in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
+            require_matches(f"method.{key}", pattern, adapted)
+        return chosen
+
+    def _experts(self, model: PreTrainedModel, head: tuple[str, ...]) -> list[str] | None:
+        if not self.experts:
+            return None
+        names = expert_parameters(model, head)
+        return names if self.layers is None else in_layers(names, self.layers)
 
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
         if not self.modifies_base:
             return super().apply(model, plan)
-        pissa.check_rank(model, chosen_layers(model, self.targets, plan.head), self.rank)
+        ranks = {name: value_for(name, self.rank_pattern, self.rank) for name in self._chosen(model, plan.head)}
+        pissa.check_layers(model, ranks, self.initialization)
         wrapped = super().apply(model, plan)
         pissa.store_initial_factors(wrapped)
         return wrapped
@@ -173,7 +206,9 @@ class Lora(PeftMethod):
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
         if self.modifies_base:
-            model = patch(pissa.load_from_lora(base, folder, rank=self.rank, alpha=self.alpha, trainable=trainable))
+            sizes: dict[str, Any] = {"r": self.rank, "lora_alpha": self.alpha}
+            sizes |= {"rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern}
+            model = patch(pissa.load_from_lora(base, folder, sizes=sizes, trainable=trainable))
         else:
             model = super().load(base, folder, trainable=trainable)
         if trainable:

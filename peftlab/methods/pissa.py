@@ -1,30 +1,46 @@
-"""PiSSA (Meng et al., 2024): LoRA initialized with a weight's principal components, subtracted from the base."""
+"""LoRA initialized with factors of the weight itself, whose product is subtracted from the base.
+
+PiSSA (Meng et al., 2024) takes the weight's principal components, OLoRA (Büyükakyüz, 2024) the first columns of its QR
+decomposition.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import UserError
 from peftlab.methods.adapted import targets_as_given
 
+TITLES = {"pissa": "PiSSA", "olora": "OLoRA"}
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    Factors = dict[str, Tensor]
+    Factors = Mapping[str, Tensor]
     """A and B by the full name of the parameter."""
 
 
-def check_rank(model: PreTrainedModel, layers: Iterable[str], rank: int) -> None:
-    """Raise UserError if a layer has fewer singular values than `rank`."""
-    for name in layers:
-        values = min(model.get_submodule(name).weight.shape)  # type: ignore[arg-type]
+def check_layers(model: PreTrainedModel, ranks: Mapping[str, int], initialization: str) -> None:
+    """Raise UserError if a layer has fewer singular values than its rank, or the wrong layout for `initialization`."""
+    from transformers.pytorch_utils import Conv1D
+
+    for name, rank in ranks.items():
+        layer = model.get_submodule(name)
+        values = min(layer.weight.shape)  # type: ignore[arg-type]
         if rank > values:
-            raise UserError(f"method.rank: {rank}, but {name} has {values} singular values for PiSSA")
+            raise UserError(
+                f"method.rank: {rank}, but {name} has {values} singular values for {TITLES[initialization]}"
+            )
+        if initialization == "olora" and isinstance(layer, Conv1D):
+            raise UserError(
+                f"method.initialization: PEFT's OLoRA decomposes {name} transposed, because its weight is stored as "
+                "(in, out); use pissa"
+            )
 
 
 def store_initial_factors(model: PeftModel) -> None:
@@ -61,13 +77,16 @@ def save_as_lora(model: nn.Module, folder: Path) -> None:
     # Keep the scale unchanged: alpha / r, or alpha / sqrt(r) under rsLoRA.
     growth = 2**0.5 if config["use_rslora"] else 2
     config |= {"r": config["r"] * 2, "lora_alpha": config["lora_alpha"] * growth, "init_lora_weights": True}
+    config["rank_pattern"] = {name: rank * 2 for name, rank in config["rank_pattern"].items()}
+    config["alpha_pattern"] = {name: alpha * growth for name, alpha in config["alpha_pattern"].items()}
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
-def load_from_lora(base: PreTrainedModel, folder: Path, *, rank: int, alpha: float, trainable: bool) -> PeftModel:
-    """Subtract B0 A0 from a fresh base model as PiSSA did, and add B A: bit for bit the model that was saved.
+def load_from_lora(base: PreTrainedModel, folder: Path, *, sizes: Mapping[str, Any], trainable: bool) -> PeftModel:
+    """Subtract B0 A0 from a fresh base model as before training, and add B A: bit for bit the model that was saved.
 
-    Loading the file as the LoRA adapter it contains would give the same model up to rounding.
+    `sizes` are the keys of PEFT's config that `save_as_lora` changed, as the recipe has them. Loading the file as the
+    LoRA adapter it contains would give the same model up to rounding.
     """
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
@@ -75,16 +94,19 @@ def load_from_lora(base: PreTrainedModel, folder: Path, *, rank: int, alpha: flo
     from safetensors.torch import load_file
 
     config: Any = LoraConfig.from_pretrained(str(folder))
-    config.r, config.lora_alpha, config.inference_mode = rank, alpha, not trainable
+    config.inference_mode = not trainable
+    for key, value in sizes.items():
+        setattr(config, key, value)
     with targets_as_given():
         model: PeftModel = get_peft_model(base, config)
     trained, initial = {}, {}
     for name, tensor in load_file(folder / "adapter_model.safetensors").items():
         trained[name] = tensor
         if ".lora_A." in name:
-            trained[name], initial[name] = tensor[:rank], tensor[rank:]
+            trained[name], initial[name] = tensor.chunk(2, dim=0)
         elif ".lora_B." in name:
-            trained[name], initial[name] = tensor[:, :rank], -tensor[:, rank:]
+            trained[name], negative = tensor.chunk(2, dim=1)
+            initial[name] = -negative
     set_peft_model_state_dict(model, trained)
     factors = {name: initial[name.replace(".default", "")].to(p) for name, p in _factors(model).items()}
     model.pissa_initial_factors = factors  # type: ignore[assignment]

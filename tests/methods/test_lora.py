@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from peftlab.errors import UserError
 from peftlab.loading.model import Base
 from peftlab.methods.lora import Lora
-from peftlab.methods.method import MethodContext
+from peftlab.methods.method import MethodContext, TrainingPlan
 from peftlab.methods.targets import chosen_layers
 from tests.contract.bases import tiny
 from tests.sampling import slow_after
@@ -165,3 +166,50 @@ def test_only_the_adapter_and_the_head_are_saved(base_of: Load, attach: Attach, 
     assert {name.split(".")[-2] for name in load_file(tmp_path / "adapter_model.safetensors")} == {
         "lora_A", "lora_B", "classifier"
     }  # fmt: skip
+
+
+def test_ranks_and_scales_by_pattern_are_the_layers_own(base_of: Load, attach: Attach) -> None:
+    patterns = {"rank_pattern": {r"layer\.0\..*query": 2, "query": 3}, "alpha_pattern": {"value": 8.0}}
+    model = attach(base_of(), Lora(rank=4, alpha=4, targets=["query", "value"], **patterns))
+    layers = [model.get_submodule(f"base_model.model.bert.encoder.layer.{number}.attention.self") for number in (0, 1)]
+    assert [layer.query.r["default"] for layer in layers] == [2, 3]  # type: ignore[union-attr,index]
+    assert [layer.value.scaling["default"] for layer in layers] == [2.0, 2.0]  # type: ignore[union-attr,index]
+    assert [layer.query.scaling["default"] for layer in layers] == [2.0, 4 / 3]  # type: ignore[union-attr,index]
+
+
+def test_layers_restricts_the_adapter_to_their_numbers(base_of: Load, attach: Attach) -> None:
+    model = attach(base_of(), Lora(rank=2, layers=[1, 4]))
+    names = [name for name, p in model.named_parameters() if ".lora_A." in name]
+    assert {name.split(".layer.")[1].partition(".")[0] for name in names} == {"1", "4"}
+    assert len(names) == 2 * 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"rank_pattern": {"qurey": 2}},
+            r"method.rank_pattern: 'qurey' matches no adapted layer; .* dense, key, query",
+        ),
+        ({"rank_pattern": {"query|key": 2, "key": 3}}, r"'key' matches only layers that a pattern before it matches"),
+        ({"alpha_pattern": {"(": 2.0}}, r"method.alpha_pattern: '\(' is not a regular expression"),
+        ({"layers": [6]}, r"method.layers: 6, but the chosen layers are 0 to 5"),
+        ({"layers": [1], "rank_pattern": {r"layer\.0\..*": 2}}, r"matches no adapted layer"),
+        ({"rank_pattern": {"query": 385}, "initialization": "olora"}, r"method.rank: 385, but .* for OLoRA"),
+    ],
+)
+def test_a_pattern_or_layer_without_effect_is_refused(
+    base_of: Load, attach: Attach, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        attach(base_of(), Lora(rank=4, **settings))
+
+
+def test_olora_starts_with_orthonormal_columns_and_refuses_transposed_weights(base_of: Load, attach: Attach) -> None:
+    layer = attach(base_of(), Lora(rank=4, initialization="olora")).get_submodule(QUERY)
+    b = layer.lora_B.default.weight  # type: ignore[union-attr]
+    torch.testing.assert_close(b.T @ b, torch.eye(4), atol=1e-5, rtol=0)  # type: ignore[operator,union-attr]
+    with pytest.raises(UserError, match=r"PEFT's OLoRA decomposes .* use pissa"):
+        Lora(rank=4, initialization="olora").apply(
+            tiny("gpt2", "AutoModelForCausalLM"), TrainingPlan(optimizer_steps=1, task_type="CAUSAL_LM")
+        )

@@ -15,7 +15,7 @@ from peftlab.tasks import TASKS
 from peftlab.training.schedule import CURVES
 from tests.recipe.test_recipe import GOOD, refusal, write
 
-DOTTED = re.compile(r"\b(training|task|method|model|data)\.\w+|\bseeds\b")
+DOTTED = re.compile(r"\b(training|task|method|model|data)\.\w+|\bseeds\b|\binit_from\b")
 
 
 def test_every_key_of_another_library_leads_to_a_key_that_exists() -> None:
