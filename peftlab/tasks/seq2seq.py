@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from peftlab import metrics
 from peftlab.data.examples import Encoded, Example, Row
 from peftlab.errors import UserError
 from peftlab.tasks import languages
@@ -169,6 +170,11 @@ class Seq2Seq(Task):
 
     def to_metric_inputs(self, records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         return [{**record, "expected": [record["expected"]]} for record in records]
+
+    def constant_baseline(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float]:
+        """Scores of copying the source."""
+        records = [{"predicted": row.fields["source"].strip(), **self.reference(row)} for row in rows]
+        return metrics.score(self.metrics, self.to_metric_inputs(records))
 
     def row_from_text(self, text: str, where: str) -> Row:
         return Row(where, {"source": text})

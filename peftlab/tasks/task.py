@@ -236,7 +236,10 @@ class Task(Component, abc.ABC):
         return -value if self.lower_is_better else value
 
     def constant_baseline(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, float] | None:
-        """Scores on `rows` of the constant answer that is correct most often in `train`. None if there is none."""
+        """Scores on `rows` of an answer without a model: the one that is correct most often in `train`, or a copy.
+
+        None if there is none.
+        """
         return None
 
     # Inputs without a data file, and without targets

@@ -1,6 +1,7 @@
 """Data sets of the registry have their published sizes."""
 
 import collections
+import itertools
 import json
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from peftlab.data.examples import Row
 from peftlab.data.hub import Hub
 from peftlab.data.registry import REGISTRY, chitchat
 from peftlab.errors import UserError
-from peftlab.sources import assets
+from peftlab.recipe import load_recipe
+from peftlab.sources import apt, assets
 from tests.data.test_data import FIELDS
 from tests.sampling import slow_after
 
@@ -133,3 +135,20 @@ def test_a_package_is_read_once_per_process_and_its_cached_rows_are_not_shared(
     assert len(again["train"]) == count
     assert again["train"][0].where.startswith("datamade/usaddress/")
     assert source.startswith("datamade/usaddress (")
+
+
+@pytest.mark.slow
+def test_no_source_package_of_debian_is_in_two_splits_and_no_english_text_occurs_twice() -> None:
+    asset = assets.find("debian/package-descriptions-en-de")
+    assert asset is not None
+    if assets.cached(asset) is None and not any(path.exists() for path in apt.KEYRINGS):
+        pytest.skip("only Debian's apt fetches it")
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "lora-translation.yaml")
+    assert isinstance(recipe.data, Hub)
+    columns = {"source": "en", "target": "de", "package": "source_package"}
+    rows = Hub(id=recipe.data.id, columns=columns, group=recipe.data.group).load(columns).rows
+    assert sum(map(len, rows.values())) > 30_000
+    packages = [{row.fields["package"] for row in part} for part in rows.values()]
+    assert all(one.isdisjoint(other) for one, other in itertools.combinations(packages, 2))
+    english = [row.fields["source"].casefold() for part in rows.values() for row in part]
+    assert len(set(english)) == len(english)

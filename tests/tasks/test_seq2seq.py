@@ -140,6 +140,13 @@ def test_a_bad_row_names_file_line_and_field(source: object, target: object, say
     assert says in str(caught.value)
 
 
+def test_the_baseline_copies_the_source() -> None:
+    rows = [row("GNU Emacs", "GNU Emacs"), row("the editor", "der Editor")]
+    assert Seq2Seq().constant_baseline([], rows[:1])["chrf"] == pytest.approx(100)
+    expected = score(Seq2Seq(), [{"predicted": r.fields["source"], "expected": r.fields["target"]} for r in rows])
+    assert Seq2Seq().constant_baseline([row("a", "b")], rows) == expected
+
+
 def predicted(task: Seq2Seq, base: Base, tokenizer: PreTrainedTokenizerBase, tokens: int = 4096) -> list[str]:
     records = predict(
         base.model,
@@ -257,6 +264,7 @@ def test_a_run_learns_generates_and_records_metric_signatures(finished: Path) ->
     result = json.loads((finished / "result.json").read_text())
     assert result["metrics"]["test"]["rougeL"] > 0.5
     assert set(result["metrics"]["test"]) == {"rouge1", "rouge2", "rougeL", "bleu", "chrf"}
+    assert set(result["constant_baseline"]["test"]) == set(result["metrics"]["test"])
     assert result["metric_signatures"]["bleu"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.")
     assert "rouge-score:" in result["metric_signatures"]["rouge"]
     records = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
