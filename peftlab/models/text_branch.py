@@ -72,11 +72,23 @@ def outside(model: PreTrainedModel, head: Iterable[str] = ()) -> tuple[str, ...]
     These are the vision and audio towers with their projectors. Empty for a model of text alone, and for one whose
     code does not separate its text branch from the rest. `head` names the modules of a task head.
     """
-    if text_config(model.config) is None:
+    branch = _text_modules(model)
+    if not branch:
         return ()
-    branch = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
+    branch += [model.get_input_embeddings(), model.get_output_embeddings()]
     branch += [model.get_submodule(name) for name in head]
     return tuple(_outside(model, {id(module) for module in branch if module is not None}, ""))
+
+
+def _text_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder of a multimodal model, and the text encoder before it if there is one; none of any other model."""
+    decoder = model.get_decoder()
+    if not model.config.is_encoder_decoder:
+        return [] if text_config(model.config) is None else [decoder]
+    encoder = model.get_encoder()
+    text = encoder.get_decoder() if hasattr(encoder, "get_decoder") else encoder  # its text_model, or itself
+    separate = encoder is not model and decoder is not model and text is not encoder
+    return [text, decoder] if separate else []
 
 
 def _outside(module: nn.Module, branch: set[int], prefix: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from peftlab.models.text_branch import TEXT, auto_class, counts_outside, is_part_of, outside, text_values
+from peftlab.models.tiny_model import small_config
 from tests.models import multimodal
 
 
@@ -21,6 +22,16 @@ def test_exactly_what_lies_outside_gets_no_gradient_from_text(architecture: str)
     assert unreached == {name for name, _ in model.named_parameters() if is_part_of(name, parts)}
     assert unreached
     assert sum(counts_outside(model).values()) == sum(model.get_parameter(name).numel() for name in unreached)
+
+
+def test_the_tower_in_an_encoder_lies_outside() -> None:
+    model = transformers.AutoModelForSeq2SeqLM.from_config(small_config({"model_type": "t5gemma2"}, 64))
+    ids = torch.arange(2 * 9).view(2, 9) + 256
+    model(input_ids=ids, decoder_input_ids=ids).logits.sum().backward()
+    parts = outside(model)
+    assert parts == ("model.encoder.vision_tower", "model.encoder.multi_modal_projector")
+    unreached = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert unreached == {name for name, _ in model.named_parameters() if is_part_of(name, parts)}
 
 
 def test_a_model_of_text_has_nothing_outside() -> None:
