@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Adafactor(Optimizer):
-    """torch's Adafactor (Shazeer & Stern, 2018): a row and a column of state per matrix, no average of the gradient.
+    """torch's Adafactor (Shazeer & Stern, 2018): state of one row and one column per matrix, and of each vector.
 
-    The learning rate of a tensor is `training.learning_rate` times the larger of its root mean square and
-    `minimum_scale`. It is also at most 1 / sqrt(step) times that.
+    It keeps no average of the gradient. The learning rate of a tensor is `training.learning_rate` times the larger of
+    its root mean square and `minimum_scale`, and at most 1 / sqrt(step) times that.
     """
 
     kind: Literal["adafactor"] = "adafactor"

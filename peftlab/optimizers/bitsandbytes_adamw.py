@@ -80,7 +80,7 @@ class BitsAndBytesAdamW(Optimizer):
 
 
 class AdamW8bit(BitsAndBytesAdamW):
-    """AdamW with an 8-bit state (Dettmers et al., 2022): 2 bytes per parameter, where a tensor is large enough."""
+    """AdamW with 8-bit state (Dettmers et al., 2022): 2 bytes per parameter; 8 in tensors below 4,096 elements."""
 
     kind: Literal["adamw_8bit"] = "adamw_8bit"
     title: ClassVar[str] = "8-bit AdamW"
@@ -90,7 +90,10 @@ class AdamW8bit(BitsAndBytesAdamW):
 
 
 class PagedAdamW(BitsAndBytesAdamW):
-    """Paged AdamW of QLoRA (Dettmers et al., 2023): a full GPU moves float32 state to the CPU's memory."""
+    """Paged AdamW of QLoRA (Dettmers et al., 2023): a full GPU moves float32 state to the CPU's memory.
+
+    That is the state of tensors of at least 100,000 elements. On a CPU nothing is paged.
+    """
 
     kind: Literal["paged_adamw"] = "paged_adamw"
     title: ClassVar[str] = "paged AdamW"
@@ -100,7 +103,7 @@ class PagedAdamW(BitsAndBytesAdamW):
 
 
 class PagedAdamW8bit(BitsAndBytesAdamW):
-    """Paged AdamW with an 8-bit state: the least memory of the AdamW variants."""
+    """Paged AdamW with 8-bit state: the least memory of the AdamW variants. Small tensors as in the other two."""
 
     kind: Literal["paged_adamw_8bit"] = "paged_adamw_8bit"
     title: ClassVar[str] = "paged 8-bit AdamW"

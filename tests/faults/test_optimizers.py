@@ -12,7 +12,6 @@ from peftlab.optimizers import OPTIMIZERS
 from peftlab.recipe import load_recipe
 from tests.faults.conftest import KILLED, Lab, both, finished, one_line
 from tests.faults.sharding import check_resuming_recipe
-from tests.sampling import slow_after
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 SCHEDULE_FREE = importlib.util.find_spec("schedulefree") is not None
@@ -34,15 +33,29 @@ def optimizer(kind: str) -> tuple[str, ...]:
     return (f"training.optimizer={kind}", *constant)
 
 
+INSTALLED = [kind for kind, part in OPTIMIZERS.items() if SCHEDULE_FREE or not part.averages]
 CELLS = [
     (kind, options)
     for options in OPTIONS
-    for kind in ("paged_adamw_8bit", "schedule_free_adamw", *sorted(OPTIMIZERS))
-    if not (OPTIMIZERS[kind].averages and (options == "AdaLoRA" or not SCHEDULE_FREE))
+    for kind in INSTALLED
+    if not (OPTIMIZERS[kind].averages and options == "AdaLoRA")
 ]
 
 
-@pytest.mark.parametrize(("kind", "options"), slow_after(2, list(dict.fromkeys(CELLS))))
+def _often(kind: str) -> pytest.MarkDecorator:
+    return pytest.mark.slow if kind in ("adamw_8bit", "muon") else pytest.mark.night
+
+
+def marked(number: int, kind: str) -> tuple[pytest.MarkDecorator, ...]:
+    """Two cells on every change, nine more in the slow tests, all of them at night."""
+    if number < len(INSTALLED):
+        return () if kind in ("paged_adamw_8bit", "schedule_free_adamw") else (pytest.mark.slow,)
+    return (_often(kind),)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [pytest.param(*cell, marks=marked(number, cell[0])) for number, cell in enumerate(CELLS)]
+)
 def test_killed_and_resumed_it_ends_in_the_same_bits(kind: str, options: str, lab: Lab, output: Path) -> None:
     """Killed after an evaluation that kept a best state, and in the middle of an epoch."""
     recipe = (*optimizer(kind), *OPTIONS[options])
@@ -57,12 +70,13 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(kind: str, options: str, la
     assert after.result.curve == reference.result.curve
 
 
-SHARDED = [kind for kind, part in OPTIMIZERS.items() if part.shards and (SCHEDULE_FREE or not part.averages)]
+SHARDED = [kind for kind in INSTALLED if OPTIMIZERS[kind].shards]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in SHARDED if kind != "adamw"])
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("lora", marks=pytest.mark.slow), pytest.param("full", marks=pytest.mark.night)]
+)
 def test_shards_train_as_one_process_and_resume_bit_identically(kind: str, method: str, lab: Lab, output: Path) -> None:
     recipe = (f"method={method}", "training.dropout=0.0", "training.learning_rate=5e-3", *optimizer(kind))
     one = lab.uninterrupted(*recipe).result
@@ -73,6 +87,17 @@ def test_shards_train_as_one_process_and_resume_bit_identically(kind: str, metho
     assert two.curve.losses == pytest.approx(one.curve.losses, abs=1e-4)
     assert two.metrics == one.metrics
     check_resuming_recipe(recipe, lab, output, **FSDP)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=_often(kind)) for kind in INSTALLED])
+def test_replicas_train_as_one_process(kind: str, lab: Lab, output: Path) -> None:
+    recipe = ("method=full", "training.dropout=0.0", "training.learning_rate=5e-3", *optimizer(kind))
+    one = lab.uninterrupted(*recipe).result
+    done = both(lab, lab.words(output, *recipe))
+    assert [d.code for d in done] == [0, 0], done
+    two = finished(output).result
+    assert two.curve.losses == pytest.approx(one.curve.losses, abs=1e-4)
+    assert two.metrics == one.metrics
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)

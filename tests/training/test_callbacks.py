@@ -1,5 +1,6 @@
 """Callbacks: each hook is called when its docstring says, and a request of one of them is heard."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +48,12 @@ def test_the_phases_of_a_step_in_two_micro_batches(base_of: Load, tagging: Task,
     assert phases == ["inputs", "forward", "backward", "forward", "backward", "optimizer"]
 
 
-def test_a_snapshot_restored_at_the_start_gives_the_same_bits(base_of: Load, tagging: Task, encoded: Encoded) -> None:
+@pytest.mark.parametrize("early", [False, True], ids=["", "of an early checkpoint"])
+def test_a_snapshot_restored_at_the_start_gives_the_same_bits(
+    early: bool, base_of: Load, tagging: Task, encoded: Encoded
+) -> None:
+    """Early checkpoints hold the learning rates of the optimizer's groups, and no other numbers."""
+
     class Save(Callback):
         snapshot: Snapshot | None = None
 
@@ -67,7 +73,10 @@ def test_a_snapshot_restored_at_the_start_gives_the_same_bits(base_of: Load, tag
     class Restore(Callback):
         def on_train_begin(self, state: TrainState) -> None:
             assert save.snapshot is not None
-            state.restore(save.snapshot)
+            values = dict(save.snapshot.values)
+            if early:
+                values["learning_rates"] = [group["lr"] for group in values.pop("groups")]
+            state.restore(dataclasses.replace(save.snapshot, values=values))
 
     save = Save()
     uninterrupted, _ = trained(base_of(), tagging, encoded, dropout=0.1, callback=save)
