@@ -35,7 +35,8 @@ def directly_read(skeleton: PreTrainedModel, task: Task, quantization: Quantizat
         return []
     config: Any = skeleton.config
     kind: Any = type(config)
-    places = _places(kind, json.dumps(config.to_dict(), sort_keys=True, default=str), task)
+    values = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    places = _places(kind, values, type(task), task.model_dump_json())  # a task with labels cannot be hashed
     return [name for name, _ in skeleton.named_modules() if _place(name) in places]
 
 
@@ -58,7 +59,8 @@ class _Watched(nn.Linear):
 
 
 @functools.lru_cache(maxsize=32)
-def _places(kind: type[PretrainedConfig], values: str, task: Task) -> frozenset[str]:
+def _places(kind: type[PretrainedConfig], values: str, task_type: type[Task], settings: str) -> frozenset[str]:
+    task = task_type.model_validate_json(settings)
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             return frozenset(_trial(smaller(kind.from_dict(json.loads(values)), WIDTH), task))
