@@ -40,6 +40,8 @@ def small_config(shape: Mapping[str, Any], width: int) -> Any:
         raise UserError(f"model: transformers has no architecture {architecture!r}{hint}") from None
     with probing(f"transformers' config of {architecture} refuses these values"):
         full = config_class.from_dict(values)
+    if full.is_encoder_decoder and getattr(full, "decoder_start_token_id", None) is None:
+        full.decoder_start_token_id = getattr(full, "pad_token_id", None)  # as in the configs that T5 publishes
     return smaller(full, width)
 
 
