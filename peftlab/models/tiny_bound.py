@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,12 @@ from peftlab.errors import NotProbed, UserError
 MOST_PARAMETERS = 5_000_000
 TRIALS = 60
 """Most models that are built on the way."""
-SMALLEST = 16
-"""Dimensions are not made smaller than this."""
+NARROWEST = 64
+"""Least width of a model that is too large at the width that was asked for."""
+SMALLEST = 4
+"""Other dimensions are not made smaller than this."""
 CLASSES = (
-    *("AutoModelForSeq2SeqLM", "AutoModelForImageTextToText", "AutoModelForCausalLM"),
+    *("AutoModelForSeq2SeqLM", "AutoModelForMultimodalLM", "AutoModelForImageTextToText", "AutoModelForCausalLM"),
     *("AutoModelForSequenceClassification", "AutoModelForTokenClassification", "AutoModelForQuestionAnswering"),
     "AutoModel",
 )
@@ -37,15 +39,24 @@ ERRORS = (
 )
 
 
-def bounded(config_class: type[Any], values: Mapping[str, Any]) -> Any:
-    """Config of a model with at most MOST_PARAMETERS, from the values of a small one. Raises NotProbed."""
+def bounded(config_class: type[Any], shrink: Callable[[int], Mapping[str, Any]], width: int) -> Any:
+    """Config of a model with at most MOST_PARAMETERS. `shrink` gives the values for a width. Raises NotProbed.
+
+    A narrower model is tried first: its widths agree.
+    """
+    values = shrink(width)
     config = _config(config_class, values)
-    auto = next((getattr(transformers, name) for name in CLASSES if _has_class(name, config_class)), None)
-    if auto is None:
+    classes = [getattr(transformers, name) for name in CLASSES if _has_class(name, config_class)]
+    if not classes:
         return config  # a class of the base's own code
+    auto, model = _first_built(classes, config)
     trials = TRIALS
-    with probing("transformers cannot build its config"):
-        model = _built(auto, config)
+    while _size(model) > MOST_PARAMETERS and width > NARROWEST:
+        width //= 2
+        values = shrink(width)
+        config = _config(config_class, values)
+        with probing("transformers cannot build its config"):
+            model = _built(auto, config)
     while _size(model) > MOST_PARAMETERS:
         for candidate in _candidates(model, values):
             trials -= 1
@@ -93,6 +104,15 @@ def _has_class(name: str, config_class: type[Any]) -> bool:
     return config_class in getattr(transformers, name)._model_mapping
 
 
+def _first_built(classes: Sequence[Any], config: Any) -> tuple[Any, Any]:
+    """The first class that can be built, and its model. Raises NotProbed with the reason of the first class."""
+    for auto in classes:
+        with contextlib.suppress(*ERRORS):
+            return auto, _built(auto, config)
+    with probing("transformers cannot build its config"):
+        return classes[0], _built(classes[0], config)
+
+
 def _built(auto: Any, config: Any) -> Any:
     """The model, without memory for its parameters."""
     with torch.device("meta"):
@@ -108,7 +128,7 @@ def _candidates(model: Any, values: Mapping[str, Any]) -> Iterator[Mapping[str, 
     largest = sorted(model.parameters(), key=lambda parameter: -parameter.numel())[:4]
     for parameter in largest:
         for dimension in sorted(set(parameter.shape), reverse=True):
-            for factor in (1, 2, 3, 4, 6, 8):
+            for factor in (1, 2, 3, 4, 6, 8, 16, 32, 64):
                 if dimension % factor == 0 and dimension // factor > SMALLEST:
                     changed = _replaced(values, dimension // factor)
                     if changed != values:

@@ -64,7 +64,7 @@ def _rules(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
         small["attention_types"] = [[config["attention_types"][0][0], 1]]
     if config.get("block_types"):  # RecurrentGemma: a pattern, repeated over the layers
         small["block_types"] = list(dict.fromkeys(config["block_types"]))
-    for key in ("block_sizes", "block_repeats"):  # Funnel: layers of each block
+    for key in ("block_sizes", "block_repeats", "depths"):  # layers of each block
         if config.get(key):
             small[key] = [1] * len(config[key])
     return small
@@ -99,8 +99,14 @@ def _kinds(value: Any, number: int) -> list[str]:
         by_layer = {int(key): settings for key, settings in value.items() if str(key).isdigit()}
         return [repr(by_layer.get(index)) for index in range(number)]
     if len(value) == number and not _is_range(value):
-        return [repr(item) for item in value]
+        return [repr(item) for item in _two_hybrids(value)]
     return [repr(index in value) for index in range(number)]
+
+
+def _two_hybrids(kinds: Sequence[Any]) -> list[Any]:
+    """The kinds, with the second hybrid layer as one of its own: Zamba ties the weights of later ones to the first."""
+    second = [index for index, kind in enumerate(kinds) if kind == "hybrid"][1:2]
+    return ["second hybrid" if index in second else kind for index, kind in enumerate(kinds)]
 
 
 def _is_range(value: Sequence[Any]) -> bool:

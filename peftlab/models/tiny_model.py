@@ -47,7 +47,8 @@ def small_config(shape: Mapping[str, Any], width: int) -> Any:
 
 def smaller(config: Any, width: int) -> Any:
     """Config of the same class, at most `width` wide, with few layers and parameters. Raises NotProbed."""
-    return bounded(type(config), shrink(config.to_dict(), width))
+    values = config.to_dict()
+    return bounded(type(config), lambda width: shrink(values, width), width)
 
 
 def shrink(config: Mapping[str, Any], width: int) -> dict[str, Any]:
@@ -68,15 +69,21 @@ def _shrink(config: Mapping[str, Any], width: int, parent: Scale | None) -> dict
     small |= narrow(small, scale)
     for key, value in small.items():
         if key == "per_layer_config" and isinstance(value, Mapping):
-            small[key] = {
-                layer: {**settings, **narrow(settings, scale_of(settings, scale.width, scale))}
-                for layer, settings in value.items()
-            }
+            small[key] = {layer: _of_layer(config, small, settings, width) for layer, settings in value.items()}
         elif isinstance(value, Mapping) and NESTED.search(key):
             small[key] = _shrink(value, width, scale)
         else:
             small[key] = _fewer_tokens(key, value)
     return small
+
+
+def _of_layer(
+    config: Mapping[str, Any], small: Mapping[str, Any], settings: Mapping[str, Any], width: int
+) -> dict[str, Any]:
+    """Settings of one layer that differ from those of the model: `small` in place of `config`."""
+    whole = {**config, **settings}
+    narrowed = {**settings, **narrow(whole, scale_of(whole, width))}
+    return {key: value for key, value in narrowed.items() if key in settings or value != small.get(key)}
 
 
 def _fewer_tokens(key: str, value: Any) -> Any:

@@ -11,22 +11,14 @@ from peftlab.models.tiny_layers import is_integer
 
 # Names that architectures use in config.json for the same quantity; the first that a config has is the one that counts.
 WIDTHS = (
-    *(
-        "hidden_size",
-        "d_model",
-        "n_embd",
-        "dim",
-        "emb_dim",
-        "embedding_dim",
-        "pooler_hidden_size",
-        "decoder_hidden_size",
-    ),
-    *("out_hidden_size", "output_dim", "cross_attention_hidden_size", "embed_dim_out"),
+    *("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embedding_dim", "pooler_hidden_size"),
+    *("decoder_hidden_size", "audio_hidden_size", "hidden_size_global", "adapter_in_dim", "adapter_input_size"),
+    *("adapter_out_dim", "out_hidden_size", "output_dim", "cross_attention_hidden_size", "embed_dim_out"),
 )
 INNER_WIDTHS = re.compile(
     r"(intermediate_size(_mlp)?|d_ff|n_inner|hidden_dim|ffn_dim|ffn_hidden_size|d_inner|^dff|dim_ff|feed_forward_size"
     r"|mlp_dim|_lora_rank|attention_hidden_size|lru_width|d_latents|^qk_channels|ple_embed_dim|hc_lowrank"
-    r"|time_step_rank|dt_rank|_per_layer_input|d_ssm|kv_hidden_size|axial_pos_embds_dim)$"
+    r"|time_step_rank|dt_rank|hidden_size_per_layer_input|d_ssm|kv_hidden_size|axial_pos_embds_dim)$"
 )
 """Widths within a layer: scaled with the hidden size."""
 EMBEDDING_WIDTHS = ("embedding_size", "word_embed_proj_dim", "input_embedding_size", "output_embedding_size")
@@ -105,6 +97,8 @@ def _narrowed(key: str, value: Any, scale: Scale) -> Any:
         return min(value, FEWEST[key])
     if STATES.search(key):
         return min(value, 32)
+    if key in WIDTHS and not scale.narrows:  # of another part
+        return min(value, scale.width)
     return _narrowed_width(key, value, scale) if scale.narrows else value
 
 
