@@ -68,7 +68,10 @@ class Lora(PeftMethod):
     targets: Targets = "all-linear"
     """Layers to adapt: `all-linear`, `attention` (query and value projections) or a list of module names."""
     experts: bool = False
-    """Also adapt the experts of a mixture of experts that are stacked in 3-D parameters, each with this rank."""
+    """Also adapt the experts of a mixture of experts that are stacked in 3-D parameters, each with this rank.
+
+    A step holds a copy of all experts with their updates; with `training.gradient_checkpointing`, of one layer.
+    """
     rank_pattern: dict[str, Annotated[int, Field(ge=1, le=4096)]] = Field({}, examples=[{"query": 32}])
     """Rank of some layers, by the end of their name or a regular expression for it; the first that matches counts."""
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field({}, examples=[{"query": 64}])
@@ -108,7 +111,7 @@ class Lora(PeftMethod):
 
     @property
     def partial_by_choice(self) -> bool:
-        return self.targets != "all-linear"
+        return self.targets != "all-linear" or self.layers is not None
 
     def incompatible_with(self, context: MethodContext) -> str | None:
         title = pissa.TITLES.get(self.initialization)
@@ -116,6 +119,8 @@ class Lora(PeftMethod):
             return f"{title} needs the singular values of an unquantized weight; use quantization: none"
         if self.weight_decomposed and context.zero_stage == 3 and context.quantization != "none":
             return "DoRA replaces a quantized weight with a new tensor, which ZeRO-3 has not partitioned"
+        if self.experts and (context.sharded or context.zero_stage == 3):
+            return "LoRA on experts replaces their parameters during a forward pass, which was not tried on shards"
         if title and self.weight_decomposed:
             return f"{title} with weight_decomposed cannot be saved separately from the base model; use one of them"
         return None
