@@ -25,6 +25,7 @@ from peftlab.loading.head import require_compatible, with_head
 from peftlab.loading.text_trunk import refuse_float_experts, text_trunk
 from peftlab.methods.trunk import Trunk
 from peftlab.models import remote_code
+from peftlab.models.facts import facts_of
 from peftlab.models.model import Model, ModelFiles
 from peftlab.models.text_branch import auto_class, counts_outside, outside, text_values
 from peftlab.quantization import Quantization
@@ -33,15 +34,6 @@ from peftlab.training import out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-# Position ids of these architectures start after the padding token's.
-AFTER_PADDING = (
-    *("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm"),
-    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
-)
-
-# Positions of these architectures are relative and unlimited; config.json gives the length of pretraining.
-RELATIVE = ("longt5", "mt5", "switch_transformers", "t5", "umt5")
 
 PROCESSORS = "*processor_config.json"
 """Pattern of the files that transformers' processors read."""
@@ -120,9 +112,12 @@ def longest_of_config(config: Mapping[str, Any], source: str, task: Task, *, res
     """Most tokens of an example, from the values of a config.json. Raises UserError."""
     config = text_values(config)
     positions = config.get("max_position_embeddings") or config.get("n_positions")
-    if positions is None or config.get("model_type") in RELATIVE:
+    if positions is None:
         return task.max_length or 512
-    if config.get("model_type") in AFTER_PADDING:
+    facts = facts_of(config["model_type"])
+    if facts.unlimited:
+        return task.max_length or 512
+    if facts.after_padding:
         positions -= config.get("pad_token_id", 1) + 1
     free = int(positions) - reserved
     if free < 1:

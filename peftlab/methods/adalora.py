@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -12,7 +13,7 @@ from peftlab.component import Reference
 from peftlab.errors import UserError
 from peftlab.methods.method import Method, MethodContext, TrainingPlan
 from peftlab.methods.peft_method import PeftMethod
-from peftlab.methods.targets import Targets, chosen_layers
+from peftlab.methods.targets import Targets, chosen_layers, left_out_remark
 
 if TYPE_CHECKING:
     from peft import AdaLoraConfig, PeftModel
@@ -47,6 +48,7 @@ class AdaLora(PeftMethod):
     learning_rate: ClassVar[float] = 1e-3
     merges: ClassVar[bool] = True
     size_setting: ClassVar[str | None] = "initial_rank"
+    added_fields: ClassVar[Mapping[str, Any]] = {"exclude": []}
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({"initial_rank": 6, "target_rank": 3},)
 
     initial_rank: int = Field(12, ge=2, le=4096)
@@ -58,7 +60,13 @@ class AdaLora(PeftMethod):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability on the input of A."""
     targets: Targets = "all-linear"
-    """Layers to adapt: `all-linear`, `attention` (query and value projections) or a list of module names."""
+    """Layers to adapt: `all-linear`, `attention` (query and value projections), or a list of names or patterns.
+
+    A name is a full name or the end of one (`q_proj`, `self_attn.q_proj`); `*` in a pattern stands for any part of it
+    (`language_model.*`). Layers that the task does not run are left out.
+    """
+    exclude: tuple[str, ...] = Field(default=(), examples=[["vision_tower.*"]])
+    """Names or patterns of layers that are not adapted, written as in `targets`."""
     before_pruning: float = Field(0.1, ge=0, lt=1)
     """Fraction of optimizer steps before the first pruning."""
     after_pruning: float = Field(0.3, ge=0, lt=1)
@@ -132,7 +140,7 @@ class AdaLora(PeftMethod):
             target_r=self.target_rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT multiplies by it, so a float is accepted
             lora_dropout=self.dropout,
-            target_modules=chosen_layers(model, self.targets, plan.head),
+            target_modules=self._layers(model, plan),
             exclude_modules=list(plan.head) or None,
             modules_to_save=list(plan.head) or None,
             total_step=plan.optimizer_steps,
@@ -143,6 +151,12 @@ class AdaLora(PeftMethod):
             beta2=self.uncertainty_decay,
             orth_reg_weight=0.0,  # PEFT adds it to `outputs.loss` in every forward pass, evaluation included
         )
+
+    def left_out(self, model: PreTrainedModel, plan: TrainingPlan) -> str | None:
+        return left_out_remark(model, plan.head, plan.task_type) if self.targets == "all-linear" else None
+
+    def _layers(self, model: PreTrainedModel, plan: TrainingPlan) -> list[str]:
+        return chosen_layers(model, self.targets, plan.head, task_type=plan.task_type, exclude=self.exclude)
 
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
         return _freeze_ranknum(super().apply(model, plan))
@@ -165,6 +179,13 @@ class AdaLora(PeftMethod):
         return step >= steps - round(self.after_pruning * steps)
 
     def after_step(self, model: nn.Module, step: int) -> None:
+        adapters = {name: p for name, p in model.named_parameters() if ".lora_" in name and p.requires_grad}
+        dead = sorted({name.partition(".lora_")[0] for name, p in adapters.items() if p.grad is None})
+        if dead:  # PEFT multiplies parameters by their gradients
+            raise UserError(
+                f"method: {len(dead)} of the layers that AdaLoRA adapts get no gradient, e.g. "
+                f"{dead[0].removeprefix('base_model.model.')}; name them in method.exclude"
+            )
         model.base_model.update_and_allocate(step)  # type: ignore[union-attr,operator]
 
     def state(self, model: nn.Module) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from peftlab.component import Reference
 from peftlab.methods.method import MethodContext, TrainingPlan
 from peftlab.methods.peft_method import PeftMethod
-from peftlab.methods.tuners.sublayers import SUBLAYERS
+from peftlab.models.facts import facts_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -103,17 +103,25 @@ class Adapter(PeftMethod):
         return "layers"
 
     def incompatible_with(self, context: MethodContext) -> str | None:
-        if context.architecture is None or context.architecture in SUBLAYERS:
+        if context.architecture is None:
             return None
-        return f"adapter: unknown architecture {context.architecture!r}; supported are {', '.join(SUBLAYERS)}"
+        facts = facts_of(context.architecture)
+        for place in ("feed_forward", "attention") if self.variant == "houlsby" else ("feed_forward",):
+            if not getattr(facts, place):
+                reason = facts.reason(place, "sublayers")
+                return (
+                    f"adapter: no {place.replace('_', '-')} sublayer of {context.architecture} is known ({reason}); "
+                    "use lora"
+                )
+        return None
 
     def config(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftConfig:
-        from peftlab.methods.tuners.adapter import AdapterConfig
+        from peftlab.methods.tuners.adapter import AdapterConfig, width_of
 
         return AdapterConfig(
             task_type=plan.task_type,
             variant=self.variant,
-            bottleneck=self.width(model.config.hidden_size),
+            bottleneck=self.width(width_of(model)),
             activation=self.activation,
             scaling=self.scaling,
             dropout=self.dropout,

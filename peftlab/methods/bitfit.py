@@ -10,17 +10,12 @@ from peftlab.errors import UserError
 from peftlab.methods.direct_method import DirectMethod
 from peftlab.methods.dtypes import compute_in_float32
 from peftlab.methods.method import MethodContext, TrainingPlan
+from peftlab.models.facts import facts_of
 from peftlab.models.text_branch import is_part_of, outside
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
-
-# Architectures in which no layer has a bias. (Qwen2 has biases in attention, Falcon in its norms.)
-BIAS_FREE = {
-    *("gemma", "gemma2", "gemma3_text", "llama", "mistral", "mixtral", "modernbert", "mt5", "olmo2", "phi3", "qwen3"),
-    "t5",
-}
 
 
 class BitFit(DirectMethod):
@@ -45,7 +40,7 @@ class BitFit(DirectMethod):
         return "biases"
 
     def incompatible_with(self, context: MethodContext) -> str | None:
-        if context.architecture in BIAS_FREE:
+        if context.architecture is not None and not facts_of(context.architecture).biases:
             return f"BitFit trains biases, and {context.architecture} has none; use lora or ia3"
         return None
 

@@ -10,49 +10,14 @@ from peftlab.component import Reference
 from peftlab.errors import UserError
 from peftlab.methods.method import MethodContext, TrainingPlan
 from peftlab.methods.peft_method import PeftMethod
-from peftlab.methods.targets import named_layers
+from peftlab.methods.targets import linear_layers, named_layers
+from peftlab.models.fact_types import matching
+from peftlab.models.facts import facts_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from torch import nn
     from transformers import PreTrainedModel
-
-# Linear layers whose outputs are keys and values, and the linear layer after the feed-forward activation. PEFT's own
-# table scales queries instead of keys in some architectures, and in BERT also the input of the attention output.
-_BERT = (("key", "value"), ("output.dense",))
-_BART = (("k_proj", "v_proj"), ("fc2",))
-_LLAMA = (("k_proj", "v_proj"), ("down_proj",))
-_NEOX = (("query_key_value",), ("dense_4h_to_h",))
-_T5 = (("k", "v"), ("wo",))
-SCALED_LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "albert": (("key", "value"), ("ffn_output",)),
-    "bart": _BART,
-    "bert": _BERT,
-    "bloom": _NEOX,
-    "camembert": _BERT,
-    "deberta-v2": (("key_proj", "value_proj"), ("output.dense",)),
-    "distilbert": (("k_lin", "v_lin"), ("lin2",)),
-    "electra": _BERT,
-    "falcon": _NEOX,
-    "gemma": _LLAMA,
-    "gemma2": _LLAMA,
-    "gemma3_text": _LLAMA,
-    "gpt2": (("attn.c_attn",), ("mlp.c_proj",)),
-    "gpt_neox": _NEOX,
-    "llama": _LLAMA,
-    "mbart": _BART,
-    "mistral": _LLAMA,
-    "modernbert": (("attn.Wqkv",), ("mlp.Wo",)),
-    "mt5": _T5,
-    "opt": _BART,
-    "phi": _BART,
-    "phi3": (("qkv_proj",), ("down_proj",)),
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "roberta": _BERT,
-    "t5": _T5,
-    "xlm-roberta": _BERT,
-}
 
 
 class Ia3(PeftMethod):
@@ -96,23 +61,23 @@ class Ia3(PeftMethod):
         return True  # it scales keys, values and the inside of the feed-forward block
 
     def incompatible_with(self, context: MethodContext) -> str | None:
-        if self.targets != "paper" or context.architecture is None or context.architecture in SCALED_LAYERS:
+        if self.targets != "paper" or context.architecture is None:
             return None
-        return _unknown_architecture(context.architecture)
+        return _unknown_places(context.architecture)
 
     def config(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftConfig:
         from peft import IA3Config
 
-        outputs, inputs = self.targets, self.input_targets
-        if outputs == "paper":
+        if self.targets == "paper":
             architecture = model.config.model_type
-            if architecture not in SCALED_LAYERS:
-                raise UserError(f"method.targets: {_unknown_architecture(architecture)}")
-            outputs, inputs = map(list, SCALED_LAYERS[architecture])
-        keys_and_values = named_layers(model, outputs, plan.head)
-        feed_forward = named_layers(model, inputs, plan.head)
-        if self.targets == "paper":  # in BERT the last layer of both sublayers is called output.dense
-            feed_forward = [name for name in feed_forward if ".attention." not in name]
+            if (reason := _unknown_places(architecture)) is not None:
+                raise UserError(f"method.targets: {reason}")
+            facts, layers = facts_of(architecture), linear_layers(model, plan.head)
+            keys_and_values = matching(layers, facts.keys_and_values)
+            feed_forward = matching(layers, facts.inside_feed_forward)
+        else:
+            keys_and_values = named_layers(model, self.targets, plan.head)
+            feed_forward = named_layers(model, self.input_targets, plan.head)
         return IA3Config(
             task_type=plan.task_type,
             target_modules=[*keys_and_values, *feed_forward],
@@ -120,6 +85,11 @@ class Ia3(PeftMethod):
             exclude_modules=list(plan.head) or None,
             modules_to_save=list(plan.head) or None,
         )
+
+    def left_out(self, model: PreTrainedModel, plan: TrainingPlan) -> str | None:
+        if self.targets != "paper" or facts_of(model.config.model_type).inside_feed_forward:
+            return None
+        return "no feed-forward block is scaled: none ends in a linear layer (experts are 3-D parameters)"
 
     def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
         """Exclude the scales from weight decay: their neutral value is one, not zero."""
@@ -130,8 +100,11 @@ class Ia3(PeftMethod):
         return [*others, {"params": scales, "lr": learning_rate, "weight_decay": 0.0}]
 
 
-def _unknown_architecture(architecture: str) -> str:
+def _unknown_places(architecture: str) -> str | None:
+    facts = facts_of(architecture)
+    if facts.keys_and_values:
+        return None
     return (
-        f"the layers that IA3 scales are not known for {architecture!r}; set targets and input_targets, or use one of "
-        f"{', '.join(SCALED_LAYERS)}"
+        f"no layers that make keys and values are known for {architecture!r} ({facts.reason('keys_and_values')}); "
+        "set targets and input_targets, or use lora"
     )

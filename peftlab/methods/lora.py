@@ -15,7 +15,7 @@ from peftlab.methods.experts import expert_parameters
 from peftlab.methods.method import MethodContext, TrainingPlan
 from peftlab.methods.patterns import in_layers, require_matches, value_for
 from peftlab.methods.peft_method import PeftMethod, patch
-from peftlab.methods.targets import Targets, chosen_layers
+from peftlab.methods.targets import Targets, chosen_layers, left_out_remark
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -48,7 +48,7 @@ class Lora(PeftMethod):
     retrainable: ClassVar[frozenset[str]] = frozenset({"dropout", "b_rate_ratio"})
     size_setting: ClassVar[str | None] = "rank"
     added_fields: ClassVar[Mapping[str, Any]] = {
-        **{"experts": False, "rank_pattern": {}, "alpha_pattern": {}, "layers": None}
+        **{"exclude": [], "experts": False, "rank_pattern": {}, "alpha_pattern": {}, "layers": None}
     }
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = (
         {"rank": 4},
@@ -66,12 +66,15 @@ class Lora(PeftMethod):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability on the input of A."""
     targets: Targets = "all-linear"
-    """Layers to adapt: `all-linear`, `attention` (query and value projections) or a list of module names."""
-    experts: bool = False
-    """Also adapt the experts of a mixture of experts that are stacked in 3-D parameters, each with this rank.
+    """Layers to adapt: `all-linear`, `attention` (query and value projections), or a list of names or patterns.
 
-    A step holds a copy of all experts with their updates; with `training.gradient_checkpointing`, of one layer.
+    A name is a full name or the end of one (`q_proj`, `self_attn.q_proj`); `*` in a pattern stands for any part of it
+    (`language_model.*`). Layers that the task does not run are left out.
     """
+    exclude: tuple[str, ...] = Field(default=(), examples=[["vision_tower.*"]])
+    """Names or patterns of layers that are not adapted, written as in `targets`."""
+    experts: bool = False
+    """Also adapt the experts of a mixture of experts that are stacked in 3-D parameters, each with this rank."""
     rank_pattern: dict[str, Annotated[int, Field(ge=1, le=4096)]] = Field({}, examples=[{"query": 32}])
     """Rank of some layers, by the end of their name or a regular expression for it; the first that matches counts."""
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field({}, examples=[{"query": 64}])
@@ -111,7 +114,7 @@ class Lora(PeftMethod):
 
     @property
     def partial_by_choice(self) -> bool:
-        return self.targets != "all-linear" or self.layers is not None
+        return self.targets != "all-linear" or bool(self.exclude)
 
     def incompatible_with(self, context: MethodContext) -> str | None:
         title = pissa.TITLES.get(self.initialization)
@@ -119,8 +122,6 @@ class Lora(PeftMethod):
             return f"{title} needs the singular values of an unquantized weight; use quantization: none"
         if self.weight_decomposed and context.zero_stage == 3 and context.quantization != "none":
             return "DoRA replaces a quantized weight with a new tensor, which ZeRO-3 has not partitioned"
-        if self.experts and (context.sharded or context.zero_stage == 3):
-            return "LoRA on experts replaces their parameters during a forward pass, which was not tried on shards"
         if title and self.weight_decomposed:
             return f"{title} with weight_decomposed cannot be saved separately from the base model; use one of them"
         return None
@@ -135,7 +136,7 @@ class Lora(PeftMethod):
             lora_dropout=self.dropout,
             rank_pattern=self.rank_pattern,
             alpha_pattern=self.alpha_pattern,
-            target_modules=self._chosen(model, plan.head),
+            target_modules=self._chosen(model, plan),
             target_parameters=self._experts(model, plan.head),
             exclude_modules=list(plan.head) or None,
             modules_to_save=list(plan.head) or None,
@@ -144,11 +145,14 @@ class Lora(PeftMethod):
             init_lora_weights=True if self.initialization == "zero" else self.initialization,
         )
 
-    def _chosen(self, model: PreTrainedModel, head: tuple[str, ...]) -> list[str]:
+    def left_out(self, model: PreTrainedModel, plan: TrainingPlan) -> str | None:
+        return left_out_remark(model, plan.head, plan.task_type) if self.targets == "all-linear" else None
+
+    def _chosen(self, model: PreTrainedModel, plan: TrainingPlan) -> list[str]:
         """Full names of the linear layers to adapt. Raises UserError for a pattern or layer number without effect."""
-        chosen = chosen_layers(model, self.targets, head)
+        chosen = chosen_layers(model, self.targets, plan.head, task_type=plan.task_type, exclude=self.exclude)
         chosen = chosen if self.layers is None else in_layers(chosen, self.layers)
-        adapted = [*chosen, *(self._experts(model, head) or [])]
+        adapted = [*chosen, *(self._experts(model, plan.head) or [])]
         for key, pattern in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
             require_matches(f"method.{key}", pattern, adapted)
         return chosen
@@ -162,7 +166,7 @@ class Lora(PeftMethod):
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
         if not self.modifies_base:
             return super().apply(model, plan)
-        ranks = {name: value_for(name, self.rank_pattern, self.rank) for name in self._chosen(model, plan.head)}
+        ranks = {name: value_for(name, self.rank_pattern, self.rank) for name in self._chosen(model, plan)}
         pissa.check_layers(model, ranks, self.initialization)
         wrapped = super().apply(model, plan)
         pissa.store_initial_factors(wrapped)

@@ -139,6 +139,10 @@ class Method(Component):
             )
         return None
 
+    def left_out(self, model: PreTrainedModel, plan: TrainingPlan) -> str | None:
+        """Line for the console about what `apply` leaves out of this base, or None."""
+        return None
+
     @abstractmethod
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> nn.Module:
         """Attach this method to `model`: only the method's parameters and the head require a gradient.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -12,16 +11,15 @@ from pydantic import Field, model_validator
 from peftlab.component import Reference
 from peftlab.errors import UserError
 from peftlab.methods.method import Method, MethodContext, TrainingPlan
-from peftlab.methods.virtual_tokens import ENCODER_DECODERS, VirtualTokens, question_answering_conflict, text_tokens
+from peftlab.methods.virtual_tokens import VirtualTokens, question_answering_conflict, text_tokens
+from peftlab.models.cache_shape import decoder_prefix, decoder_shape
+from peftlab.models.facts import facts_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from torch import nn
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
-
-# Architectures whose attention accepts no past key-values.
-NO_PAST_KEY_VALUES = {"albert", "deberta", "deberta-v2", "distilbert", "falcon", "modernbert"}
 
 
 class PrefixTuning(VirtualTokens):
@@ -63,14 +61,15 @@ class PrefixTuning(VirtualTokens):
         return self
 
     def incompatible_with(self, context: MethodContext) -> str | None:
-        if context.architecture in NO_PAST_KEY_VALUES:
-            return f"prefix tuning needs past key-values, which the attention of {context.architecture} does not accept"
-        if context.architecture in ("t5", "mt5") and context.task_type == "TOKEN_CLS":
-            return "prefix tuning acts on T5's decoder, and its token classifier has none; use lora"
+        architecture = context.architecture
         if (conflict := question_answering_conflict(self.title, context)) is not None:
             return conflict
-        if context.architecture in ENCODER_DECODERS and context.task_type == "SEQ_CLS":
-            return f"PEFT extends the encoder's mask for a prefix that is in {context.architecture}'s decoder; use lora"
+        if architecture is not None:
+            facts = facts_of(architecture)
+            if facts.encoder_decoder and context.task_type == "SEQ_CLS":
+                return f"PEFT extends the encoder's mask for a prefix that is in {architecture}'s decoder; use lora"
+            if (reason := facts.no_prefix.get(context.task_type)) is not None:
+                return f"prefix tuning needs past key-values, which {architecture} does not accept: {reason}; use lora"
         if context.gradient_checkpointing:
             return "prefix tuning cannot train with gradient checkpointing, whose second forward pass lacks the prefix"
         return super().incompatible_with(context)
@@ -88,7 +87,7 @@ class PrefixTuning(VirtualTokens):
             prefix_projection=self.projection,
             encoder_hidden_size=self.projection_width,  # type: ignore[arg-type]  # None is PEFT's own default
             modules_to_save=list(plan.head) or None,
-            **_decoder_shape(model),
+            **decoder_shape(model),
         )
 
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
@@ -111,8 +110,7 @@ class PrefixTuning(VirtualTokens):
 
             initialize_kv_prefix_from_past_key_values(wrapped, past_key_values=cache)
         if model.config.is_encoder_decoder:
-            # PEFT would share one prefix between two layers, and train as many parameters again that no layer uses.
-            wrapped.get_prompt = MethodType(_decoder_prefix, wrapped)  # type: ignore[method-assign]
+            wrapped.get_prompt = decoder_prefix(wrapped)  # type: ignore[method-assign,assignment]
         return wrapped
 
     def save(self, model: nn.Module, folder: Path) -> None:
@@ -123,26 +121,6 @@ class PrefixTuning(VirtualTokens):
     def stats(self, model: nn.Module) -> dict[str, Any]:
         encoder_decoder = model.config.is_encoder_decoder  # type: ignore[union-attr]
         return {"reaches": "decoder self-attention" if encoder_decoder else "self-attention"}
-
-
-def _decoder_shape(model: PreTrainedModel) -> dict[str, Any]:
-    """Sizes of the decoder for PEFT's config. PEFT would use the encoder's, and assume heads of width / heads."""
-    config = model.config
-    if not config.is_encoder_decoder:
-        return {}
-    heads = getattr(config, "decoder_attention_heads", None) or config.num_attention_heads
-    return {
-        "num_transformer_submodules": 1,
-        "num_layers": getattr(config, "num_decoder_layers", None) or config.decoder_layers,
-        "num_attention_heads": heads,
-        "token_dim": heads * getattr(config, "d_kv", config.d_model // heads),
-    }
-
-
-def _decoder_prefix(model: PeftModel, *args: Any, **kwargs: Any) -> Cache:
-    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-
-    return EncoderDecoderCache(type(model).get_prompt(model, *args, **kwargs), DynamicCache())
 
 
 def _rewrite_for_peft(folder: Path) -> None:

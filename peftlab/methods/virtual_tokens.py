@@ -13,19 +13,12 @@ from pydantic import Field
 from peftlab.errors import UserError
 from peftlab.methods.method import MethodContext, TrainingPlan
 from peftlab.methods.peft_method import PeftMethod
+from peftlab.models.facts import facts_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor, nn
     from transformers import PreTrainedModel
-
-# Architectures that classify a sequence by its last token.
-LAST_TOKEN = {
-    *("bart", "bloom", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama"),
-    *("mbart", "mistral", "mixtral", "mt5", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "t5", "umt5"),
-}
-
-ENCODER_DECODERS = {"bart", "mbart", "mt5", "t5", "umt5"}
 
 
 class VirtualTokens(PeftMethod):
@@ -88,8 +81,9 @@ class EmbeddedTokens(VirtualTokens):
     """Virtual tokens that are prepended to the input embeddings; the model's outputs are longer by `length`."""
 
     def incompatible_with(self, context: MethodContext) -> str | None:
-        if context.task_type == "SEQ_CLS" and context.architecture in LAST_TOKEN:
-            return _pooling_conflict(self.title, context.architecture)
+        architecture = context.architecture
+        if context.task_type == "SEQ_CLS" and architecture is not None and facts_of(architecture).last_token:
+            return _pooling_conflict(self.title, architecture)
         return question_answering_conflict(self.title, context) or super().incompatible_with(context)
 
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
@@ -153,7 +147,9 @@ def _check_positions(model: PreTrainedModel, length: int, longest_input: int | N
 
 def question_answering_conflict(title: str, context: MethodContext) -> str | None:
     """Reason why virtual tokens cannot be used for question answering in `context`, or None."""
-    if context.task_type != "QUESTION_ANS" or context.architecture not in ENCODER_DECODERS:
+    if context.task_type != "QUESTION_ANS" or context.architecture is None:
+        return None
+    if not facts_of(context.architecture).encoder_decoder:
         return None
     return (
         f"{title} does not support question answering with {context.architecture}, whose decoder reads the input again "

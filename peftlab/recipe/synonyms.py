@@ -52,6 +52,7 @@ KEYS: Mapping[str, str] = {
     "lora_dropout": "method.dropout",
     "target_modules": "method.targets",
     "target_parameters": "method.experts: true",
+    "exclude_modules": "method.exclude",
     "use_dora": "method.weight_decomposed",
     "use_rslora": "method.rank_stabilized",
     "init_lora_weights": "method.initialization",

@@ -67,12 +67,8 @@ def _percent(fraction: float) -> str:
 
 
 def _groups(groups: Mapping[str, float]) -> str:
-    """
-    >>> _groups({"experts": 0.9692, "mlp.gate": 0.0003})
-    '96.9 % experts and 1 more'
-    """
-    shown = [f"{_percent(fraction)} {group}" for group, fraction in groups.items() if fraction >= 0.0005][:SHOWN]
-    return ", ".join(shown) + (f" and {len(groups) - len(shown)} more" if len(groups) > len(shown) else "")
+    shown = [f"{_percent(fraction)} {group}" for group, fraction in list(groups.items())[:SHOWN]]
+    return ", ".join(shown) + (f" and {len(groups) - SHOWN} more" if len(groups) > SHOWN else "")
 
 
 def _left_out(fraction: float, groups: Mapping[str, float], prefix: str) -> str:

@@ -244,10 +244,13 @@ class _Run:
         if self.options.score_base and not base.head:  # without a new head all of the base is pretrained
             for split in self._scored_splits:
                 base_scores[split] = scoring.score(inputs.task, self._predict(data, base.model, split))
+        left_out = self.recipe.method.left_out(base.model, plan)
         model = initial_adapter.attach(self.recipe, base, plan, self.origin)
         if self.origin is not None:
             self.console.line("init_from", initial_adapter.remarks(self.origin, self.recipe, base.head))
         parameters, reach = count_parameters(model, base), measure_reach(self.recipe.method, base, model)
+        if left_out is not None:
+            self.console.line("left out", left_out)
         if self.placement.fsdp is not None:
             self.placement.fsdp.shard(model, device_mesh(self.accelerator.device))
         self._print(summary.text_branch_lines(base.outside_text))

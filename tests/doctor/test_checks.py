@@ -136,20 +136,6 @@ def test_attached_and_parameters_report_names_and_counts(make_probe: Callable[..
     assert diagnosis.check_parameters(model, base).detail.startswith("1,024 of the method, 195 of the head, ")
 
 
-def test_the_reach_is_reported_and_what_a_recipe_leaves_out_on_purpose_is_no_finding(
-    make_probe: Callable[..., ProbeModel],
-) -> None:
-    probe = make_probe(Lora(rank=4, targets=["query"]))
-    base, model = probe.attached()
-    check = diagnosis.check_reach(probe, model, base)
-    assert check.ok
-    assert check.detail.startswith("LoRA adapts 8.3 % of the trunk's matrix weights; left out are ")
-    everything = dataclasses.replace(probe, recipe=probe.recipe.model_copy(update={"method": Lora(rank=4)}))
-    unasked = diagnosis.check_reach(everything, model, base)  # as if PEFT had adapted no more
-    assert unasked.ok is None
-    assert "warning: left out are" in unasked.detail
-
-
 def test_a_method_that_does_not_start_from_the_base_is_detected(make_probe: Callable[..., ProbeModel]) -> None:
     class Starts(Broken):
         def apply(self, model: Any, plan: TrainingPlan) -> Any:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from peftlab.errors import UserError
-from peftlab.methods.bitfit import BIAS_FREE, BitFit
+from peftlab.methods.bitfit import BitFit
 from peftlab.methods.method import MethodContext
 from tests.contract import bases
 from tests.contract.bases import tiny
@@ -27,7 +27,13 @@ def test_bitfit_trains_biases_outside_of_linear_layers() -> None:
     assert {name.rpartition(".")[2] for name in of_attention} == {"q_bias", "v_bias"}
 
 
-@pytest.mark.parametrize("architecture", sorted(BIAS_FREE))
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        *("cohere2", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "mixtral", "modernbert", "mt5"),
+        *("olmo2", "phi3", "qwen3", "smollm3", "t5"),
+    ],
+)
 def test_a_base_without_biases_is_refused(architecture: str) -> None:
     reason = BitFit().incompatible_with(
         MethodContext(architecture=architecture, quantization="none", task_type="CAUSAL_LM")

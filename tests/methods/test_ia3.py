@@ -9,10 +9,10 @@ import torch
 
 from peftlab.errors import UserError
 from peftlab.methods import TrainingPlan
-from peftlab.methods.ia3 import SCALED_LAYERS, Ia3
+from peftlab.methods.ia3 import Ia3
 from peftlab.methods.method import MethodContext
 from tests.contract.bases import tiny
-from tests.methods.tiny_bert import TAGS, TEXT, bert, logits, trainable
+from tests.methods.tiny_bert import TAGS, bert, logits, trainable
 
 
 def test_ia3_scales_keys_values_and_the_feed_forward_block_alone() -> None:
@@ -26,7 +26,16 @@ def test_ia3_scales_keys_values_and_the_feed_forward_block_alone() -> None:
     assert torch.equal(logits(model), logits(bert()))
 
 
-@pytest.mark.parametrize("architecture", sorted(SCALED_LAYERS))
+FUSED = ["bloom", "falcon", "gpt2", "gpt_neox", "modernbert", "phi3"]  # queries, keys and values in one projection
+SCALED = [
+    *FUSED,
+    *("albert", "bart", "bert", "camembert", "deberta-v2", "distilbert", "electra", "gemma", "gemma2", "gemma3_text"),
+    *("llama", "mbart", "mistral", "mt5", "opt", "phi", "qwen2", "qwen3", "roberta", "t5", "xlm-roberta"),
+    *("cohere2", "exaone4", "granite", "mpnet", "olmo2", "roformer", "starcoder2"),
+]
+
+
+@pytest.mark.parametrize("architecture", SCALED)
 def test_ia3_finds_its_modules_in_every_known_architecture(architecture: str) -> None:
     own: dict[str, Any] = {"n_layers": 2, "n_heads": 4, "dim": 64} if architecture == "distilbert" else {}
     if architecture in ("t5", "mt5"):
@@ -40,9 +49,8 @@ def test_ia3_finds_its_modules_in_every_known_architecture(architecture: str) ->
     )
     count = len(trainable(model))
     blocks = {"bart": 6, "mbart": 6, "t5": 6, "mt5": 6}.get(architecture, 2)  # an attention over the encoder's output
-    fused = len(SCALED_LAYERS[architecture][0]) == 1
     feed_forward = 4 if blocks == 6 else 2
-    assert count == blocks * (1 if fused else 2) + feed_forward
+    assert count == blocks * (1 if architecture in FUSED else 2) + feed_forward
 
 
 def test_ia3_scales_are_not_decayed_towards_zero() -> None:
@@ -56,15 +64,14 @@ def test_ia3_scales_are_not_decayed_towards_zero() -> None:
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(trainable(model))
 
 
-def test_ia3_in_an_unknown_architecture_requires_module_names() -> None:
-    reason = Ia3().incompatible_with(MethodContext(architecture="gptj", quantization="none", task_type="CAUSAL_LM"))
+def test_ia3_without_attention_requires_module_names() -> None:
+    context = MethodContext(architecture="fnet", quantization="none", task_type="SEQ_CLS")  # Fourier transforms
+    reason = Ia3().incompatible_with(context)
     assert reason is not None
     assert "set targets" in reason
-    named = Ia3(targets=["k_proj", "v_proj"], input_targets=["fc_out"])
-    assert (
-        named.incompatible_with(MethodContext(architecture="gptj", quantization="none", task_type="CAUSAL_LM")) is None
-    )
-    base = tiny("gptj", "AutoModelForCausalLM", rotary_dim=8)
-    assert len(trainable(named.apply(base, TEXT))) == 6
+    named = Ia3(targets=["intermediate.dense"])
+    assert named.incompatible_with(context) is None
+    base = tiny("fnet", "AutoModelForTokenClassification", num_labels=3)
+    assert len(trainable(named.apply(base, TAGS))) == 2 + 2  # and the head
     with pytest.raises(UserError, match=r"method.targets: 'nowhere' matches no linear layer"):
-        Ia3(targets=["nowhere"]).apply(tiny("gptj", "AutoModelForCausalLM", rotary_dim=8), TEXT)
+        Ia3(targets=["nowhere"]).apply(tiny("fnet", "AutoModelForTokenClassification"), TAGS)

@@ -24,7 +24,6 @@ from peftlab.profiling.measure import memory_pass
 from peftlab.profiling.memory import HostRecorder
 from peftlab.profiling.profile import Memory
 from peftlab.profiling.profiled_workload import attach
-from peftlab.profiling.summary import estimate_lines
 from peftlab.recipe import Recipe
 from peftlab.tasks import TASKS as REAL_TASKS
 from tests.sampling import slow_after
@@ -287,16 +286,6 @@ def test_every_quantization_has_an_estimate_or_a_reason(bases: dict[str, Path]) 
 
 
 @pytest.mark.slow
-def test_an_estimate_says_what_is_reached_and_packed(bases: dict[str, Path]) -> None:
-    example = recipe(bases["decoder"], "decoder", {"kind": "lora", "targets": ["o_proj"]}, "nf4")
-    estimated = estimate.estimate_memory(example, limit=None, examples=2, length=16)
-    assert estimated.reach is not None
-    # of each layer: queries and outputs 192 x 192, keys and values 64 x 192, three matrices 192 x 512
-    assert estimated.reach.adapted == pytest.approx(192 / (192 * 2 + 64 * 2 + 512 * 3))
-    assert estimated.reach.packed == 1
-    assert estimated.reach_sentences[0] in [text for _, text in estimate_lines(estimated, None)]
-
-
 def test_a_base_model_that_is_not_downloaded_is_estimated_from_its_stored_config(tmp_path: Path) -> None:
     """Eight billion weights, none of them allocated."""
     example = recipe(Path("meta-llama/Llama-3.1-8B"), "decoder", LORA, "nf4", precision="bfloat16")

@@ -44,13 +44,6 @@ def test_an_incompatible_combination_is_a_row_of_dashes_with_the_reason(suite_fo
     assert re.search(r"- \w: unsupported: .*full fine-tuning", text)
 
 
-def test_weights_that_a_method_does_not_reach_are_a_footnote(suite_folder: Path, tmp_path: Path) -> None:
-    reach = {"weights": 100, "adapted": 0.25, "not_adapted": {"experts": 0.75}}
-    text = markdown_of(read_analysis(changed(suite_folder, tmp_path, {"reach": reach})))
-    assert re.search(r"- \w: LoRA adapts 25\.0 % of the trunk's matrix weights, without 75\.0 % experts", text)
-    assert "matrix weights" not in markdown_of(read_analysis(suite_folder))  # records from before
-
-
 def test_times_are_shown_only_if_nothing_else_used_the_machine(suite_folder: Path, tmp_path: Path) -> None:
     assert "7,777" not in markdown_of(read_analysis(suite_folder))
     exclusive = Path(shutil.copytree(suite_folder, tmp_path / "example"))

@@ -15,12 +15,13 @@ from peft.utils import PeftType, register_peft_method
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peftlab.methods.tuners.sublayers import SUBLAYERS, Sublayer, Sublayers
+from peftlab.models.fact_types import Facts, Sublayer, expression
+from peftlab.models.facts import facts_of
 
 NAME = "BOTTLENECK_ADAPTER"
 """PEFT type in adapter_config.json."""
 NORMS = r"(?:.*\.)?(?:(?i:[^.]*norm[^.]*)|ln_[^.]+)"
-"""Regular expression for the full names of layer norms in the architectures of SUBLAYERS."""
+"""Regular expression for the full names of layer norms."""
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}
 
 
@@ -41,11 +42,11 @@ class AdapterConfig(PeftConfig):
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = PeftType(NAME)
 
-    def sublayers(self, architecture: Sublayers) -> tuple[Sublayer, ...]:
+    def sublayers(self, facts: Facts) -> tuple[Sublayer, ...]:
         """Sublayers that get an adapter in this variant."""
         if self.variant == "houlsby":
-            return (architecture.attention, architecture.feed_forward)
-        return (architecture.feed_forward,)
+            return (*facts.attention, *facts.feed_forward)
+        return facts.feed_forward
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
@@ -99,22 +100,24 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         copies = {key: nn.Parameter(p.detach().clone()) for key, p in self.base_layer.named_parameters()}
         self.bottleneck_norm[name] = nn.ParameterDict(copies)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Output of the base module, (..., width), with the active adapters applied one after the other."""
-        hidden: Tensor
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Output of the base module, (..., width), with the active adapters applied one after the other.
+
+        They are applied to the first part of a tuple, which experts return together with their router's logits.
+        """
         if self.disable_adapters:
-            hidden = self.base_layer(*args, **kwargs)
-            return hidden
+            return self.base_layer(*args, **kwargs)
         norm = self._trained_norm()
         try:
             if norm:
-                hidden = torch.func.functional_call(self.base_layer, norm, args, kwargs)
+                output = torch.func.functional_call(self.base_layer, norm, args, kwargs)
             else:
-                hidden = self.base_layer(*args, **kwargs)
+                output = self.base_layer(*args, **kwargs)
+            hidden = output[0] if isinstance(output, tuple) else output
             for name in self.active_adapters:
                 if name in self.bottleneck_down:
                     hidden = self._adapt(name, hidden)
-            return hidden
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
         finally:  # also if gradient checkpointing stops the recomputation early
             self.residual = None
 
@@ -141,9 +144,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         if variant == "houlsby":
             return hidden
         assert self.residual is not None
+        residual = self.residual if self.residual.shape == hidden.shape else self.residual.view_as(hidden)
         if variant == "parallel":
-            return self.residual
-        x = self.residual + hidden
+            return residual
+        x = residual + hidden
         if self.norm is not None:
             owner, name = self.norm
             x = getattr(owner, name)(x)
@@ -156,7 +160,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
 
 class AdapterModel(BaseTuner):
-    """Adds bottleneck adapters to any architecture in `SUBLAYERS`."""
+    """Adds bottleneck adapters to any architecture whose sublayers are known."""
 
     prefix = "bottleneck_"
     tuner_layer_cls = AdapterLayer
@@ -164,18 +168,18 @@ class AdapterModel(BaseTuner):
     def _prepare_adapter_config(  # type: ignore[override]
         self, peft_config: AdapterConfig, model_config: dict[str, Any]
     ) -> AdapterConfig:
-        ends = [end_of(sublayer) for sublayer in peft_config.sublayers(sublayers_of(model_config["model_type"]))]
+        ends = [end_of(sublayer) for sublayer in peft_config.sublayers(facts_of(model_config["model_type"]))]
         peft_config.target_modules = "|".join(ends + [NORMS] * peft_config.train_layer_norms)
         return peft_config
 
     def _prepare_model(self, peft_config: AdapterConfig, model: nn.Module) -> None:  # type: ignore[override]
         model_config: Any = model.config
         names = [name for name, _ in model.named_modules()]
-        for sublayer in peft_config.sublayers(sublayers_of(model_config.model_type)):
+        for sublayer in peft_config.sublayers(facts_of(model_config.model_type)):
             if not any(re.fullmatch(end_of(sublayer), name) for name in names):
                 modules = sorted({re.sub(r"\d+", "N", name) for name in names if name})
                 raise ValueError(
-                    f"adapter: no module {sublayer.layer}.{sublayer.hidden} in {type(model).__name__}, "
+                    f"adapter: no module {'|'.join(sublayer.layers)}.{sublayer.hidden} in {type(model).__name__}, "
                     f"which has {', '.join(modules)}"
                 )
 
@@ -190,12 +194,12 @@ class AdapterModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         wrapped = target if isinstance(target, AdapterLayer) else AdapterLayer(target)
-        for sublayer in peft_config.sublayers(sublayers_of(self.model.config.model_type)):
+        for sublayer in peft_config.sublayers(facts_of(self.model.config.model_type)):
             if match := re.fullmatch(end_of(sublayer), current_key):
                 layer = self.model.get_submodule(match[1])
                 wrapped.watch(layer, sublayer)
                 device = next(layer.parameters()).device
-                wrapped.add_adapter(adapter_name, peft_config, self.model.config.hidden_size, device)
+                wrapped.add_adapter(adapter_name, peft_config, width_of(self.model), device)
         if peft_config.train_layer_norms and re.fullmatch(NORMS, current_key):
             wrapped.add_norm(adapter_name)
         setattr(parent, target_name, wrapped)
@@ -207,16 +211,21 @@ class AdapterModel(BaseTuner):
         setattr(parent, child_name, new_module)
 
 
-def sublayers_of(model_type: str) -> Sublayers:
-    """Sublayers of an architecture. Raises ValueError if it is unknown."""
-    if model_type not in SUBLAYERS:
-        raise ValueError(f"adapter: unknown architecture {model_type!r}; supported are {', '.join(SUBLAYERS)}")
-    return SUBLAYERS[model_type]
-
-
 def end_of(sublayer: Sublayer) -> str:
     """Regular expression for the full names of the modules that end `sublayer`. Group 1 is the name of the layer."""
-    return rf"((?:.*\.)?{sublayer.layer})\.{re.escape(sublayer.hidden)}"
+    layers = "|".join(expression(layer) for layer in sublayer.layers)
+    layers = layers if len(sublayer.layers) == 1 else f"(?:{layers})"
+    return rf"((?:.*\.)?{layers})\.{re.escape(sublayer.hidden)}"
+
+
+def width_of(model: nn.Module) -> int:
+    """Width of the model's layers. Raises ValueError if its config does not tell."""
+    config: Any = model.config
+    for part in (config, config.get_text_config(), config.get_text_config(decoder=True)):
+        for key in ("hidden_size", "d_model"):
+            if isinstance(getattr(part, key, None), int):
+                return int(getattr(part, key))
+    raise ValueError(f"adapter: the config of {config.model_type} has no hidden_size")
 
 
 def register() -> None:

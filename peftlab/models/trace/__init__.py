@@ -1,0 +1,1 @@
+"""Facts about an architecture, found by one forward and backward pass of a tiny model of it."""
