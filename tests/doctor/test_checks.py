@@ -105,7 +105,7 @@ def lora_b(model: nn.Module) -> nn.Module:
 def test_a_valid_recipe_passes_every_check(method: str, settings: dict[str, Any]) -> None:
     found = list(examine(recipe(METHODS[method](), **settings), CPU))
     assert [check for check in found if check.ok is False] == []
-    assert len(found) == 4 + len(checks.ALL)
+    assert len(found) == 5 + len(checks.ALL)
 
 
 def test_an_exception_is_one_failed_check_with_its_message() -> None:
