@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -283,6 +284,15 @@ def test_every_quantization_has_an_estimate_or_a_reason(bases: dict[str, Path]) 
     assert list(by_kind) == ["none", "fp4", "hqq", "int8", "nf4", "torchao_int8"]
     assert by_kind["none"].memory is not None
     assert "full fine-tuning" in str(by_kind["nf4"].unsupported)
+
+
+def test_a_checkpoint_in_another_format_has_a_reason(bases: dict[str, Path], tmp_path: Path) -> None:
+    config = json.loads((bases["decoder"] / "config.json").read_text())
+    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": stored}))
+    first = next(estimate.estimate(recipe(tmp_path, "decoder", LORA, "int8"), examples=1, length=16))
+    assert first.memory is None
+    assert "its weights are stored in nf4: set quantization: {kind: nf4," in str(first.unsupported)
 
 
 @pytest.mark.slow

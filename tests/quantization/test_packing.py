@@ -19,7 +19,10 @@ from peftlab.quantization.hqq import HQQ
 from peftlab.quantization.packing.hqq import HqqPacking
 from peftlab.quantization.packing.packed_linear import PackedLinear, Packing, packed_linears
 from peftlab.quantization.quantization import quantized_linears
+from peftlab.tasks import Task
 from peftlab.tasks.causal_lm import CausalLM
+from peftlab.tasks.seq2seq import Seq2Seq
+from peftlab.tasks.sequence_classification import SequenceClassification
 from tests.contract.bases import PACKED, tiny
 
 CPU = torch.device("cpu")
@@ -46,11 +49,11 @@ def packings() -> list[Packing]:
     return formats
 
 
-def load(folder: Path, kind: str, **settings: Any) -> Any:
+def load(folder: Path, kind: str, task: Task | None = None, **settings: Any) -> Any:
     files = ModelFiles(folder=folder, source="a test", fingerprint="")
     quantization = QUANTIZATIONS[kind](**settings)
     options = LoadOptions(device=CPU, compute=torch.float32)
-    return load_base(Model(id=str(folder)), files, CausalLM(), quantization, options).model
+    return load_base(Model(id=str(folder)), files, task or CausalLM(), quantization, options).model
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -99,7 +102,7 @@ def test_the_layout_without_values_is_that_of_a_packed_weight(packing: Packing) 
     real = {name: (tuple(p.shape), p.dtype) for name, p in layer.named_parameters() if name != "bias"}
     assert real == packing.layout((96, 128), torch.float32)
     assert layer.constants < set(real)
-    assert all(not p.requires_grad for p in layer.parameters())
+    assert all(not p.requires_grad and not p.is_inference() for p in layer.parameters())
 
 
 @pytest.mark.parametrize("kind", PACKED)
@@ -111,6 +114,22 @@ def test_a_base_is_packed_the_same_at_each_load_and_its_output_layer_stays_float
     assert type(model.lm_head) is nn.Linear
     other = dict(again.named_parameters())
     assert all(torch.equal(parameter, other[name]) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_new_head_has_the_values_that_it_has_over_a_float_base(kind: str, tmp_path: Path) -> None:
+    tiny("llama", "AutoModelForCausalLM", num_key_value_heads=2).save_pretrained(tmp_path)
+    task = SequenceClassification(labels=["no", "yes"])
+    heads = [load(tmp_path, each, task).score.weight for each in (kind, "none")]
+    assert torch.equal(*heads)
+
+
+def test_what_transformers_keeps_in_float32_is_not_packed(tmp_path: Path) -> None:
+    tiny("t5", "AutoModelForSeq2SeqLM", d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4).save_pretrained(
+        tmp_path
+    )
+    packed = {name.rpartition(".")[2] for name in packed_linears(load(tmp_path, "hqq", Seq2Seq()))}
+    assert packed == {"q", "k", "v", "o", "wi"}
 
 
 def test_a_layer_whose_weights_do_not_divide_into_groups_stays_float(tmp_path: Path) -> None:
