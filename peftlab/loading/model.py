@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from peftlab.data.examples import Example
@@ -264,7 +265,7 @@ def _readable(files: ModelFiles, what: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(str(error).replace("model: ", f"model: {files.source}: ", 1)) from None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         if out_of_memory.is_out_of_memory(error):
             raise
         reason = " ".join((str(error) or type(error).__name__).split())[:200]

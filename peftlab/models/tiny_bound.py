@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 from peftlab.errors import NotProbed, UserError
 
@@ -34,6 +35,7 @@ ERRORS = (
     ImportError,
     LookupError,
     RuntimeError,
+    StrictDataclassError,  # of a config's own checks: none of Python's errors
     TypeError,
     ValueError,
 )

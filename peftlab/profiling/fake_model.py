@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, distributed, nn
 from torch._guards import active_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -66,13 +67,16 @@ def meta_model(known: KnownConfig, task: Task, quantization: Quantization, optio
 
 def full_config(values: Mapping[str, Any], task: Task) -> Any:
     """The config of a base model with these values with the task's head. Raises UserError."""
-    values = dict(values)
+    values = dict(transformers.PretrainedConfig._decode_special_floats(dict(values)))  # as from_pretrained does
     architecture = values.pop("model_type")
-    try:
-        return transformers.AutoConfig.for_model(architecture, **{**values, **task.model_settings()})
-    except (KeyError, ValueError):
+    if architecture not in transformers.CONFIG_MAPPING:
         near = nearest(architecture, transformers.CONFIG_MAPPING)
-        raise UserError(f"model: transformers has no architecture {architecture!r}{near}") from None
+        raise UserError(f"model: transformers has no architecture {architecture!r}{near}")
+    try:
+        return transformers.CONFIG_MAPPING[architecture].from_dict({**values, **task.model_settings()})
+    except (KeyError, StrictDataclassError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"model: transformers' config of {architecture} refuses these values: {reason}") from None
 
 
 @contextlib.contextmanager

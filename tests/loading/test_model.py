@@ -217,6 +217,10 @@ def test_weights_that_do_not_fit_in_memory_are_not_reported_as_broken(tmp_path: 
         ({"model.safetensors": None, "pytorch_model.bin": b"a pickle"}, "no usable weights in safetensors"),
         ({"config.json": b"{"}, "no usable config"),
         (
+            {"config.json": b'{"model_type": "qwen3", "num_hidden_layers": 3, "layer_types": ["full_attention"]}'},
+            r"Class validation error .*num_hidden_layers` \(3\) must be equal to the number of `layer_types` \(1\)",
+        ),
+        (
             {"config.json": b'{"model_type": "vit"}'},
             ": a vit cannot serve token_classification: transformers has no AutoModelForTokenC",
         ),
