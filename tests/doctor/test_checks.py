@@ -28,6 +28,8 @@ from peftlab.methods.prefix_tuning import PrefixTuning
 from peftlab.models.configs import disagreement, stored_configs
 from peftlab.models.model import Model
 from peftlab.models.tiny_model import small_config
+from peftlab.optimizers.adamw import AdamW
+from peftlab.optimizers.optimizer import OptimizerPlan
 from peftlab.quantization.four_bit import FourBit
 from peftlab.recipe import Recipe, load_recipe
 from peftlab.tasks.token_classification import TokenClassification
@@ -332,6 +334,24 @@ def test_a_state_that_is_not_saved_is_detected(make_probe: Callable[..., ProbeMo
 
     assert checks.check_resume(make_probe_run(make_probe(AdaLora(initial_rank=6, target_rank=3)))).ok
     red(checks.check_resume(make_probe_run(make_probe(Forgets()))))
+
+
+@pytest.mark.slow
+def test_the_recipes_optimizer_is_probed(make_probe: Callable[..., ProbeModel]) -> None:
+    """One that loses its state passes where nothing is resumed, and fails where it is."""
+
+    class Stateless(torch.optim.AdamW):
+        def load_state_dict(self, state_dict: Any) -> None: ...
+
+    class Forgets(AdamW):
+        def make(self, plan: OptimizerPlan) -> torch.optim.Optimizer:
+            return Stateless(plan.groups)
+
+    probe = make_probe()
+    training = probe.recipe.training.model_copy(update={"optimizer": Forgets()})
+    run = make_probe_run(dataclasses.replace(probe, recipe=probe.recipe.model_copy(update={"training": training})))
+    assert checks.check_after_evaluation(run).ok
+    red(checks.check_resume(run))
 
 
 def test_dropout_that_stays_active_is_detected(make_probe: Callable[..., ProbeModel]) -> None:

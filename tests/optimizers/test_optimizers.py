@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -214,6 +215,12 @@ def test_schedule_free_evaluates_the_average_and_trains_on_bit_identically() -> 
         assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
     ScheduleFreeAdamW().finish(optimizer)
     assert all(torch.equal(p, x) for p, x in zip(trained.parameters(), average, strict=True))
+
+
+def test_without_its_package_schedule_free_is_refused_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "schedulefree", None)
+    with pytest.raises(UserError, match=r'schedulefree is not installed: pip install "peftlab\[schedule-free\]"'):
+        ScheduleFreeAdamW().check_installed()
 
 
 @pytest.mark.parametrize(
