@@ -65,6 +65,8 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("peftlab/suites/profiles.py", "ledgers"): "folder of stored profiles, version 1",
     ("tests/suites/test_profiles.py", "ledger"): "key of a stored profile, version 1",
     ("tests/suites/test_profiles.py", "ledgers"): "folder of stored profiles, version 1",
+    ("peftlab/tasks/languages.py", "behaviour"): "key of a tokenizer_config.json",
+    ("tests/tasks/test_languages.py", "behaviour"): "key of a tokenizer_config.json",
     ("peftlab/cli/renamed.py", "ledger"): "former name of a command, which leads to the new one",
     ("tests/cli/test_app.py", "ledger"): "former name of a command, which leads to the new one",
 }

@@ -82,8 +82,8 @@ class Seq2Seq(Task):
         config: Any = model.config
         if not getattr(config, "is_encoder_decoder", False):
             return f"{config.model_type} has no decoder that reads an encoder's output, which seq2seq needs"
-        if _decoder_start(config) is None and not hasattr(model, SHIFT):
-            return f"the config of {config.model_type} has no decoder_start_token_id, from which a text starts"
+        if not _starts(model):
+            return f"the config of {config.model_type} has no decoder_start_token_id, with which a text starts"
         return None
 
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -241,6 +241,19 @@ def shift_right(labels: torch.Tensor, *, start: int, padding: int) -> torch.Tens
     shifted = labels.roll(1, dims=1)
     shifted[:, 0] = start
     return shifted.masked_fill(shifted == IGNORED, padding)
+
+
+def _starts(model: Any) -> bool:
+    """True if it is known with which token the decoder starts."""
+    import torch
+
+    if not hasattr(model, SHIFT):
+        return _decoder_start(model.config) is not None
+    try:
+        decoder_inputs(model, torch.zeros(1, 1, dtype=torch.int64))
+    except (ValueError, AttributeError):  # what architectures raise where their config lacks the token
+        return False
+    return True
 
 
 def _decoder_start(config: Any) -> int | None:

@@ -31,10 +31,13 @@ SHIFTING = [name for name in NAMES if hasattr(model_class(name), SHIFT) and name
 
 
 def start_and_padding(model: Any) -> dict[str, int]:
-    """What the architecture's config says, T5Gemma's in that of its decoder."""
+    """What the architecture's config says; T5Gemma starts with the token of its decoder's config that begins a text."""
     text = model.config.get_text_config(decoder=True)
-    start = getattr(model.config, "decoder_start_token_id", None)
-    return {"start": text.bos_token_id if start is None else start, "padding": text.pad_token_id}
+    gemma = model.config.model_type.startswith("t5gemma")
+    return {
+        "start": text.bos_token_id if gemma else model.config.decoder_start_token_id,
+        "padding": text.pad_token_id,
+    }
 
 
 @pytest.mark.parametrize("name", SHIFTING)
@@ -64,4 +67,14 @@ def test_a_model_without_an_encoder_is_refused() -> None:
         model = transformers.LlamaForCausalLM(small_config({"model_type": "llama"}, 32))
     assert Seq2Seq().incompatibility(model) == (
         "llama has no decoder that reads an encoder's output, which seq2seq needs"
+    )
+
+
+def test_a_config_that_does_not_say_how_a_text_starts_is_refused() -> None:
+    model = model_of("t5", decoder_start_token_id=0)
+    assert Seq2Seq().incompatibility(model) is None
+    for of_start in ("decoder_start_token_id", "bos_token_id"):
+        setattr(model.config, of_start, None)
+    assert Seq2Seq().incompatibility(model) == (
+        "the config of t5 has no decoder_start_token_id, with which a text starts"
     )
