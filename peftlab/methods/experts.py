@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from peftlab.errors import UserError
@@ -20,6 +21,16 @@ def stacked_experts(model: nn.Module) -> list[str]:
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.ndim == 3
     ]
+
+
+def require_not_stacked(target: str, model: nn.Module, layers: Iterable[str]) -> None:
+    """Raise UserError if a target matches stacked experts and none of the linear `layers`."""
+
+    def matches(name: str) -> bool:
+        return fnmatchcase(f".{name}", f"*.{target}")
+
+    if not any(map(matches, layers)) and any(map(matches, stacked_experts(model))):
+        raise UserError(f"method.targets: {target!r} is a 3-D parameter that stacks experts: use lora's experts: true")
 
 
 def expert_parameters(model: nn.Module, head: Iterable[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from peftlab.errors import UserError, nearest
+from peftlab.methods.experts import require_not_stacked
 from peftlab.models.fact_types import matching
 from peftlab.models.facts import facts_of
 from peftlab.models.text_branch import outside
@@ -114,6 +115,7 @@ def named_layers(
     layers = linear_layers(model, head)
     selected: set[str] = set()
     for name in names:
+        require_not_stacked(name, model, layers)
         matches = _matches(name, layers, head, "method.targets")
         if out and all(layer in out for layer in matches):
             raise UserError(f"method.targets: {name!r} cannot be adapted: {matches[0]}: {out[matches[0]]}")
