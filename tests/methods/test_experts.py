@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from peftlab.methods import TrainingPlan
 from peftlab.methods.adapted import adapted, require_chosen
 from peftlab.methods.experts import stacked_experts
 from peftlab.methods.lora import Lora
+from peftlab.methods.method import MethodContext
 from peftlab.methods.targets import linear_layers
 from tests.methods.tiny_bert import TAGS, bert
 from tests.methods.tiny_moe import EXPERTS, sentences, tiny_moe
@@ -114,3 +116,15 @@ def test_a_base_without_experts_is_refused() -> None:
 def test_settings_that_peft_does_not_have_for_experts_are_refused(key: str, value: object) -> None:
     with pytest.raises(ValidationError, match=f"experts: not available with {key}"):
         Lora.model_validate({"experts": True, key: value})
+
+
+def test_a_target_that_is_a_stack_of_experts_names_the_key() -> None:
+    with pytest.raises(UserError, match=r"'gate_up_proj' is a 3-D parameter that stacks experts: use lora's experts"):
+        Lora(targets=["gate_up_proj"]).apply(tiny_moe("mixtral"), PLAN)
+
+
+@pytest.mark.parametrize(("context", "refused"), [({"sharded": True}, True), ({"zero_stage": 3}, True), ({}, False)])
+def test_experts_are_refused_on_shards(context: dict[str, Any], refused: bool) -> None:
+    facts = {"architecture": "mixtral", "quantization": "none", "task_type": "CAUSAL_LM"}
+    reason = Lora(experts=True).incompatible_with(MethodContext(**{**facts, **context}))
+    assert (reason is not None) == refused
