@@ -122,6 +122,8 @@ class Lora(PeftMethod):
             return f"{title} needs the singular values of an unquantized weight; use quantization: none"
         if self.weight_decomposed and context.zero_stage == 3 and context.quantization != "none":
             return "DoRA replaces a quantized weight with a new tensor, which ZeRO-3 has not partitioned"
+        if self.experts and (context.sharded or context.zero_stage == 3):
+            return "LoRA on experts replaces their parameters during a forward pass, which was not tried on shards"
         if title and self.weight_decomposed:
             return f"{title} with weight_decomposed cannot be saved separately from the base model; use one of them"
         return None
