@@ -113,7 +113,7 @@ class AdaLora(PeftMethod):
 
     @property
     def partial_by_choice(self) -> bool:
-        return self.targets != "all-linear"
+        return self.targets != "all-linear" or bool(self.exclude)
 
     def incompatible_with(self, context: MethodContext) -> str | None:
         if context.sharded or context.zero_stage is not None:

@@ -74,7 +74,10 @@ class Lora(PeftMethod):
     exclude: tuple[str, ...] = Field(default=(), examples=[["vision_tower.*"]])
     """Names or patterns of layers that are not adapted, written as in `targets`."""
     experts: bool = False
-    """Also adapt the experts of a mixture of experts that are stacked in 3-D parameters, each with this rank."""
+    """Also adapt the experts of a mixture of experts that are stacked in 3-D parameters, each with this rank.
+
+    A step holds a copy of all experts with their updates; with `training.gradient_checkpointing`, of one layer.
+    """
     rank_pattern: dict[str, Annotated[int, Field(ge=1, le=4096)]] = Field({}, examples=[{"query": 32}])
     """Rank of some layers, by the end of their name or a regular expression for it; the first that matches counts."""
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field({}, examples=[{"query": 64}])
@@ -114,7 +117,7 @@ class Lora(PeftMethod):
 
     @property
     def partial_by_choice(self) -> bool:
-        return self.targets != "all-linear" or bool(self.exclude)
+        return self.targets != "all-linear" or bool(self.exclude) or self.layers is not None
 
     def incompatible_with(self, context: MethodContext) -> str | None:
         title = pissa.TITLES.get(self.initialization)

@@ -1,5 +1,6 @@
 """LoRA on mixtures of experts: placed where the recipe says, experts included, reloaded to the bit and merged."""
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,14 @@ def test_a_base_without_experts_is_refused() -> None:
 def test_settings_that_peft_does_not_have_for_experts_are_refused(key: str, value: object) -> None:
     with pytest.raises(ValidationError, match=f"experts: not available with {key}"):
         Lora.model_validate({"experts": True, key: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "chosen"),
+    [({}, False), ({"layers": [0]}, True), ({"exclude": ["o_proj"]}, True), ({"targets": ["o_proj"]}, True)],
+)
+def test_settings_that_leave_layers_out_do_so_by_choice(settings: dict[str, Any], chosen: bool) -> None:
+    assert Lora.model_validate_json(json.dumps(settings)).partial_by_choice == chosen
 
 
 def test_a_target_that_is_a_stack_of_experts_names_the_key() -> None:
