@@ -34,10 +34,10 @@ def measured(model: Any, kind: str, plan: TrainingPlan, **settings: Any) -> tupl
     ("architecture", "linear", "with_experts"),
     [
         ("mixtral", 0.1808, 0.9944),
-        ("gpt_oss", 0.1808, 0.9944),
-        ("qwen3_moe", 0.3048, 0.9905),
+        pytest.param("gpt_oss", 0.1808, 0.9944, marks=pytest.mark.slow),
+        pytest.param("qwen3_moe", 0.3048, 0.9905, marks=pytest.mark.slow),
         ("deepseek_v3", 0.6332, 0.9950),
-        ("qwen3_next", 0.3967, 0.9857),
+        pytest.param("qwen3_next", 0.3967, 0.9857, marks=pytest.mark.slow),
     ],
 )
 def test_lora_reaches_the_linear_layers_and_if_asked_the_experts(

@@ -21,6 +21,7 @@ from peftlab.methods.method import MethodContext
 from peftlab.methods.targets import linear_layers
 from tests.methods.tiny_bert import TAGS, bert
 from tests.methods.tiny_moe import EXPERTS, sentences, tiny_moe
+from tests.sampling import slow_after
 
 PLAN = TrainingPlan(optimizer_steps=10, task_type="CAUSAL_LM")
 MOVED_BY_PEFT = {"qwen3_next", "deepseek_v3", "glm4_moe"}  # they have shared experts or dense layers
@@ -44,7 +45,7 @@ def logits(model: nn.Module) -> torch.Tensor:
     return output
 
 
-@pytest.mark.parametrize("architecture", sorted(MOVED_BY_PEFT))
+@pytest.mark.parametrize("architecture", slow_after(1, sorted(MOVED_BY_PEFT)))
 def test_peft_moves_adapters_of_shared_experts_and_dense_layers_unless_it_is_kept_from_it(architecture: str) -> None:
     base = tiny_moe(architecture)
     chosen = linear_layers(base, ())
