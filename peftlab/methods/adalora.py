@@ -65,7 +65,7 @@ class AdaLora(PeftMethod):
     A name is a full name or the end of one (`q_proj`, `self_attn.q_proj`); `*` in a pattern stands for any part of it
     (`language_model.*`). Layers that the task does not run are left out.
     """
-    exclude: tuple[str, ...] = Field(default=(), examples=[["vision_tower.*"]])
+    exclude: list[str] = Field(default=[], examples=[["vision_tower.*"]])
     """Names or patterns of layers that are not adapted, written as in `targets`."""
     before_pruning: float = Field(0.1, ge=0, lt=1)
     """Fraction of optimizer steps before the first pruning."""

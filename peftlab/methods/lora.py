@@ -71,7 +71,7 @@ class Lora(PeftMethod):
     A name is a full name or the end of one (`q_proj`, `self_attn.q_proj`); `*` in a pattern stands for any part of it
     (`language_model.*`). Layers that the task does not run are left out.
     """
-    exclude: tuple[str, ...] = Field(default=(), examples=[["vision_tower.*"]])
+    exclude: list[str] = Field(default=[], examples=[["vision_tower.*"]])
     """Names or patterns of layers that are not adapted, written as in `targets`."""
     experts: bool = False
     """Also adapt the experts of a mixture of experts that are stacked in 3-D parameters, each with this rank.
