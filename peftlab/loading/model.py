@@ -26,7 +26,7 @@ from peftlab.loading.head import require_compatible, with_head
 from peftlab.loading.text_trunk import refuse_float_experts, text_trunk
 from peftlab.methods.trunk import Trunk
 from peftlab.models import remote_code
-from peftlab.models.facts import facts_of
+from peftlab.models.facts import facts_of, learn
 from peftlab.models.model import Model, ModelFiles
 from peftlab.models.text_branch import auto_class, counts_outside, outside, text_values
 from peftlab.quantization import Quantization
@@ -162,6 +162,7 @@ class LoadOptions:
 def load_base(model: Model, files: ModelFiles, task: Task, quantization: Quantization, options: LoadOptions) -> Base:
     """Load the base with the task's head. Raises UserError if the base has no such head, or its files are damaged."""
     config, skeleton = _skeleton(files, task, options.dropout)
+    learn(config.to_dict())
     head = head_modules(skeleton, task)
     stored = stored_quantization.stored_quantization(config.to_dict()) is not None
     dequantized = stored_quantization.dequantized_from(config.to_dict(), quantization)

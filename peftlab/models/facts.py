@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from peftlab.models.fact_types import Facts, from_json
 
@@ -20,12 +21,27 @@ def stored() -> Mapping[str, Facts]:
     return {architecture: from_json(entry) for entry in entries for architecture in entry["architectures"]}
 
 
-@functools.cache
+_learned: dict[str, Facts] = {}  # by architecture, in this process
+
+
 def facts_of(architecture: str) -> Facts:
     """Facts about an architecture: the stored ones, or those of a trace. A failed trace is a fact with a reason."""
-    known = stored().get(architecture)
-    if known is not None:
-        return known
+    return stored().get(architecture) or _learned.get(architecture) or _of_default_config(architecture)
+
+
+def learn(values: Mapping[str, Any]) -> None:
+    """Trace a config of these values if nothing is stored about its architecture: its defaults may build no model."""
+    architecture = values.get("model_type")
+    if isinstance(architecture, str) and architecture not in stored() and architecture not in _learned:
+        _learned[architecture] = _trace(architecture, values)
+
+
+@functools.cache
+def _of_default_config(architecture: str) -> Facts:
+    return _trace(architecture, {})
+
+
+def _trace(architecture: str, values: Mapping[str, Any]) -> Facts:
     from peftlab.models.trace.architecture import trace  # late: imports transformers
 
-    return trace(architecture)
+    return trace(architecture, values)

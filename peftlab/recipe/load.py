@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from peftlab.errors import UserError, nearest, printable
+from peftlab.models.facts import learn
 from peftlab.recipe.errors import file_errors
 from peftlab.recipe.recipe import NAME, Recipe
 from peftlab.recipe.yaml_reader import Document, Key, read_scalar, read_yaml
@@ -34,6 +35,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise file_errors(error, Recipe, path, Document(values, lines), overridden) from None
+    config = recipe.model.known_config()
+    if config is not None:
+        learn(config.values)
     reason = recipe.incompatible_with(recipe.model.known_architecture())
     if reason is not None:
         raise UserError(f"{path}:{lines.get(('method',), 1)}: method: {reason}")

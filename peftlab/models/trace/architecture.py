@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,12 +32,12 @@ AUTO_CLASSES = {  # by PEFT's task type; the first that an architecture has tell
 ERRORS = (*behavior.LIBRARY_ERRORS, ImportError, NotImplementedError, StrictDataclassError, NotProbed, UserError)
 
 
-def trace(architecture: str) -> Facts:
-    """Facts about an architecture, from its default config. What fails is a reason in `unknown`."""
+def trace(architecture: str, values: Mapping[str, Any] | None = None) -> Facts:
+    """Facts about an architecture, from a config with these values. What fails is a reason in `unknown`."""
     facts: dict[str, Any] = {"left_out": {}, "no_prefix": {}, "unknown": {}}
     with _quiet():
         try:
-            config = tiny_config(architecture)
+            config = tiny_config(architecture, values)
         except ERRORS as error:
             return Facts(unknown={"model": _reason(error)})
         first = True
@@ -212,9 +212,9 @@ def _largest(sums: Iterable[Sum]) -> list[Sum]:
     return list(largest.values())
 
 
-def tiny_config(architecture: str) -> Any:
+def tiny_config(architecture: str, values: Mapping[str, Any] | None = None) -> Any:
     """Config of a tiny model without dropout and with a padding token. Raises UserError if there is none."""
-    config = small_config({"model_type": architecture}, WIDTH)
+    config = small_config({**(values or {}), "model_type": architecture}, WIDTH)
     text = config.get_text_config()
     if not isinstance(getattr(text, "pad_token_id", None), int):
         text.pad_token_id = 0
@@ -229,7 +229,8 @@ def tiny_config(architecture: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return f"not probed: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    text = " ".join(str(error).split())[:120]
+    return text if isinstance(error, NotProbed) else f"not probed: {type(error).__name__}: {text}"
 
 
 @contextlib.contextmanager

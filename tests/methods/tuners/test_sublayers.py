@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from peftlab.methods.adapter import Adapter
-from peftlab.methods.method import MethodContext
+from peftlab.methods.ia3 import Ia3
+from peftlab.methods.method import Method, MethodContext, TrainingPlan
 from peftlab.methods.tuners.adapter import AdapterConfig
 from peftlab.models.fact_types import Sublayer, expression
 from peftlab.models.facts import facts_of
@@ -27,6 +29,7 @@ EARLIER = [
 TRACED = ["exaone4", "gpt_oss", "mpnet", "nomic_bert"]  # norms after both sublayers, experts, BERT's relatives
 PARALLEL = ["cohere2", "gpt_neox"]  # attention and feed-forward block side by side
 MORE = ["ernie4_5", "glm4", "granite", "ministral3", "olmo2", "olmo3", "qwen3_moe", "roformer", "smollm3", "starcoder2"]
+SAVED = ["cohere2", "exaone4", "glm4", "mpnet", "nomic_bert", "olmo2", "qwen3_moe", "roformer", "starcoder2"]
 SUBLAYERS = [*EARLIER, *TRACED, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
 WITH_PARALLEL = [*SUBLAYERS, *PARALLEL]
 
@@ -96,6 +99,21 @@ def test_parameter_counts_follow_the_closed_forms_of_the_papers(model_type: str)
     count = {v: sum(p.numel() for p in trainable(adapted(tiny(model_type), variant=v)).values()) for v in VARIANTS}
     pfeiffer = layers * (2 * d * b + b + d)
     assert count == {"houlsby": 2 * pfeiffer, "pfeiffer": pfeiffer, "parallel": pfeiffer}
+
+
+@pytest.mark.parametrize("method", [Adapter(bottleneck=8), Ia3()], ids=lambda method: method.kind)
+@pytest.mark.parametrize("model_type", ["gpt_oss", *(pytest.param(name, marks=pytest.mark.slow) for name in SAVED)])
+def test_a_trained_method_reloads_to_the_bit_and_leaves_the_base_alone(
+    model_type: str, method: Method, tmp_path: Path
+) -> None:
+    base = tiny(model_type)
+    before = {id(p): (p, p.detach().clone()) for p in base.parameters()}
+    model = perturb(method.apply(base, TrainingPlan(optimizer_steps=1, task_type="FEATURE_EXTRACTION"))).eval()
+    expected = output(model)
+    assert not torch.equal(expected, output(tiny(model_type)))
+    method.save(model, tmp_path)
+    assert torch.equal(output(method.load(tiny(model_type), tmp_path).eval()), expected)
+    assert all(torch.equal(p, then) for p, then in before.values())
 
 
 def test_an_architecture_without_residual_sums_is_refused_with_the_reason() -> None:
