@@ -19,7 +19,8 @@
 ##   make test                 tests of every change: at most 5 minutes on two cores
 ##   make test-all             the whole contract grid and the slow tests as well
 ##   make test-rest            what test-all runs in addition to test
-##   make test-night           fault injection with the counts of a night, the compatibility table, all memory estimates
+##   make test-night           fault injection with the counts of a night, all memory estimates
+##   make test-walk            every text architecture with the main methods, then docs/compatibility.md; goes on if stopped
 ##   make schema               docs/recipe.schema.json, the JSON schema of recipes for editors
 ##   make docs-reference       docs/reference.md, every key with its type, default and meaning
 ##   make audit                known vulnerabilities of the pinned dependencies; needs the network
@@ -30,7 +31,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 .DEFAULT_GOAL := help
-.PHONY: help install recipe recipes bench test test-rest test-all test-night check audit schema docs-reference
+.PHONY: help install recipe recipes bench test test-rest test-all test-night test-walk check audit schema docs-reference
 
 help:
 	@sed -n 's/^## \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -89,10 +90,14 @@ test-rest: $(READY)
 test-all: $(READY)
 	$(PYTEST) -m "not night"
 
-# Thousands of kills, damaged files and fuzzed recipes; the compatibility table and all memory estimates.
+# Thousands of kills, damaged files and fuzzed recipes; all memory estimates.
 test-night: $(READY)
 	PEFTLAB_FAULTS=all OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/faults
 	$(PYTEST) -m night --ignore tests/faults
+
+# One process, hours long. In parts: peftlab doctor --matrix --shard 1/2
+test-walk: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/peftlab doctor --matrix
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +19,10 @@ def doctor(
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="A recipe.", show_default=False)] = None,
     overrides: Overrides = [],  # noqa: B006
     matrix: Annotated[
-        bool, typer.Option("--matrix", help="Instead, try every combination and write docs/compatibility.md.")
+        bool,
+        typer.Option("--matrix", help="Instead, try all architectures and write docs/compatibility.md."),
     ] = False,
+    shard: Annotated[str, typer.Option(metavar="K/N", help="Part of the architectures that --matrix tries.")] = "1/1",
 ) -> None:
     """Check in seconds that a recipe trains, reloads and merges.
 
@@ -27,7 +30,7 @@ def doctor(
     """
     if (recipe is None) != matrix or (matrix and overrides):
         raise UserError("doctor: give a recipe, or --matrix alone")
-    failed = _write_matrix() if recipe is None else _check(recipe, overrides)
+    failed = _write_matrix(shard) if recipe is None else _check(recipe, overrides)
     raise SystemExit(1 if failed else 0)
 
 
@@ -44,13 +47,17 @@ def _check(path: Path, overrides: list[str]) -> int:
     return failed
 
 
-def _write_matrix() -> int:
-    """Write docs/compatibility.md; return the number of combinations that failed."""
+def _write_matrix(shard: str) -> int:
+    """Try what has not been tried, write docs/compatibility.md; return the number of combinations that failed."""
     from peftlab.doctor import compatibility
+    from peftlab.doctor.walk import judged
 
-    matrix = compatibility.try_all()
+    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", shard)
+    if match is None or int(match[1]) > int(match[2]):
+        raise UserError(f"--shard: {shard!r}: expected K/N with K from 1 to N, e.g. 1/2")
+    outcomes = compatibility.try_all(store=compatibility.store_file(), shard=(int(match[1]), int(match[2])))
     compatibility.FILE.parent.mkdir(exist_ok=True)
-    compatibility.FILE.write_text(compatibility.document(matrix), encoding="utf-8")
-    failed = sum(cell.failed is not None for cell in matrix.cells)
-    print(f"{compatibility.FILE}: {len(matrix.cells)} combinations, {failed} fail")
+    compatibility.FILE.write_text(compatibility.document(outcomes), encoding="utf-8")
+    failed = sum(judged(outcome).kind == "fails" for outcome in outcomes)
+    print(f"{compatibility.FILE}: {len(outcomes)} combinations, {failed} fail")
     return failed

@@ -1,163 +1,134 @@
-"""The compatibility matrix: tries every method with every quantization, task and architecture."""
+"""The compatibility table: outcomes of the walk over all architectures, stored as JSON and written as Markdown."""
 
 from __future__ import annotations
 
-import dataclasses
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from peftlab.doctor import checks
-from peftlab.doctor.probe import LIBRARY_ERRORS, ProbeModel, make_probe_model, make_probe_run
-from peftlab.errors import UserError
+import peftlab
+from peftlab.doctor.walk import METHODS_TRIED, QUANTIZATIONS_TRIED, Outcome, architectures, judged, walk
 from peftlab.io.markdown_table import markdown_table
-from peftlab.methods import METHODS
-from peftlab.models.configs import stored_configs
-from peftlab.quantization import QUANTIZATIONS
-from peftlab.recipe import Recipe
 from peftlab.results.environment import environment
-from peftlab.tasks import TASKS
+from peftlab.sources.assets import cache_folder
 
 FILE = Path("docs/compatibility.md")
-WIDTH = 128  # twice what the methods' test settings are for: a narrower bottleneck may start with dead units only
-BASES = (  # one of each architecture
-    *("google-bert/bert-base-cased", "FacebookAI/roberta-base", "distilbert/distilbert-base-uncased"),
-    *("google/electra-small-discriminator", "albert/albert-base-v2", "microsoft/deberta-v3-base"),
-    *("answerdotai/ModernBERT-base", "openai-community/gpt2", "EleutherAI/pythia-160m", "facebook/opt-125m"),
-    *("meta-llama/Llama-3.2-1B", "mistralai/Mistral-7B-v0.1", "Qwen/Qwen2.5-0.5B", "google/gemma-2b"),
-    *("google-t5/t5-small", "facebook/bart-base"),
-)
-CHECKS = (
-    *(checks.check_gradients, checks.check_only_the_method, checks.check_after_evaluation),
-    *(checks.check_base_unchanged, checks.check_reload),
-)
+SIGNS = {"works": "+", "refused": "-", "upstream": "u", "fails": "**F**"}
+INTRODUCTION = """\
+Each of {count} architectures with a text task in transformers was built tiny from its default config: few layers,
+at most 5 M parameters, random weights. Each method was attached, trained, evaluated, trained on, saved and loaded, once
+with the base in float32 and once in NF4, which is the second sign of a cell.
+
+- `+` works: every trainable tensor gets a gradient before and after evaluation and moves, the frozen base stays
+  bit-identical, and the reloaded model gives the same logits.
+- `-` refused, with a reason of a closed list: see below.
+- `u` a fault of the library: the default config does not build, or does not run without any method.
+- `F` fails although nothing refuses it: a bug."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One combination and its outcome."""
-
-    task: str
-    architecture: str
-    quantization: str
-    method: str  # kind and settings
-    refused: str | None = None  # why validation refuses it
-    failed: str | None = None  # what fails although validation accepts it
+def store_file() -> Path:
+    """Where the outcomes are kept that this code gave, so that a walk that was stopped goes on."""
+    digest = hashlib.sha256(repr(sorted(_libraries().items())).encode())
+    for path in sorted(Path(peftlab.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return cache_folder() / "walk" / f"{digest.hexdigest()[:16]}.jsonl"
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """All cells, and the architectures without a head for a task."""
-
-    cells: Sequence[Cell]
-    headless: Sequence[tuple[str, str]]  # task, architecture
-
-
-def try_all(
-    *,
-    tasks: Sequence[str] = tuple(TASKS),
-    bases: Sequence[str] = BASES,
-    quantizations: Sequence[str] = tuple(QUANTIZATIONS),
-    methods: Sequence[str] = tuple(METHODS),
-    say: Callable[[str], object] = print,
-) -> Matrix:
-    """Train every combination for a few steps on the CPU in float32. About a third of a second each."""
-    cells: list[Cell] = []
-    headless = []
-    for task in tasks:
-        for base in bases:
-            architecture = str(stored_configs()[base]["model_type"])
-            recipes = [
-                _recipe(task, base, quantization, {"kind": kind, **sample})
-                for quantization in quantizations
-                for kind in methods
-                for sample in METHODS[kind].test_settings
-            ]
-            with tempfile.TemporaryDirectory() as folder:
-                try:
-                    probe = make_probe_model(
-                        recipes[0], stored_configs()[base], Path(folder), device=torch.device("cpu"), width=WIDTH
-                    )
-                except UserError:
-                    headless.append((task, architecture))
-                    continue
-                tried = [_try(dataclasses.replace(probe, recipe=recipe), architecture) for recipe in recipes]
-            bad = sum(cell.failed is not None for cell in tried)
-            say(f"{task}, {architecture}: {len(tried)} combinations" + (f", {bad} FAIL" if bad else ""))
-            cells += tried
-    return Matrix(cells, headless)
+def try_all(*, store: Path, shard: tuple[int, int] = (1, 1), say: Callable[[str], object] = print) -> list[Outcome]:
+    """Outcomes of all architectures: those stored, and the others of this shard, which are tried and stored."""
+    names = list(architectures())
+    outcomes = read(store)
+    done = {outcome.architecture for outcome in outcomes}
+    number, shards = shard
+    store.parent.mkdir(parents=True, exist_ok=True)
+    for name, found in walk(name for name in names[number - 1 :: shards] if name not in done):
+        with store.open("a", encoding="utf-8") as stream:  # at once, so that shards may write to one file
+            stream.write("".join(json.dumps(asdict(outcome)) + "\n" for outcome in found))
+        outcomes += found
+        counts = {kind: sum(judged(outcome).kind == kind for outcome in found) for kind in SIGNS}
+        say(f"{name}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
+    return outcomes
 
 
-def document(matrix: Matrix) -> str:
-    """Markdown with one table per task and quantization, reasons as footnotes."""
-    installed = environment("cpu", "float32", 1).libraries
-    versions = ", ".join(
-        f"{name} {installed[name]}" for name in ("torch", "transformers", "peft", "bitsandbytes") if name in installed
-    )
-    notes: dict[str, int] = {}
+def read(store: Path) -> list[Outcome]:
+    """The stored outcomes, none if there is no file."""
+    if not store.exists():
+        return []
+    return [Outcome(**json.loads(line)) for line in store.read_text(encoding="utf-8").splitlines()]
+
+
+def document(outcomes: Iterable[Outcome]) -> str:
+    """Markdown: one line per architecture, then the reasons with the architectures that they concern."""
+    found = [judged(outcome) for outcome in outcomes]
+    by_name: dict[str, list[Outcome]] = {}
+    for outcome in found:
+        by_name.setdefault(outcome.architecture, []).append(outcome)
+    rows = [_row(name, by_name[name]) for name in sorted(by_name)]
+    versions = ", ".join(f"{name} {version}" for name, version in _libraries().items())
+    tried = len(by_name)
+    missing = len(architectures()) - tried
     lines = [
         "# What trains with what",
         "",
         f"Written by `peftlab doctor --matrix` with {versions}, on a CPU in float32. Do not edit.",
         "",
-        "Each combination was attached to two layers of the architecture with random weights, trained, evaluated,",
-        "trained on, saved and loaded. *trains*: every trainable tensor gets a gradient before and after evaluation",
-        "and moves, the frozen base stays bit-identical, and the reloaded model gives the same logits. *refused*:",
-        "validation says why before anything loads. *FAILS*: validation accepts it, and it does not work: a bug.",
+        INTRODUCTION.format(count=tried),
+        "",
+        *([f"{missing} architectures have not been tried yet.", ""] if missing else []),
+        _counts([outcome for outcome in found if outcome.method]),
+        "",
+        markdown_table(["architecture", "task", *METHODS_TRIED, "other tasks"], rows),
+        "",
+        *_details(found),
     ]
-    for task in dict.fromkeys(cell.task for cell in matrix.cells):
-        for quantization in dict.fromkeys(cell.quantization for cell in matrix.cells):
-            of_table = [cell for cell in matrix.cells if (cell.task, cell.quantization) == (task, quantization)]
-            lines += ["", f"## {task}, quantization: {quantization}", "", _table(of_table, notes)]
-        lacking = [architecture for name, architecture in matrix.headless if name == task]
-        if lacking:
-            lines += ["", f"transformers has no head that serves {task} on {', '.join(lacking)}."]
-    lines += ["", *(f"[^{number}]: {reason}" for reason, number in notes.items())]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _table(cells: Sequence[Cell], notes: dict[str, int]) -> str:
-    architectures = list(dict.fromkeys(cell.architecture for cell in cells))
-    by_place = {(cell.method, cell.architecture): cell for cell in cells}
-    rows = [
-        [method, *(_cell_text(by_place[method, architecture], notes) for architecture in architectures)]
-        for method in dict.fromkeys(cell.method for cell in cells)
+def _libraries() -> Mapping[str, str]:
+    installed = environment("cpu", "float32", 1).libraries
+    return {name: installed[name] for name in ("torch", "transformers", "peft", "bitsandbytes") if name in installed}
+
+
+def _row(name: str, outcomes: Sequence[Outcome]) -> list[str]:
+    """The line of one architecture: the task that all methods were tried on, and the others."""
+    cells = {(outcome.task, outcome.method, outcome.quantization): outcome for outcome in outcomes}
+    main = next((outcome.task for outcome in outcomes if outcome.method not in ("", METHODS_TRIED[0])), "")
+    signs = [
+        " ".join(
+            SIGNS[cells[main, method, quantization].kind]
+            for quantization in QUANTIZATIONS_TRIED
+            if (main, method, quantization) in cells
+        )
+        for method in METHODS_TRIED
     ]
-    return markdown_table(["method", *architectures], rows)
+    others = [f"{outcome.task} {SIGNS[outcome.kind]}" for outcome in outcomes if outcome.task and outcome.task != main]
+    return [name, main, *signs, ", ".join(others)]
 
 
-def _cell_text(cell: Cell, notes: dict[str, int]) -> str:
-    reason = cell.failed or cell.refused
-    if reason is None:
-        return "trains"
-    return f"{'**FAILS**' if cell.failed else 'refused'}[^{notes.setdefault(reason, len(notes) + 1)}]"
+def _counts(outcomes: Sequence[Outcome]) -> str:
+    """How many cells have each outcome."""
+    counts = {kind: sum(outcome.kind == kind for outcome in outcomes) for kind in SIGNS}
+    return f"Of {len(outcomes)} cells: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()) + "."
 
 
-def _recipe(task: str, base: str, quantization: str, method: dict[str, Any]) -> Recipe:
-    return Recipe.model_validate(
-        {
-            **{"name": "matrix", "model": base, "data": "none", "task": task, "method": method},
-            **{"quantization": quantization, "training": {"precision": "float32"}},
-        }
-    )
+def _details(outcomes: Sequence[Outcome]) -> list[str]:
+    """Every reason, folded, with what it concerns."""
+    reasons: dict[tuple[str, str], dict[str, None]] = {}
+    for outcome in outcomes:
+        if outcome.kind != "works":
+            what = outcome.architecture if outcome.kind != "fails" else f"{outcome.architecture} {outcome.method}"
+            reasons.setdefault((outcome.kind, _one_line(outcome.detail)), {})[what] = None
+    lines = []
+    for kind in ("refused", "upstream", "fails"):
+        of_kind = {detail: names for (of, detail), names in reasons.items() if of == kind}
+        if of_kind:
+            lines += [f"<details><summary>{kind}: {len(of_kind)} reasons</summary>", ""]
+            lines += [f"- {detail}: {', '.join(names)}" for detail, names in sorted(of_kind.items())]
+            lines += ["", "</details>", ""]
+    return lines
 
 
-def _try(probe: ProbeModel, architecture: str) -> Cell:
-    recipe = probe.recipe
-    settings = recipe.method.model_dump(include=set().union(*recipe.method.test_settings), exclude_defaults=True)
-    text = "".join(f", {key}: {value}" for key, value in settings.items())
-    cell = Cell(recipe.task.kind, architecture, recipe.quantization.kind, f"{recipe.method.kind}{text}")
-    reason = recipe.quantization.missing_library() or recipe.incompatible_with(architecture)
-    if reason is not None:
-        return dataclasses.replace(cell, refused=reason)
-    try:
-        run = make_probe_run(probe)
-        results = [check(run) for check in CHECKS]
-    except LIBRARY_ERRORS as error:
-        return dataclasses.replace(cell, failed=checks.error_text(error))
-    bad = [f"{check.name}: {check.detail}" for check in results if check.ok is False]
-    return dataclasses.replace(cell, failed="; ".join(bad) or None)
+def _one_line(detail: str) -> str:
+    return " ".join(detail.split())[-200:].replace("|", "\\|")

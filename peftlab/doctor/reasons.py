@@ -7,7 +7,21 @@ import re
 import tomllib
 from pathlib import Path
 
-REFUSALS: dict[str, str] = {}
+REFUSALS = {
+    "BitFit trains biases, and it has none": r"BitFit trains biases, and .* has none",
+    "full fine-tuning needs weights that are not quantized": r"full fine-tuning changes the base model's weights",
+    "its experts are 3-D parameters, which are not quantized": r"\w+ packs linear layers, and .* are experts stacked",
+    "it takes no keys and values from outside": r"prefix tuning needs past key-values, .* accept: (its|it) ",
+    "its cache holds other states than keys and values": r"prefix tuning needs past key-values, .*(Error|Cache)",
+    "PEFT extends the encoder's mask for a prefix of the decoder": r"PEFT extends the encoder's mask",
+    "no sublayer takes a bottleneck adapter": r"adapter: no (feed-forward|attention|sublayer)",
+    "no layers that make keys and values": r"no layers that make keys and values are known for",
+    "it sees later tokens: no causal language model": r"sees the tokens after the one it predicts",
+    "it is an encoder-decoder: seq2seq serves it": r"is an encoder-decoder: its decoder alone leaves weights unused",
+    "it cannot be run on text alone": r"cannot be run on text alone",
+    "it has no decoder that reads an encoder's output": r"has no decoder that reads an encoder's output",
+    "transformers has no head of it for the task": r"model: a \S+ cannot serve",
+}
 """Name of a reason, and the pattern of the messages that give it."""
 
 

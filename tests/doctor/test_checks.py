@@ -15,7 +15,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from peftlab.cli.app import app
-from peftlab.doctor import checks, compatibility, diagnosis
+from peftlab.doctor import checks, diagnosis
 from peftlab.doctor.checks import Check
 from peftlab.doctor.diagnosis import examine
 from peftlab.doctor.probe import ProbeModel, make_probe_model, make_probe_run
@@ -454,29 +454,3 @@ def test_the_command_prints_the_checks_and_exits_with_1_if_one_fails(
     assert "BAD   merge" in bad.output
     assert "use the adapter unmerged" in bad.output
     assert CliRunner().invoke(app, ["doctor"]).exit_code == 2
-
-
-def test_the_matrix_lists_supported_refused_and_failing_combinations(monkeypatch: pytest.MonkeyPatch) -> None:
-    small: dict[str, Any] = {
-        "bases": ("google-bert/bert-base-cased", "facebook/bart-base"),
-        "methods": ("full", "ia3"),
-        "tasks": ("token_classification",),
-    }
-    text = compatibility.document(compatibility.try_all(**small, quantizations=("none", "nf4"), say=lambda line: None))
-    assert "| full | trains |" in text
-    assert "| full | refused[^1] |" in text
-    assert text.count("| ia3 | trains |") == 2
-    assert "has no head that serves token_classification on bart" in text
-    assert "[^1]: full fine-tuning changes the base model's weights" in text
-    monkeypatch.setattr(Full, "incompatible_with", lambda self, context: None)
-    cells = compatibility.try_all(**small, quantizations=("nf4",), say=lambda line: None).cells
-    assert [cell.method for cell in cells if cell.failed] == ["full"]
-
-
-@pytest.mark.night
-def test_accepted_combinations_train_and_the_committed_table_is_current() -> None:
-    whole = compatibility.try_all()
-    assert [cell for cell in whole.cells if cell.failed] == []
-    kept, now = compatibility.FILE.read_text(), compatibility.document(whole)
-    if kept.splitlines()[2] == now.splitlines()[2]:  # the same versions
-        assert kept == now
