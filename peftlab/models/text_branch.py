@@ -80,6 +80,16 @@ def outside(model: PreTrainedModel, head: Iterable[str] = ()) -> tuple[str, ...]
     return tuple(_outside(model, {id(module) for module in branch if module is not None}, ""))
 
 
+def forget_positions(model: nn.Module) -> None:
+    """Remove what a generation leaves in the models of the Qwen-VL family: an offset for the next forward's positions.
+
+    With it they count a prefix of virtual tokens as input, and end in an error.
+    """
+    for module in model.modules():
+        if getattr(module, "rope_deltas", None) is not None:
+            module.rope_deltas = None  # type: ignore[assignment]
+
+
 def _text_modules(model: PreTrainedModel) -> list[nn.Module]:
     """The decoder of a multimodal model, and the text encoder before it if there is one; none of any other model."""
     decoder = model.get_decoder()

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from peftlab.data.examples import Encoded, Example, Row
 from peftlab.errors import UserError
+from peftlab.models.text_branch import forget_positions
 from peftlab.tasks.attention_checks import no_decoder, packing_leak
 from peftlab.tasks.conversation import ASSISTANT, ChatTemplate, Message, chat_template, end_of_text
 from peftlab.tasks.next_token import next_token_nats
@@ -286,6 +287,7 @@ class CausalLM(Task):
             eos_token_id=list(stops) or None,
             pad_token_id=tokenizer.pad_token_id,
         )
+        forget_positions(model)
         return str(tokenizer.decode(sequences[0, len(prompt) :], skip_special_tokens=True)).strip()
 
     def _fit_positions(self, model: Any, prompt: torch.Tensor) -> tuple[torch.Tensor, int]:

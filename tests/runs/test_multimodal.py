@@ -150,9 +150,14 @@ def test_full_fine_tuning_trains_the_text_branch_alone(architecture: str, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["prefix_tuning", "prompt_tuning"])
-def test_virtual_tokens_reload_to_the_same_logits(kind: str, tmp_path: Path) -> None:
-    _, base, folder = tune(tmp_path, "gemma3", {"kind": kind, "length": 4})
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [("gemma3", "prefix_tuning"), ("gemma3", "prompt_tuning"), ("qwen3_vl", "prefix_tuning")],
+)
+def test_virtual_tokens_reload_to_the_same_logits(architecture: str, kind: str, tmp_path: Path) -> None:
+    """After evaluations that generate, of which the Qwen-VL models keep positions."""
+    method = {"kind": kind, "length": 4}
+    _, base, folder = tune(tmp_path, architecture, method, task={"generate": 1}, training={"evaluate_every": 1})
     tuned = artifact.load(folder, device=torch.device("cpu"))
     wrapped = through_peft_alone(base, folder, tuned)
     expected = logits(tuned.model, tuned)
