@@ -20,7 +20,7 @@
 ##   make test-all             the whole contract grid and the slow tests as well
 ##   make test-rest            what test-all runs in addition to test
 ##   make test-night           fault injection with the counts of a night, all memory estimates
-##   make test-walk            every text architecture with the main methods, then docs/compatibility.md; goes on if stopped
+##   make test-walk            every text architecture with the main methods, then docs/compatibility.md; resumes if stopped
 ##   make schema               docs/recipe.schema.json, the JSON schema of recipes for editors
 ##   make docs-reference       docs/reference.md, every key with its type, default and meaning
 ##   make audit                known vulnerabilities of the pinned dependencies; needs the network

@@ -29,7 +29,7 @@ with the base in float32 and once in NF4, which is the second sign of a cell.
 
 
 def store_file() -> Path:
-    """Where the outcomes are kept that this code gave, so that a walk that was stopped goes on."""
+    """Where the outcomes are kept that this code gave, so that a walk that was stopped resumes."""
     digest = hashlib.sha256(repr(sorted(_libraries().items())).encode())
     for path in sorted(Path(peftlab.__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())

@@ -77,7 +77,7 @@ def test_a_child_above_the_memory_limit_fails() -> None:
     assert limits.run_in_fork(allocate, seconds=60).error == "MemoryError"
 
 
-def test_a_walk_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_walk_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = tmp_path / "outcomes.jsonl"
     names = {"albert": ["token_classification"], "llama": ["causal_lm"]}
     monkeypatch.setattr(compatibility, "architectures", lambda: names)
