@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from peftlab.methods.lora import Lora
 from tests.cli.processes import peftlab
 
-KEYS = "known are kind, rank, alpha, dropout, targets, rank_stabilized, weight_decomposed, initialization, b_rate_ratio"
+KEYS = f"known are {', '.join(Lora.model_fields)}"
 
 
 def test_validate_checks_every_file_and_reports_the_invalid_ones(recipe_file: Path) -> None:

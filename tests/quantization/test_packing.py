@@ -125,9 +125,8 @@ def test_a_new_head_has_the_values_that_it_has_over_a_float_base(kind: str, tmp_
 
 
 def test_what_transformers_keeps_in_float32_is_not_packed(tmp_path: Path) -> None:
-    tiny("t5", "AutoModelForSeq2SeqLM", d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4).save_pretrained(
-        tmp_path
-    )
+    sizes = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+    tiny("t5", "AutoModelForSeq2SeqLM", **sizes).save_pretrained(tmp_path)
     packed = {name.rpartition(".")[2] for name in packed_linears(load(tmp_path, "hqq", Seq2Seq()))}
     assert packed == {"q", "k", "v", "o", "wi"}
 
