@@ -43,6 +43,10 @@ _DROPOUT = re.compile(r"(dropout|pdrop|dropout_prob|dropout_rate|(?<!layer)drop)
 _LAYER_DROP = re.compile(r"layerdrop$")  # leaves out whole layers at random: M2M100, NLLB-MoE, SeamlessM4T
 
 
+PEFT_HEADS = {"classifier", "score", "qa_outputs"}
+"""Names of modules that PEFT saves of itself; within a module that is saved they would be wrapped twice."""
+
+
 @dataclass(frozen=True)
 class Base:
     """A model to which a method can be attached."""
@@ -303,8 +307,19 @@ def head_modules(model: PreTrainedModel, task: Task) -> tuple[str, ...]:
                 ) from None
         trunk = {name for name, _ in trunk_model.named_children()}
     return tuple(
-        name for name, child in model.named_children() if name not in trunk and any(True for _ in child.parameters())
+        part
+        for name, child in model.named_children()
+        if name not in trunk and any(True for _ in child.parameters())
+        for part in _parts(name, child)
     )
+
+
+def _parts(name: str, module: torch.nn.Module) -> list[str]:
+    """The module of a head, or its children if PEFT would take one of them for a head of its own (BigBird)."""
+    children = [(child, any(True for _ in part.parameters())) for child, part in module.named_children()]
+    if not PEFT_HEADS.intersection(child for child, _ in children):
+        return [name]
+    return [f"{name}.{child}" for child, has_parameters in children if has_parameters]
 
 
 def count(model: torch.nn.Module) -> int:

@@ -40,7 +40,7 @@ STATES = re.compile(r"^(state_size|ssm_state_size|mamba_d_state)$")
 EXPERTS = re.compile(r"^(moe_)?(num|n)_(local_|routed_|shared_)?experts$|^zero_expert_num$")
 EXPERTS_PER_TOKEN = re.compile(r"(experts_per_tok(en)?|moe_k|moe_top_?k|num_selected_experts)$")
 FEWEST = {"n_group": 2, "num_expert_group": 2, "topk_group": 1, "n_groups": 2, "mamba_n_groups": 2, "mamba_ngroups": 2}
-FEWEST |= {"o_groups": 2, "index_n_heads": 4, "moe_num_shared_experts": 1}
+FEWEST |= {"o_groups": 2, "index_n_heads": 4, "moe_num_shared_experts": 1, "attention_window": 64}
 """Most of each that a tiny model has."""
 NESTED = re.compile(r"(_config|^encoder|^decoder|_encoder)$")
 """Keys with the config of a part of the model."""

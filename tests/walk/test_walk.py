@@ -18,7 +18,19 @@ from tests.sampling import slow_after
 # One architecture of each family: dense decoder, experts, latent attention, state space and linear attention,
 # multimodal, encoder, encoder-decoder.
 FAMILIES = (
-    *("qwen3", "mixtral", "deepseek_v3", "mamba2", "qwen3_next", "gemma3", "bert", "bart", "gpt_oss", "modernbert"),
+    *(
+        "qwen3",
+        "mixtral",
+        "deepseek_v3",
+        "mamba2",
+        "qwen3_next",
+        "gemma3",
+        "bert",
+        "bart",
+        "gpt_oss",
+        "modernbert",
+        "big_bird",
+    ),
 )
 
 
