@@ -91,6 +91,16 @@ class Ia3(PeftMethod):
             return None
         return "no feed-forward block is scaled: none ends in a linear layer (experts are 3-D parameters)"
 
+    def merge(self, model: nn.Module) -> nn.Module:
+        from peft.utils.other import ModulesToSaveWrapper
+
+        # PEFT's merge of IA3 copies `weight` from a trained head, and ModernBERT's is a module of several layers.
+        for name, module in list(model.named_modules()):
+            if isinstance(module, ModulesToSaveWrapper):
+                owner, _, child = name.rpartition(".")
+                setattr(model.get_submodule(owner), child, module.modules_to_save[module.active_adapters[0]])
+        return super().merge(model)
+
     def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
         """Exclude the scales from weight decay: their neutral value is one, not zero."""
         groups = super().parameter_groups(model, learning_rate, weight_decay)

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from peftlab.errors import UserError
 from peftlab.methods import TrainingPlan
 from peftlab.methods.ia3 import Ia3
 from peftlab.methods.method import MethodContext
 from tests.contract.bases import tiny
+from tests.methods.adapters import perturb
 from tests.methods.tiny_bert import TAGS, bert, logits, trainable
 
 
@@ -75,3 +77,15 @@ def test_ia3_without_attention_requires_module_names() -> None:
     assert len(trainable(named.apply(base, TAGS))) == 2 + 2  # and the head
     with pytest.raises(UserError, match=r"method.targets: 'nowhere' matches no linear layer"):
         Ia3(targets=["nowhere"]).apply(tiny("fnet", "AutoModelForTokenClassification"), TAGS)
+
+
+def test_ia3_merges_with_a_head_of_several_layers() -> None:
+    def base() -> PreTrainedModel:
+        return tiny("modernbert", "AutoModelForTokenClassification", num_labels=3)
+
+    method = Ia3()
+    plan = TrainingPlan(optimizer_steps=4, task_type="TOKEN_CLS", head=("head", "classifier"))
+    model = perturb(method.apply(base(), plan)).eval()
+    expected = logits(model)
+    assert not torch.allclose(expected, logits(base()), atol=1e-2)
+    assert torch.allclose(logits(method.merge(model)), expected, atol=1e-5)

@@ -28,7 +28,7 @@ def test_a_pattern_selects_a_subtree_and_an_exclusion_takes_a_part_of_it_away() 
     assert last(chosen_layers(base, ["attention.self.*"], HEAD)) == {"query", "key", "value"}
     assert last(chosen_layers(base, ["attention.self.*"], HEAD, exclude=["key"])) == {"query", "value"}
     assert chosen_layers(base, "all-linear", HEAD, exclude=["layer.1.*"]) == chosen_layers(base, ["layer.0.*"], HEAD)
-    method = Lora(rank=2, targets=["self.*"], exclude=("key",))
+    method = Lora(rank=2, targets=["self.*"], exclude=["key"])
     adapted = {name.partition(".lora_")[0].rpartition(".")[2] for name in trainable(method.apply(base, TAGS))}
     assert adapted - {"default"} >= {"query", "value"}
     assert "key" not in adapted
@@ -36,7 +36,7 @@ def test_a_pattern_selects_a_subtree_and_an_exclusion_takes_a_part_of_it_away() 
 
 @pytest.mark.parametrize("key", ["targets", "exclude"])
 def test_a_pattern_without_a_match_is_refused_with_the_nearest_name(key: str) -> None:
-    settings = {"targets": ["atention.self.*"]} if key == "targets" else {"exclude": ("quary",)}
+    settings = {"targets": ["atention.self.*"]} if key == "targets" else {"exclude": ["quary"]}
     with pytest.raises(UserError, match=rf"method\.{key}: .* matches no linear layer.*available are: query x2"):
         Lora(**settings).apply(bert(), TAGS)
     with pytest.raises(UserError, match=r"'quary' matches no linear layer \(did you mean 'query'\?\)"):
