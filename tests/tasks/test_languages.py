@@ -153,6 +153,28 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_generated_text_starts_in_the_target_language_and_does_not_contain_its_code(base: Path) -> None:
+    model = M2M100ForConditionalGeneration.from_pretrained(base, tie_word_embeddings=False)
+    torch.manual_seed(0)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(model.lm_head.weight.shape))  # tied it would repeat the code
+    letters = nllb().convert_tokens_to_ids(LETTERS)
+    model.lm_head.weight.data[[n for n in range(len(nllb())) if n not in letters]] = 0  # so that it writes letters
+    texts = {}
+    for language in ("deu_Latn", "fra_Latn"):
+        tokenizer = nllb()
+        task = Seq2Seq(source_language="eng_Latn", target_language=language, max_new_tokens=8)
+        task.prepare_tokenizer(tokenizer)
+        examples = task.encode([Row("here:1", {"source": "the dog"})], tokenizer, 32).examples
+        batch = task.collate(examples, tokenizer.pad_token_id)
+        code = tokenizer.convert_tokens_to_ids(language)
+        expected = model.generate(batch["input_ids"], forced_bos_token_id=code, max_new_tokens=8)
+        assert expected[0, 1] == code
+        (texts[language],) = task.predict(model, batch, tokenizer)
+        assert texts[language] == tokenizer.decode(expected[0], skip_special_tokens=True)
+        assert language not in texts[language]
+    assert texts["deu_Latn"] != texts["fra_Latn"]  # else the start would have no effect here
+
+
 RECIPE = """\
 model: {model}
 task: {{kind: seq2seq, max_new_tokens: 16, source_language: eng_Latn, target_language: deu_Latn}}
