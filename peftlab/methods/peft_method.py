@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from abc import abstractmethod
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peftlab.errors import UserError
 from peftlab.methods.adapted import adapted, chosen_places, require_chosen, targets_as_given
 from peftlab.methods.dtypes import match_output_dtype
 from peftlab.methods.method import Method, TrainingPlan
@@ -47,8 +49,15 @@ class PeftMethod(Method):
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
         from peft import PeftModel
 
-        with targets_as_given():
-            return patch(PeftModel.from_pretrained(base, folder, is_trainable=trainable))
+        with targets_as_given(), warnings.catch_warnings():
+            warnings.filterwarnings("error", message="(?s).*Found missing adapter keys")
+            try:
+                return patch(PeftModel.from_pretrained(base, folder, is_trainable=trainable))
+            except UserWarning as missing:  # PEFT would leave these tensors as they were initialized
+                raise UserError(
+                    f"{folder}: PEFT does not find all tensors of this adapter for a {base.config.model_type}: "
+                    f"{str(missing).partition('checkpoint: ')[2][:120]}..."
+                ) from None
 
     def merge(self, model: nn.Module) -> nn.Module:
         return model.merge_and_unload(safe_merge=True)  # type: ignore[operator,no-any-return]

@@ -14,8 +14,11 @@ from safetensors.torch import load_file
 
 from peftlab.errors import UserError
 from peftlab.loading import head
+from peftlab.methods import TrainingPlan
+from peftlab.methods.lora import Lora
 from peftlab.models.model import KnownConfig
 from peftlab.models.text_branch import is_part_of, outside
+from peftlab.models.tiny_model import small_config
 from peftlab.profiling.estimate import estimate
 from peftlab.recipe import Recipe
 from peftlab.results.run_result import RunResult
@@ -120,6 +123,20 @@ def test_rows_are_packed_for_a_text_branch_that_separates_them(tmp_path: Path) -
 def test_memory_is_estimated_of_a_base_that_copies_its_input_before_looking_it_up(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, multimodal.write("gemma3", tmp_path / "base"), LORA, training={"embedding_noise": 5.0})
     assert next(estimate(recipe)).memory is not None
+
+
+@pytest.mark.slow
+def test_an_adapter_whose_tensors_peft_does_not_find_again_is_refused(tmp_path: Path) -> None:
+    """transformers renames the layers of checkpoints of Unlimited OCR; PEFT does so with names that are new already."""
+    config = small_config({"model_type": "unlimited_ocr"}, 64)
+
+    def base() -> transformers.PreTrainedModel:
+        return transformers.AutoModelForImageTextToText.from_config(config)  # type: ignore[no-any-return]
+
+    method = Lora(targets=["q_proj"])
+    method.save(method.apply(base(), TrainingPlan(optimizer_steps=1, task_type="CAUSAL_LM")), tmp_path)
+    with pytest.raises(UserError, match=r"does not find all tensors .* a unlimited_ocr: .*q_proj"):
+        method.load(base(), tmp_path)
 
 
 @pytest.mark.parametrize("architecture", ["blip", "kosmos-2"])
