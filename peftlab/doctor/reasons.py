@@ -20,6 +20,9 @@ REFUSALS = {
     "it is an encoder-decoder: seq2seq serves it": r"is an encoder-decoder: its decoder alone leaves weights unused",
     "it cannot be run on text alone": r"cannot be run on text alone",
     "it has no decoder that reads an encoder's output": r"has no decoder that reads an encoder's output",
+    "its config has no decoder_start_token_id": r"has no decoder_start_token_id",
+    "it has no linear layer that can be adapted": r"method\.targets: no layer is left to adapt",
+    "PEFT renames tensors of its saved adapter": r"PEFT does not find all tensors of this adapter",
     "transformers has no head of it for the task": r"model: a \S+ cannot serve",
 }
 """Name of a reason, and the pattern of the messages that give it."""

@@ -310,16 +310,20 @@ def head_modules(model: PreTrainedModel, task: Task) -> tuple[str, ...]:
         part
         for name, child in model.named_children()
         if name not in trunk and any(True for _ in child.parameters())
-        for part in _parts(name, child)
+        for part in _parts(name, child, model)
     )
 
 
-def _parts(name: str, module: torch.nn.Module) -> list[str]:
-    """The module of a head, or its children if PEFT would take one of them for a head of its own (BigBird)."""
-    children = [(child, any(True for _ in part.parameters())) for child, part in module.named_children()]
-    if not PEFT_HEADS.intersection(child for child, _ in children):
+def _parts(name: str, module: torch.nn.Module, model: PreTrainedModel) -> list[str]:
+    """The module of a head, or its children where PEFT would take another module for it or one of them for a head.
+
+    PEFT compares the ends of names: a part of BigBird's head ends in qa_outputs, ModernVBERT's vision tower in head.
+    """
+    children = [child for child, part in module.named_children() if any(True for _ in part.parameters())]
+    others = any(other != name and other.endswith(name) for other, _ in model.named_modules())
+    if not children or not (others or PEFT_HEADS.intersection(children)):
         return [name]
-    return [f"{name}.{child}" for child, has_parameters in children if has_parameters]
+    return [f"{name}.{child}" for child in children]
 
 
 def count(model: torch.nn.Module) -> int:

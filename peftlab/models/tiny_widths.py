@@ -131,6 +131,8 @@ def _pairs(config: Mapping[str, Any], scale: Scale) -> dict[str, int]:
         small[heads_key] = 2 if "key" in heads_key and heads != config.get("linear_num_value_heads") else min(heads, 4)
         if is_integer(head_width):
             small[width_key] = max(4, heads * head_width * scale.width // scale.real // small[heads_key])
+            if config.get("mamba_d_ssm") == heads * head_width:
+                small["mamba_d_ssm"] = small[heads_key] * small[width_key]
     return small
 
 
