@@ -57,6 +57,10 @@ class Recording:
         """Full names of the modules that ran."""
         return {call.name for call in self.calls}
 
+    def count(self, name: str) -> int:
+        """Number of calls of a module."""
+        return sum(call.name == name for call in self.calls)
+
     def last(self, name: str) -> Call | None:
         """Last call of a module."""
         return next((call for call in reversed(self.calls) if call.name == name), None)

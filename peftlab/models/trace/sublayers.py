@@ -124,6 +124,10 @@ class _Walk:
     def _inside(self, name: str) -> bool:
         return name.startswith(f"{self.layer.name}.")
 
+    def _once(self, name: str) -> bool:
+        """True for a module that each call of the layer calls once: Phi's one dropout is for both sublayers."""
+        return self._inside(name) and self.recording.count(name) == self.recording.count(self.layer.name)
+
     def _sums(self, residual: Node, hidden: Node, norm: str | None) -> Iterator[Sum]:
         """The sum, or one for each term of `hidden` where no module makes the whole: attention next to feed-forward."""
         ends, node = self._ends(hidden)
@@ -157,7 +161,7 @@ class _Walk:
     def _ends(self, node: Node) -> tuple[list[Call], Node]:
         """Calls that made `node`, or what it only scales or reshapes; and the node at which the search ended."""
         while True:
-            calls = [call for call in self.recording.by_output.get(node, ()) if self._inside(call.name)]
+            calls = [call for call in self.recording.by_output.get(node, ()) if self._once(call.name)]
             if calls or not is_transparent(node):
                 return calls, node
             node = operands(node)[0]
@@ -168,7 +172,7 @@ class _Walk:
             call
             for call in self.recording.by_input.get(residual, ())
             if call.positional
-            and self._inside(call.name)
+            and self._once(call.name)
             and call.output is not None
             and (call.node in between or not call.bare)
         ]

@@ -27,7 +27,7 @@ EARLIER = [
     "xlm-roberta",
 ]
 TRACED = ["exaone4", "gpt_oss", "mpnet", "nomic_bert"]  # norms after both sublayers, experts, BERT's relatives
-PARALLEL = ["cohere2", "gpt_neox"]  # attention and feed-forward block side by side
+PARALLEL = ["cohere2", "gpt_neox", "phi"]  # attention and feed-forward block side by side; Phi has one dropout for both
 MORE = ["ernie4_5", "glm4", "granite", "ministral3", "olmo2", "olmo3", "qwen3_moe", "roformer", "smollm3", "starcoder2"]
 SAVED = ["cohere2", "exaone4", "glm4", "mpnet", "nomic_bert", "olmo2", "qwen3_moe", "roformer", "starcoder2"]
 SUBLAYERS = [*EARLIER, *TRACED, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
@@ -114,6 +114,12 @@ def test_a_trained_method_reloads_to_the_bit_and_leaves_the_base_alone(
     method.save(model, tmp_path)
     assert torch.equal(output(method.load(tiny(model_type), tmp_path).eval()), expected)
     assert all(torch.equal(p, then) for p, then in before.values())
+
+
+def test_a_module_that_serves_both_sublayers_is_the_end_of_none() -> None:
+    facts = facts_of("phi")  # whose layers call resid_dropout for attention and for the feed-forward block
+    assert facts.attention[0].hidden == "self_attn.dense"
+    assert facts.feed_forward[0].hidden == "mlp"
 
 
 def test_an_architecture_without_residual_sums_is_refused_with_the_reason() -> None:
