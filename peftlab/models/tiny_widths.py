@@ -70,6 +70,8 @@ def scale_of(config: Mapping[str, Any], width: int, parent: Scale | None = None)
     """The scale of a config; a part without a hidden size of its own has that of its parent."""
     if "max_2d_position_embeddings" in config:  # the places of a page: the hidden size is a multiple of 6
         width = width * 3 // 4
+    if "ffn_round_up_to_multiple_of" in config:  # xLSTM rounds the width of all keys up to 64
+        width = max(width, 128)
     real = next((config[key] for key in WIDTHS if is_integer(config.get(key))), parent.real if parent else width)
     heads = next((config[key] for key in HEADS if is_integer(config.get(key))), parent.heads if parent else 4)
     return Scale(real, width, heads)
