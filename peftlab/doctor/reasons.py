@@ -7,12 +7,16 @@ import re
 import tomllib
 from pathlib import Path
 
+PREFIX = "prefix tuning needs past key-values, which"
 REFUSALS = {
     "BitFit trains biases, and it has none": r"BitFit trains biases, and .* has none",
     "full fine-tuning needs weights that are not quantized": r"full fine-tuning changes the base model's weights",
     "its experts are 3-D parameters, which are not quantized": r"\w+ packs linear layers, and .* are experts stacked",
-    "it takes no keys and values from outside": r"prefix tuning needs past key-values, .* accept: (its|it) ",
-    "its cache holds other states than keys and values": r"prefix tuning needs past key-values, .*(Error|Cache)",
+    "it takes no keys and values from outside": PREFIX + r".* accept: (its|it) ",
+    "its cache holds other states than keys and values": PREFIX + r".*(conv state|cache of its own|matC_old)",
+    "it reads no keys and values from outside": PREFIX + r".*does not require grad",
+    "its keys and values have other sizes than PEFT makes": PREFIX + r".*(Sizes of tensors|size of tensor a)",
+    "PEFT does not find the sizes of its attention": PREFIX + r".*(Please specify `|has no attribute '\w+';)",
     "PEFT extends the encoder's mask for a prefix of the decoder": r"PEFT extends the encoder's mask",
     "no sublayer takes a bottleneck adapter": r"adapter: no (feed-forward|attention|sublayer)",
     "no layers that make keys and values": r"no layers that make keys and values are known for",

@@ -66,7 +66,7 @@ def test_a_config_tells_what_the_defaults_of_its_architecture_cannot() -> None:
     assert facts_of("ministral").feed_forward[0].hidden == "mlp"
 
 
-def test_a_weight_that_is_read_directly_is_told_from_one_whose_dtype_is_asked_for() -> None:
+def test_a_weight_that_is_read_directly_is_distinguished_from_one_whose_dtype_is_asked_for() -> None:
     class Direct(nn.Module):
         def __init__(self) -> None:
             super().__init__()
