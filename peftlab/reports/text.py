@@ -25,10 +25,8 @@ def explain_results(analysis: Analysis, task: str) -> list[str]:
     paragraphs += explain_power(analysis, task)
     baseline = analysis.constant_baseline(task)
     if baseline is not None:
-        paragraphs.append(
-            "The constant baseline, which predicts the most frequent label or the mean of train for every example, or "
-            f"copies a text, scores {baseline:.4f}."
-        )
+        rule = rows[0].recipe.task.baseline_rule
+        paragraphs.append(f"The constant baseline, which {rule}, scores {baseline:.4f}.")
     if any(row.estimate is not None and row.interval is None for row in rows):
         paragraphs.append("A row has no interval if neither the seed nor resampling the examples changes its score.")
     if any(row.score is not None and row.score.n == 1 for row in rows):

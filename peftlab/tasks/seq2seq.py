@@ -36,6 +36,7 @@ class Seq2Seq(Task):
     default_model: ClassVar[str | None] = "traceforge/flan-t5-small-titles"
     new_head: ClassVar[bool] = False
     needs_fast_tokenizer: ClassVar[bool] = False
+    baseline_rule: ClassVar[str] = "copies the source"
     added_fields: ClassVar[Mapping[str, Any]] = {"source_language": None, "target_language": None}
 
     prefix: str = ""

@@ -60,7 +60,7 @@ def test_a_piped_run_prints_plain_lines_and_no_library_output(
     assert "\r" not in done.stdout
     labels = [line[:11].strip() for line in done.stdout.splitlines() if line and not line.startswith("step ")]
     assert labels == [
-        "recipe", "model", "data", "labels", "method", "device", "validation", "validation",
+        "recipe", "model", "data", "labels", "method", "device", "reach", "reach", "validation", "validation",
         "validation", "test", "baseline", "baseline", "parameters", "time", "saved",
     ]  # fmt: skip
     assert "on a CPU this saves memory, not time" in done.stdout

@@ -68,7 +68,7 @@ def test_in_a_save_the_save_and_one_step_are_finished(sent: int, code: int, word
     [
         "loading.inputs.load_tokenizer",
         "loading.inputs.load_base",
-        "runs.run.apply_method",
+        "runs.initial_adapter.apply_method",
         "runs.launch.init_accelerator",
     ],
 )
