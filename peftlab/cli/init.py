@@ -17,7 +17,10 @@ from peftlab.tasks import TASKS
 
 @command()
 def init(
-    train: Annotated[Path | None, typer.Option(help="Data file: jsonl, json, csv, tsv, parquet, conll, txt.")] = None,
+    train: Annotated[
+        list[Path],
+        typer.Option(help="Data file: jsonl, json, csv, tsv, parquet, conll, txt; twice for parallel text files."),
+    ] = [],  # noqa: B006
     task: Annotated[str | None, typer.Option(help="Task of its rows; guessed if not given.")] = None,
     model: Annotated[str | None, typer.Option(help="Base model: a Hub id or a folder.")] = None,
     method: Annotated[str | None, typer.Option(help="Method, as listed by `peftlab list`.")] = None,
@@ -32,11 +35,12 @@ def init(
 
     Guesses the task and its columns from the rows. On a terminal it asks for what is not given.
     """
+    from peftlab.cli.file_guess import read_sample
     from peftlab.cli.recipe_draft import Draft, default_name, write
-    from peftlab.cli.task_guess import candidates, guess, read_rows
+    from peftlab.cli.task_guess import candidates, guess, valid_rows
 
-    path = Path(_answer(None if train is None else str(train), "train", "Data file"))
-    rows = read_rows(path)
+    sample = read_sample(train or [Path(_answer(None, "train", "Data file"))])
+    rows = valid_rows(sample)
     _check_kind(task, TASKS, "task")
     assigned = dict(_assignment(column) for column in columns)
     if task is None and sys.stdin.isatty():
@@ -47,8 +51,8 @@ def init(
     base = _answer(model, "model", "Base model, a Hub id or a folder", TASKS[candidate.kind].default_model)
     method = _answer(method, "method", f"Method ({', '.join(METHODS)})", "lora")
     _check_kind(method, METHODS, "method")
-    name = name or default_name(path, method)
-    draft = Draft(task=candidate, train=path, rows=len(rows), model=base, method=method, name=name)
+    name = name or default_name(sample.paths[0], method)
+    draft = Draft(task=candidate, sample=sample, rows=len(rows), model=base, method=method, name=name)
     for line in write(draft, output or Path(f"{name}.yaml"), force=force):
         print(line)
 

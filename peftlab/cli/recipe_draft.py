@@ -11,12 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peftlab.cli.file_guess import SampleFile
 from peftlab.cli.task_guess import SAMPLED_ROWS, Candidate, are_integral_floats
-from peftlab.data.files import read_file
 from peftlab.errors import UserError
 from peftlab.methods import METHODS
 from peftlab.recipe import NAME, Recipe, load_recipe
 
+REMARKS = {
+    "encoding": "  # the file is not UTF-8",
+    "names": "  # the file has no header line",
+    "format": "  # cells are in quotation marks",
+    "labels_from": "  # one column of 0 and 1 per label",
+    "conll_columns": "  # positions in a line, from 1",
+}
+"""Comment on a setting of `data`."""
 SMALL = 200  # rows, below which a tenth is too small a split
 
 
@@ -25,7 +33,7 @@ class Draft:
     """Content of a first recipe."""
 
     task: Candidate
-    train: Path
+    sample: SampleFile
     rows: int
     """Number of rows that were read, at most SAMPLED_ROWS."""
     model: str
@@ -75,11 +83,12 @@ def _remarks(draft: Draft, recipe: Recipe, output: Path) -> Iterator[str]:
     yield f"{output}: {recipe.task.kind}, {recipe.method.kind}; rows: {sizes}"
     if remark:
         yield remark
-    rows, columns = read_file(draft.train), draft.task.columns.values()
+    rows, columns = draft.sample.rows, draft.task.columns.values()
     for column in columns:
         if are_integral_floats([row.fields.get(column) for row in rows if row.fault is None]):
             yield f"{column}: few distinct whole numbers, read as classes; for numbers set task.problem: regression"
-    unused = [str(column) for column in rows[0].fields if column not in columns]
+    used = {*columns, *(column.partition(".")[0] for column in columns), *draft.task.labels_from}
+    unused = [str(column) for column in rows[0].fields if column not in used]
     if unused:
         yield f"unused columns: {', '.join(unused)}"
     leaks = sum(splits.leaks.values())
@@ -89,7 +98,10 @@ def _remarks(draft: Draft, recipe: Recipe, output: Path) -> Iterator[str]:
 
 
 def _text(draft: Draft, output: Path) -> str:
-    task, train, method = draft.task, draft.train, METHODS[draft.method]
+    task, method = draft.task, METHODS[draft.method]
+    train, *others = draft.sample.paths
+    files = dict(zip(("source", "target"), map(str, draft.sample.paths), strict=True)) if others else str(train)
+    settings = {**draft.sample.settings, **({"labels_from": list(task.labels_from)} if task.labels_from else {})}
     renamed = {field: column for field, column in task.columns.items() if field != column}
     count = str(draft.rows) if draft.rows < SAMPLED_ROWS else f"{SAMPLED_ROWS} or more"
     lines = [
@@ -101,7 +113,8 @@ def _text(draft: Draft, output: Path) -> str:
         f"model: {_yaml(draft.model)}  # a Hub id or a folder",
         f"task: {_yaml({'kind': task.kind, **task.settings}) if task.settings else task.kind}",
         "data:",
-        f"  train: {_yaml(str(train))}",
+        f"  train: {_yaml(files)}",
+        *(f"  {key}: {_yaml(value)}{REMARKS.get(key, '')}" for key, value in settings.items()),
     ]
     if renamed:
         lines.append(f"  columns: {_yaml(renamed)}  # the task's field: the file's column")
@@ -126,6 +139,8 @@ def _yaml(value: Any) -> str:
     >>> _yaml("mine.jsonl"), _yaml("no"), _yaml("a: b"), _yaml({"a": True})
     ('mine.jsonl', '"no"', '"a: b"', '{a: true}')
     """
+    if isinstance(value, list):
+        return f"[{', '.join(map(_yaml, value))}]"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_yaml(key)}: {_yaml(item)}" for key, item in value.items()) + "}"
     plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z./][\w./-]*", value)

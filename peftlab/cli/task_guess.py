@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
+from peftlab.cli.file_guess import SampleFile, with_labels, with_paths
 from peftlab.data.bad_rows import MOST_SKIPPED
+from peftlab.data.columns import nested
 from peftlab.data.examples import Row
-from peftlab.data.files import read_file
 from peftlab.errors import UserError, nearest
 from peftlab.tasks import TASKS, Task
 
 SAMPLED_ROWS = 1000  # of the file, from its start
 TYPED_ROWS = 200  # of these, from which the type of a column is read
+MULTI_LABEL = "sequence_classification"  # the task of rows with a column of 0 and 1 for each label
+IDENTIFIERS = ("id", "idx", "index", "guid", "uid", "uuid", "unnamed: 0")  # names of columns that are no field
 MAX_CLASSES = 10  # distinct integral floats up to which they are class numbers
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 
 COLUMN_NAMES = {
     "tokens": ("words", "sentence", "text"),
     "labels": ("ner_tags", "tags", "ner", "pos_tags", "chunk_tags", "ner_labels"),
-    "text": ("sentence", "review", "content", "body", "tweet", "comment", "premise", "sentence1", "question1"),
+    "text": (
+        "sentence",
+        "review",
+        "content",
+        "body",
+        "tweet",
+        "comment",
+        "comment_text",
+        "premise",
+        "sentence1",
+        "question1",
+    ),
     "text_pair": ("hypothesis", "sentence2", "question2"),
     "label": ("labels", "class", "category", "sentiment", "rating", "score", "stars", "mood", "topic", "intent"),
     "source": ("document", "article", "input", "text", "en", "long"),
@@ -30,6 +43,8 @@ COLUMN_NAMES = {
     "context": ("passage", "paragraph", "document"),
     "question": ("query",),
     "answers": ("answer",),
+    "answers.text": ("answer_text", "answer"),
+    "answers.answer_start": ("answer_start", "start"),
     "messages": ("conversations", "conversation", "dialogue"),
     "instruction": ("prompt", "question"),
     "output": ("response", "completion", "answer"),
@@ -54,43 +69,72 @@ class Candidate:
     """Field of the task -> column of the file."""
     named: int
     """Number of fields that were matched by name rather than by type."""
+    fault: str | None = None
+    """The first bad row's place and fault."""
+    labels_from: tuple[str, ...] = ()
+    """Columns of 0 and 1, one per label, in place of the column `label`."""
     doubtful: bool = False
     """True if more rows are bad than a run may skip: another format of the task may match better."""
+    refused: bool = False
+    """True if more than half of the rows are bad."""
 
 
-def read_rows(path: Path) -> list[Row]:
+def valid_rows(sample: SampleFile) -> list[Row]:
     """The first valid rows of a file, numbers converted. Raises UserError if there are none."""
-    rows = read_file(path)
+    rows = sample.rows
     valid = [row for row in rows if row.fault is None][:SAMPLED_ROWS]
     if not valid:
-        raise UserError(f"{rows[0].where}: {rows[0].fault}" if rows else f"{path}: has no rows")
+        raise UserError(f"{rows[0].where}: {rows[0].fault}" if rows else f"{sample.paths[0]}: has no rows")
     return convert_numbers(valid)
 
 
 def candidates(rows: Sequence[Row], assigned: Mapping[str, str], kind: str | None = None) -> list[Candidate]:
     """The tasks that the rows may belong to, most likely first. `assigned` maps fields to columns."""
+    return [match for match in _matches(rows, assigned, kind) if not match.refused]
+
+
+def _matches(rows: Sequence[Row], assigned: Mapping[str, str], kind: str | None) -> list[Candidate]:
     matches = []
     for name in [kind] if kind is not None else TASKS:
         for settings, fields in TASKS[name].row_formats():
             columns = _match_columns(rows, fields, assigned, TASKS[name].fields)
             if columns is None:
                 continue
-            bad = _count_bad(TASKS[name].model_validate(settings), rows, columns)
-            if bad <= len(rows) / 2:  # a run reports the bad ones
-                named = sum(columns[field].lower() in (field, *_common_names(field, columns)) for field in columns)
-                doubtful = bad > MOST_SKIPPED * len(rows)
-                matches.append(Candidate(kind=name, settings=settings, columns=columns, named=named, doubtful=doubtful))
+            faults = _faults(TASKS[name].model_validate(settings), rows, columns)
+            matches.append(
+                Candidate(
+                    kind=name,
+                    settings=settings,
+                    columns=columns,
+                    named=sum(_has_name(columns[field], (field, *_common_names(field, columns))) for field in columns),
+                    fault=faults[0] if faults else None,
+                    refused=len(faults) > len(rows) / 2,  # a run reports fewer
+                    doubtful=len(faults) > MOST_SKIPPED * len(rows),
+                )
+            )
     return sorted(matches, key=lambda match: (*_rank(match), match.doubtful))
 
 
 def guess(rows: Sequence[Row], assigned: Mapping[str, str], kind: str | None) -> Candidate:
     """The task that the rows match best. Raises UserError if there is none, or several."""
     where, columns = rows[0].where, f"has {', '.join(map(str, rows[0].fields))}"
+    paths = with_paths(rows)
     for field, column in assigned.items():
-        if column not in rows[0].fields:
-            raise UserError(f"--column {field}={column}: {where} {columns}{nearest(column, rows[0].fields)}")
-    matches = candidates(rows, assigned, kind)
+        if column not in paths[0].fields:
+            raise UserError(f"--column {field}={column}: {where} {columns}{nearest(column, paths[0].fields)}")
+    labeled, labels_from = with_labels(rows)
+    if labels_from and kind in (None, MULTI_LABEL) and "label" not in assigned:
+        several = [
+            match for match in candidates(labeled, assigned, MULTI_LABEL) if match.columns.get("label") == "label"
+        ]
+        if several:
+            settings = {**several[0].settings, "labels": list(labels_from)}
+            return replace(several[0], settings=settings, labels_from=labels_from)
+    matches = candidates(rows, assigned, kind) or candidates(paths, assigned, kind)
     if not matches:
+        bad = [match for match in _matches(rows, assigned, kind) if kind or match.named == len(match.columns)]
+        if bad:
+            raise UserError(f"{bad[0].fault}; {len(rows)} rows were read as {bad[0].kind}")
         fields = "; ".join(
             f"{name}: {', '.join(TASKS[name].row_formats()[0][1])}" for name in ([kind] if kind else TASKS)
         )
@@ -161,12 +205,19 @@ def _match_columns(
         return None
     for names_of in (lambda field: (field,), lambda field: _common_names(field, fields)):
         for field in fields:
-            free = {column.lower(): column for column in typed[field] if column not in columns.values()}
+            free = {
+                name: column
+                for column in reversed(typed[field])
+                if column not in columns.values()
+                for name in (column.rpartition(".")[2].lower(), column.lower())
+            }
             named = [free[name] for name in names_of(field) if name in free]
             if field not in columns and named:
                 columns[field] = named[0]
     for field in fields:
-        remaining = [column for column in typed[field] if column not in columns.values()]
+        remaining = [
+            column for column in typed[field] if column not in columns.values() and column.lower() not in IDENTIFIERS
+        ]
         if field not in columns:
             if len(remaining) != 1 or (required and field not in required):
                 return None
@@ -196,12 +247,17 @@ def _is_like(value: Any, example: Any) -> bool:
     return isinstance(value, type(example))
 
 
-def _count_bad(task: Task, rows: Sequence[Row], columns: Mapping[str, str]) -> int:
-    """Number of rows that the task refuses."""
-    bad = 0
+def _has_name(column: str, names: Sequence[str]) -> bool:
+    return column.lower() in names or column.rpartition(".")[2].lower() in names
+
+
+def _faults(task: Task, rows: Sequence[Row], columns: Mapping[str, str]) -> list[str]:
+    """The reasons why the task refuses rows, one of each."""
+    faults = []
     for row in rows:
         try:
-            task.check_row(Row(row.where, {field: row.fields.get(column) for field, column in columns.items()}))
-        except UserError:
-            bad += 1
-    return bad
+            values = nested({field: row.fields.get(column) for field, column in columns.items()})
+            task.check_row(task.normalize_row(Row(row.where, values)))
+        except UserError as error:
+            faults.append(str(error))
+    return faults

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import hashlib
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from peftlab.component import Component
 from peftlab.data import leaks
 from peftlab.data.bad_rows import OnBadRow, apply_bad_row_policy
 from peftlab.data.columns import ColumnMapping
-from peftlab.data.examples import Row, Splits
+from peftlab.data.examples import Row, Splits, Unreadable
 from peftlab.data.splitting import canonical, classes, sample, split_rows
 from peftlab.errors import UserError
 
@@ -31,13 +32,18 @@ class Data(Component, abc.ABC):
     """
 
     columns: dict[str, str] = Field(default={})
-    """Column of the source for each field of the task, where the names differ, e.g. {labels: ner_tags}."""
+    """Column of the source for each field of the task, where the names differ, e.g. {labels: ner_tags}. A path reads a
+    nested value, e.g. {source: translation.en}, or makes a part of a field, e.g. {answers.text: answer_text}."""
     numbers: tuple[str, ...] = Field(default=(), strict=False)
     """Columns whose text is read as a number, for formats that know only text, such as CSV; e.g. [stars]."""
     # Left out of the digest if empty.
     lists: dict[str, Annotated[str, Field(min_length=1)]] = Field(default={}, exclude_if=operator.not_)
     """Columns whose text is read as a list, with the separator of the items, e.g. {label: "|"}. An empty cell is an
     empty list."""
+    labels_from: tuple[str, ...] = Field(
+        default=(), strict=False, exclude_if=operator.not_, examples=[["toxic", "insult"]]
+    )
+    """Columns of 0 and 1, one per label: the row's labels are the columns that are 1, for problem: multi_label."""
     validation_share: float = Field(0.1, ge=0, lt=1)
     """Fraction of train that becomes the validation split, if the source has none. 0: none is cut off."""
     test_share: float = Field(0.1, ge=0, lt=1)
@@ -85,25 +91,36 @@ class Data(Component, abc.ABC):
         Raises UserError if the source cannot be read. A row that cannot be read has a fault.
         """
 
+    def missing_column_hint(self) -> str:
+        """Ending of the message about a missing column."""
+        return ""
+
     def load(
         self,
         fields: Iterable[str],
         optional: Iterable[str] = (),
         *,
+        normalize: Callable[[Row], Row] = lambda row: row,
         check: Callable[[Row], object] = lambda row: None,
         visible: Sequence[str] = (),
         scored: Sequence[Split] = SPLITS,
     ) -> Splits:
         """Rows by split with the task's `fields`, and with those of the `optional` fields that they have.
 
-        `check` raises UserError for a bad row. Rows with equal `visible` fields, those that the model sees (default:
-        all), are the same input. Splits that are not `scored` may be absent, and their rows may all be bad.
-        Raises UserError if a column is missing, a split empty or a row bad.
+        `normalize` brings a row into the form that `check` expects; both raise UserError for a bad row. Rows with equal
+        `visible` fields, those that the model sees (default: all), are the same input. Splits that are not `scored` may
+        be absent, and their rows may all be bad. Raises UserError if a column is missing, a split empty or a row bad.
         """
-        mapping = ColumnMapping(tuple(fields), tuple(optional), self.columns, self.numbers, self.lists)
+        mapping = ColumnMapping(
+            tuple(fields), tuple(optional), self.columns, self.numbers, self.lists, self.labels_from
+        )
         rows, source = self.read()
-        mapping.check(rows)
-        pairs, skipped = self._without_bad_rows(rows, source, mapping, check, scored)
+        mapping.check(rows, self.missing_column_hint())
+        named = {
+            split: [(_readable(row), mapping.apply(row, normalize, check)) for row in part]
+            for split, part in rows.items()
+        }
+        pairs, skipped = self._without_bad_rows(named, source, scored)
         pairs = self._cut_missing_splits(pairs)
         self._require_rows(pairs, rows, source, scored)
         visible = tuple(visible) or mapping.fields
@@ -122,18 +139,15 @@ class Data(Component, abc.ABC):
 
     def _without_bad_rows(
         self,
-        rows: Mapping[str, Sequence[Row]],
+        rows: Mapping[str, list[Pair]],
         source: str,
-        mapping: ColumnMapping,
-        check: Callable[[Row], object],
         scored: Sequence[str],
     ) -> tuple[dict[str, list[Pair]], dict[str, dict[str, int]]]:
         """The good rows of each split, and the number of skipped ones by split and reason."""
         pairs: dict[str, list[Pair]] = {}
         skipped: dict[str, dict[str, int]] = {}
         for split, part in rows.items():
-            named = [(row, mapping.apply(row, check)) for row in part]
-            bad = [row for _, row in named if row.fault is not None]
+            bad = [row for _, row in part if row.fault is not None]
             all_bad = bool(part) and len(bad) == len(part)  # e.g. GLUE's test split, whose labels are not published
             if all_bad and split not in scored:
                 pairs[split] = []  # present, so that none is cut off from train
@@ -144,7 +158,7 @@ class Data(Component, abc.ABC):
             except UserError as error:
                 hint = f"\n{name}: if it has no labels, use another split for it, or set score_test: false"
                 raise UserError(f"{error}{hint if all_bad and split == 'test' else ''}") from None
-            pairs[split] = [pair for pair in named if pair[1].fault is None]
+            pairs[split] = [pair for pair in part if pair[1].fault is None]
         return pairs, skipped
 
     def _cut_missing_splits(self, pairs: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
@@ -183,6 +197,15 @@ class Data(Component, abc.ABC):
             return rows
         strata = None if self.stratify is None else classes([row for row, _ in pairs], self.stratify)
         return [rows[i] for i in sample(rows, count, seed=self.split_seed, strata=strata)]
+
+
+def _readable(row: Row) -> Row:
+    """The row without unreadable values, which shape no split."""
+    if not any(isinstance(value, Unreadable) for value in row.fields.values()):
+        return row
+    return dataclasses.replace(
+        row, fields={name: value for name, value in row.fields.items() if not isinstance(value, Unreadable)}
+    )
 
 
 def fingerprint(rows: Mapping[str, Sequence[Row]]) -> str:

@@ -31,6 +31,14 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """A value that no task can use, in place of the value. It makes a row bad only if a field is read from it."""
+
+    reason: str
+    """E.g. "the key occurs twice in one object"."""
+
+
+@dataclass(frozen=True)
 class Splits:
     """The rows of a data set by split, with their provenance."""
 

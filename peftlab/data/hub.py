@@ -16,7 +16,7 @@ from pydantic import Field
 from peftlab.component import ExpandedPath
 from peftlab.data.data import SPLITS, Data, Split
 from peftlab.data.examples import Row
-from peftlab.data.readers.arrow import dataset_rows
+from peftlab.data.readers.arrow import LIBRARY_ERRORS, dataset_rows, first_line
 from peftlab.data.registry import REGISTRY
 from peftlab.errors import UserError, nearest
 from peftlab.sources import assets, hub
@@ -65,6 +65,7 @@ class Hub(Data):
 
     def _from_hub(self) -> dict[str, list[Row]]:
         import datasets
+        import pyarrow
         from datasets.exceptions import DatasetsError
 
         datasets.disable_progress_bars()
@@ -77,8 +78,8 @@ class Hub(Data):
                 reason = str(error)
         try:
             loaded = self._saved() or datasets.load_dataset(self.id, self.configuration, revision=self.revision)
-        except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-            reason = reason or next(iter(str(error).splitlines()), type(error).__name__)
+        except (DatasetsError, pyarrow.ArrowException, *LIBRARY_ERRORS) as error:
+            reason = reason or first_line(error)
             asset = "" if self.revision else f", not a known asset{nearest(self.id, REGISTRY)}"
             raise UserError(
                 f"data: {self.id!r} is not a local folder{asset}, and not available from the Hub: {reason}"

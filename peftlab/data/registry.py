@@ -24,7 +24,7 @@ CONLL_2003 = ("tokens", "pos_tags", "chunk_tags", "ner_tags")
 def conll2003(folder: Path) -> dict[str, list[Row]]:
     """14,041 / 3,250 / 3,453 sentences; tags are IOB2."""
     files = {"train": "train.txt", "validation": "valid.txt", "test": "test.txt"}
-    return {split: read_conll(folder / name, CONLL_2003) for split, name in files.items()}
+    return {split: read_conll(folder / name, columns=CONLL_2003) for split, name in files.items()}
 
 
 def usaddress(folder: Path) -> dict[str, list[Row]]:

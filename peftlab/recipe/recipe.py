@@ -109,6 +109,7 @@ class Recipe(Settings):
             return data.load(
                 task.fields,
                 task.optional_fields,
+                normalize=task.normalize_row,
                 check=task.check_row,
                 visible=task.visible_fields,
                 scored=SPLITS if self.score_test else SPLITS[:2],

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import abc
+import operator
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from peftlab.data.examples import Row
 from peftlab.errors import UserError, nearest
@@ -16,6 +17,16 @@ if TYPE_CHECKING:
     import torch
 
 SHOWN = 12  # labels listed in a message
+LABELS_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {
+            "items": {"anyOf": [{"type": name} for name in ("string", "integer", "boolean")]},
+            "minItems": 1,
+            "type": "array",
+        },
+        {"additionalProperties": {"type": "string"}, "minProperties": 1, "type": "object"},
+    ]
+}
 
 Self = TypeVar("Self", bound="Classification")
 
@@ -45,15 +56,30 @@ class Classification(Task):
         Annotated[
             list[Annotated[str, BeforeValidator(label_name, json_schema_input_type=str | int | bool)]],
             Field(min_length=1),
+            WithJsonSchema(LABELS_SCHEMA, mode="validation"),
         ]
         | None
     ) = None
-    """Names of the classes, in the order of the head's outputs. Null: the labels that occur in the data, sorted."""
+    """Names of the classes, in the order of the head's outputs; or a mapping from the values in the data to names, e.g.
+    {0: anger, 1: joy}. Null: the labels that occur in the data, sorted."""
+    label_codes: dict[str, str] = Field(default={}, exclude_if=operator.not_)
+    """Name of the class by its value in the data; set by a mapping in `labels`."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Fraction of each target that is spread evenly over all classes (Szegedy et al., 2016)."""
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0, le=1e6)]] | None = None
     """Factor of the loss by label, e.g. {rare: 5}; a label without one has 1. `balanced`: examples / (classes *
     examples of the class), counted in the training rows. Null: all 1."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _codes_of_labels(cls, values: Any) -> Any:
+        labels = values.get("labels") if isinstance(values, dict) else None
+        if not isinstance(labels, dict):
+            return values
+        if not labels or not all(isinstance(name, str) for name in labels.values()):
+            raise ValueError("labels: a list of names, or a mapping from values to names was expected")
+        codes = {str(label_name(code)): name for code, name in labels.items()}
+        return {**values, "labels": list(dict.fromkeys(codes.values())), "label_codes": codes}
 
     @field_validator("labels")
     @classmethod
@@ -62,6 +88,13 @@ class Classification(Task):
             if label in (labels or [])[:position]:
                 raise ValueError(f"{label!r} is listed twice")
         return labels
+
+    def _named(self, value: object) -> Any:
+        """The value with the names of classes in place of their codes; a list item by item."""
+        if isinstance(value, (list, tuple)):
+            return [self._named(item) for item in value]
+        name = label_name(value)
+        return self.label_codes.get(name, value) if isinstance(name, str) else value
 
     def model_settings(self) -> dict[str, Any]:
         labels = self._labels()

@@ -6,7 +6,7 @@ import collections
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -59,6 +59,22 @@ class QuestionAnswering(Task):
     @property
     def metrics(self) -> tuple[str, ...]:
         return ("squad",)
+
+    @classmethod
+    def row_formats(cls) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
+        texts = {"question": "Who met Max?", "context": "Ada met Max."}
+        answers: list[Any] = [{"text": ["Ada"], "answer_start": [0]}, [{"text": "Ada", "answer_start": 0}]]
+        parts = [{"answers.text": "Ada", "answers.answer_start": start} for start in (0, "0")]
+        return [
+            (settings, {**texts, **fields})
+            for settings in ({}, {"no_answer": True})
+            for fields in (*({"answers": form} for form in answers), *parts)
+        ]
+
+    def normalize_row(self, row: Row) -> Row:
+        """The row with SQuAD's `answers`. Other forms: a list of {text, answer_start}, one text and one position."""
+        answers = _one_form(row.fields.get("answers"))
+        return row if answers is row.fields.get("answers") else Row(row.where, {**row.fields, "answers": answers})
 
     def bind(self, rows: Iterable[Row]) -> QuestionAnswering:
         for row in rows:
@@ -283,6 +299,32 @@ def _row(question: str, context: str, answer: str | None) -> Row:
     if answer is not None:
         answers = {"text": [answer], "answer_start": [context.index(answer)]}
     return Row(f"sample:{question}", {"question": question, "context": context, "answers": answers})
+
+
+def _one_form(answers: Any) -> Any:
+    """SQuAD's form of the answers, or the value itself if it is in this form or in none. An empty text is no answer.
+
+    >>> _one_form([{"text": "Ada", "answer_start": 3}]), _one_form({"text": "Ada", "answer_start": "3"})
+    ({'text': ['Ada'], 'answer_start': [3]}, {'text': ['Ada'], 'answer_start': [3]})
+    >>> _one_form({"text": [""], "answer_start": [0]}), _one_form([])
+    ({'text': [], 'answer_start': []}, {'text': [], 'answer_start': []})
+    """
+    parts = ("text", "answer_start")
+    if isinstance(answers, (list, tuple)):
+        if not all(isinstance(answer, dict) and answer.keys() >= set(parts) for answer in answers):
+            return answers
+        return _one_form({part: [answer[part] for answer in answers] for part in parts})
+    if not isinstance(answers, dict) or not answers.keys() >= set(parts):
+        return answers
+    texts, starts = (answers[part] for part in parts)
+    if texts is None or isinstance(texts, str):
+        texts, starts = [texts or ""], [starts]
+    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+        return answers
+    pairs = [(text, start) for text, start in zip(texts, starts, strict=True) if text != ""]
+    given = [int(start) if isinstance(start, str) and start.strip().isdigit() else start for _, start in pairs]
+    form = {"text": [text for text, _ in pairs], "answer_start": given}
+    return answers if form == answers else form
 
 
 def _is_text(value: object) -> bool:

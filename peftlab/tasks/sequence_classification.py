@@ -103,6 +103,11 @@ class SequenceClassification(Classification):
             ({"problem": "regression"}, {"text": "Ada sings.", "label": 0.5}),
         ]
 
+    def normalize_row(self, row: Row) -> Row:
+        if not self.label_codes or "label" not in row.fields:
+            return row
+        return Row(row.where, {**row.fields, "label": self._named(row.fields["label"])})
+
     def check_row(self, row: Row) -> None:
         self._texts(row)
         self._labels_of(row)

@@ -88,6 +88,10 @@ class Task(Component, abc.ABC):
     def bind(self: Self, rows: Iterable[Row]) -> Self:
         """A copy that knows what is to be learned, e.g. the labels in `rows`. Raises UserError at the first bad row."""
 
+    def normalize_row(self, row: Row) -> Row:
+        """The row in the form that the other methods expect, from any form that the task accepts. Raises UserError."""
+        return row
+
     def check_row(self, row: Row) -> None:
         """Raise UserError, `where: field: reason`, if the row is bad on its own, whatever the other rows are."""
         try:

@@ -48,11 +48,19 @@ class TokenClassification(Classification):
     """Tagging scheme of the rows: iob2, iob1, iobes (also called BIOES) or bilou for entities and chunks; `plain` for
     tags without B- and I-, e.g. parts of speech, which are scored word by word."""
 
+    unopened: Literal["error", "begin"] = "error"
+    """An I- tag in IOB2 that no tag of its entity precedes: `error` refuses the row, `begin` reads it as B-, as
+    conlleval does."""
+
+    added_fields: ClassVar[Mapping[str, Any]] = {"unopened": "error"}
+
     @model_validator(mode="after")
     def _labels_fit_the_scheme(self) -> TokenClassification:
         for label in self.labels or []:
             if self._has_entities and not IOB2.fullmatch(label):
                 raise ValueError(f"{label!r} is not an IOB2 tag: O, B-x or I-x; other tags need scheme: plain")
+        if self.unopened == "begin" and self.scheme != "iob2":
+            raise ValueError("unopened: begin is for scheme: iob2")
         return self
 
     @property
@@ -80,6 +88,14 @@ class TokenClassification(Classification):
         for row in train:
             _check(row, self.labels, self.scheme)
         return self._with_balanced_weights([tag for row in train for tag in self._tags(row)])
+
+    def normalize_row(self, row: Row) -> Row:
+        tags = row.fields.get("labels")
+        if self.label_codes:
+            tags = self._named(tags)
+        if self.unopened == "begin" and isinstance(tags, (list, tuple)) and all(map(IOB2.fullmatch, map(str, tags))):
+            tags = to_iob2(list(map(str, tags)), "iob1")
+        return row if tags is row.fields.get("labels") else Row(row.where, {**row.fields, "labels": tags})
 
     def check_row(self, row: Row) -> None:
         _check(row, self.labels, self.scheme)
@@ -292,8 +308,15 @@ def _check_scheme(where: str, words: Sequence[str], tags: Sequence[str], scheme:
                 f"{others}; tags without entities, e.g. parts of speech, need task.scheme: plain"
             )
         if not may_follow(previous, tag, scheme):
+            if scheme == "iob2":
+                raise UserError(
+                    f"{where}: labels: {tag!r} at {word!r} follows {previous!r}, and no B{tag[1:]} opens it; "
+                    "task.unopened: begin reads such an I- as B-, data.on_bad_row: skip leaves out at most 10% of rows"
+                )
+            cure = "; for a mixture of IOB1 and IOB2 set task.scheme: iob2 and task.unopened: begin"
             raise UserError(
-                f"{where}: labels: {tag!r} at {word!r} follows {previous!r}: these tags are not {name}; {others}"
+                f"{where}: labels: {tag!r} at {word!r} follows {previous!r}: these tags are not {name}"
+                f"{cure if scheme == 'iob1' else f'; {others}'}"
             )
         previous = tag
     if not may_follow(previous, "O", scheme):

@@ -27,7 +27,7 @@ def test_a_tilde_at_the_start_of_a_path_is_the_home_folder(tmp_path: Path, monke
         (b'{"tokens": ["a"], "labels": ["O"]}\n{"tokens": ["\xff"]}\n', "a.jsonl:2: not UTF-8: byte 0xff"),
         (b'{"tokens": ["a\x00"]}\n', "a.jsonl:1: a NUL byte"),
         (b"[" * 200_000, "a.jsonl:1: nested too deeply"),
-        (b'{"tokens": ["\\ud800"], "labels": ["O"]}\n', "a.jsonl:1: half of a surrogate pair"),
+        (b'{"tokens": ["\\ud800"], "labels": ["O"]}\n', "a.jsonl:1: tokens: half of a surrogate pair"),
         (b'{"tokens": ' + b"1" * 5000 + b"}\n", "a.jsonl:1: not JSON"),
         (b"", "the train split of"),
         (

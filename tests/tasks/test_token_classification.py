@@ -108,7 +108,7 @@ def test_a_sentence_that_is_too_long_is_an_error_or_truncated_and_counted(
         (
             WORDS,
             ["B-PER", "I-PER", "O", "I-LOC", "I-LOC", "O"],
-            "'I-LOC' at 'Sankt' follows 'O': these tags are not IOB2",
+            "'I-LOC' at 'Sankt' follows 'O', and no B-LOC opens it",
         ),
         (WORDS, ["B-PER", "I-LOC", "O", "O", "O", "O"], "'I-LOC' at 'Amadeus' follows 'B-PER'"),
         (["a", "b"], ["NN", "O"], "mine.jsonl:7: labels: 'NN' at 'a' is not an IOB2 tag: O, B-x or I-x"),
@@ -245,7 +245,8 @@ def test_tags_of_another_scheme_are_learned_and_predicted_as_iob2(
         (
             "iob1",
             ["B-PER", "O"],
-            "'B-PER' at 'a' follows 'O': these tags are not IOB1; task.scheme can be iob2, iobes, bilou instead",
+            "'B-PER' at 'a' follows 'O': these tags are not IOB1; for a mixture of IOB1 and IOB2 set task.scheme: iob2 "
+            "and task.unopened: begin",
         ),
         ("iobes", ["B-PER", "O"], "'O' at 'b' follows 'B-PER': these tags are not IOBES"),
         ("iobes", ["B-PER", "E-LOC"], "'E-LOC' at 'b' follows 'B-PER': these tags are not IOBES"),
@@ -254,7 +255,7 @@ def test_tags_of_another_scheme_are_learned_and_predicted_as_iob2(
         (
             "iob2",
             ["I-PER", "O"],
-            "'I-PER' at 'a' follows 'O': these tags are not IOB2; task.scheme can be iob1, iobes, bilou instead",
+            "'I-PER' at 'a' follows 'O', and no B-PER opens it; task.unopened: begin reads such an I- as B-",
         ),
     ],
 )

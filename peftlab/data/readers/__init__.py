@@ -9,11 +9,12 @@ from peftlab.data.readers.conll import read_conll
 from peftlab.data.readers.delimited import read_csv, read_tsv
 from peftlab.data.readers.json_array import read_json
 from peftlab.data.readers.jsonl import read_jsonl
+from peftlab.data.readers.options import ReadOptions
 from peftlab.data.readers.parquet import read_parquet
-from peftlab.data.readers.text import read_text
+from peftlab.data.readers.text import read_parallel, read_text
 
 Format = Literal["jsonl", "json", "csv", "tsv", "parquet", "conll", "text"]
-READERS: dict[Format, Callable[[Path], list[Row]]] = {
+READERS: dict[Format, Callable[[Path, ReadOptions], list[Row]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
     "csv": read_csv,
@@ -42,10 +43,12 @@ __all__ = [
     "ENDINGS",
     "READERS",
     "Format",
+    "ReadOptions",
     "ending_format",
     "read_conll",
     "read_csv",
     "read_jsonl",
+    "read_parallel",
     "read_parquet",
     "read_text",
     "read_tsv",

@@ -7,13 +7,16 @@ from pathlib import Path
 
 from peftlab.data.examples import Row
 from peftlab.data.readers.lines import read_lines
+from peftlab.data.readers.options import DEFAULT, ReadOptions
 
 COMMENT = re.compile(r"# \w+ = ")  # CoNLL-U's, e.g. "# sent_id = 1"
 
 UNIVERSAL = 10  # columns of CoNLL-U: number, word, lemma, universal part of speech, ...
 
 
-def read_conll(path: Path, columns: tuple[str, ...] = ("tokens", "labels")) -> list[Row]:
+def read_conll(
+    path: Path, options: ReadOptions = DEFAULT, columns: tuple[str, ...] = ("tokens", "labels")
+) -> list[Row]:
     """One row per sentence. `-DOCSTART-` lines and CoNLL-U comments are skipped. A bad line makes its sentence bad.
 
     For two `columns`, a file with more has them in its first and last; CoNLL-U (ten columns, tokens numbered from 1)
@@ -34,7 +37,7 @@ def read_conll(path: Path, columns: tuple[str, ...] = ("tokens", "labels")) -> l
         fields.clear()
         faults.clear()
 
-    for number, line, fault in read_lines(path):
+    for number, line, fault in read_lines(path, options.encoding):
         # Columns are separated by blanks and tabs only: a token may contain any other space.
         parts = [part for part in re.split("\t" if "\t" in line else " ", line.strip(" \t\r\n")) if part]
         if fault is not None:

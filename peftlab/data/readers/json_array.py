@@ -1,47 +1,66 @@
-"""JSON: one array of objects, or one object per line in a file called .json."""
+"""JSON: one array of objects, SQuAD's articles, or one object per line in a file called .json."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from peftlab.data.examples import Row
 from peftlab.data.readers.jsonl import parse, read_jsonl
-from peftlab.data.readers.lines import open_file
+from peftlab.data.readers.lines import read_whole
+from peftlab.data.readers.options import DEFAULT, ReadOptions
 from peftlab.errors import UserError
 
 SPACE = re.compile(r"[ \t\r\n]*")
-FLATTEN = (  # for SQuAD's own files: articles of paragraphs of questions
-    "jq -c '.data[].paragraphs[] | .context as $context | .qas[] | {id, question, context: $context, "
-    "answers: {text: [.answers[].text], answer_start: [.answers[].answer_start]}}' FILE > FILE.jsonl"
-)
 
 
-def read_json(path: Path) -> list[Row]:
-    """One row per object of the array, located by the line on which it starts. Raises UserError for other JSON."""
-    with open_file(path) as file:
-        content = file.read()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8: byte 0x{content[error.start]:02x}") from None
+def read_json(path: Path, options: ReadOptions = DEFAULT) -> list[Row]:
+    """One row per object of the array, located by the line on which it starts. Raises UserError for other JSON.
+
+    The array may be the value of the key `data`. SQuAD's own files, articles of paragraphs of questions, give one row
+    per question.
+    """
+    text = read_whole(path, options.encoding)
     start = _after_space(text, 0)
     if text[start : start + 1] == "[":
         return _rows(path, text, start + 1)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return read_jsonl(path)
-    nested = isinstance(value, dict) and "data" in value
-    if not nested and "\n" not in text.strip():
-        return read_jsonl(path)
+        return read_jsonl(path, options)
+    data = value.get("data") if isinstance(value, dict) else None
+    if isinstance(data, list) and data and all(isinstance(item, dict) for item in data):
+        return list(_articles(path, data)) if "paragraphs" in data[0] else list(_records(path, data))
+    if "\n" not in text.strip():
+        return read_jsonl(path, options)
     keys = ", ".join(list(value)[:5]) if isinstance(value, dict) else type(value).__name__
-    hint = f"; to get rows from SQuAD's articles: {FLATTEN}" if nested else ""
-    raise UserError(
-        f"{path}: an array of objects, or one object per line, was expected, found one value ({keys}){hint}"
-    )
+    raise UserError(f"{path}: an array of objects, or one object per line, was expected, found one value ({keys})")
+
+
+def _records(path: Path, data: list[dict[str, Any]]) -> Iterator[Row]:
+    for number, record in enumerate(data, start=1):
+        value, fault = parse(json.dumps(record))
+        yield Row(f"{path}, record {number}", value, fault)
+
+
+def _articles(path: Path, data: list[dict[str, Any]]) -> Iterator[Row]:
+    """The questions of SQuAD's articles, each with its paragraph and the title of its article."""
+    for number, article in enumerate(data, start=1):
+        where = f"{path}, article {number}"
+        for paragraph in _dicts(article.get("paragraphs"), f"{where}: paragraphs"):
+            shared = {"title": article.get("title"), "context": paragraph.get("context")}
+            for count, question in enumerate(_dicts(paragraph.get("qas"), f"{where}: qas"), start=1):
+                value, fault = parse(json.dumps({**shared, **question}))
+                yield Row(f"{where}, question {question.get('id', count)}", value, fault)
+
+
+def _dicts(value: object, name: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise UserError(f"{name}: a list of objects was expected, as in SQuAD's files, found {str(value)[:60]!r}")
+    return value
 
 
 def _rows(path: Path, text: str, position: int) -> list[Row]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from peftlab.data.examples import Unreadable
 from peftlab.data.readers import read_json
 from peftlab.errors import UserError
 from tests.data.test_readers import read
@@ -19,7 +20,7 @@ def test_the_objects_of_an_array_are_located_by_line(tmp_path: Path, name: str) 
         (f"{path}:1", {"text": "a"}, None),
         (f"{path}:1", {"text": "b, ]"}, None),
         (f"{path}:4", {}, "a JSON object was expected, found list"),
-        (f"{path}:4", {}, "text: the key occurs twice in one object"),
+        (f"{path}:4", {"text": Unreadable("text: the key occurs twice in one object")}, None),
     ]
     path = tmp_path / "lines.json"
     path.write_text('{"text": "a"}\n{"text": "b"}\n')
@@ -37,7 +38,7 @@ def test_the_objects_of_an_array_are_located_by_line(tmp_path: Path, name: str) 
             '{\n"a": 1}',
             "a.json: an array of objects, or one object per line, was expected, found one value (a)",
         ),
-        ("a.json", '{"version": "2", "data": []}', "to get rows from SQuAD's articles: jq -c '.data[]"),
+        ("a.json", '{"data": [{"paragraphs": 1}]}', "article 1: paragraphs: a list of objects was expected"),
         ("a.jsonl", '[\n{"a": 1}\n]\n', "a.jsonl:1: an array, not one object per line; data.format: json reads"),
         ("a.csv.gz", "text\n", "a.csv.gz: cannot be read: Not a gzipped file"),
     ],

@@ -6,6 +6,7 @@ import datasets
 import pyarrow
 from pyarrow import parquet
 
+from peftlab.data.examples import Unreadable
 from tests.data.test_readers import read
 
 
@@ -28,4 +29,4 @@ def test_an_unknown_class_number_is_a_fault_and_minus_one_means_unlabeled(tmp_pa
     table = datasets.Dataset.from_dict({"label": [0, 0, 0]}, features=features).data.table
     parquet.write_table(table.set_column(0, table.schema.field(0), pyarrow.array([1, -1, 7])), path)
     assert [row.fields["label"] for row in read(path)[:2]] == ["pos", None]
-    assert read(path)[2].fault == "label: 7 is not the number of one of 2 classes"
+    assert read(path)[2].fields["label"] == Unreadable("7 is not the number of one of 2 classes")
