@@ -12,6 +12,7 @@ from peftlab.data.columns import flag
 from peftlab.data.examples import Row, Unreadable
 from peftlab.data.files import read_file
 from peftlab.data.readers import Format, ReadOptions, ending_format, read_parallel
+from peftlab.data.readers.conll_columns import AmbiguousColumns
 from peftlab.data.readers.lines import LATIN, read_lines
 from peftlab.errors import UserError
 
@@ -46,6 +47,11 @@ def read_sample(paths: Sequence[Path]) -> SampleFile:
     try:
         rows = read_file(path, format, options)
         headless = format in TABLES and _is_headless(rows)
+    except AmbiguousColumns as error:
+        if error.proposed is None:
+            raise
+        options, headless = replace(options, conll_columns=error.proposed), False
+        rows, settings = read_file(path, format, options), {**settings, "conll_columns": dict(error.proposed)}
     except UserError as error:
         if format not in TABLES or "data.names" not in str(error):
             raise

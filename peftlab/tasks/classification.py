@@ -62,7 +62,7 @@ class Classification(Task):
     ) = None
     """Names of the classes, in the order of the head's outputs; or a mapping from the values in the data to names, e.g.
     {0: anger, 1: joy}. Null: the labels that occur in the data, sorted."""
-    label_codes: dict[str, str] = Field(default={}, exclude_if=operator.not_)
+    label_codes: dict[str, str] = Field(default={}, exclude_if=operator.not_, examples=[{"0": "anger", "1": "joy"}])
     """Name of the class by its value in the data; set by a mapping in `labels`."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Fraction of each target that is spread evenly over all classes (Szegedy et al., 2016)."""
