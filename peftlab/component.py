@@ -31,6 +31,9 @@ class Settings(BaseModel):
     With that value the key is left out of a recipe's digest, and a stored recipe without the key is read with it.
     """
 
+    named_by_content: ClassVar[tuple[str, ...]] = ()
+    """Keys with paths, which are left out of the digest if `fingerprints` names the contents instead."""
+
 
 def _describe_kind(schema: dict[str, Any], component: type[BaseModel]) -> None:
     """Describe the key `kind` of a component's JSON schema by the first line of the component's docstring."""

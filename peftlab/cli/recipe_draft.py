@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -100,7 +101,8 @@ def _remarks(draft: Draft, recipe: Recipe, output: Path) -> Iterator[str]:
 def _text(draft: Draft, output: Path) -> str:
     task, method = draft.task, METHODS[draft.method]
     train, *others = draft.sample.paths
-    files = dict(zip(("source", "target"), map(str, draft.sample.paths), strict=True)) if others else str(train)
+    relative = [_relative(path, output.parent) for path in draft.sample.paths]
+    files = dict(zip(("source", "target"), relative, strict=True)) if others else relative[0]
     settings = {**draft.sample.settings, **({"labels_from": list(task.labels_from)} if task.labels_from else {})}
     renamed = {field: column for field, column in task.columns.items() if field != column}
     count = str(draft.rows) if draft.rows < SAMPLED_ROWS else f"{SAMPLED_ROWS} or more"
@@ -131,6 +133,11 @@ def _text(draft: Draft, output: Path) -> str:
         "#   epochs: 3",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """The path as seen from the recipe's folder; an absolute path stays as it is."""
+    return str(path) if path.is_absolute() or str(path).startswith("~") else os.path.relpath(path, folder)
 
 
 def _yaml(value: Any) -> str:

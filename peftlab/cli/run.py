@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from peftlab.cli.command import command
 from peftlab.cli.options import Overrides, RecipeFile, Trust
+from peftlab.data import Data
 from peftlab.distributed import DeviceMap
 from peftlab.errors import OutOfMemoryError, UserError
 from peftlab.recipe import Recipe, load_recipe
@@ -56,7 +57,7 @@ def run(
     A run that has its result is not repeated: its summary is printed.
     """
     loaded = load_recipe(recipe, overrides)
-    folder = result_folder(output, loaded.name, loaded.digest)
+    folder = _folder(output, loaded)
     policy = _checkpoint_policy(checkpoint_every, keep_checkpoints)
     if is_finished(folder) and not force:
         _print_finished(folder, loaded, trust)
@@ -80,6 +81,36 @@ def run(
         )
     except OutOfMemoryError as error:
         raise OutOfMemoryError(f"{error}{_memory_hint(loaded, device_map)}") from None
+
+
+def _folder(output: Path, recipe: Recipe) -> Path:
+    """Folder of the recipe's run. That of an earlier run if it is named by the data's paths, or if they are gone."""
+    folder = result_folder(output, recipe.name, recipe.digest)
+    record = recipe.to_record()
+    if is_finished(folder) or not any(source.local for source in _sources(recipe)):
+        return folder
+    missing = any(source.missing_files() for source in _sources(recipe))
+    for path in sorted((output / recipe.name).glob("*/result.json")):
+        try:
+            stored = read_result(path).recipe
+        except UserError:
+            continue
+        same = _without_fingerprints(stored) == _without_fingerprints(record)
+        if same and (missing or not stored["data"].get("fingerprints")):
+            return path.parent
+    return folder
+
+
+def _without_fingerprints(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_fingerprints(value) if isinstance(value, dict) else value
+        for key, value in record.items()
+        if key != "fingerprints"
+    }
+
+
+def _sources(recipe: Recipe) -> list[Data]:
+    return [recipe.data, *([recipe.replay.data] if recipe.replay is not None else [])]
 
 
 def _memory_hint(recipe: Recipe, device_map: DeviceMap | None) -> str:
@@ -110,7 +141,7 @@ def _check_inputs(result: RunResult, recipe: Recipe, trust: str | None) -> list[
 
     Returns the paths that no longer exist. Raises UserError if the contents of any other have changed.
     """
-    sources = [recipe.data, *([recipe.replay.data] if recipe.replay is not None else [])]
+    sources = _sources(recipe)
     missing = [path for source in sources for path in source.missing_files()]
     readable = any(source.local for source in sources) and not missing
     data = recipe.rows().fingerprint if readable else result.data_fingerprint

@@ -67,6 +67,10 @@ class Data(Component, abc.ABC):
     """Remove rows from train whose input occurs in validation or test too, up to case and white space. They are counted
     in any case."""
 
+    fingerprints: dict[str, str] = Field(default={}, exclude_if=operator.not_, examples=[{"train": "5891b5b5"}])
+    """sha256 of the user's files, by split. Written into records, where they take the place of the paths in the
+    digest; leave it out."""
+
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Self:
         if self.validation_share + self.test_share >= 1:
@@ -79,6 +83,10 @@ class Data(Component, abc.ABC):
     def local(self) -> bool:
         """True if the rows are in files of the user, which may change under the same name."""
         return False
+
+    def content_fingerprints(self) -> dict[str, str]:
+        """sha256 of the user's files by split; empty if there are none, or if one cannot be read."""
+        return {}
 
     def missing_files(self) -> list[str]:
         """The user's files that do not exist."""

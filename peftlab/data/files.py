@@ -5,11 +5,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from peftlab.component import ExpandedPath
+from peftlab.data.content import files_fingerprint
 from peftlab.data.data import Data
 from peftlab.data.examples import Row
 from peftlab.data.readers import ENDINGS, READERS, Format, ReadOptions, ending_format, read_parallel
@@ -37,10 +38,11 @@ class Files(Data):
     """Your own files, one per split: .jsonl, .json, .csv, .tsv, .parquet, .conll or .txt, also gzipped.
 
     Two text files whose lines belong together are a mapping, e.g. train: {source: train.en, target: train.de}. Paths
-    are relative to the working directory; `~` is the home folder.
+    are relative to the file that names them, or else to the working directory; `~` is the home folder.
     """
 
     kind: Literal["files"] = "files"
+    named_by_content: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
     train: Paths
     """File of the training rows, e.g. data/train.jsonl; or parallel text files by field."""
     validation: Paths | None = None
@@ -85,6 +87,17 @@ class Files(Data):
     @property
     def local(self) -> bool:
         return True
+
+    def content_fingerprints(self) -> dict[str, str]:
+        found = {}
+        for split, paths in self._paths().items():
+            names = ["", *([] if isinstance(paths, str) else paths)][-len(_flat(paths)) :]
+            files = [
+                (f"{name} {self._format(Path(path))}", Path(path))
+                for name, path in zip(names, _flat(paths), strict=True)
+            ]
+            found[split] = files_fingerprint(files)
+        return {split: value for split, value in found.items() if value} if all(found.values()) else {}
 
     def missing_files(self) -> list[str]:
         return [path for path in self._all_paths() if not Path(path).exists()]

@@ -9,11 +9,12 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from peftlab.component import ExpandedPath
+from peftlab.data.content import folder_fingerprint
 from peftlab.data.data import SPLITS, Data, Split
 from peftlab.data.examples import Row
 from peftlab.data.readers.arrow import LIBRARY_ERRORS, dataset_rows, first_line
@@ -38,6 +39,7 @@ class Hub(Data):
     """
 
     kind: Literal["hub"] = "hub"
+    named_by_content: ClassVar[tuple[str, ...]] = ("id",)
     id: ExpandedPath = Field(min_length=1)
     """Hub id, e.g. eriktks/conll2003, or a folder. Registry packages are preferred to the Hub."""
     revision: str | None = Field(None, examples=["main"])
@@ -50,6 +52,10 @@ class Hub(Data):
     @property
     def local(self) -> bool:
         return Path(self.id).is_dir()
+
+    def content_fingerprints(self) -> dict[str, str]:
+        found = folder_fingerprint(Path(self.id)) if self.local else None
+        return {"id": found} if found else {}
 
     def read(self) -> tuple[dict[str, list[Row]], str]:
         if Path(self.id).is_file():

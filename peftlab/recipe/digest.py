@@ -8,6 +8,9 @@ A record of a run stores its recipe, and the digest names the run. Both must mea
 * A key that was added after a record was written is left out of the digest while it has the value that means what the
   code did before (`Settings.added_fields`), and a record without the key is read with that value.
 
+The user's own files are named by their contents (`data.fingerprints`), so that the digest does not move with a folder.
+Records without fingerprints, from before there were any, and recipes whose files do not exist are named by the paths.
+
 Null that names a rule (`training.evaluate_every`: at the end of each epoch) is a value like any other: to change the
 rule, add a value.
 """
@@ -147,9 +150,10 @@ def digest(recipe: Settings, recorded: Mapping[str, Any]) -> str:
 def _shaping(model: Settings, values: Mapping[str, Any], excluded: Any) -> dict[str, Any]:
     """Values without descriptive keys, and without added keys that change nothing."""
     added, shaping = _added_fields(type(model)), {}
+    by_content = model.named_by_content if values.get("fingerprints") else ()
     for name, value in values.items():
         inner = excluded.get(name, ()) if isinstance(excluded, Mapping) else (name in excluded)
-        if inner is True or (name in added and value == added[name]):
+        if inner is True or name in by_content or (name in added and value == added[name]):
             continue
         section = getattr(model, name)
         shaping[name] = _shaping(section, value, inner or ()) if isinstance(section, Settings) else value

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from peftlab.errors import UserError, nearest, printable
 from peftlab.models.facts import learn
 from peftlab.recipe.errors import file_errors
+from peftlab.recipe.paths import resolve_data_paths
 from peftlab.recipe.recipe import NAME, Recipe
 from peftlab.recipe.yaml_reader import Document, Key, read_scalar, read_yaml
 
@@ -26,11 +27,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not exists:
         raise UserError(_no_such_file(path))
     document = read_yaml(path)
-    values, lines = document.values, dict(document.lines)
+    values, lines = resolve_data_paths(document.values, path.parent), dict(document.lines)
     if "name" not in values and not re.fullmatch(NAME, path.stem):
         raise UserError(f"{path}:1: name: missing, and the file's own, {path.stem!r}, does not match {NAME}")
     values.setdefault("name", path.stem)
     overridden = [_override(values, override) for override in overrides]
+    _keep_unscored_rows(values)
     try:
         recipe = Recipe.model_validate_json(json.dumps(values))
     except ValidationError as error:
@@ -42,6 +44,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if reason is not None:
         raise UserError(f"{path}:{lines.get(('method',), 1)}: method: {reason}")
     return recipe
+
+
+def _keep_unscored_rows(values: dict[str, Any]) -> None:
+    """Take no test split from train where it would not be scored. In the file only: trials of a suite keep theirs."""
+    data = values.get("data")
+    if values.get("score_test") is False and isinstance(data, (str, dict)):
+        values["data"] = {"test_share": 0, **({"id": data} if isinstance(data, str) else data)}
 
 
 def _no_such_file(path: Path) -> str:

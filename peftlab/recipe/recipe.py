@@ -52,11 +52,13 @@ class Recipe(Settings):
     seeds: AnySeeds = Field(Seeds(), examples=[1])
     """One seed for all sources of randomness, or a mapping with a seed for each."""
     score_test: bool = True
-    """Evaluate on the test split at the end. False for trials, which choose settings on the validation split."""
+    """Evaluate on the test split at the end. False for trials, which choose settings on the validation split; then
+    a recipe file takes no test split from train either, unless it has `data.test_share`."""
 
     added_fields: ClassVar[Mapping[str, Any]] = {"init_from": None}
 
     _null_in_record: frozenset[DefaultKey] = PrivateAttr(frozenset())
+    _from_record: bool = PrivateAttr(False)
 
     @classmethod
     def from_record(cls, values: Mapping[str, Any]) -> Self:
@@ -71,12 +73,18 @@ class Recipe(Settings):
         recipe = recipe.model_copy(
             update={section: getattr(recipe, section).model_copy(update=update) for section, update in updates.items()}
         )
+        recipe._from_record = True
         recipe._null_in_record = frozenset((section, name) for section in updates for name in updates[section])
         return recipe
 
     def to_record(self) -> dict[str, Any]:
         """The recipe as results store it: JSON values of every key, which mean the same to later versions."""
-        return with_null_defaults(self.model_dump(mode="json"), self._defaults(), self._null_in_record)
+        values = with_null_defaults(self.model_dump(mode="json"), self._defaults(), self._null_in_record)
+        if not self._from_record:
+            _add_fingerprints(values, self.data)
+            if self.replay is not None:
+                _add_fingerprints(values["replay"], self.replay.data)
+        return values
 
     def _defaults(self) -> dict[DefaultKey, Any]:
         """The values that the code chooses where these keys are null."""
@@ -151,6 +159,13 @@ class Recipe(Settings):
         if reason is None and self.training.layer_decay is not None and self.method.positions:
             return "training.layer_decay: virtual tokens belong to no layer; remove the key"
         return reason
+
+
+def _add_fingerprints(values: dict[str, Any], data: Data) -> None:
+    """Add the fingerprints of the user's files to the record of a recipe's `data`, if it has none."""
+    found = data.fingerprints or data.content_fingerprints()
+    if found:
+        values["data"] = {**values["data"], "fingerprints": found}
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from peftlab.errors import UserError, nearest
 from peftlab.recipe import file_errors
+from peftlab.recipe.paths import resolve_data_paths
 from peftlab.recipe.yaml_reader import Document, read_yaml
 from peftlab.suites.sizes import Size, read_sizes
 from peftlab.suites.suite import Suite
@@ -32,7 +33,7 @@ def load_suite(path: Path, *, matched: bool = True) -> Suite:
     """
     file = suite_file(path)
     document = read_yaml(file)
-    values = {"name": file.resolve().parent.name, **document.values}
+    values = {"name": file.resolve().parent.name, **resolve_data_paths(document.values, file.parent)}
     try:
         suite = Suite.model_validate_json(json.dumps(values))
     except ValidationError as error:

@@ -91,3 +91,15 @@ def test_the_message_has_the_fault_of_the_rows_and_not_that_they_fit_no_task(tmp
     jsonl(tmp_path / "a.jsonl", [line] * 40)
     with pytest.raises(UserError, match=r"a.jsonl:1: answers: 'Ada' is not at answer_start 9 .* it is at 8; 40 rows"):
         draft(tmp_path, "a.jsonl", task="question_answering")
+
+
+def test_the_path_is_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    jsonl(tmp_path / "a.jsonl", [{"text": f"t{i}", "label": i % 2} for i in range(40)])
+    sample = read_sample([Path("a.jsonl")])
+    rows = valid_rows(sample)
+    made = Draft(task=guess(rows, {}, None), sample=sample, rows=40, model="x/y", method="lora", name="mine")
+    write(made, Path("deep/mine.yaml"), force=False)
+    assert "  train: ../a.jsonl\n" in Path("deep/mine.yaml").read_text()
+    monkeypatch.chdir(tmp_path / "deep")
+    assert load_recipe(Path("mine.yaml")).data.missing_files() == []

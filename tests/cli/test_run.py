@@ -95,7 +95,7 @@ def test_force_runs_again(
     assert visible == [result.parent.name]
 
 
-def test_changed_data_do_not_reuse_an_old_result(server: Server, tmp_path: Path) -> None:
+def test_changed_data_are_another_run_and_missing_ones_do_not_hide_the_result(server: Server, tmp_path: Path) -> None:
     rows = [{"tokens": ["12", "Main", f"S{i}"], "labels": ["B-N", "B-S", "I-S"]} for i in range(60)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "mine.yaml").write_text(
@@ -106,9 +106,14 @@ def test_changed_data_do_not_reuse_an_old_result(server: Server, tmp_path: Path)
     server = server.inside(tmp_path)
     assert "runs[/x]/mine/" in server.run("run", "mine.yaml", *output).out
     assert "already holds this run" in server.run("run", "mine.yaml", *output).out
+    (folder,) = (path.parent for path in tmp_path.rglob("result.json"))
+    result = json.loads((folder / "result.json").read_text())
+    del result["recipe"]["data"]["fingerprints"]  # as before local files were named by their contents
+    (folder / "result.json").write_text(json.dumps(result))
+    earlier = folder.rename(folder.with_name("0" * 12))
+    assert f"{earlier.name} already holds this run" in server.run("run", "mine.yaml", *output).out
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
-    line = refused_by(server, "run", "mine.yaml", *output)
-    assert "the data of this run changed since" in line
+    assert "the data of this run changed since" in refused_by(server, "run", "mine.yaml", *output)
     (tmp_path / "mine.jsonl").unlink()
     shown = server.run("run", "mine.yaml", *output).out.splitlines()
     assert shown[0].endswith("already holds this run (--force runs it again)")
