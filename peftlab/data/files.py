@@ -19,8 +19,9 @@ from peftlab.errors import UserError
 
 Position = Annotated[int, Field(ge=-1000, le=1000)]
 Parallel = Annotated[dict[str, ExpandedPath], Field(min_length=2)]
-Paths = ExpandedPath | Parallel
-"""One file, or parallel text files by column."""
+Several = Annotated[tuple[ExpandedPath, ...], Field(min_length=1, strict=False)]
+Paths = ExpandedPath | Several | Parallel
+"""One file, several ones, or parallel text files by column."""
 OPTIONS: Mapping[str, Collection[Format]] = {
     "encoding": ("jsonl", "json", "csv", "tsv", "conll", "text"),
     "header": ("csv", "tsv"),
@@ -44,7 +45,8 @@ class Files(Data):
     kind: Literal["files"] = "files"
     named_by_content: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
     train: Paths
-    """File of the training rows, e.g. data/train.jsonl; or parallel text files by field."""
+    """File of the training rows, e.g. data/train.jsonl; a list of files, whose rows are read in this order; or parallel
+    text files by field."""
     validation: Paths | None = None
     """File of the validation rows, e.g. data/dev.jsonl. Null: `validation_share` of train."""
     test: Paths | None = None
@@ -91,7 +93,7 @@ class Files(Data):
     def content_fingerprints(self) -> dict[str, str]:
         found = {}
         for split, paths in self._paths().items():
-            names = ["", *([] if isinstance(paths, str) else paths)][-len(_flat(paths)) :]
+            names = paths if isinstance(paths, dict) else [""] * len(_flat(paths))
             files = [
                 (f"{name} {self._format(Path(path))}", Path(path))
                 for name, path in zip(names, _flat(paths), strict=True)
@@ -113,10 +115,10 @@ class Files(Data):
         )
         rows = {}
         for split, paths in self._paths().items():
-            if isinstance(paths, str):
-                rows[split] = read_file(Path(paths), self.format, options)
-            else:
+            if isinstance(paths, dict):
                 rows[split] = read_parallel({column: Path(path) for column, path in paths.items()}, options)
+            else:
+                rows[split] = [row for path in _flat(paths) for row in read_file(Path(path), self.format, options)]
         return rows, ", ".join(_flat(self.train))
 
     def _paths(self) -> dict[str, Paths]:
@@ -131,7 +133,9 @@ class Files(Data):
 
 
 def _flat(paths: Paths) -> list[str]:
-    return [paths] if isinstance(paths, str) else list(paths.values())
+    if isinstance(paths, str):
+        return [paths]
+    return list(paths.values() if isinstance(paths, dict) else paths)
 
 
 def read_file(path: Path, format: Format | None = None, options: ReadOptions | None = None) -> list[Row]:

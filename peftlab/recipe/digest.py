@@ -149,12 +149,18 @@ def digest(recipe: Settings, recorded: Mapping[str, Any]) -> str:
 
 def _shaping(model: Settings, values: Mapping[str, Any], excluded: Any) -> dict[str, Any]:
     """Values without descriptive keys, and without added keys that change nothing."""
-    added, shaping = _added_fields(type(model)), {}
+    added = _added_fields(type(model))
+    shaping: dict[str, Any] = {}
     by_content = model.named_by_content if values.get("fingerprints") else ()
     for name, value in values.items():
         inner = excluded.get(name, ()) if isinstance(excluded, Mapping) else (name in excluded)
         if inner is True or name in by_content or (name in added and value == added[name]):
             continue
         section = getattr(model, name)
-        shaping[name] = _shaping(section, value, inner or ()) if isinstance(section, Settings) else value
+        if isinstance(section, Settings):
+            shaping[name] = _shaping(section, value, inner or ())
+        elif isinstance(section, tuple) and all(isinstance(item, Settings) for item in section) and section:
+            shaping[name] = [_shaping(item, part, ()) for item, part in zip(section, value, strict=True)]
+        else:
+            shaping[name] = value
     return shaping

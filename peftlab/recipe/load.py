@@ -49,8 +49,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def _keep_unscored_rows(values: dict[str, Any]) -> None:
     """Take no test split from train where it would not be scored. In the file only: trials of a suite keep theirs."""
     data = values.get("data")
-    if values.get("score_test") is False and isinstance(data, (str, dict)):
-        values["data"] = {"test_share": 0, **({"id": data} if isinstance(data, str) else data)}
+    if values.get("score_test") is not False:
+        return
+    parts = data.get("parts") if isinstance(data, dict) else None
+    for section in [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else [values]:
+        data = section.get("data")
+        if isinstance(data, (str, dict)):
+            section["data"] = {"test_share": 0, **({"id": data} if isinstance(data, str) else data)}
 
 
 def _no_such_file(path: Path) -> str:

@@ -28,7 +28,10 @@ def _resolved_data(data: Any, folder: Path) -> Any:
         return _resolved(data, folder)
     if not isinstance(data, dict):
         return data
-    return {key: _resolved(value, folder) if key in KEYS else value for key, value in data.items()}
+    return {
+        key: _resolved(value, folder) if key in KEYS else resolve_data_paths(value, folder)
+        for key, value in data.items()
+    }
 
 
 def _resolved(value: Any, folder: Path) -> Any:

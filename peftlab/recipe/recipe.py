@@ -12,6 +12,7 @@ from peftlab.component import ExpandedPath, Settings
 from peftlab.data import AnyData, Data
 from peftlab.data.data import SPLITS
 from peftlab.data.examples import Splits
+from peftlab.data.mix import Mix
 from peftlab.methods import AnyMethod
 from peftlab.methods.method import MethodContext
 from peftlab.models.model import AnyModel
@@ -163,6 +164,11 @@ class Recipe(Settings):
 
 def _add_fingerprints(values: dict[str, Any], data: Data) -> None:
     """Add the fingerprints of the user's files to the record of a recipe's `data`, if it has none."""
+    if isinstance(data, Mix):
+        values["data"] = {**values["data"], "parts": [dict(part) for part in values["data"]["parts"]]}
+        for part, record in zip(data.parts, values["data"]["parts"], strict=True):
+            _add_fingerprints(record, part.data)
+        return
     found = data.fingerprints or data.content_fingerprints()
     if found:
         values["data"] = {**values["data"], "fingerprints": found}

@@ -12,6 +12,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 
+from peftlab.data.columns import ABSENT, nested, value_at
 from peftlab.data.examples import Example, Row
 from peftlab.errors import UserError
 from peftlab.io import atomic
@@ -34,11 +35,13 @@ def rows_from_lines(task: Task, lines: Sequence[str], where: str) -> list[Row]:
 
 def rows_from_file(task: Task, rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
     """Rows of a data file with the columns of the run's data (`columns`: field -> column) or named as the fields."""
-    by_column = {column: field for field, column in columns.items()}
-    return [
-        task.inputs(Row(row.where, {by_column.get(name, name): value for name, value in row.fields.items()}))
-        for row in rows
-    ]
+    inputs = []
+    for row in rows:
+        named = {field: value_at(row.fields, column) for field, column in columns.items()}
+        others = {name: value for name, value in row.fields.items() if name not in columns.values()}
+        found = {field: value for field, value in named.items() if value is not ABSENT}
+        inputs.append(task.inputs(Row(row.where, {**others, **nested(found)})))
+    return inputs
 
 
 def answers(folder: Path, rows_for: Callable[[Task], list[Row]], trust: str | None = None) -> Iterator[dict[str, Any]]:

@@ -25,6 +25,17 @@ from tests.faults.conftest import (
 )
 from tests.sampling import sampled, slow_after
 
+MIX = json.dumps(
+    {
+        "parts": [
+            {
+                "data": {"train": ["rows.jsonl"] * files, "validation": "rows.jsonl", "test": "rows.jsonl"},
+                "weight": weight,
+            }
+            for files, weight in ((2, 1), (1, 1.6))
+        ]
+    }
+)
 EVERY = ("--checkpoint-every", "1", "--resume")
 
 
@@ -55,8 +66,9 @@ def test_killed_in_mid_epoch_every_method_resumes_bit_identically(
         ("method=full", "training.layer_decay=0.5"),
         ("training.embedding_noise=5",),
         ("training.adversarial=1",),
+        (f"data={MIX}",),
     ],
-    ids=["layer decay", "NEFTune", "FGM"],
+    ids=["layer decay", "NEFTune", "FGM", "weighted mix"],
 )
 def test_training_options_resume_bit_identically(recipe: tuple[str, ...], lab: Lab, output: Path) -> None:
     reference = lab.uninterrupted(*recipe)

@@ -32,7 +32,8 @@ def test_data_are_found_from_the_folder_of_the_recipe_and_of_the_suite(tmp_path:
     replayed = recipe(tmp_path / "deep", "{train: data/a.jsonl}", more="replay: {data: {train: data/a.jsonl}}\n")
     assert load_recipe(replayed).replay.data.missing_files() == []  # type: ignore[union-attr]
     (tmp_path / "deep" / "suite.yaml").write_text(
-        "model: x/y\nseeds: [1]\nquantizations: [none]\nmethods: {lora: {method: lora, learning_rate: 1e-3}}\n"
+        "reference: lora\nmodel: x/y\nseeds: [1]\nquantizations: [none]\n"
+        "methods: {lora: {method: lora, learning_rate: 1e-3}}\n"
         "tasks: {t: {task: sequence_classification, data: {train: data/a.jsonl}}}\n"
     )
     suite = load_suite(tmp_path / "deep")
