@@ -29,12 +29,14 @@ class SampleFile:
     paths: tuple[Path, ...]
     rows: list[Row]
     settings: dict[str, Any]
+    parallel: bool = False
+    """True if line N of one file belongs to line N of the other."""
 
 
 def read_sample(paths: Sequence[Path]) -> SampleFile:
     """Read files as they are most likely meant. Raises UserError."""
     if len(paths) > 1:
-        return _parallel(paths)
+        return _several(paths)
     (path,) = paths
     format, options = ending_format(path), ReadOptions()
     settings: dict[str, Any] = {}
@@ -104,13 +106,24 @@ def _leaves(fields: Any, depth: int = 3) -> dict[str, Any]:
     return found
 
 
+def _several(paths: Sequence[Path]) -> SampleFile:
+    """Files of one form, or two text files whose lines belong together."""
+    formats, listed = {ending_format(path) for path in paths}, ", ".join(map(str, paths))
+    if len(paths) == 2 and formats <= {None, "text"}:
+        return _parallel(paths)
+    if len(formats) > 1:
+        raise UserError(f"--train {listed}: files of one format, or two text files of lines, were expected")
+    samples = [read_sample([path]) for path in paths]
+    if any(sample.settings != samples[0].settings for sample in samples):
+        raise UserError(f"--train {listed}: the files differ in encoding, header or columns; name them in data.parts")
+    rows = [row for sample in samples for row in sample.rows]
+    return SampleFile(paths=tuple(paths), rows=rows, settings=samples[0].settings)
+
+
 def _parallel(paths: Sequence[Path]) -> SampleFile:
-    if len(paths) > 2 or any(ending_format(path) not in (None, "text") for path in paths):
-        listed = ", ".join(map(str, paths))
-        raise UserError(f"--train {listed}: one file, or two text files whose lines belong together, was expected")
     files = dict(zip(("source", "target"), paths, strict=True))
     rows = [row for row in read_parallel(files) if row.fault is None]
-    return SampleFile(paths=tuple(paths), rows=rows, settings={})
+    return SampleFile(paths=tuple(paths), rows=rows, settings={}, parallel=True)
 
 
 def _without_unreadable(row: Row) -> Row:

@@ -19,7 +19,7 @@ from peftlab.tasks import TASKS
 def init(
     train: Annotated[
         list[Path],
-        typer.Option(help="Data file: jsonl, json, csv, tsv, parquet, conll, txt; twice for parallel text files."),
+        typer.Option(help="Data file: jsonl, json, csv, tsv, parquet, conll, txt; repeated for several files."),
     ] = [],  # noqa: B006
     task: Annotated[str | None, typer.Option(help="Task of its rows; guessed if not given.")] = None,
     model: Annotated[str | None, typer.Option(help="Base model: a Hub id or a folder.")] = None,

@@ -102,7 +102,9 @@ def _text(draft: Draft, output: Path) -> str:
     task, method = draft.task, METHODS[draft.method]
     train, *others = draft.sample.paths
     relative = [_relative(path, output.parent) for path in draft.sample.paths]
-    files = dict(zip(("source", "target"), relative, strict=True)) if others else relative[0]
+    files: Any = relative if others else relative[0]
+    if draft.sample.parallel:
+        files = dict(zip(("source", "target"), relative, strict=True))
     settings = {**draft.sample.settings, **({"labels_from": list(task.labels_from)} if task.labels_from else {})}
     renamed = {field: column for field, column in task.columns.items() if field != column}
     count = str(draft.rows) if draft.rows < SAMPLED_ROWS else f"{SAMPLED_ROWS} or more"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ class ColumnMapping:
     def fields(self) -> tuple[str, ...]:
         return (*self.required, *self.optional)
 
-    @property
+    @functools.cached_property
     def _read(self) -> tuple[str, ...]:
         """The fields, and parts of fields, that are read from one column each."""
         parts = [name for name in self.columns if "." in name and name not in self.fields]
@@ -62,15 +63,14 @@ class ColumnMapping:
             column = name if option else self.column(name)
             if name in self.optional and name not in self.columns:
                 continue
-            values = [value_at(row.fields, column) for row in readable]
-            if all(value is ABSENT for value in values):
+            if all(value_at(row.fields, column) is ABSENT for row in readable):
                 missing = (
                     _missing(available, column, name) if not option else _missing_column(available, column, option)
                 )
                 raise UserError(f"{readable[0].where}: {missing}{hint}")
-            unreadable = {value.reason for value in values if isinstance(value, Unreadable)}
-            if len(unreadable) == 1 and all(isinstance(value, Unreadable) for value in values) and len(values) > 1:
-                raise UserError(f"{readable[0].where}: {name}: {unreadable.pop()}")
+            first = value_at(readable[0].fields, column)
+            if isinstance(first, Unreadable) and all(value_at(row.fields, column) == first for row in readable):
+                raise UserError(f"{readable[0].where}: {name}: {first.reason}")
 
     def _check_settings(self) -> None:
         unknown = [

@@ -75,8 +75,22 @@ def test_two_text_files_are_parallel(tmp_path: Path) -> None:
     for name in ("a.en", "a.de"):
         (tmp_path / name).write_text("".join(f"{name} {i}\n" for i in range(40)))
     assert draft(tmp_path, "a.en", "a.de")["kind"] == "seq2seq"
-    with pytest.raises(UserError, match="one file, or two text files whose lines belong together"):
+    with pytest.raises(UserError, match=r"a.csv: files of one format, or two text files of lines, were expected"):
         read_sample([tmp_path / "a.en", tmp_path / "a.csv"])
+
+
+def test_files_of_one_form_are_read_together(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_bytes(
+            csv(quote='"', encoding="windows-1252")("text,label").replace(b"Ein", name.encode())
+        )
+    draft(tmp_path, "a.csv", "b.csv")
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    assert sum(map(len, recipe.rows().rows.values())) == 80
+    assert f"  train: [{tmp_path}/a.csv, {tmp_path}/b.csv]\n" in (tmp_path / "mine.yaml").read_text()
+    (tmp_path / "b.csv").write_bytes(csv(quote='"')("text,label"))
+    with pytest.raises(UserError, match=r"b.csv: the files differ in encoding, header or columns"):
+        read_sample([tmp_path / "a.csv", tmp_path / "b.csv"])
 
 
 def test_flat_answers_are_parts_of_the_field(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from peftlab.data.examples import Row
 from peftlab.data.readers.conll_columns import recognize
@@ -18,8 +18,7 @@ COMMENT = re.compile(r"# \w+ = |#(begin|end) document\b")  # of CoNLL-U, e.g. "#
 REMARK = re.compile(r"#[ \t]+\S")  # a comment if it stands before a sentence and has not the columns of a token
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """One line that is no comment."""
 
     number: int
