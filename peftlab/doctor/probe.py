@@ -18,6 +18,7 @@ from peftlab.component import Precision
 from peftlab.data.examples import Example
 from peftlab.errors import UserError
 from peftlab.loading.attach import apply_method, training_plan
+from peftlab.loading.attention import use_attention
 from peftlab.loading.head import with_head
 from peftlab.loading.model import Base, LoadOptions, load_base, within
 from peftlab.methods import Method, TrainingPlan
@@ -190,6 +191,8 @@ def make_probe_model(
 
     def copy_of_base(recipe: Recipe, compute: torch.dtype) -> Base:
         base = load(recipe.quantization, not recipe.method.trains_base, compute)
+        if recipe.training.attention != "auto":
+            use_attention(base.model, recipe.training.attention)
         return dataclasses.replace(base, model=copy.deepcopy(base.model))
 
     return ProbeModel(

@@ -224,10 +224,15 @@ def meta_workload(recipe: Recipe, config: KnownConfig, batch: Batch) -> Profiled
             tokenizer=batch.tokenizer,
             accelerator=accelerator,
             precision=precision,
+            device=_device(),
         )
 
 
 def _precision(recipe: Recipe) -> Precision:
-    """The recipe's precision; `auto` is resolved for this machine's GPU if it has one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return resolve_precision(recipe.training.precision, device)
+    """The recipe's precision; `auto` is resolved for the device that is estimated."""
+    return resolve_precision(recipe.training.precision, _device())
+
+
+def _device() -> torch.device:
+    """The device that is estimated: this machine's GPU if it has one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -52,7 +52,12 @@ def measured(profiled: ProfiledWorkload, *, timed: bool = True) -> Profile:
         flops=flops,
         times=times,
         inference=inference_pass(profiled) if timed else None,
-        environment=environment(device.type, workload.precision, workload.accelerator.num_processes),
+        environment=environment(
+            device.type,
+            workload.precision,
+            workload.accelerator.num_processes,
+            attention=profiled.attention,
+        ),
     )
 
 

@@ -18,6 +18,7 @@ from peftlab.data.examples import Example
 from peftlab.distributed.fsdp import FsdpSettings, to_local
 from peftlab.errors import UserError
 from peftlab.loading.attach import apply_method, training_plan
+from peftlab.loading.attention import choose_attention, current_attention, use_attention
 from peftlab.loading.inputs import read_inputs
 from peftlab.loading.model import Base
 from peftlab.loading.reach import measure_reach, reach_lines
@@ -52,6 +53,8 @@ class ProfiledWorkload:
     reach: Reach
     reach_sentences: tuple[str, ...]
     """The reach in words."""
+    attention: str | None
+    """transformers' name of the attention kernel."""
 
     @property
     def tokens(self) -> int:
@@ -122,6 +125,7 @@ def load(recipe: Recipe, accelerator: Accelerator, *, examples: int | None, leng
         tokenizer=inputs.tokenizer,
         accelerator=accelerator,
         precision=precision,
+        device=accelerator.device,
     )
 
 
@@ -134,8 +138,9 @@ def attach(
     tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
     precision: Precision,
+    device: torch.device,
 ) -> ProfiledWorkload:
-    """Attach the recipe's method to the base model."""
+    """Attach the recipe's method to the base model. `device` is the one to compute on, whose attention is chosen."""
     base_storages = holdings(base.model)
     plan = training_plan(
         recipe,
@@ -145,6 +150,8 @@ def attach(
         optimizer_steps=recipe.training.steps or PLANNED_STEPS,
         longest_input=max(len(example) for example in examples),
     )
+    lengths = [len(example) for example in examples]
+    use_attention(base.model, choose_attention(base.model, recipe.training, lengths, precision, device))
     model = apply_method(recipe, base, plan)
     reach = measure_reach(recipe.method, base, model)
     workload = Workload(
@@ -161,7 +168,8 @@ def attach(
         precision=precision,
     )
     sentences = tuple(reach_lines(recipe, base, reach))
-    return ProfiledWorkload(recipe, workload, base.head, base_storages, reach, sentences)
+    attention = current_attention(base.model)
+    return ProfiledWorkload(recipe, workload, base.head, base_storages, reach, sentences, attention)
 
 
 def batch_shape(training: Training, limit: int, *, examples: int | None, length: int | None) -> tuple[int, int]:

@@ -49,6 +49,7 @@ def environment(
     sharded: bool = False,
     zero: int | None = None,
     device_map: str | None = None,
+    attention: str | None = None,
 ) -> Environment:
     """The current environment. Environment variables are not recorded."""
     import torch
@@ -60,7 +61,7 @@ def environment(
         python=platform.python_version(),
         libraries={name: version for name in LIBRARIES if (version := _version(name))},
         hardware=Hardware(
-            processor=_processor(),
+            processor=processor(),
             cores=os.cpu_count() or 1,
             threads=torch.get_num_threads(),
             memory_bytes=_memory(),
@@ -69,6 +70,7 @@ def environment(
         ),
         device=device,
         precision=precision,
+        attention=attention,
         processes=processes,
         sharded=sharded,
         zero=zero,
@@ -107,7 +109,8 @@ def _code() -> Code:
     return Code(commit=commit, modified=None if changes is None else bool(changes))
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the processor's model."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -44,6 +44,8 @@ class Environment(Settings):
     hardware: Hardware
     device: str
     precision: Precision
+    attention: str | None = None
+    """transformers' name of the attention kernel, e.g. sdpa; None: not recorded, or the model has no choice."""
     processes: int
     sharded: bool = False
     """True if each process held a shard of the model (FSDP2, ZeRO-3) rather than a copy."""

@@ -14,6 +14,7 @@ from peftlab.component import Precision, Settings
 from peftlab.errors import UserError, first_error
 from peftlab.io import untrusted
 from peftlab.io.atomic import sha256
+from peftlab.loading.attention import use_attention
 from peftlab.loading.model import Base, LoadOptions, load_base, load_tokenizer, publish_dropout, publish_processors
 from peftlab.methods import METHODS, AnyMethod
 from peftlab.models.model import AnyModel, ModelFiles
@@ -41,6 +42,8 @@ class Card(Settings):
     method: AnyMethod
     quantization: AnyQuantization
     precision: Precision
+    attention: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """transformers' name of the attention kernel; None: not recorded."""
     limit: int
     """Tokens of the longest input."""
     files: dict[str, str] = Field(default={})
@@ -159,6 +162,7 @@ def load(
             padding_token=tokenizer.pad_token_id,
         ),
     )
+    use_attention(base.model, card.attention)
     model = card.method.load(base.model, inner)
     model.to(device)
     model.eval()

@@ -27,6 +27,8 @@ class History(BaseModel):
     started: str = Field(default_factory=_now)  # UTC, ISO 8601
     load_seconds: float = 0.0
     evaluate_seconds: float = 0.0
+    attention: str | None = None
+    """transformers' name of the attention kernel; a resumed run keeps it."""
     resumes: list[Resume] = Field(default=[])
 
     def resume_from(self, values: object, resume: Resume) -> None:
@@ -35,6 +37,7 @@ class History(BaseModel):
         self.started = past.started
         self.load_seconds += past.load_seconds
         self.evaluate_seconds += past.evaluate_seconds
+        self.attention = past.attention or self.attention
         self.resumes = [*past.resumes, resume]
 
 

@@ -20,6 +20,7 @@ from peftlab.distributed.fsdp import FsdpSettings, device_mesh, gather_parameter
 from peftlab.errors import OutOfMemoryError, ProcessLostError, UserError
 from peftlab.io import atomic, redact
 from peftlab.loading.attach import count_parameters, training_plan
+from peftlab.loading.attention import choose_attention, current_attention, use_attention
 from peftlab.loading.inputs import Inputs, read_inputs
 from peftlab.loading.model import Base, refuse_unknown_tokens
 from peftlab.loading.reach import measure_reach, reach_lines
@@ -174,6 +175,7 @@ class _Run:
         prepared = self._prepared(data)
         self.history.load_seconds = time.perf_counter() - start - self.history.evaluate_seconds
         checkpoints = self._checkpoint_callback(data.inputs, checkpoint_folder)
+        self._use_attention(prepared.base, self.history.attention)  # a checkpoint may have another one
         self.signal_guard.enter_context(interruption.deferred())
         workload = prepared.workload
         log = loop.train(workload, [self.console, self.tracking, checkpoints])
@@ -239,7 +241,9 @@ class _Run:
         examples = inputs.task.training_examples(examples, inputs.limit)
         if not examples:
             raise UserError(f"data: the train split of {inputs.rows.source} has nothing to learn")
-        plan = self._plan(data, base, [len(example) for example in examples])
+        lengths = [len(example) for example in examples]
+        plan = self._plan(data, base, lengths)
+        self._choose_attention(base, lengths)
         base_scores = {}
         if self.options.score_base and not base.head:  # without a new head all of the base is pretrained
             for split in self._scored_splits:
@@ -259,6 +263,18 @@ class _Run:
         self._print(summary.optimizer_lines(self.recipe, model, self.accelerator))
         self._print(("reach", sentence) for sentence in reach_lines(self.recipe, base, reach))
         return PreparedModel(base, self._workload(data, model, examples), parameters, reach, base_scores)
+
+    def _choose_attention(self, base: Base, lengths: Sequence[int]) -> None:
+        """Choose the attention kernel, the same one in all processes."""
+        from accelerate.utils import broadcast_object_list
+
+        kernel = choose_attention(base.model, self.recipe.training, lengths, self.precision, self.accelerator.device)
+        self._use_attention(base, broadcast_object_list([kernel])[0])
+
+    def _use_attention(self, base: Base, kernel: str | None) -> None:
+        use_attention(base.model, kernel)
+        self.history.attention = current_attention(base.model)
+        self.environment = self.environment.model_copy(update={"attention": self.history.attention})
 
     def _plan(self, data: RunData, base: Base, lengths: Sequence[int]) -> TrainingPlan:
         recipe, inputs = self.recipe, data.inputs
@@ -322,6 +338,7 @@ class _Run:
             method=recipe.method,
             quantization=recipe.quantization,
             precision=self.precision,
+            attention=self.history.attention,
             limit=inputs.limit,
             recipe_digest=recipe.digest,
             init_from=None if self.origin is None else self.origin.record,

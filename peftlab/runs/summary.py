@@ -73,11 +73,12 @@ def model_lines(recipe: Recipe, parameters: Parameters, accelerator: Accelerator
     if environment.device_map is not None:
         placement = f", layers over {len(environment.hardware.accelerators)} GPUs ({environment.device_map})"
     storage = f"base in {quantization.title}" if quantization.quantizes else "base not quantized"
+    attention = "" if environment.attention is None else f", {environment.attention} attention"
     remark = quantization.remark(device.type)
     yield (
         "device",
         f"{device.type}, {count} {'process' if count == 1 else 'processes'}{placement}, "
-        f"{environment.precision}, {storage}" + (f": {remark}" if remark else ""),
+        f"{environment.precision}{attention}, {storage}" + (f": {remark}" if remark else ""),
     )
     if environment.device_map is None and (hint := launch.remark(accelerator)) is not None:
         yield "devices", hint

@@ -126,6 +126,7 @@ def _differences(old: Record, new: Record) -> list[str]:
         "threads": (a.environment.hardware.threads, b.environment.hardware.threads),
         "placement": (a.environment.placement or ONE_PROCESS, b.environment.placement or ONE_PROCESS),
         "precision": (a.environment.precision, b.environment.precision),
+        "attention": (a.environment.attention, b.environment.attention),
         "python": (a.environment.python, b.environment.python),
     }
     names = sorted(a.environment.libraries.keys() | b.environment.libraries.keys())

@@ -29,6 +29,7 @@ class Training(Settings):
         "minimum_learning_rate": 0.0,
         "decay_fraction": 0.1,
         "decay_shape": "1-sqrt",
+        "attention": "auto",
     }
 
     epochs: float | None = Field(None, gt=0, le=10_000, examples=[3])
@@ -84,6 +85,11 @@ class Training(Settings):
     """Dtype of forward and backward passes. auto: bfloat16 where the device computes in it natively, else float32.
 
     What is trained is held in float32 in any case.
+    """
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    """Attention kernel, by transformers' names. auto: the model's own, or on a CPU the faster of eager and sdpa.
+
+    auto measures both once per machine and shape of a batch, and the result records the kernel.
     """
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass in place of keeping them: less memory, more time."""
