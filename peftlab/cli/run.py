@@ -132,7 +132,7 @@ def _print_finished(folder: Path, recipe: Recipe, trust: str | None) -> None:
     sweep(folder)
     print(f"{folder} already holds this run (--force runs it again)")
     notes = [("data", f"{path} no longer exists; changes to it cannot be detected") for path in missing]
-    for label, text in [*notes, *summary(result)]:
+    for label, text in [*notes, *summary(result, recipe.task.baseline_rule)]:
         print(f"{label:<11}{text}")
 
 

@@ -45,8 +45,8 @@ class Trunk:
     def rest(self, places: Collection[str]) -> dict[str, float]:
         """Fractions of the weights outside of `places`, by group, largest first."""
         inside = _Inside(places)
-        unmatched_parts = [name for name in self.shapes if name in inside or name in self.experts]
-        kept = {branch for name in unmatched_parts for branch in _branches(name)}
+        separate = [name for name in self.shapes if name in inside or name in self.experts]
+        kept = {branch for name in separate for branch in _branches(name)}
         groups: dict[str, int] = {}
         for name, shape in self.shapes.items():
             if name not in inside:

@@ -125,7 +125,6 @@ def load(recipe: Recipe, accelerator: Accelerator, *, examples: int | None, leng
         tokenizer=inputs.tokenizer,
         accelerator=accelerator,
         precision=precision,
-        device=accelerator.device,
     )
 
 
@@ -138,9 +137,9 @@ def attach(
     tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
     precision: Precision,
-    device: torch.device,
+    device: torch.device | None = None,
 ) -> ProfiledWorkload:
-    """Attach the recipe's method to the base model. `device` is the one to compute on, whose attention is chosen."""
+    """Attach the recipe's method to the base model. The attention is chosen for `device`; None: the accelerator's."""
     base_storages = holdings(base.model)
     plan = training_plan(
         recipe,
@@ -151,6 +150,7 @@ def attach(
         longest_input=max(len(example) for example in examples),
     )
     lengths = [len(example) for example in examples]
+    device = accelerator.device if device is None else device
     use_attention(base.model, choose_attention(base.model, recipe.training, lengths, precision, device))
     model = apply_method(recipe, base, plan)
     reach = measure_reach(recipe.method, base, model)

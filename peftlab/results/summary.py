@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from peftlab.results.run_result import RunResult, SplitCounts
 
 
-def summary(result: RunResult) -> Iterator[tuple[str, str]]:
-    """Labels and texts, one pair per line."""
+def summary(result: RunResult, baseline_rule: str) -> Iterator[tuple[str, str]]:
+    """Labels and texts, one pair per line. `baseline_rule` is the task's: what the constant baseline does."""
     for split, scores in result.metrics.items():
         yield split, "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if "/" not in name)
-    yield from _baselines(result)
+    yield from _baselines(result, baseline_rule)
     parameters, cost = result.parameters, result.cost
     yield (
         "parameters",
@@ -30,13 +30,9 @@ def summary(result: RunResult) -> Iterator[tuple[str, str]]:
         yield from _losses(split, counts)
 
 
-def _baselines(result: RunResult) -> Iterator[tuple[str, str]]:
+def _baselines(result: RunResult, rule: str) -> Iterator[tuple[str, str]]:
     for label, baseline, predictor in (
-        (
-            "baseline",
-            result.constant_baseline,
-            "without a model: train's mean or most frequent label, or a copy of the source",
-        ),
+        ("baseline", result.constant_baseline, f"by what {rule}, without a model"),
         ("base model", result.base_model, "before fine-tuning"),
     ):
         for split, scores in baseline.items():

@@ -101,9 +101,9 @@ class ConsoleReporter(Callback):
             self._progress.stop()
             self._task = None
 
-    def summary(self, result: RunResult, folder: Path) -> None:
+    def summary(self, result: RunResult, folder: Path, baseline_rule: str) -> None:
         """Print the final lines."""
         self._remove_bar()
-        for label, text in summary(result):
+        for label, text in summary(result, baseline_rule):
             self.line(label, text)
         self.line("saved", str(folder))

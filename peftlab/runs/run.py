@@ -94,7 +94,7 @@ def run(recipe: Recipe, folder: Path, options: RunOptions = RunOptions()) -> Run
                 write_result(result, staged)
                 publish(staged, folder)
         accelerator.wait_for_everyone()
-        console.summary(result, folder)
+        console.summary(result, folder, recipe.task.baseline_rule)
         this.tracking.end()
     return result
 

@@ -82,7 +82,13 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
         cwd=folder,
-        env={**environment, "PATH": path, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"},
+        env={
+            **environment,
+            "PYTEST_ADDOPTS": "-p no:warnings",
+            "PATH": path,
+            "PYTHONPATH": str(folder),
+            "HF_HUB_OFFLINE": "1",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -446,7 +446,7 @@ def test_the_command_prints_the_checks_and_exits_with_1_if_one_fails(
 ) -> None:
     good = CliRunner().invoke(app, ["doctor", str(recipe_file)])
     assert good.exit_code == 0, good.output
-    assert good.output.count("good  ") == 13
+    assert good.output.count("good  ") == 14
     assert "\x1b" not in good.output
     monkeypatch.setattr(Lora, "merge", lambda self, model: model.unload())
     bad = CliRunner().invoke(app, ["doctor", str(recipe_file), "--set", "quantization=nf4"])

@@ -57,6 +57,10 @@ def test_a_base_of_published_size_is_checked_within_a_gigabyte(tmp_path: Path, c
     said = done.stdout + done.stderr
     assert "Traceback" not in said
     assert "out of memory" not in said
-    assert done.returncode == 0 if command == "validate" else done.returncode in (0, 1, 2), said
     if "not probed" in said:
         assert done.returncode == 0
+    elif architecture == "xlm":
+        assert done.returncode == 2
+        assert "xlm sees the tokens after the one it predicts" in said
+    else:
+        assert done.returncode in ((0,) if command == "validate" else (0, 1)), said

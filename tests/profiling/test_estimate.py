@@ -63,7 +63,7 @@ def recipe(folder: Path, shape: str, method: Any, quantization: Any = "none", **
         {
             **{"name": "estimated", "model": str(folder), "data": "none", "task": TASKS[shape]},
             **{"method": method, "quantization": quantization},
-            "training": {"precision": "float32", "batch_examples": EXAMPLES, **training},
+            "training": {"precision": "float32", "attention": "sdpa", "batch_examples": EXAMPLES, **training},
         }
     )
 

@@ -92,7 +92,7 @@ def golden(golden_base: Path) -> Golden:
             {
                 **{"name": "golden", "model": "golden", "data": "none", "task": "token_classification"},
                 **{"method": lora if method == "lora" else method, "quantization": quantization},
-                "training": {"precision": "float32", **training},
+                "training": {"precision": "float32", "attention": "sdpa", **training},
             }
         )
         config = recipe.quantization.config(["classifier", "bert.pooler"], torch.float32)  # the encoder's linears alone
