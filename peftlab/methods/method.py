@@ -61,8 +61,8 @@ class Method(Component):
     A subclass must implement `apply`, `save` and `load` and assign `kind`, `title` and `learning_rate`. Everything else
     has a default.
 
-    `apply` is called once, before training. Each optimizer step then consists of forward and backward passes on the task
-    loss, a backward pass on `penalty` if there is one, the optimizer's step, `after_step` and finally `zero_grad`.
+    `apply` is called once, before training. Each optimizer step then consists of forward and backward passes on the
+    task loss, a backward pass on `penalty` if there is one, the optimizer's step, `after_step` and `zero_grad`.
     """
 
     title: ClassVar[str]
