@@ -83,14 +83,16 @@ def discover(package: ModuleType, base: type[C]) -> dict[str, type[C]]:
 def tagged_union(components: Mapping[str, type[Component]], *, default: str | None = None, key: str = "kind") -> Any:
     """Type of a recipe field that accepts any of `components`: a mapping with a `kind`, or a bare word for its `key`.
 
-    A mapping without a kind selects the only component that has all of its keys, or else the `default` one, if given.
+    A mapping without a kind selects the only component that has all of its keys, or for unknown keys the only one that
+    has most of them, or else the `default` one, if given.
     """
 
     def expand(value: object) -> object:
         if isinstance(value, str):
             value = {key: value}
         if isinstance(value, dict) and "kind" not in value and default is not None:
-            candidates = [kind for kind, part in components.items() if value.keys() <= part.model_fields.keys()]
+            shared = {kind: len(value.keys() & part.model_fields.keys()) for kind, part in components.items()}
+            candidates = [kind for kind in components if shared[kind] == max(shared.values())]
             value = {"kind": candidates[0] if len(candidates) == 1 else default, **value}
         return value
 

@@ -16,6 +16,7 @@ from peftlab.cli import (
     init,
     list_components,
     merge,
+    mistyped,
     overview,
     predict,
     profile,
@@ -52,8 +53,12 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
 }
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
-)  # fmt: skip
+    cls=mistyped.Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 renamed.register(app)

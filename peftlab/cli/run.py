@@ -62,6 +62,7 @@ def run(
     if is_finished(folder) and not force:
         _print_finished(folder, loaded, trust)
         return
+    require_files(loaded)
     from peftlab.runs.run import RunOptions
     from peftlab.runs.run import run as run_recipe
 
@@ -99,6 +100,15 @@ def _folder(output: Path, recipe: Recipe) -> Path:
         if same and (missing or not stored["data"].get("fingerprints")):
             return path.parent
     return folder
+
+
+def require_files(recipe: Recipe) -> None:
+    """Raise UserError if a file or folder of the recipe does not exist, before torch is imported."""
+    recipe.model.require_folder()
+    for path in [path for source in _sources(recipe) for path in source.missing_files()]:
+        raise UserError(
+            f"{path}: no such file (looked for {Path(path).absolute()}); a path is relative to the recipe's folder"
+        )
 
 
 def _without_fingerprints(record: dict[str, Any]) -> dict[str, Any]:

@@ -42,10 +42,18 @@ def reason(fault: str) -> str:
 
 
 def _report(bad: Sequence[Row], total: int) -> str:
-    """Up to `MOST_SHOWN` bad rows in order: the first of each reason, then the first others."""
-    first = {reason(row.fault or ""): number for number, row in reversed(list(enumerate(bad)))}
-    shown = sorted([*sorted(first.values()), *sorted(set(range(len(bad))) - set(first.values()))][:MOST_SHOWN])
-    lines = [f"{bad[number].where}: {bad[number].fault}" for number in shown]
-    if len(bad) > len(shown):
-        lines.append(f"and {len(bad) - len(shown)} more bad rows, of {total} rows")
+    """Up to `MOST_SHOWN` faults in order, each once with its first row: the first of each reason, then the others."""
+    counts = Counter(row.fault or "" for row in bad)
+    first_rows = {fault: number for number, fault in reversed(list(enumerate(row.fault or "" for row in bad)))}
+    distinct = sorted(first_rows.values())
+    first = {reason(bad[number].fault or ""): number for number in reversed(distinct)}
+    shown = sorted([*sorted(first.values()), *(n for n in distinct if n not in first.values())][:MOST_SHOWN])
+    lines = []
+    for number in shown:
+        others = counts[bad[number].fault or ""] - 1
+        also = f" (and {others} more {'row' if others == 1 else 'rows'}, of {total})" if others else ""
+        lines.append(f"{bad[number].where}: {bad[number].fault}{also}")
+    rest = len(bad) - sum(counts[bad[number].fault or ""] for number in shown)
+    if rest:
+        lines.append(f"and {rest} more bad rows, of {total} rows")
     return "\n".join(lines)

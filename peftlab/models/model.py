@@ -80,6 +80,16 @@ class Model(Settings):
         """True if the base model is a local folder, whose content may change under the same name."""
         return Path(self.id).is_dir()
 
+    def require_folder(self) -> None:
+        """Raise UserError if `id` can only be a folder, and there is none."""
+        if not self.local and (self.id.startswith((".", "/", "~")) or self.id.count("/") > 1):
+            if self.revision is None and assets.find(self.id) is not None:
+                return
+            raise UserError(
+                f"model: {self.id}: no such folder (looked for {Path(self.id).absolute()}); give a folder with "
+                "config.json, weights and tokenizer, or a Hub id, e.g. google-bert/bert-base-cased"
+            )
+
     def known_architecture(self) -> str | None:
         """transformers' `model_type` if it can be determined offline, else None."""
         return self._local_architecture() or self.architecture
@@ -116,6 +126,7 @@ class Model(Settings):
 
         `trust` is the revision whose custom code may run: a commit of the Hub or the fingerprint of a folder.
         """
+        self.require_folder()
         local = Path(self.id)
         if local.is_dir():
             code = remote_code.trusted_revision(local, str(local), lambda: _fingerprint(local, code=True), trust)

@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from peftlab.errors import UserError, nearest, printable
+from peftlab.errors import UserError, printable
 from peftlab.recipe.annotations import annotation_at, annotation_of, components_in, models_in
 from peftlab.recipe.expected import expected
-from peftlab.recipe.synonyms import key_hint, kind_hint
+from peftlab.recipe.synonyms import is_typo, key_hint, kind_hint, value_hint
 from peftlab.recipe.yaml_reader import Document, Key
 
 WRONG_TYPE = ("model_type", "model_attributes_type", "dict_type", "list_type")
@@ -46,10 +46,17 @@ def file_errors(
     for item in located:
         if any(len(other.key) > len(item.key) and other.key[: len(item.key)] == item.key for other in located):
             continue  # the value has an accepted type, and the error is inside it
+        if item.type == "missing" and any(_is_unknown_sibling(other, item) for other in located):
+            continue  # the unknown key is the other name of the missing one, or decided which keys are required
         place = f"{_source(item, path, document.lines, overridden)}: {_name(item)}"
         messages.setdefault(place, []).append(_message(item))
     lines = (f"{place}: {', or '.join(dict.fromkeys(messages[place]))}" for place in messages)
     return UserError("\n".join(printable(line) for line in lines))
+
+
+def _is_unknown_sibling(error: _Error, missing: _Error) -> bool:
+    """True if the error is an unknown key in the mapping in which the other one is missing."""
+    return error.type == "extra_forbidden" and error.key[:-1] == missing.key[:-1]
 
 
 def _located(model: type[BaseModel], values: dict[str, Any], details: ErrorDetails) -> _Error:
@@ -95,19 +102,28 @@ def _message(error: _Error) -> str:
         case "missing":
             return "missing"
         case "union_tag_not_found":
-            return f"needs a 'kind', one of {', '.join(components_in(annotation_at(error.model, error.key)))}"
+            return _missing_kind(error)
         case "union_tag_invalid":
             return _unknown_kind(error, context["tag"])
         case "value_error":
             return str(context["error"])
     if error.type in WRONG_TYPE and error.details["loc"][-1:] == error.key[-1:]:  # else one of several messages
-        return f"{expected(error.model, error.key)} was expected, found {_short(error.value)}"
+        hint = value_hint(_name(error), error.value)
+        if isinstance(error.value, list) and len(error.value) == 1:
+            hint = f" (without the brackets: {error.value[0]})"
+        return f"{expected(error.model, error.key)} was expected, found {_short(error.value)}{hint}"
     message = error.details["msg"]
     if error.type == "literal_error":
         word = str(error.value.get("kind") if isinstance(error.value, dict) else error.value)
         options = re.findall(r"'([^']*)'", context["expected"])
-        message += kind_hint(word, options) or nearest(word, options)
-    return f"{message[0].lower()}{message[1:]}, found {_short(error.value)}"
+        message += kind_hint(word, options) or _typo_hint(word, options)
+    hint = value_hint(_name(error), error.value)
+    if error.type in ("list_type", "tuple_type") and isinstance(error.value, str):
+        hint = f" (a list: [{error.value}])"
+    if error.type == "string_pattern_mismatch" and (link := re.search(r"://[^/]+/(.+)", str(error.value))):
+        hint = f" (the id only: {link[1].removeprefix('datasets/')})"
+    found = f"found {_short(error.value)}{hint}"
+    return f"{message[0].lower()}{message[1:]}, {found}"
 
 
 def _unknown_key(error: _Error) -> str:
@@ -115,12 +131,46 @@ def _unknown_key(error: _Error) -> str:
     valid = _sibling_keys(error.model, error.key, error.values)
     if name in valid:  # a key of another kind of the same component
         return "does not belong with the other keys; use the keys of one kind"
-    return f"unknown key{key_hint(name) or nearest(name, valid)}; known are {', '.join(valid)}"
+    hint = key_hint(name, _name(error).rpartition(".")[0]) or _typo_hint(name, valid) or _place_hint(error, name)
+    return f"unknown key{hint}; known are {', '.join(valid)}"
+
+
+def _place_hint(error: _Error, name: str) -> str:
+    """` (...)` for a key that belongs to another kind of this component, or to another section; else ""."""
+    if len(error.key) > 1:
+        components = components_in(annotation_at(error.model, error.key[:-1]))
+        kinds = [kind for kind, component in components.items() if name in component.model_fields]
+        if kinds:
+            return f" (a key of {', '.join(kinds)})"
+    fields = error.model.model_fields
+    places = [
+        f"{section}.{name}"
+        for section, field in fields.items()
+        if any(name in model.model_fields for model in models_in(field.annotation))
+    ]
+    if name in fields:
+        places.append(f"{name}, a key of the file itself")
+    return f" (use {' or '.join(places)})" if places and name != "kind" else ""
+
+
+def _missing_kind(error: _Error) -> str:
+    """Message for a mapping without a kind: the kinds that have its keys, or what its keys mean elsewhere."""
+    components = components_in(annotation_at(error.model, error.key))
+    names = list(error.value) if isinstance(error.value, dict) else []
+    matching = [kind for kind, part in components.items() if names and set(names) <= part.model_fields.keys()]
+    hint = next(filter(None, map(key_hint, map(str, names))), "")
+    return f"needs a 'kind'{hint}, one of {', '.join(matching or components)}"
+
+
+def _typo_hint(word: str, options: Sequence[str]) -> str:
+    """` (did you mean 'x'?)` for the option that `word` misspells, else ""."""
+    close = [option for option in options if is_typo(word, option)]
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _unknown_kind(error: _Error, kind: str) -> str:
     kinds = list(components_in(annotation_at(error.model, error.key)))
-    return f"unknown kind {kind!r}{kind_hint(kind, kinds) or nearest(kind, kinds)}; known are {', '.join(kinds)}"
+    return f"unknown kind {kind!r}{kind_hint(kind, kinds) or _typo_hint(kind, kinds)}; known are {', '.join(kinds)}"
 
 
 def _sibling_keys(model: type[BaseModel], key: Key, values: dict[str, Any]) -> list[str]:

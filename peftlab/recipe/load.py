@@ -26,6 +26,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{str(path)[:60]}: no such recipe: {error.strerror}") from None
     if not exists:
         raise UserError(_no_such_file(path))
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; give one of the recipes in it, e.g. {_first_recipe(path)}")
     document = read_yaml(path)
     values, lines = resolve_data_paths(document.values, path.parent), dict(document.lines)
     if "name" not in values and not re.fullmatch(NAME, path.stem):
@@ -60,7 +62,11 @@ def _keep_unscored_rows(values: dict[str, Any]) -> None:
 
 def _no_such_file(path: Path) -> str:
     others = [other.stem for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-    return f"{path}: no such recipe{nearest(path.stem, others)}"
+    return f"{path}: no such recipe{nearest(path.stem, others) or '; peftlab init --train FILE writes one'}"
+
+
+def _first_recipe(folder: Path) -> Path:
+    return min(folder.glob("*.yaml"), default=folder / "RECIPE.yaml")
 
 
 def _override(values: dict[str, Any], override: str) -> Key:

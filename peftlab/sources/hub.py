@@ -46,6 +46,10 @@ def snapshot(
 def cached(id: str, *, revision: str | None, file: str) -> Path | None:
     """Path of a repository's file in the local cache, or None. No network access."""
     import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
 
-    path = huggingface_hub.try_to_load_from_cache(id, file, revision=revision)
+    try:
+        path = huggingface_hub.try_to_load_from_cache(id, file, revision=revision)
+    except HFValidationError:  # a path, which the Hub cannot have
+        return None
     return Path(path) if isinstance(path, str) else None

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from peftlab.data.examples import Splits
+from peftlab.data.bad_rows import apply_bad_row_policy
+from peftlab.data.examples import Row, Splits
 from peftlab.data.files import Files
 from peftlab.data.hub import Hub
 from peftlab.errors import UserError
@@ -298,8 +299,8 @@ def test_many_bad_rows_are_reported_together_beginning_with_one_of_each_reason(t
     short = line({"tokens": ["a", "b"], "labels": ["O"]})
     path.write_bytes(b"".join([line(sentence(0)), *[short] * 20, b"{\n", line({"labels": ["O"]})]))
     lines = refusal(path).splitlines()
-    assert [text.split(":")[1] for text in lines[:5]] == ["2", "3", "4", "22", "23"]
-    assert lines[5:] == ["and 17 more bad rows, of 23 rows"]
+    assert [text.split(":")[1] for text in lines] == ["2", "22", "23"]
+    assert lines[0].endswith(" (and 19 more rows, of 23)")
 
 
 def test_every_split_is_checked_and_skips_are_counted_by_reason(tmp_path: Path) -> None:
@@ -339,3 +340,9 @@ def test_a_run_with_bad_rows_stops_before_the_model_is_loaded(tmp_path: Path, mo
     with pytest.raises(UserError, match=r"^mine.jsonl:31: not JSON"):
         run(load_recipe(tmp_path / "mine.yaml"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_with_the_same_fault_are_one_line() -> None:
+    bad = [Row(f"mine.jsonl:{number}", {}, fault="no 'label'") for number in range(1, 10001)]
+    with pytest.raises(UserError, match=r"^mine.jsonl:1: no 'label' \(and 9999 more rows, of 10000\)$"):
+        apply_bad_row_policy(bad, 10000, "the train split of mine.jsonl", "error")

@@ -10,23 +10,26 @@ from peftlab.optimizers import OPTIMIZERS
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.recipe import Recipe, load_recipe
 from peftlab.recipe.reference import entries
-from peftlab.recipe.synonyms import KEYS, KINDS
+from peftlab.recipe.synonyms import ADVICE, KEYS, KINDS
 from peftlab.tasks import TASKS
 from peftlab.training.schedule import CURVES
 from tests.recipe.test_recipe import GOOD, refusal, write
 
-DOTTED = re.compile(r"\b(training|task|method|model|data)\.\w+|\bseeds\b|\binit_from\b")
+DOTTED = re.compile(r"\b(training|task|method|model|data|quantization)\.\w+|\bseeds\b|\binit_from\b")
 
 
 def test_every_key_of_another_library_leads_to_a_key_that_exists() -> None:
     valid = {entry.key for entry in entries(Recipe)}
-    named = {name: DOTTED.search(advice) for name, advice in KEYS.items() if "quantization" not in advice}
-    assert {name for name, key in named.items() if key is None} == {"output_dir", "modules_to_save"}
+    named = {name: DOTTED.search(advice) for name, advice in KEYS.items() if "quantization: " not in advice}
+    assert {name for name, key in named.items() if key is None} == {
+        name for name, advice in KEYS.items() if advice.startswith(("method: bitfit", "model, "))
+    }
     assert [name for name, key in named.items() if key is not None and key.group() not in valid] == []
+    assert not ADVICE.keys() & KEYS.keys()
 
 
 def test_every_other_name_of_a_kind_leads_to_a_kind_that_exists(tmp_path: Path) -> None:
-    valid = {*TASKS, *METHODS, *QUANTIZATIONS, *OPTIMIZERS, *CURVES, "wsd"}
+    valid = {*TASKS, *METHODS, *QUANTIZATIONS, *OPTIMIZERS, *CURVES, "wsd", "bfloat16", "float32"}
     for word, (kind, text) in KINDS.items():
         assert word not in valid
         assert kind in valid, word

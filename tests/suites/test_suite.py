@@ -87,7 +87,7 @@ def test_a_task_inherits_the_suites_settings_and_overrides_some(tmp_path: Path) 
         ("[1, 2]", "[1, 1]", "suite.yaml:1: suite: seeds: 1 is listed twice"),
         ("[1, 2]", "[0, 1]", "trials.seed: 0 is one of the suite's seeds"),
         ("epochs: 1", "epochs: -1", "suite.yaml:5: training.epochs: input should be greater than 0, found -1"),
-        ("[none, nf4]", "[none, nf5]", "suite.yaml:6: quantizations.1: unknown kind 'nf5' (did you mean 'nf4'?)"),
+        ("[none, nf4]", "[none, nff4]", "suite.yaml:6: quantizations.1: unknown kind 'nff4' (did you mean 'nf4'?)"),
         ("addresses: {}", "addresses: {learning_rates: {lroa: 1e-3}}", "'lroa' is none of full, lora (did you mean 'l"),
         ("addresses: {}", "addresses: {data: {id: x, colums: {}}}", "suite.yaml:8: tasks.addresses.data.colums: unkn"),
         ("lora: {method", "LORA!: {method", "suite.yaml:11: methods.LORA!: string should match pattern"),
