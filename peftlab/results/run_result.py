@@ -125,6 +125,8 @@ class Curve(Settings):
     """Selection metric on the validation split."""
     losses: list[float]
     """Mean training loss since the previous evaluation, in nats per target."""
+    validation_losses: list[float | None] = Field(default=[])
+    """Loss of the validation split, in nats per target; null or empty where it was not computed."""
 
 
 class Resume(Settings):

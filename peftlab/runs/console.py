@@ -49,6 +49,7 @@ class ConsoleReporter(Callback):
         self._last_line = time.monotonic()
         self._loss: float | None = None  # moving average
         self._selection = ""  # metric that chooses the best state
+        self._method = ""
 
     def __enter__(self) -> ConsoleReporter:
         return self
@@ -64,6 +65,7 @@ class ConsoleReporter(Callback):
 
     def on_train_begin(self, state: TrainState) -> None:
         self._selection = state.workload.task.selection
+        self._method = state.workload.method.kind
 
     def on_step_end(self, step: Step, total: int, log: TrainLog) -> None:
         self._loss = step.loss if self._loss is None else 0.95 * self._loss + 0.05 * step.loss
@@ -82,10 +84,14 @@ class ConsoleReporter(Callback):
 
     def on_evaluation(self, evaluation: Evaluation, is_best: bool) -> None:
         score = evaluation.scores[self._selection]
-        scored = f"{self._selection} {score:.4f}" + ("  (best)" if is_best else "")
+        loss = "" if evaluation.validation_loss is None else f"loss {evaluation.validation_loss:.4f}  "
+        remark = f"  (best {self._selection})" if is_best else ""
+        if not evaluation.selectable:
+            remark = f"  (cannot be the best: {self._method} has not reached its final size)"
         self.line(
             "validation",
-            f"step {evaluation.step}  epoch {evaluation.epoch:.2f}  loss {evaluation.loss:.4f}  {scored}",
+            f"step {evaluation.step}  epoch {evaluation.epoch:.2f}  train loss {evaluation.loss:.4f}  "
+            f"{loss}{self._selection} {score:.4f}{remark}",
         )
 
     def on_micro_batch_reduction(self, reduction: MicroBatchReduction) -> None:

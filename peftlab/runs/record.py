@@ -65,6 +65,7 @@ def of_log(recipe: Recipe, task: Task, log: TrainLog) -> dict[str, Any]:
             steps=[evaluation.step for evaluation in evaluations],
             scores=[evaluation.scores[task.selection] for evaluation in evaluations],
             losses=[evaluation.loss for evaluation in evaluations],
+            validation_losses=[evaluation.validation_loss for evaluation in evaluations],
         ),
         "unused": log.unused,
         "micro_batch_reductions": [

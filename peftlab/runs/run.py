@@ -43,10 +43,10 @@ from peftlab.training.checkpoint_callback import CheckpointCallback
 from peftlab.training.checkpointing import Checkpoints
 from peftlab.training.interruption import Interrupted
 from peftlab.training.precision import autocast, resolve_precision
-from peftlab.training.prediction import predict
+from peftlab.training.prediction import LossTotal, predict
 from peftlab.training.schedule import schedule_length
 from peftlab.training.settings import CheckpointPolicy
-from peftlab.training.train_log import Records, TrainLog
+from peftlab.training.train_log import Records, TrainLog, Validation
 from peftlab.training.workload import Workload
 
 TRAINED_SPLITS = ("train", "replay")
@@ -299,7 +299,7 @@ class _Run:
             learning_rate=recipe.learning_rate,
             seeds=recipe.seeds,
             accelerator=self.accelerator,
-            evaluate=lambda: scoring.selectable(task, self._predict(data, model, "validation")),
+            evaluate=lambda: self._validation(data, model),
             precision=self.precision,
             zero=self.placement.zero,
         )
@@ -350,7 +350,12 @@ class _Run:
         for label, text in lines:
             self.console.line(label, text)
 
-    def _predict(self, data: RunData, model: torch.nn.Module, split: str) -> Records:
+    def _validation(self, data: RunData, model: torch.nn.Module) -> Validation:
+        loss = LossTotal()
+        scores, records = scoring.selectable(data.inputs.task, self._predict(data, model, "validation", loss))
+        return Validation(scores, records, loss.mean)
+
+    def _predict(self, data: RunData, model: torch.nn.Module, split: str, loss: LossTotal | None = None) -> Records:
         start = time.perf_counter()
         records = predict(
             model,
@@ -360,6 +365,7 @@ class _Run:
             batch_tokens=scoring.BATCH_TOKENS,
             accelerator=self.accelerator,
             autocast=lambda: autocast(self.precision, self.accelerator.device),
+            loss=loss,
         )
         self.history.evaluate_seconds += time.perf_counter() - start
         return records

@@ -57,7 +57,8 @@ class Tracking(Callback):
         self._log("train", step.number, loss=step.loss, learning_rate=step.learning_rate, epoch=step.epoch)
 
     def on_evaluation(self, evaluation: Evaluation, is_best: bool) -> None:
-        self._log("validation", evaluation.step, **evaluation.scores)
+        loss = {} if evaluation.validation_loss is None else {"loss": evaluation.validation_loss}
+        self._log("validation", evaluation.step, **loss, **evaluation.scores)
 
     def on_micro_batch_reduction(self, reduction: MicroBatchReduction) -> None:
         self._log("train", reduction.step, accumulation=reduction.accumulation)

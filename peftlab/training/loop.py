@@ -28,7 +28,7 @@ from peftlab.training.interruption import Interrupted
 from peftlab.training.layer_decay import layer_rates
 from peftlab.training.schedule import ScheduledBatch, learning_rate_factor, schedule_length, scheduled_batches
 from peftlab.training.state import RngState, TrainState
-from peftlab.training.train_log import Evaluation, MicroBatchReduction, Records, Scores, Step, TrainLog
+from peftlab.training.train_log import Evaluation, MicroBatchReduction, Records, Scores, Step, TrainLog, Validation
 from peftlab.training.workload import Workload
 
 
@@ -171,7 +171,7 @@ class _Loop:
             optimizer = workload.settings.optimizer
             evaluation.enter_context(optimizer.evaluation_weights(self.optimizer_step.optimizer))
             try:
-                scores, records = workload.evaluate()
+                validation = Validation(*workload.evaluate())
             except Interrupted:
                 rng.restore()
                 evaluation.close()
@@ -179,16 +179,16 @@ class _Loop:
                 raise
             rng.restore()  # an evaluation does not change what training draws
             workload.model.train()
-            self._log_evaluation(scores, records)
+            self._log_evaluation(*validation)
 
-    def _log_evaluation(self, scores: Scores, records: Records) -> None:
+    def _log_evaluation(self, scores: Scores, records: Records, validation_loss: float | None) -> None:
         workload, state, log = self.workload, self.state, self.state.log
         task, step = workload.task, log.steps[-1]
         last = log.evaluations[-1].step if log.evaluations else 0
         loss = sum(past.loss for past in log.steps[last:]) / (step.number - last)
         best_rank = max((task.rank(past.scores) for past in log.evaluations if past.selectable), default=-math.inf)
         selectable = workload.method.selectable(step.number, self.total)
-        log.evaluations.append(Evaluation(step.number, step.epoch, loss, scores, selectable))
+        log.evaluations.append(Evaluation(step.number, step.epoch, loss, scores, selectable, validation_loss))
         is_best = selectable and task.rank(scores) > best_rank
         self.callbacks.on_evaluation(log.evaluations[-1], is_best)
         if is_best:

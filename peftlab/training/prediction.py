@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@dataclass
+class LossTotal:
+    """Loss of a split, summed over its targets as `Task.loss` does."""
+
+    total: float = 0.0
+    targets: int = 0
+
+    @property
+    def mean(self) -> float | None:
+        """Mean per target, in nats (for numbers: squared error); None without targets."""
+        return self.total / self.targets if self.targets else None
+
+    def add(self, task: Task, model: torch.nn.Module, inputs: dict[str, torch.Tensor], outputs: Any) -> None:
+        """Add a batch. `outputs` of a generation have no logits: a forward pass computes them."""
+        if not hasattr(outputs, "keys"):
+            outputs = model(**task.model_inputs(inputs, model))
+        self.total += float(task.loss(outputs, inputs))
+        self.targets += int(task.count_targets(inputs))
+
+
 def predict(
     model: torch.nn.Module,
     *,
@@ -30,12 +51,17 @@ def predict(
     batch_tokens: int,
     accelerator: Accelerator,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
+    loss: LossTotal | None = None,
 ) -> Records:
-    """A decoded record for each row, in order. Raises Interrupted if a signal came to any process."""
+    """A decoded record for each row, in order. Raises Interrupted if a signal came to any process.
+
+    The loss of the examples, which must have targets, is added to `loss` in the same pass.
+    """
     lengths = [len(example) for example in examples]
     order = sorted(range(len(examples)), key=lambda i: lengths[i])
     batches = split_batches(order, lengths, tokens=batch_tokens)
     records: list[tuple[int, dict[str, Any]]] = []
+    counted, repeated = LossTotal(), LossTotal()
     was_training = model.training
     model.eval()
     # Not inference_mode: bitsandbytes keeps tensors it makes here, and training must be able to use them.
@@ -46,6 +72,8 @@ def predict(
             chosen = [examples[i] for i in batch]
             inputs = to_device(task.collate(chosen, tokenizer.pad_token_id), accelerator.device)
             outputs = task.predict(model, inputs, tokenizer)
+            if loss is not None:  # of a sharded model, a repeated batch takes part in the collective calls
+                (counted if counts else repeated).add(task, model, inputs, outputs)
             if counts:
                 records += zip(batch, task.decode(outputs, chosen), strict=True)
     fsdp.reshard(model)
@@ -55,9 +83,14 @@ def predict(
         from accelerate.utils import gather_object
 
         records = gather_object(records)
+        parts = gather_object([(counted.total, counted.targets)])
+        counted = LossTotal(sum(total for total, _ in parts), sum(targets for _, targets in parts))
         signal = max((number for number in gather_object([signal]) if number is not None), default=None)
     if signal is not None:
         raise Interrupted(signal)
+    if loss is not None:
+        loss.total += counted.total
+        loss.targets += counted.targets
     return task.merge([record for _, record in sorted(records, key=lambda pair: pair[0])], examples)
 
 

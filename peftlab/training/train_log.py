@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 Scores = dict[str, float]
 Records = list[dict[str, Any]]  # one decoded prediction per row
+
+
+class Validation(NamedTuple):
+    """Scores of the validation split, one record per example, and the loss."""
+
+    scores: Scores
+    records: Records
+    loss: float | None = None  # mean over the targets, in nats; None if it is not computed
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Evaluation:
     loss: float  # mean training loss since the previous evaluation, nats per target token
     scores: Scores
     selectable: bool  # the method allows this state to be the best one, e.g. it has its final rank
+    validation_loss: float | None = None  # nats per target of the validation split; None in older checkpoints
 
 
 @dataclass(frozen=True)

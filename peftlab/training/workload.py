@@ -21,7 +21,7 @@ from peftlab.methods.method import Method
 from peftlab.tasks.task import Task
 from peftlab.training.precision import autocast
 from peftlab.training.settings import Seeds, Training
-from peftlab.training.train_log import Records, Scores
+from peftlab.training.train_log import Records, Scores, Validation
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,8 +45,9 @@ class Workload:
     """Resolved: the recipe's, or the method's default."""
     seeds: Seeds
     accelerator: Accelerator
-    evaluate: Callable[[], tuple[Scores, Records]]
-    """Scores the model as it is on the validation split. Returns the scores and one record per example."""
+    evaluate: Callable[[], tuple[Scores, Records] | Validation]
+    """Scores the model as it is on the validation split. Returns the scores and one record per example, and the loss if
+    it is computed."""
     precision: Precision = "float32"
     zero: ZeroSettings | None = None
     """DeepSpeed's ZeRO, if it shards the training."""

@@ -56,6 +56,28 @@ def test_a_run_leaves_result_predictions_and_adapter_and_nothing_else(lora: tupl
     assert read_result(folder) == result
 
 
+def test_the_validation_loss_is_that_of_the_validation_split(lora: tuple[RunResult, Path]) -> None:
+    result, folder = lora
+    best = result.curve.steps.index(result.best_step)
+    tuned = artifact.load(folder, device=CPU)
+    rows = load_recipe(folder.parent / "mine.yaml").rows().rows["validation"]
+    nats, targets = 0.0, 0
+    for example in tuned.card.task.encode(rows, tuned.tokenizer, tuned.card.limit).examples:
+        labels = torch.tensor(example.features["labels"])
+        with torch.no_grad():
+            logits = tuned.model(input_ids=torch.tensor([example.features["input_ids"]])).logits[0]
+        nats += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        targets += int((labels != -100).sum())
+    assert result.curve.validation_losses[best] == pytest.approx(nats / targets, rel=1e-4)
+    assert result.curve.losses[best] != pytest.approx(nats / targets, rel=1e-3)
+
+
+def test_a_record_without_validation_losses_is_readable(lora: tuple[RunResult, Path]) -> None:
+    values = lora[0].model_dump(mode="json")
+    del values["curve"]["validation_losses"]
+    assert RunResult.model_validate(values).curve.validation_losses == []
+
+
 def test_the_result_records_what_was_run_and_what_it_cost(lora: tuple[RunResult, Path]) -> None:
     result, folder = lora
     rank, width, layers, tags = 4, 384, 6, len(artifact.read_card(folder).task.model_dump()["labels"])
