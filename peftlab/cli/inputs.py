@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from peftlab.data.examples import Row
 from peftlab.data.files import read_file
-from peftlab.data.readers import ENDINGS, ending_format
+from peftlab.data.readers import ENDINGS, ReadOptions, ending_format
 from peftlab.errors import UserError
 
 FILES = (".md", *ENDINGS)  # an argument with such an ending names a file
@@ -31,16 +33,22 @@ def given_texts(text: str) -> tuple[list[str], str]:
     return [text], "text"
 
 
-def given_rows(text: str) -> list[Row] | None:
+def given_rows(text: str, options: ReadOptions | None = None) -> list[Row] | None:
     """Rows with the column names of the file; None if it is not a file of rows. Raises UserError."""
     path = Path(text)
     if ending_format(path) in (None, "text") or not _exists(path):
         return None
-    rows = read_file(path)
+    rows = read_file(path, options=options)
     for row in rows:
         if row.fault is not None:
             raise UserError(f"{row.where}: {row.fault}")
     return rows
+
+
+def read_options(data: Mapping[str, Any]) -> ReadOptions:
+    """Options of the files that a run read, by the settings of its data: a file to predict has their form."""
+    given = {name: data.get(name) for name in ("encoding", "header", "conll_columns")}
+    return ReadOptions(names=tuple(data.get("names") or ()), **given)
 
 
 def _lines(text: str) -> list[str]:

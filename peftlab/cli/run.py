@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from peftlab.cli.command import command
 from peftlab.cli.options import Overrides, RecipeFile, Trust
-from peftlab.data import Data
 from peftlab.distributed import DeviceMap
 from peftlab.errors import OutOfMemoryError, UserError
 from peftlab.recipe import Recipe, load_recipe
-from peftlab.results.result_file import is_finished, read_result, result_folder
+from peftlab.results.result_file import is_finished, read_result
 from peftlab.results.run_result import RunResult
 from peftlab.results.summary import summary
+from peftlab.runs.find_run import find_run, sources
 from peftlab.runs.run_folder import sweep
 from peftlab.training.settings import CheckpointPolicy
 
@@ -57,7 +57,7 @@ def run(
     A run that has its result is not repeated: its summary is printed.
     """
     loaded = load_recipe(recipe, overrides)
-    folder = _folder(output, loaded)
+    folder = find_run(output, loaded)
     policy = _checkpoint_policy(checkpoint_every, keep_checkpoints)
     if is_finished(folder) and not force:
         _print_finished(folder, loaded, trust)
@@ -84,43 +84,13 @@ def run(
         raise OutOfMemoryError(f"{error}{_memory_hint(loaded, device_map)}") from None
 
 
-def _folder(output: Path, recipe: Recipe) -> Path:
-    """Folder of the recipe's run. That of an earlier run if it is named by the data's paths, or if they are gone."""
-    folder = result_folder(output, recipe.name, recipe.digest)
-    record = recipe.to_record()
-    if is_finished(folder) or not any(source.local for source in _sources(recipe)):
-        return folder
-    missing = any(source.missing_files() for source in _sources(recipe))
-    for path in sorted((output / recipe.name).glob("*/result.json")):
-        try:
-            stored = read_result(path).recipe
-        except UserError:
-            continue
-        same = _without_fingerprints(stored) == _without_fingerprints(record)
-        if same and (missing or not stored["data"].get("fingerprints")):
-            return path.parent
-    return folder
-
-
 def require_files(recipe: Recipe) -> None:
     """Raise UserError if a file or folder of the recipe does not exist, before torch is imported."""
     recipe.model.require_folder()
-    for path in [path for source in _sources(recipe) for path in source.missing_files()]:
+    for path in [path for source in sources(recipe) for path in source.missing_files()]:
         raise UserError(
             f"{path}: no such file (looked for {Path(path).absolute()}); a path is relative to the recipe's folder"
         )
-
-
-def _without_fingerprints(record: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_fingerprints(value) if isinstance(value, dict) else value
-        for key, value in record.items()
-        if key != "fingerprints"
-    }
-
-
-def _sources(recipe: Recipe) -> list[Data]:
-    return [recipe.data, *([recipe.replay.data] if recipe.replay is not None else [])]
 
 
 def _memory_hint(recipe: Recipe, device_map: DeviceMap | None) -> str:
@@ -151,9 +121,8 @@ def _check_inputs(result: RunResult, recipe: Recipe, trust: str | None) -> list[
 
     Returns the paths that no longer exist. Raises UserError if the contents of any other have changed.
     """
-    sources = _sources(recipe)
-    missing = [path for source in sources for path in source.missing_files()]
-    readable = any(source.local for source in sources) and not missing
+    missing = [path for source in sources(recipe) for path in source.missing_files()]
+    readable = any(source.local for source in sources(recipe)) and not missing
     data = recipe.rows().fingerprint if readable else result.data_fingerprint
     model = recipe.model.files(trust).fingerprint if recipe.model.local else result.model_fingerprint
     pairs = [("data", data, result.data_fingerprint), ("model", model, result.model_fingerprint)]

@@ -105,6 +105,11 @@ class Recipe(Settings):
         return digest(self, self.to_record())
 
     @property
+    def path_digest(self) -> str:
+        """The digest that names local data by their paths, as all digests did before there were fingerprints."""
+        return digest(self, _without_fingerprints(self.to_record()))
+
+    @property
     def learning_rate(self) -> float:
         """Peak learning rate: the recipe's, or the method's default."""
         rate = self.training.learning_rate
@@ -172,6 +177,14 @@ def _add_fingerprints(values: dict[str, Any], data: Data) -> None:
     found = data.fingerprints or data.content_fingerprints()
     if found:
         values["data"] = {**values["data"], "fingerprints": found}
+
+
+def _without_fingerprints(record: Any) -> Any:
+    if isinstance(record, list):
+        return [_without_fingerprints(value) for value in record]
+    if not isinstance(record, dict):
+        return record
+    return {key: _without_fingerprints(value) for key, value in record.items() if key != "fingerprints"}
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -9,8 +9,9 @@ from peftlab.errors import UserError
 from peftlab.io.markdown_table import markdown_table
 from peftlab.recipe import Recipe, load_recipe
 from peftlab.reports.formatting import DASH, byte_size, count, percent
-from peftlab.results.result_file import is_finished, read_result, result_folder
+from peftlab.results.result_file import is_finished, read_result
 from peftlab.results.run_result import Environment, RunResult
+from peftlab.runs.find_run import find_run
 
 HEADING = """\
 # Results of the recipes
@@ -70,7 +71,7 @@ def _with_variants(paths: Sequence[Path], variants: Sequence[str]) -> list[tuple
 
 
 def _result(recipe: Recipe, results: Path) -> RunResult | None:
-    folder = result_folder(results, recipe.name, recipe.digest)
+    folder = find_run(results, recipe)
     return read_result(folder) if is_finished(folder) else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -39,13 +40,12 @@ def read_result(path: Path) -> RunResult:
         raise UserError(f"{path}: not a result of version {VERSION} or older: {first_error(error)}") from None
 
 
-def columns_of(run: Path) -> dict[str, str]:
-    """Columns that a run read, by the task's field; empty for a folder without a readable result."""
+def data_of(run: Path) -> dict[str, Any]:
+    """Settings of the data that a run read; empty for a folder without a readable result."""
     try:
-        data = read_result(run).recipe["data"]
+        return dict(read_result(run).recipe["data"])
     except UserError:
         return {}
-    return dict(data.get("columns") or {})
 
 
 def result_folder(output: Path, name: str, digest: str) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from peftlab.recipe import Recipe
 from tests.cli.processes import ROOT, peftlab, refused, refused_by
 from tests.commands import Server
 
@@ -110,7 +111,8 @@ def test_changed_data_are_another_run_and_missing_ones_do_not_hide_the_result(se
     result = json.loads((folder / "result.json").read_text())
     del result["recipe"]["data"]["fingerprints"]  # as before local files were named by their contents
     (folder / "result.json").write_text(json.dumps(result))
-    earlier = folder.rename(folder.with_name("0" * 12))
+    by_paths = Recipe.from_record(result["recipe"]).digest
+    earlier = folder.rename(folder.with_name(by_paths))
     assert f"{earlier.name} already holds this run" in server.run("run", "mine.yaml", *output).out
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
     assert "the data of this run changed since" in refused_by(server, "run", "mine.yaml", *output)

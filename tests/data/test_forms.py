@@ -243,3 +243,18 @@ def test_a_value_that_is_no_json_harms_only_a_row_that_uses_it(tmp_path: Path) -
         )
         with pytest.raises(UserError, match=rf"a.jsonl:5: .*{says}"):
             rows({"train": str(path), "columns": {"label": column}})
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_images_in_a_folder_of_data_do_no_harm(ending: str, tmp_path: Path) -> None:
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.Value("int64"), "i": datasets.Image()}
+    )
+    table = datasets.Dataset.from_dict({"text": TEXTS, "label": [0, 1] * 10, "i": [None] * 20}, features=features)
+    if ending == "parquet":
+        table.to_parquet(tmp_path / "train-00000.parquet")
+    else:
+        table.save_to_disk(tmp_path)
+    assert labeled({"id": str(tmp_path)}) == list(zip(TEXTS, [0, 1] * 10, strict=True))
+    with pytest.raises(UserError, match=r"text: is of type Image, which no task reads$"):
+        rows({"id": str(tmp_path), "columns": {"text": "i"}})

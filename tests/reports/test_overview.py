@@ -11,6 +11,7 @@ from peftlab.reports.formatting import DASH
 from peftlab.reports.overview import overview
 from peftlab.results.result_file import read_result, result_folder, write_result
 from peftlab.results.run_result import RunResult
+from peftlab.runs.find_run import find_run
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -29,7 +30,7 @@ def cells(table: str, name: str) -> dict[str, str]:
 @pytest.fixture
 def result() -> RunResult:
     recipe = load_recipe(ROOT / "recipes" / "lora-custom-data.yaml")
-    return read_result(result_folder(RESULTS, recipe.name, recipe.digest))
+    return read_result(find_run(RESULTS, recipe))
 
 
 def test_a_row_has_the_numbers_of_the_result(result: RunResult, tmp_path: Path) -> None:
