@@ -202,4 +202,4 @@ def _missing_column(available: Iterable[str], column: str, option: str) -> str:
 
 def _available(available: Iterable[str], column: str) -> str:
     names = [printable(str(name)) for name in available]
-    return nearest(column, names) or f"; it has: {', '.join(names)}"
+    return f"{nearest(column, names)}; it has: {', '.join(names)}"
