@@ -20,7 +20,7 @@ from peftlab.errors import NotProbed, UserError
 from peftlab.loading.attach import count_parameters
 from peftlab.loading.model import Base, within
 from peftlab.loading.reach import measure_reach, reach_lines
-from peftlab.methods import Method
+from peftlab.methods import Method, token_embeddings
 from peftlab.models.model import KnownConfig
 from peftlab.recipe import Recipe
 from peftlab.results.reach import FULL
@@ -100,7 +100,9 @@ def check_reach(probe: ProbeModel, model: nn.Module, base: Base) -> Check:
 def check_identity(probe: ProbeModel, model: nn.Module) -> Check:
     """Before training, base and method give the base's logits, unless the method starts elsewhere by design."""
     method, name = probe.method, "identity at start"
-    away = distance(probe.logits(model), probe.logits(probe.base().model))
+    base = probe.base().model
+    token_embeddings.add_rows(base, probe.tokens)  # a new token starts elsewhere than the base's spare row
+    away = distance(probe.logits(model), probe.logits(base))
     detail = "logits bit-identical to the base's" if away == 0 else f"logits {away:.1e} of their size from the base's"
     if not method.starts_as_base:
         return Check(name, None, f"not an identity by design: {detail}")
@@ -121,7 +123,11 @@ def _module(name: str) -> str:
     'bert.encoder.layer.0.attention.self.query'
     >>> _module("bert.encoder.layer.0.output.dense.bias"), _module("prompt_encoder.default.embedding.weight")
     ('bert.encoder.layer.0.output.dense', 'prompt_encoder')
+    >>> _module("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta.default")
+    'model.embed_tokens'
     """
+    if token_embeddings.is_row(name):
+        return name.removeprefix("base_model.model.").partition(".token_adapter.")[0]
     owner, default, _ = name.partition(".default")
     return owner.rpartition(".")[0] or owner if default else name.rpartition(".")[0]
 

@@ -21,7 +21,9 @@ from peftlab.loading.attach import apply_method, training_plan
 from peftlab.loading.attention import use_attention
 from peftlab.loading.head import with_head
 from peftlab.loading.model import Base, LoadOptions, load_base, within
+from peftlab.loading.tokens import add_tokens
 from peftlab.methods import Method, TrainingPlan
+from peftlab.methods.method import TrainedToken
 from peftlab.models.byte_tokenizer import byte_tokenizer
 from peftlab.models.model import ModelFiles
 from peftlab.models.tiny_bound import probing
@@ -56,6 +58,8 @@ class ProbeModel:
     """Bound to the examples."""
     examples: Sequence[Example]
     tokenizer: PreTrainedTokenizerBase
+    tokens: tuple[TrainedToken, ...]
+    """Tokens whose embeddings are trained; the examples contain them."""
     device: torch.device
     precision: Precision
     load: Callable[[Recipe, torch.dtype], Base]
@@ -77,6 +81,7 @@ class ProbeModel:
             tokenizer=self.tokenizer,
             optimizer_steps=STEPS,
             longest_input=max(len(example) for example in self.examples),
+            tokens=self.tokens,
         )
 
     def attached(self) -> tuple[Base, nn.Module]:
@@ -171,6 +176,7 @@ def make_probe_model(
     tokenizer = byte_tokenizer(config)
     rows = recipe.task.sample_rows()
     task = recipe.task.from_training(rows).bind(rows)
+    tokens = add_tokens(tokenizer, recipe.method.trained_tokens)
     examples = task.encode(rows, tokenizer, limit=max(SHORTEST_LIMIT, task.max_length or 512)).examples
     files = ModelFiles(folder=folder, source=f"a small {config.model_type}", fingerprint="")
     config = type(config).from_dict({**config.to_dict(), **task.model_settings()})
@@ -181,6 +187,7 @@ def make_probe_model(
     if incompatibility is not None:
         raise UserError(f"task: {incompatibility}")
     _require_forward(random_model, task, examples, tokenizer.pad_token_id)
+    examples = _containing(examples, tokens)
     random_model.save_pretrained(folder)
     recipe = recipe.model_copy(update={"method": without_dropout(recipe.method)})
 
@@ -200,10 +207,22 @@ def make_probe_model(
         task=task,
         examples=examples,
         tokenizer=tokenizer,
+        tokens=tokens,
         device=device,
         precision=resolve_precision(recipe.training.precision, device),
         load=copy_of_base,
     )
+
+
+def _containing(examples: Sequence[Example], tokens: Sequence[TrainedToken]) -> list[Example]:
+    """The examples with the second token of each replaced by one of `tokens` in turn: no sample row has them."""
+    changed = list(examples)
+    for number, token in enumerate(tokens):
+        example = changed[number % len(changed)]
+        place = 1 + number // len(changed)
+        ids = [*example.features["input_ids"][:place], token.id, *example.features["input_ids"][place + 1 :]]
+        changed[number % len(changed)] = dataclasses.replace(example, features={**example.features, "input_ids": ids})
+    return changed
 
 
 def _require_forward(model: PreTrainedModel, task: Task, examples: Sequence[Example], padding_token: int) -> None:

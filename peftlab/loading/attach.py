@@ -10,7 +10,9 @@ import torch
 
 from peftlab.errors import UserError
 from peftlab.loading.model import Base, within
+from peftlab.loading.tokens import add_tokens
 from peftlab.methods import TrainingPlan
+from peftlab.methods.method import TrainedToken
 from peftlab.recipe import Recipe
 from peftlab.results.run_result import Parameters
 from peftlab.tasks import Task
@@ -27,14 +29,21 @@ def training_plan(
     tokenizer: PreTrainedTokenizerBase,
     optimizer_steps: int,
     longest_input: int,
+    tokens: tuple[TrainedToken, ...] | None = None,
 ) -> TrainingPlan:
-    """Facts of the training that the method may know before it starts. `longest_input` is in tokens."""
+    """Facts of the training that the method may know before it starts. `longest_input` is in tokens.
+
+    `tokens` are what `add_tokens` returned for this tokenizer; None: it has not been called.
+    """
+    if tokens is None:
+        tokens = add_tokens(tokenizer, recipe.method.trained_tokens)
     return TrainingPlan(
         optimizer_steps=optimizer_steps,
         task_type=task.task_type,
         head=base.head,
         longest_input=longest_input,
         seed=recipe.seeds.initialization,
+        tokens=tokens,
         tokenize=lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]),
     )
 

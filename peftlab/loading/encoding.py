@@ -34,12 +34,13 @@ def encode(
     files: ModelFiles,
     what: str,
     on_bad_row: OnBadRow,
+    tokens: Sequence[str] = (),
 ) -> tuple[Encoded, dict[str, int]]:
     """Examples, and numbers of rows left out, by reason. Raises UserError with each row that cannot be encoded.
 
-    `limit` is in tokens; `what` names the split in messages.
+    `limit` is in tokens; `what` names the split in messages; `tokens` were added to the base's tokenizer.
     """
-    key = _key(task, rows, files, limit)
+    key = _key(task, rows, files, limit, tokens)
     cached = encoded_cache.load(key, rows)
     if cached is not None:
         return cached, {}
@@ -76,11 +77,11 @@ def _separate_bad_rows(rows: Sequence[Row], encode: Callable[[Sequence[Row]], ob
     return good, bad
 
 
-def _key(task: Task, rows: Sequence[Row], files: ModelFiles, limit: int) -> str:
+def _key(task: Task, rows: Sequence[Row], files: ModelFiles, limit: int, tokens: Sequence[str]) -> str:
     """Cache key: digest of the rows, the base's files, the task and its code, and the libraries."""
     digest = hashlib.sha256(f"{limit} {tokenizers.__version__} {transformers.__version__}".encode())
     digest.update(task.model_dump_json().encode())
-    digest.update(files.fingerprint.encode())
+    digest.update(files.fingerprint.encode() + canonical({"tokens": list(tokens)}).encode())
     for path in sorted(Path(peftlab.tasks.__file__).parent.rglob("*.py")):
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     for row in rows:

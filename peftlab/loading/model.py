@@ -7,7 +7,7 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,10 +133,12 @@ def longest_of_config(config: Mapping[str, Any], source: str, task: Task, *, res
     return task.max_length or free
 
 
-def refuse_unknown_tokens(base: Base, examples: Iterable[Example]) -> None:
-    """Raise UserError if the examples have a token without an embedding in the base."""
+def refuse_unknown_tokens(base: Base, examples: Iterable[Example], new: Collection[int] = ()) -> None:
+    """Raise UserError if the examples have a token without an embedding in the base, other than the `new` ones."""
     embeddings: Any = base.model.get_input_embeddings()
-    largest = max((max(example.features["input_ids"], default=0) for example in examples), default=0)
+    ids = (example.features["input_ids"] for example in examples)
+    old = ([token for token in sequence if token not in new] for sequence in ids) if new else ids
+    largest = max((max(sequence, default=0) for sequence in old), default=0)
     if largest >= embeddings.num_embeddings:
         raise UserError(
             f"model: {base.files.source}: its tokenizer gives token {largest}, "

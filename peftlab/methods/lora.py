@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from peftlab.component import Reference
-from peftlab.methods import pissa
+from peftlab.methods import pissa, token_embeddings
 from peftlab.methods.experts import expert_parameters
-from peftlab.methods.method import MethodContext, TrainingPlan
+from peftlab.methods.method import MethodContext, TrainedToken, TrainingPlan
 from peftlab.methods.patterns import in_layers, require_matches, value_for
 from peftlab.methods.peft_method import PeftMethod, patch
 from peftlab.methods.targets import Targets, chosen_layers, left_out_remark
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 OUTPUTS = r"o_proj|output\.dense|o"  # last projections of the attention of three families, for the tests
+
+EMBEDDINGS = {"embed_tokens", "word_embeddings", "wte", "embed_in", "shared"}  # names of input embeddings
 
 
 class Lora(PeftMethod):
@@ -48,7 +50,8 @@ class Lora(PeftMethod):
     retrainable: ClassVar[frozenset[str]] = frozenset({"dropout", "b_rate_ratio"})
     size_setting: ClassVar[str | None] = "rank"
     added_fields: ClassVar[Mapping[str, Any]] = {
-        **{"exclude": [], "experts": False, "rank_pattern": {}, "alpha_pattern": {}, "layers": None}
+        **{"exclude": [], "experts": False, "rank_pattern": {}, "alpha_pattern": {}, "layers": None},
+        "train_tokens": [],
     }
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = (
         {"rank": 4},
@@ -57,6 +60,7 @@ class Lora(PeftMethod):
         {"rank": 4, "initialization": "pissa"},
         {"rank": 4, "initialization": "olora", "rank_pattern": {OUTPUTS: 6}, "alpha_pattern": {OUTPUTS: 12.0}},
         {"rank": 4, "layers": [1], "rank_pattern": {OUTPUTS: 2}},
+        {"rank": 4, "train_tokens": ["<new>"]},
     )
 
     rank: int = Field(16, ge=1, le=4096)
@@ -91,6 +95,9 @@ class Lora(PeftMethod):
     initialization: Literal["zero", "pissa", "olora"] = "zero"
     """`zero` starts with B = 0, `pissa` with the principal components of the weight (PiSSA, Meng et al., 2024), `olora`
     with orthonormal columns of its QR decomposition (OLoRA, Büyükakyüz, 2024)."""
+    train_tokens: list[Annotated[str, Field(min_length=1, pattern=r"^\S+$")]] = Field([], examples=[["<tool>"]])
+    """Tokens whose embeddings are trained too, in a tied or separate output layer as well. One that the tokenizer lacks
+    is added, and starts as the mean of the pieces that it was split into. A forward pass copies the embeddings."""
     b_rate_ratio: float = Field(1.0, gt=0, le=1e4)
     """Learning rate of B divided by that of A (LoRA+, Hayou et al., 2024)."""
 
@@ -106,6 +113,24 @@ class Lora(PeftMethod):
             if self.experts and set_otherwise:
                 raise ValueError(f"experts: not available with {key}: {getattr(self, key)}; leave one of them out")
         return self
+
+    @model_validator(mode="after")
+    def _tokens_by_name(self) -> Self:
+        embeddings = sorted(EMBEDDINGS.intersection(name.rpartition(".")[2] for name in self.targets))
+        if isinstance(self.targets, list) and embeddings:
+            raise ValueError(
+                f"targets: {embeddings[0]!r} holds an embedding of each token; name the tokens to train in train_tokens"
+            )
+        if len(set(self.train_tokens)) < len(self.train_tokens):
+            raise ValueError("train_tokens: a token is listed twice")
+        return self
+
+    @property
+    def trained_tokens(self) -> Sequence[str]:
+        return self.train_tokens
+
+    def may_be_idle(self, name: str) -> bool:
+        return token_embeddings.is_row(name)
 
     @property
     def modifies_base(self) -> bool:
@@ -123,6 +148,11 @@ class Lora(PeftMethod):
         title = pissa.TITLES.get(self.initialization)
         if title and context.quantization != "none":
             return f"{title} needs the singular values of an unquantized weight; use quantization: none"
+        if self.train_tokens and (context.sharded or context.zero_stage is not None):
+            return (
+                "train_tokens replaces rows of the embeddings, of which a process has a shard under FSDP2 or ZeRO; "
+                "launch it with data parallelism (recipes/accelerate/ddp.yaml)"
+            )
         if self.weight_decomposed and context.zero_stage == 3 and context.quantization != "none":
             return "DoRA replaces a quantized weight with a new tensor, which ZeRO-3 has not partitioned"
         if self.experts and (context.sharded or context.zero_stage == 3):
@@ -143,6 +173,7 @@ class Lora(PeftMethod):
             alpha_pattern=self.alpha_pattern,
             target_modules=self._chosen(model, plan),
             target_parameters=self._experts(model, plan.head),
+            trainable_token_indices=token_embeddings.embedding_rows(model, self._tokens(plan)),
             exclude_modules=list(plan.head) or None,
             modules_to_save=list(plan.head) or None,
             use_rslora=self.rank_stabilized,
@@ -152,6 +183,9 @@ class Lora(PeftMethod):
 
     def left_out(self, model: PreTrainedModel, plan: TrainingPlan) -> str | None:
         return left_out_remark(model, plan.head, plan.task_type) if self.targets == "all-linear" else None
+
+    def _tokens(self, plan: TrainingPlan) -> tuple[TrainedToken, ...]:
+        return plan.tokens if self.train_tokens else ()
 
     def _chosen(self, model: PreTrainedModel, plan: TrainingPlan) -> list[str]:
         """Full names of the linear layers to adapt. Raises UserError for a pattern or layer number without effect."""
@@ -169,12 +203,15 @@ class Lora(PeftMethod):
         return names if self.layers is None else in_layers(names, self.layers)
 
     def apply(self, model: PreTrainedModel, plan: TrainingPlan) -> PeftModel:
-        if not self.modifies_base:
-            return super().apply(model, plan)
-        ranks = {name: value_for(name, self.rank_pattern, self.rank) for name in self._chosen(model, plan)}
-        pissa.check_layers(model, ranks, self.initialization)
+        token_embeddings.add_rows(model, self._tokens(plan))
+        if self.modifies_base:
+            ranks = {name: value_for(name, self.rank_pattern, self.rank) for name in self._chosen(model, plan)}
+            pissa.check_layers(model, ranks, self.initialization)
         wrapped = super().apply(model, plan)
-        pissa.store_initial_factors(wrapped)
+        if self._tokens(plan):
+            token_embeddings.require_as_base(wrapped)
+        if self.modifies_base:
+            pissa.store_initial_factors(wrapped)
         return wrapped
 
     @contextlib.contextmanager
@@ -219,6 +256,7 @@ class Lora(PeftMethod):
             pissa.save_as_lora(model, folder)
 
     def load(self, base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
+        token_embeddings.make_room_for(base, folder)
         if self.modifies_base:
             sizes: dict[str, Any] = {"r": self.rank, "lora_alpha": self.alpha}
             sizes |= {"rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern}

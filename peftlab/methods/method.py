@@ -16,6 +16,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainedToken:
+    """A token whose embedding is trained."""
+
+    text: str
+    id: int
+    pieces: tuple[int, ...]
+    """Ids of the tokens that its embedding starts from as their mean; its own id if the base has the token."""
+
+    @property
+    def is_new(self) -> bool:
+        """True if the base's tokenizer lacks the token."""
+        return self.pieces != (self.id,)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
     """Facts about a run that a method may use when it is attached to the model."""
 
@@ -30,6 +45,8 @@ class TrainingPlan:
     """Seed of the initialization."""
     tokenize: Callable[[str], list[int]] | None = None
     """The base model's tokenizer, without special tokens."""
+    tokens: tuple[TrainedToken, ...] = ()
+    """The tokens that the method's `trained_tokens` name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +127,15 @@ class Method(Component):
     @property
     def partial_by_choice(self) -> bool:
         """True if the method or its settings select some of the weights on purpose."""
+        return False
+
+    @property
+    def trained_tokens(self) -> Sequence[str]:
+        """Tokens whose embeddings are trained; those that the base's tokenizer lacks are added to it."""
+        return ()
+
+    def may_be_idle(self, name: str) -> bool:
+        """True if a whole batch may give this trainable parameter a gradient of zero."""
         return False
 
     @property

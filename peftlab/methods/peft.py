@@ -33,7 +33,7 @@ REFUSED = {
     "OSF": "it factorizes the base model's weights, and the signs of the factors may differ on another machine",
     "POLY": "it needs a task id with each example",
     "SHADOW": "it passes a custom object between layers, which breaks BERT, and some of its parameters get no gradient",
-    "TRAINABLE_TOKENS": "it trains the embeddings of tokens that were added to the tokenizer",
+    "TRAINABLE_TOKENS": "use kind: lora with train_tokens, which also adds the tokens to the tokenizer",
     "XLORA": "it mixes adapters that are already trained",
 }
 UNSUPPORTED_SETTINGS = {  # of types that are supported otherwise

@@ -132,7 +132,7 @@ def _sample(tuned: Tuned, device: torch.device) -> dict[str, torch.Tensor]:
     examples = task.encode(task.sample_rows() * COPIES, tokenizer, card.limit).examples
     special = set(tokenizer.all_special_ids)
     embeddings: Any = tuned.base.model.get_input_embeddings()
-    size = min(len(tokenizer), int(embeddings.num_embeddings))
+    size = min(len(tokenizer), int(embeddings.weight.shape[0]))
     ordinary = torch.tensor([token for token in range(size) if token not in special])
     generator = torch.Generator().manual_seed(0)
     sample = []

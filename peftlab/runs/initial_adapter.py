@@ -18,7 +18,7 @@ from peftlab.errors import UserError
 from peftlab.loading.attach import apply_method, load_method
 from peftlab.loading.inputs import Inputs
 from peftlab.loading.model import Base, within
-from peftlab.methods import TrainingPlan
+from peftlab.methods import TrainingPlan, token_embeddings
 from peftlab.quantization import Quantization
 from peftlab.recipe import Recipe
 from peftlab.results.result_file import FILE as RESULT
@@ -187,7 +187,7 @@ def _adapted(base: Base, tensors: Iterable[str]) -> list[str]:
     weighted = {name.rpartition(".")[0] for name, _ in base.model.named_parameters()}
     adapted = set()
     for name in tensors:
-        module = name.removeprefix("base_model.model.")
+        module = "" if token_embeddings.is_row(name) else name.removeprefix("base_model.model.")
         while module and module not in weighted:
             module = module.rpartition(".")[0]
         if module and not within(f"{module}.weight", base.head):

@@ -24,6 +24,7 @@ from peftlab.loading.attention import choose_attention, current_attention, use_a
 from peftlab.loading.inputs import Inputs, read_inputs
 from peftlab.loading.model import Base, refuse_unknown_tokens
 from peftlab.loading.reach import measure_reach, reach_lines
+from peftlab.loading.tokens import describe
 from peftlab.methods import TrainingPlan
 from peftlab.recipe import Recipe
 from peftlab.results.environment import environment
@@ -236,11 +237,14 @@ class _Run:
         # A model that will be sharded may be too large for one device.
         device = torch.device("cpu") if self.placement.shards_parameters else self.accelerator.device
         base = inputs.base(device, self.precision, self.placement.device_map)
-        refuse_unknown_tokens(base, (example for part in encoded.values() for example in part.examples))
+        new = {token.id for token in inputs.tokens if token.is_new}
+        refuse_unknown_tokens(base, (example for part in encoded.values() for example in part.examples), new)
         examples = [example for split in TRAINED_SPLITS if split in encoded for example in encoded[split].examples]
         examples = inputs.task.training_examples(examples, inputs.limit)
         if not examples:
             raise UserError(f"data: the train split of {inputs.rows.source} has nothing to learn")
+        if inputs.tokens:
+            self.console.line("tokens", describe(inputs.tokens, examples))
         lengths = [len(example) for example in examples]
         plan = self._plan(data, base, lengths)
         self._choose_attention(base, lengths)
@@ -283,6 +287,7 @@ class _Run:
             base,
             task=inputs.task,
             tokenizer=inputs.tokenizer,
+            tokens=inputs.tokens,
             optimizer_steps=schedule_length(lengths, recipe.training, recipe.seeds),
             longest_input=max(*lengths, *(len(e) for part in data.encoded.values() for e in part.examples)),
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from peftlab.errors import UserError
+from peftlab.methods import token_embeddings
 
 Transform = Callable[[Tensor], Tensor]
 """Function of embeddings (batch, length, width)."""
@@ -59,5 +60,12 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 def _input_embeddings(model: nn.Module) -> list[nn.Module]:
     """Modules that hold the input embeddings: T5 has three of them."""
     embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
-    weight = embeddings.weight
-    return [module for module in model.modules() if module is embeddings or getattr(module, "weight", None) is weight]
+    weight = _weight(embeddings)
+    # Trained tokens: PEFT's wrapper of an embedding calls a layer that has the same weight.
+    modules = [module for module in model.modules() if not token_embeddings.is_inner(module)]
+    return [module for module in modules if module is embeddings or _weight(module) is weight]
+
+
+def _weight(module: nn.Module) -> object:
+    """The module's weight; of PEFT's wrapper, that of the module in it, because its own is made at each access."""
+    return getattr(module.original_module if hasattr(module, "original_module") else module, "weight", None)

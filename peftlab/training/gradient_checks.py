@@ -53,6 +53,7 @@ def require_gradients(
     *,
     loss: float = math.nan,
     may_train_unused: bool = False,
+    may_be_idle: Callable[[str], bool] = lambda name: False,
     gradient: Gradient = of_parameter,
 ) -> GradientStats:
     """Raise UserError if a trainable tensor has no gradient now, or one of zeros both in the `first` stats and now.
@@ -67,7 +68,8 @@ def require_gradients(
         missing = ()
     elif may_train_unused and first is not None:
         missing = [name for name in missing if name not in first.missing]
-    dead = [*missing, *(name for name in stats.zero if first is not None and name in first.zero)]
+    idle = [name for name in stats.zero if not may_be_idle(name)]
+    dead = [*missing, *(name for name in idle if first is not None and name in first.zero)]
     if dead and not missing and loss == 0:
         raise UserError(_nothing_to_learn(step))
     if dead:

@@ -149,6 +149,7 @@ class _Loop:
                 state.gradient_stats,
                 loss=loss,
                 may_train_unused=workload.method.may_train_unused,
+                may_be_idle=workload.method.may_be_idle,
                 gradient=self.optimizer_step.gradient,
             )
 

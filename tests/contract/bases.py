@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from peftlab.loading.model import LoadOptions, load_base
 from peftlab.methods import METHODS, Method, TrainingPlan
-from peftlab.methods.method import MethodContext
+from peftlab.methods.method import MethodContext, TrainedToken
 from peftlab.models.model import Model, ModelFiles
 from peftlab.quantization import QUANTIZATIONS
 from peftlab.tasks.token_classification import TokenClassification
@@ -83,11 +83,13 @@ def load(folder: Path, family: str, precision: str) -> PreTrainedModel:
 
 def plan(family: str) -> TrainingPlan:
     """The plan of the tests' training: `STEPS` optimizer steps on `inputs`."""
+    token = int(inputs(family)["input_ids"][0, 0])
     return TrainingPlan(
         optimizer_steps=STEPS,
         task_type=FAMILIES[family],
         head=("classifier",) if family == "encoder" else (),
         longest_input=11,
+        tokens=(TrainedToken(text="<new>", id=token, pieces=(token,)),),
         tokenize=lambda text: [3 + ord(letter) % 90 for letter in text],
     )
 

@@ -67,8 +67,9 @@ def test_killed_in_mid_epoch_every_method_resumes_bit_identically(
         ("training.embedding_noise=5",),
         ("training.adversarial=1",),
         (f"data={MIX}",),
+        ("method.train_tokens=[St, Main]",),
     ],
-    ids=["layer decay", "NEFTune", "FGM", "weighted mix"],
+    ids=["layer decay", "NEFTune", "FGM", "weighted mix", "trained tokens"],
 )
 def test_training_options_resume_bit_identically(recipe: tuple[str, ...], lab: Lab, output: Path) -> None:
     reference = lab.uninterrupted(*recipe)
