@@ -9,6 +9,7 @@ import typer
 
 from peftlab.cli.command import command
 from peftlab.cli.options import RunFolder, Trust
+from peftlab.results.find_run import find_run
 
 
 @command()
@@ -21,6 +22,7 @@ def merge(
 
     Prints the largest difference between the logits of the merged model and those of the model as trained.
     """
+    folder = find_run(folder)
     from peftlab.runs.inference import merge as merge_run
 
     difference = merge_run(folder, output, trust)

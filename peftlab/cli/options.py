@@ -14,7 +14,9 @@ RecipeFiles = Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Re
 Overrides = Annotated[list[str], typer.Option("--set", help="key=value, e.g. --set method.rank=8; may be repeated.")]
 Examples = Annotated[int | None, typer.Option(min=1, help="Examples per batch; the recipe's batch if not given.")]
 Length = Annotated[int | None, typer.Option(min=1, help="Tokens per example; at most 128 if not given.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.", show_default=False)]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Finished run: its folder, one above, or its recipe.", show_default=False)
+]
 Trust = Annotated[
     str | None,
     typer.Option(

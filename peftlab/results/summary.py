@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from peftlab.results.run_result import RunResult, SplitCounts
@@ -12,6 +13,7 @@ def summary(result: RunResult, baseline_rule: str) -> Iterator[tuple[str, str]]:
     for split, scores in result.metrics.items():
         yield split, "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if "/" not in name)
     yield from _baselines(result, baseline_rule)
+    yield from _no_gain(result)
     parameters, cost = result.parameters, result.cost
     yield (
         "parameters",
@@ -38,6 +40,30 @@ def _baselines(result: RunResult, rule: str) -> Iterator[tuple[str, str]]:
         for split, scores in baseline.items():
             if result.selection in scores:
                 yield label, f"{split}: {result.selection} {scores[result.selection]:.4f} {predictor}"
+
+
+def _no_gain(result: RunResult) -> Iterator[tuple[str, str]]:
+    """A line for each split on which the model is not shown to be better than the constant baseline.
+
+    The noise of an accuracy is 1.96 standard errors of a binomial proportion; of other metrics it is not estimated.
+    """
+    name = result.selection
+    for split, baselines in result.constant_baseline.items():
+        score, baseline = result.metrics.get(split, {}).get(name), baselines.get(name)
+        if score is None or baseline is None or split not in result.splits:
+            continue
+        gain = baseline - score if result.selection_minimized else score - baseline
+        examples = result.splits[split].examples
+        noise = 1.96 * math.sqrt(score * (1 - score) / examples) if name == "accuracy" and examples else 0.0
+        if gain <= noise:
+            within = "is no better than"
+            if noise and gain > -noise:
+                within = f"is within noise (+-{noise:.3f} on {examples:,} examples) of"
+            yield (
+                "no gain",
+                f"{split}: {name} {score:.4f} {within} the baseline's {baseline:.4f}: try a "
+                "training.learning_rate 3 to 10 times as high, more training.epochs, more rows, or a larger model",
+            )
 
 
 def _losses(split: str, counts: SplitCounts) -> Iterator[tuple[str, str]]:

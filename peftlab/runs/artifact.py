@@ -142,7 +142,13 @@ def load(
     """
     card = read_card(folder)
     inner = check_files(folder, card)
-    files = card.model.files(trust)
+    try:
+        files = card.model.files(trust)
+    except UserError as error:
+        raise UserError(
+            f"{error}; {folder} was trained on this base: put it there (its fingerprint is checked), or write its new "
+            f"place as model.id into {inner / FILE}"
+        ) from None
     if files.fingerprint != card.model_fingerprint:
         raise UserError(
             f"{folder}: trained on another version of {card.model.id}: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -18,6 +19,7 @@ from peftlab.training.callbacks import Callback
 from peftlab.training.state import TrainState
 from peftlab.training.train_log import Evaluation, MicroBatchReduction, Step, TrainLog
 
+EARLY = 2  # evaluations
 PLAIN_EVERY = 20.0  # seconds between two step lines in a pipe
 
 
@@ -37,10 +39,10 @@ class ConsoleReporter(Callback):
         self._console = Console(quiet=silent, highlight=False, soft_wrap=True)
         self._live = self._console.is_terminal and not silent
         self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=20),  # the line fits 80 columns
+            TextColumn("training {task.percentage:.0f}%"),
+            BarColumn(bar_width=10),  # the line fits 80 columns
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[rate]} tokens/s"),
+            TextColumn("epoch {task.fields[epoch]}  loss {task.fields[loss]}  {task.fields[rate]} tok/s"),
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
@@ -50,6 +52,11 @@ class ConsoleReporter(Callback):
         self._loss: float | None = None  # moving average
         self._selection = ""  # metric that chooses the best state
         self._method = ""
+        self._rank: Callable[[Mapping[str, float]], float] | None = None  # of scores, higher is better
+        self._evaluations = 0
+        self._learned = False  # an evaluation was better than the baseline
+        self.baseline: Mapping[str, float] = {}
+        """Scores of the constant baseline on the validation split."""
 
     def __enter__(self) -> ConsoleReporter:
         return self
@@ -66,15 +73,17 @@ class ConsoleReporter(Callback):
     def on_train_begin(self, state: TrainState) -> None:
         self._selection = state.workload.task.selection
         self._method = state.workload.method.kind
+        self._rank = state.workload.task.rank
 
     def on_step_end(self, step: Step, total: int, log: TrainLog) -> None:
         self._loss = step.loss if self._loss is None else 0.95 * self._loss + 0.05 * step.loss
+        epoch = f"{step.epoch:.1f}"
         loss, rate = f"{self._loss:.4f}", f"{log.tokens / max(log.seconds, 1e-9):,.0f}"
         if self._live:
             if self._task is None:
                 self._progress.start()
-                self._task = self._progress.add_task("training", total=total, loss=loss, rate=rate)
-            self._progress.update(self._task, completed=step.number, loss=loss, rate=rate)
+                self._task = self._progress.add_task("training", total=total, loss=loss, rate=rate, epoch=epoch)
+            self._progress.update(self._task, completed=step.number, loss=loss, rate=rate, epoch=epoch)
         elif time.monotonic() - self._last_line > PLAIN_EVERY:
             self._last_line = time.monotonic()
             left = log.seconds / step.number * (total - step.number)
@@ -93,6 +102,20 @@ class ConsoleReporter(Callback):
             f"step {evaluation.step}  epoch {evaluation.epoch:.2f}  train loss {evaluation.loss:.4f}  "
             f"{loss}{self._selection} {score:.4f}{remark}",
         )
+        self._warn_of_no_gain(evaluation)
+
+    def _warn_of_no_gain(self, evaluation: Evaluation) -> None:
+        """After `EARLY` evaluations, say if none of them was better than the baseline."""
+        if self._rank is None or self._selection not in self.baseline:
+            return
+        self._evaluations += 1
+        self._learned |= self._rank(evaluation.scores) > self._rank(self.baseline)
+        if self._evaluations == EARLY and not self._learned:
+            self.line(
+                "no gain",
+                f"none of {EARLY} evaluations is better than the baseline ({self._selection} "
+                f"{self.baseline[self._selection]:.4f}, without a model): try a higher training.learning_rate",
+            )
 
     def on_micro_batch_reduction(self, reduction: MicroBatchReduction) -> None:
         self.line(
@@ -113,3 +136,4 @@ class ConsoleReporter(Callback):
         for label, text in summary(result, baseline_rule):
             self.line(label, text)
         self.line("saved", str(folder))
+        self.line("next", f'peftlab predict {folder} "a text"')

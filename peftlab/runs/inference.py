@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,27 @@ from peftlab.errors import UserError
 from peftlab.io import atomic
 from peftlab.loading.model import publish_dropout, publish_processors
 from peftlab.quantization.none import NoQuantization
-from peftlab.runs import artifact
+from peftlab.results.result_file import read_result
+from peftlab.runs import artifact, scoring
 from peftlab.runs.artifact import Tuned
 from peftlab.tasks import Task
 from peftlab.training.gradients import to_device
 from peftlab.training.prediction import predict
 
-BATCH_TOKENS = 4096  # padding included
+BATCH_TOKENS = 4096  # padding included, at most; fewer if the training had smaller batches
 COPIES = 8  # of the task's sample rows, each with other tokens, to compare logits
+
+
+@dataclass
+class Request:
+    """What is wanted of predictions besides the answers."""
+
+    scored: bool = False
+    """Compute the metrics: the rows have targets."""
+    top: int | None = None
+    """Number of labels whose probabilities each answer has as `scores`, the most probable first."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Set after the last answer if `scored`."""
 
 
 def rows_from_lines(task: Task, lines: Sequence[str], where: str) -> list[Row]:
@@ -44,9 +58,33 @@ def rows_from_file(task: Task, rows: Sequence[Row], columns: Mapping[str, str]) 
     return inputs
 
 
-def answers(folder: Path, rows_for: Callable[[Task], list[Row]], trust: str | None = None) -> Iterator[dict[str, Any]]:
-    """Predict each row with the run's model. `trust`: see `Model.files`."""
+def labeled_rows(task: Task, rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
+    """Rows of a data file with their targets, checked as in training. Raises UserError."""
+    by_column = {column: name for name, column in columns.items()}
+    labeled = []
+    for row in rows:
+        renamed = Row(row.where, {by_column.get(name, name): value for name, value in row.fields.items()})
+        missing = [name for name in task.fields if renamed.fields.get(name) is None]
+        if missing:
+            names = ", ".join(map(str, row.fields))
+            raise UserError(f"{row.where}: no {missing[0]!r}, which --score needs; it has: {names}")
+        labeled.append(task.normalize_row(renamed))
+        task.check_row(labeled[-1])
+    return labeled
+
+
+def answers(
+    folder: Path,
+    rows_for: Callable[[Task], list[Row]],
+    trust: str | None = None,
+    request: Request | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Predict each row with the run's model. `trust`: see `Model.files`. Raises UserError."""
+    request = Request() if request is None else request
     accelerator = Accelerator()
+    unbound = artifact.read_card(folder).task
+    if request.top is not None and not unbound.has_class_scores:
+        raise UserError(f"--top-k, --all-scores: {unbound.kind} has no probabilities of labels for an input")
     rows = rows_for(artifact.read_card(folder).task)
     tuned = artifact.load(folder, device=accelerator.device, trust=trust)
     task = tuned.card.task.model_copy(update={"truncate": True})  # the answer reports it
@@ -56,13 +94,35 @@ def answers(folder: Path, rows_for: Callable[[Task], list[Row]], trust: str | No
         task=task,
         examples=encoded.examples,
         tokenizer=tuned.tokenizer,
-        batch_tokens=BATCH_TOKENS,
+        batch_tokens=min(BATCH_TOKENS, trained_batch_tokens(folder)),
         accelerator=accelerator,
         autocast=tuned.autocast,
+        class_scores=request.top is not None,
     )
+    if request.scored:
+        request.metrics.update(scoring.score(task, records))
     for row, record in zip(rows, records, strict=True):
         # "rows.csv:12" for a file of lines, "rows.parquet row 12" for others
-        yield {"line": int(re.split("[: ]", row.where)[-1]), **task.answer(record)}
+        scores = record.pop("scores", None)
+        answer = {"line": int(re.split("[: ]", row.where)[-1]), **task.answer(record)}
+        if scores is not None:
+            best = sorted(scores.items(), key=lambda item: -item[1])[: request.top]
+            answer["scores"] = dict(best)
+        yield answer
+
+
+def trained_batch_tokens(folder: Path) -> int:
+    """Most tokens in a micro-batch of the run's training, so that predictions need no more memory than it did.
+
+    `BATCH_TOKENS` if the run has no readable result, or if its batches were counted in examples.
+    """
+    try:
+        training = read_result(folder).recipe["training"]
+    except UserError:
+        return BATCH_TOKENS
+    if training.get("batch_examples") is not None:
+        return BATCH_TOKENS
+    return max(1, (training.get("batch_tokens") or 1024) // (training.get("accumulation") or 1))
 
 
 def merge(folder: Path, output: Path, trust: str | None = None) -> float:

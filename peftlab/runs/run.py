@@ -225,6 +225,7 @@ class _Run:
         rows, task = inputs.rows.rows, inputs.task
         scores = {split: task.constant_baseline(rows["train"], rows[split]) for split in self._scored_splits}
         scoring.check_possible(task, scores["validation"], rows["validation"])
+        self.console.baseline = scores["validation"] or {}
         return {split: values for split, values in scores.items() if values is not None}
 
     @property

@@ -223,6 +223,18 @@ class SequenceClassification(Classification):
             records.append(record | ({"tokens_lost": fields["tokens_lost"]} if "tokens_lost" in fields else {}))
         return records
 
+    @property
+    def has_class_scores(self) -> bool:
+        return self.problem != "regression"
+
+    def class_scores(self, outputs: Any) -> list[dict[str, float]]:
+        logits = outputs.logits.float()
+        values = logits.softmax(dim=-1) if self.problem == "single_label" else logits.sigmoid()
+        return [
+            {name: round(value, DIGITS) for name, value in zip(self._labels(), row, strict=True)}
+            for row in values.cpu().tolist()
+        ]
+
     def reference(self, row: Row) -> dict[str, Any]:
         return {"expected": self._expected(row)}
 

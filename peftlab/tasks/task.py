@@ -198,6 +198,15 @@ class Task(Component, abc.ABC):
     def decode(self, outputs: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """One JSON-serializable record per example, with the keys `predicted` and `expected`."""
 
+    @property
+    def has_class_scores(self) -> bool:
+        """True if `class_scores` gives the probability of every label."""
+        return False
+
+    def class_scores(self, outputs: Any) -> list[dict[str, float]]:
+        """Probability of each label, by its name, for each example of the outputs."""
+        raise NotImplementedError
+
     def merge(self, records: Sequence[dict[str, Any]], examples: Sequence[Example]) -> list[dict[str, Any]]:
         """One record per row, from the records of its examples, which are consecutive."""
         return list(records)

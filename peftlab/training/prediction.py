@@ -52,10 +52,12 @@ def predict(
     accelerator: Accelerator,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
     loss: LossTotal | None = None,
+    class_scores: bool = False,
 ) -> Records:
     """A decoded record for each row, in order. Raises Interrupted if a signal came to any process.
 
-    The loss of the examples, which must have targets, is added to `loss` in the same pass.
+    The loss of the examples, which must have targets, is added to `loss` in the same pass. With `class_scores` each
+    record has `scores`, the probability of every label (`Task.class_scores`).
     """
     lengths = [len(example) for example in examples]
     order = sorted(range(len(examples)), key=lambda i: lengths[i])
@@ -75,7 +77,11 @@ def predict(
             if loss is not None:  # of a sharded model, a repeated batch takes part in the collective calls
                 (counted if counts else repeated).add(task, model, inputs, outputs)
             if counts:
-                records += zip(batch, task.decode(outputs, chosen), strict=True)
+                decoded = task.decode(outputs, chosen)
+                if class_scores:
+                    scores = task.class_scores(outputs)
+                    decoded = [{**record, "scores": each} for record, each in zip(decoded, scores, strict=True)]
+                records += zip(batch, decoded, strict=True)
     fsdp.reshard(model)
     model.train(was_training)
     signal = received_signal()
