@@ -62,7 +62,7 @@ def test_a_piped_run_prints_plain_lines_and_no_library_output(
     labels = [line[:11].strip() for line in done.stdout.splitlines() if line and not line.startswith("step ")]
     assert labels == [
         "recipe", "model", "data", "labels", "method", "device", "reach", "reach", "validation", "validation",
-        "validation", "test", "baseline", "baseline", "parameters", "time", "saved",
+        "validation", "test", "baseline", "baseline", "parameters", "time", "saved", "next",
     ]  # fmt: skip
     assert "on a CPU this saves memory, not time" in done.stdout
 
