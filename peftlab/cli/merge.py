@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from peftlab.cli.command import command
+from peftlab.cli.find_run import find_run
 from peftlab.cli.options import RunFolder, Trust
-from peftlab.results.find_run import find_run
 
 
 @command()

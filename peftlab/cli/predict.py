@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from peftlab.cli.command import command
+from peftlab.cli.find_run import find_run
 from peftlab.cli.inputs import given_rows, given_texts, read_options
 from peftlab.cli.options import RunFolder, Trust
 from peftlab.errors import UserError
-from peftlab.results.find_run import find_run
 from peftlab.results.result_file import data_of
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from peftlab.cli.find_run import find_run
 from peftlab.errors import UserError
 from peftlab.recipe import load_recipe
-from peftlab.results.find_run import find_run
 from tests.conftest import RECIPE
 
 
