@@ -13,7 +13,9 @@ REFUSALS = {
     "full fine-tuning needs weights that are not quantized": r"full fine-tuning changes the base model's weights",
     "its experts are 3-D parameters, which are not quantized": r"\w+ packs linear layers, and .* are experts stacked",
     "it takes no keys and values from outside": PREFIX + r".* accept: (its|it) ",
-    "its cache holds other states than keys and values": PREFIX + r".*(conv state|cache of its own|matC_old)",
+    "its cache holds other states than keys and values": PREFIX
+    + r".*(conv state|cache of its own|matC_old|compression_weights)",
+    "it keeps states of the batch before if the cache is not its own": PREFIX + r".*states of the batch before",
     "it reads no keys and values from outside": PREFIX + r".*does not require grad",
     "its keys and values have other sizes than PEFT makes": PREFIX + r".*(Sizes of tensors|size of tensor a)",
     "PEFT does not find the sizes of its attention": PREFIX + r".*(Please specify `|has no attribute '\w+';)",

@@ -97,15 +97,31 @@ def expression(pattern: str) -> str:
     >>> expression("encoder.layer.#")
     'encoder\\.layer\\.\\d+'
     """
-    return re.escape(pattern).replace(r"\#", r"\d+")
+    return re.escape(pattern).replace(r"\#", r"\d+").replace(r"\$", r"(?P<last>\d+)")
 
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """Names that equal a pattern, or end in a dot and one; `#` is a number.
+    """Names that equal a pattern, or end in a dot and one; `#` is a number, `$` the largest one in its place.
 
     >>> matching(["bert.encoder.layer.0.output.dense", "bert.pooler.dense"], ["layer.#.output.dense"])
     ['bert.encoder.layer.0.output.dense']
+    >>> matching(["layer.0.key", "layer.1.key", "layer.1.query"], ["layer.$.key"])
+    ['layer.1.key']
     """
-    alternatives = "|".join(expression(pattern) for pattern in patterns)
+    names, patterns = list(names), list(patterns)
+    alternatives = "|".join(expression(pattern) for pattern in patterns if "$" not in pattern)
     compiled = re.compile(rf"(?:.*\.)?(?:{alternatives})")
-    return [name for name in names if compiled.fullmatch(name)] if alternatives else []
+    found = {name for name in names if compiled.fullmatch(name)} if alternatives else set()
+    found |= {name for pattern in patterns if "$" in pattern for name in _of_last(names, pattern)}
+    return [name for name in names if name in found]
+
+
+def _of_last(names: Iterable[str], pattern: str) -> set[str]:
+    """Names that match a pattern with the largest number in place of its `$`, of each list of modules."""
+    compiled = re.compile(rf"(?:.*\.)?(?:{expression(pattern)})")
+    matches = [match for name in names if (match := compiled.fullmatch(name))]
+    last: dict[str, int] = {}
+    for match in matches:
+        owner = match.string[: match.start("last")]
+        last[owner] = max(int(match["last"]), last.get(owner, 0))
+    return {match.string for match in matches if int(match["last"]) == last[match.string[: match.start("last")]]}

@@ -58,7 +58,16 @@ def test_all_linear_leaves_out_what_the_task_does_not_run_and_says_so() -> None:
     with pytest.raises(UserError, match=r"'query_global' cannot be adapted: .*: the task does not run it"):
         Lora(targets=["query_global"]).apply(base, plan)
     # a classifier of sequences gives its first token global attention
-    assert left_out_remark(base, HEAD, "SEQ_CLS") is None
+    assert left_out_remark(base, HEAD, "SEQ_CLS") == (  # and reads that token alone from the last layer
+        "3 linear layers left out, e.g. longformer.encoder.layer.1.attention.self.query: it gets no gradient"
+    )
+
+
+def test_what_only_the_last_layer_does_not_train_is_left_out_there_at_any_depth() -> None:
+    base = tiny("lilt", "AutoModelForTokenClassification", num_hidden_layers=3)
+    chosen = chosen_layers(base, "all-linear", HEAD, task_type="TOKEN_CLS")
+    layout = [name for name in chosen if name.endswith("attention.layout_output.dense")]
+    assert layout == [f"lilt.encoder.layer.{layer}.attention.layout_output.dense" for layer in (0, 1)]
 
 
 def test_a_projection_that_a_fused_kernel_reads_is_left_out() -> None:

@@ -66,6 +66,10 @@ def test_a_config_tells_what_the_defaults_of_its_architecture_cannot() -> None:
     assert facts_of("ministral").feed_forward[0].hidden == "mlp"
 
 
+def test_a_base_that_keeps_states_of_the_batch_before_takes_no_prefix() -> None:
+    assert trace("recurrent_gemma").no_prefix == {"CAUSAL_LM": "its modules then keep states of the batch before"}
+
+
 def test_a_weight_that_is_read_directly_is_distinguished_from_one_whose_dtype_is_asked_for() -> None:
     class Direct(nn.Module):
         def __init__(self) -> None:

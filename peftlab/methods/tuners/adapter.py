@@ -199,7 +199,9 @@ class AdapterModel(BaseTuner):
                 layer = self.model.get_submodule(match[1])
                 wrapped.watch(layer, sublayer)
                 device = next(layer.parameters()).device
-                wrapped.add_adapter(adapter_name, peft_config, width_of(self.model), device)
+                wrapped.add_adapter(
+                    adapter_name, peft_config, _width_at(layer, sublayer) or width_of(self.model), device
+                )
         if peft_config.train_layer_norms and re.fullmatch(NORMS, current_key):
             wrapped.add_norm(adapter_name)
         setattr(parent, target_name, wrapped)
@@ -216,6 +218,12 @@ def end_of(sublayer: Sublayer) -> str:
     layers = "|".join(expression(layer) for layer in sublayer.layers)
     layers = layers if len(sublayer.layers) == 1 else f"(?:{layers})"
     return rf"((?:.*\.)?{layers})\.{re.escape(sublayer.hidden)}"
+
+
+def _width_at(layer: nn.Module, sublayer: Sublayer) -> int | None:
+    """Width of the norm that reads the residual: Perceiver's layers have another one than its config's inputs."""
+    reader = layer.get_submodule(sublayer.residual) if sublayer.residual is not None else None
+    return reader.normalized_shape[-1] if isinstance(reader, nn.LayerNorm) else None
 
 
 def width_of(model: nn.Module) -> int:

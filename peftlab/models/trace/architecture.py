@@ -146,7 +146,7 @@ class Probe:
         for name, module in self.model.named_modules():
             if isinstance(module, (nn.Linear, transformers.pytorch_utils.Conv1D)):
                 members.setdefault(self._relative(pattern_of(name)), []).append(name)
-        return branches.by_pattern(found, members)
+        return branches.by_pattern(self.model, found, members)
 
     def prefix_refusal(self) -> str | None:
         return behavior.prefix_refusal(self.model, self.batch, self.task_type)

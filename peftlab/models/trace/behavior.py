@@ -25,7 +25,7 @@ def prefix_refusal(model: nn.Module, batch: dict[str, torch.Tensor], task_type: 
         return "it acts on the decoder, and this task's model has none"
     try:
         wrapped: Any = get_peft_model(
-            copy.deepcopy(model),
+            _copy(model),
             PrefixTuningConfig(
                 task_type=task_type,
                 num_virtual_tokens=PREFIX,
@@ -41,7 +41,17 @@ def prefix_refusal(model: nn.Module, batch: dict[str, torch.Tensor], task_type: 
     gradient = wrapped.prompt_encoder["default"].embedding.weight.grad
     if gradient is None or not gradient.any():
         return "its layers do not read them"
+    with torch.no_grad():
+        first, second = (loss_of(wrapped(**batch)) for _ in range(2))
+    if not torch.allclose(first, second, rtol=1e-4):
+        return "its modules then keep states of the batch before"
     return None
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy without the graph of the states that modules keep of their last forward, which torch does not copy."""
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach() for value in kept if value.grad_fn is not None})
 
 
 def _head(model: nn.Module) -> list[str]:

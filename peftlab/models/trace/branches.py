@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from peftlab.models.fact_types import matching
 from peftlab.models.trace.recording import Recording
 
 NOT_RUN = "the task does not run it"
@@ -49,7 +50,10 @@ def _multiplies(module: nn.Linear | Conv1D) -> bool:
         return False
     source = torch.linspace(-1, 1, 3 * module.in_features).view(1, 3, module.in_features).to(module.weight)
     with torch.no_grad():
-        output = module(source)
+        try:
+            output = module(source)
+        except RuntimeError:  # of another shape: DeepSeek-V4's grouped layer takes (..., groups, features)
+            return False
         return isinstance(output, torch.Tensor) and torch.allclose(
             output, nn.functional.linear(source, module.weight, module.bias), rtol=1e-4, atol=1e-5
         )
@@ -68,8 +72,21 @@ def reads_weight(owner: type[nn.Module], child: str) -> bool:
     return re.search(_READ.format(re.escape(child)), code, re.MULTILINE) is not None
 
 
-def by_pattern(names: Mapping[str, str], patterns: Mapping[str, list[str]]) -> dict[str, str]:
-    """Reasons by pattern, of the patterns whose layers are all in `names`."""
-    return {
-        pattern: names[members[0]] for pattern, members in patterns.items() if all(name in names for name in members)
-    }
+def by_pattern(model: nn.Module, names: Mapping[str, str], patterns: Mapping[str, list[str]]) -> dict[str, str]:
+    """Reasons by pattern, of the patterns whose layers are all in `names`, or all those of the last of like modules."""
+    reasons = {}
+    for pattern, members in patterns.items():
+        dead = [name for name in members if name in names]
+        if len(dead) == len(members):
+            reasons[pattern] = names[members[0]]
+        elif dead and len({type(_numbered(model, name)) for name in members}) == 1:
+            last = pattern.replace("#", "$", 1)
+            if set(dead) == set(matching(members, [last])):
+                reasons[last] = names[dead[0]]
+    return reasons
+
+
+def _numbered(model: nn.Module, name: str) -> nn.Module:
+    """Outermost module of `name` that is a member of a list."""
+    first = re.match(r"(?:.*?\.)??\d+(?=\.|$)", name)
+    return model.get_submodule(first[0] if first else name)
