@@ -68,6 +68,8 @@ class PrefixTuning(VirtualTokens):
             facts = facts_of(architecture)
             if facts.encoder_decoder and context.task_type == "SEQ_CLS":
                 return f"PEFT extends the encoder's mask for a prefix that is in {architecture}'s decoder; use lora"
+            if facts.encoder_decoder and context.dispatched:
+                return f"PEFT places a prefix by the encoder's layers, and {architecture}'s decoder reads it; use lora"
             if (reason := facts.no_prefix.get(context.task_type)) is not None:
                 return f"prefix tuning needs past key-values, which {architecture} does not accept: {reason}; use lora"
         if context.gradient_checkpointing:

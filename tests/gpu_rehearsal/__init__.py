@@ -1,0 +1,1 @@
+"""The GPU code of runs, on a simulated CUDA device."""
