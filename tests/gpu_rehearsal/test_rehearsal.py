@@ -133,6 +133,15 @@ def test_a_device_map_places_layers_on_both_gpus(gpu: Rehearsal, tmp_path: Path)
     assert done["devices"] == ["cuda:0", "cuda:1"], done
 
 
+def test_a_run_killed_on_cuda_resumes_to_the_same_losses(gpu: Rehearsal, tmp_path: Path) -> None:
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole = gpu.value("train", tmp_path / "whole", **LORA)
+    killed = gpu.call("train", tmp_path / "killed", plant="plant_kill", **LORA)
+    assert "Interrupted: terminated" in killed["error"]
+    assert gpu.value("train", tmp_path / "killed", resume=True, **LORA) == whole[2:]
+
+
 def test_a_step_waits_for_the_gpu_no_more_often_than_the_budget(gpu: Rehearsal, tmp_path: Path) -> None:
     waits = gpu.value("host_waits", tmp_path, **LORA)
     assert sum(waits.values()) == HOST_WAITS, waits

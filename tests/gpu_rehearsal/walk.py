@@ -22,7 +22,7 @@ from peftlab.runs import inference
 from peftlab.runs.launch import reset_accelerator_state
 from peftlab.runs.run import RunOptions, run
 from peftlab.tasks import TASKS
-from peftlab.training import loop
+from peftlab.training import interruption, loop
 from tests.gpu_rehearsal import census
 
 BASES = {
@@ -105,6 +105,7 @@ def train(folder: str, *, resume: bool = False, **settings: Any) -> list[float]:
     """Losses of the steps that this process takes."""
     top = Path(folder)
     losses, _ = _observe()
+    interruption.install()  # as the command line does
     run(recipe(top, **settings), top / "run", RunOptions(resume=resume))
     return losses
 
