@@ -104,6 +104,9 @@ def test_added_parameters_are_on_the_device_of_their_layer(combination: Combinat
         assert {p.device.type for p in added.values()} == {"cpu", "meta"}
 
 
-def test_methods_that_compare_all_layers_are_refused() -> None:
-    refused = {combination.kind for combination in SUPPORTED if reason(combination)}
-    assert refused == {"adalora"}
+def test_methods_that_compare_all_layers_or_read_the_encoders_places_are_refused() -> None:
+    refused = {(combination.kind, combination.family) for combination in SUPPORTED if reason(combination)}
+    assert {family for kind, family in refused if kind == "adalora"} == {
+        c.family for c in SUPPORTED if c.kind == "adalora"
+    }
+    assert {pair for pair in refused if pair[0] != "adalora"} == {("prefix_tuning", "encoder-decoder")}

@@ -245,8 +245,8 @@ def out_of_memory_at_step(number: int, largest: int = 0) -> None:
     _count_finished_steps()
 
     def loss(self: Any, outputs: Any, batch: Any) -> Any:
-        shapes_alone = isinstance(batch["labels"], FakeTensor)  # the memory estimate
-        if not shapes_alone and _counted["finished"] + 1 >= number and len(batch["labels"]) > largest:
+        trains = torch.is_grad_enabled() and not isinstance(batch["labels"], FakeTensor)  # those are of an estimate
+        if trains and _counted["finished"] + 1 >= number and len(batch["labels"]) > largest:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity")
         return real(self, outputs, batch)
 
