@@ -27,6 +27,8 @@ REGRESSION = "{kind: sequence_classification, problem: regression}"
 MULTI_LABEL = "{kind: sequence_classification, problem: multi_label}"
 PAIRS = "sequence_classification, with data.columns: {text_pair: COLUMN}"
 STORED = "not offered for training: quantization: nf4 packs the float weights of a base as they are loaded"
+DATA_DRIVEN = "not offered: it needs a pass over the training data; pissa and olora start from the weights alone"
+KERNELS = "not offered; sdpa lets torch choose its kernel"
 NO_TASK = "not offered; peftlab trains on text to label, tag, answer or text"
 
 ADVICE: Mapping[str, str] = {
@@ -46,8 +48,7 @@ ADVICE: Mapping[str, str] = {
     **dict.fromkeys(
         ("train_on_inputs", "train_on_prompt"), "nothing, causal_lm learns the answers only, and all of plain text"
     ),
-    "attn_implementation": "not offered: transformers' default is used",
-    "flash_attention": "not offered: transformers' default is used",
+    "flash_attention": "not offered; training.attention: sdpa lets torch choose the kernel",
     "trust_remote_code": "the option --trust-remote-code REVISION of peftlab run",
     **dict.fromkeys(("task_type", "num_labels", "inference_mode", "fan_in_fan_out"), TASK),
     "shuffle": "nothing, train is shuffled by seeds.data_order",
@@ -139,6 +140,7 @@ KEYS: Mapping[str, str] = {
     "target_lang": "task.target_language",
     "forced_bos_token": "task.target_language",
     "source_prefix": "task.prefix",
+    "attn_implementation": "training.attention",
     "neftune_noise_alpha": "training.embedding_noise",
     "seed": "seeds",
     "r": "method.rank",
@@ -194,6 +196,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "rslora": ("lora", "{kind: lora, rank_stabilized: true}"),
     "pissa": ("lora", "{kind: lora, initialization: pissa}"),
     "olora": ("lora", "{kind: lora, initialization: olora}"),
+    **dict.fromkeys(("gaussian", "kaiming", "default"), ("zero", "zero: random values in A, zeros in B")),
     "houlsby": ("adapter", "{kind: adapter, variant: houlsby}"),
     "pfeiffer": ("adapter", "{kind: adapter, variant: pfeiffer}"),
     "bottleneck": ("adapter", "adapter"),
@@ -228,6 +231,9 @@ NOT_OFFERED: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("gptq", "awq", "gguf", "q4_k_m", "q8_0", "fp8", "exl2", "aqlm", "eetq", "mxfp4"), ("nf4", STORED)),
     "galore": ("lora", "not offered; lora, or full with training.optimizer: adamw_8bit, need less memory too"),
     "freeze": ("head", "not offered: training some layers; head trains the task head alone, lora has layers: [...]"),
+    **dict.fromkeys(("eva", "corda", "lora_ga"), ("pissa", DATA_DRIVEN)),
+    "loftq": ("zero", "not offered: PEFT's LoftQ needs a GPU and ignores alpha; use zero over quantization: nf4"),
+    **dict.fromkeys(("flash_attention_2", "flash_attention_3", "flex_attention", "fa2"), ("sdpa", KERNELS)),
     "sgd": ("adamw", "not offered; adamw is the default, adafactor has the smallest state"),
     "lion": ("adamw", "not offered; adamw is the default, adafactor has the smallest state"),
     **dict.fromkeys(("grpo", "ppo", "rlhf", "rm", "reward_modeling", "simpo"), ("causal_lm", PREFERENCE_TRAINING)),
