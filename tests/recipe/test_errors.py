@@ -29,7 +29,7 @@ def test_every_key_of_another_library_leads_to_a_key_that_exists() -> None:
 
 
 def test_every_other_name_of_a_kind_leads_to_a_kind_that_exists(tmp_path: Path) -> None:
-    valid = {*TASKS, *METHODS, *QUANTIZATIONS, *OPTIMIZERS, *CURVES, "wsd", "bfloat16", "float32"}
+    valid = {*TASKS, *METHODS, *QUANTIZATIONS, *OPTIMIZERS, *CURVES, "wsd", "bfloat16", "float32", "zero"}
     for word, (kind, text) in KINDS.items():
         assert word not in valid
         assert kind in valid, word
