@@ -34,6 +34,8 @@ ALL = [
     for quantization in ("none", "int8", "nf4", "fp4")
     for kind, method in METHODS.items()
     for sample in method.test_settings
+    # T5 with a head for tokens reads its embeddings under a second name, which PEFT does not train: refused.
+    if "train_tokens" not in sample or base != "google-t5/t5-small"
 ]
 
 

@@ -142,6 +142,8 @@ def overrides(combination: bases.Combination) -> tuple[str, ...]:
     method = {**METHODS[combination.kind].test_settings[combination.sample], "kind": combination.kind}
     if "dropout" in METHODS[combination.kind].model_fields:
         method.setdefault("dropout", 0.1)
+    if "train_tokens" in method:
+        method["train_tokens"] = ["St"]  # a token that no training row has is refused
     return (f"method={json.dumps(method)}", f"quantization={combination.precision}")
 
 
