@@ -16,7 +16,7 @@
 ## Develop
 ##   make install              the environment in .venv; every target that needs it does this first
 ##   make check                lint, types, import layers and make test
-##   make test                 tests of every change: at most 5 minutes on two cores
+##   make test                 tests of every change: about 7 minutes on two cores
 ##   make test-all             the whole contract grid and the slow tests as well
 ##   make test-rest            what test-all runs in addition to test
 ##   make test-night           fault injection with the counts of a night, all memory estimates

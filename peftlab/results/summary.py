@@ -34,7 +34,7 @@ def summary(result: RunResult, baseline_rule: str) -> Iterator[tuple[str, str]]:
 
 def _baselines(result: RunResult, rule: str) -> Iterator[tuple[str, str]]:
     for label, baseline, predictor in (
-        ("baseline", result.constant_baseline, f"by what {rule}, without a model"),
+        ("baseline", result.constant_baseline, f"without a model: {rule}"),
         ("base model", result.base_model, "before fine-tuning"),
     ):
         for split, scores in baseline.items():
