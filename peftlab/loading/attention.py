@@ -33,14 +33,14 @@ REPEATS = 7
 
 @dataclass(frozen=True)
 class Shape:
-    """What attention computes on. `rows` and `tokens` are powers of two: similar batches share a measurement."""
+    """Sizes of an attention input. `rows` and `tokens` are powers of two: similar batches share a measurement."""
 
     rows: int
     heads: int
     tokens: int
     """Per row."""
     width: int
-    """Of a head."""
+    """Units per head."""
 
 
 def current_attention(model: PreTrainedModel) -> str | None:

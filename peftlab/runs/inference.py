@@ -32,7 +32,7 @@ COPIES = 8  # of the task's sample rows, each with other tokens, to compare logi
 
 @dataclass
 class Request:
-    """What is wanted of predictions besides the answers."""
+    """Outputs requested of a prediction besides the answers."""
 
     scored: bool = False
     """Compute the metrics: the rows have targets."""

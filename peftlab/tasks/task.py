@@ -64,7 +64,7 @@ class Task(Component, abc.ABC):
     needs_fast_tokenizer: ClassVar[bool] = True
     """True if `encode` needs the place of each token in the text, which only a fast tokenizer gives."""
     baseline_rule: ClassVar[str] = "predicts the most frequent label or the mean of train for every example"
-    """What the model of `constant_baseline` does, for reports."""
+    """Rule of `constant_baseline`, for reports: a verb and its object."""
     test_settings: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     """Settings for the contract tests: one for each path through the code."""
 

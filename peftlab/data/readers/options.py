@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """What the user says about the files. A reader uses what concerns its format."""
+    """Settings of the user for reading files. A reader uses those of its format."""
 
     encoding: str | None = None
     """Encoding of the text formats. None: UTF-8, or UTF-16 or UTF-32 if the file starts with its byte order mark."""
